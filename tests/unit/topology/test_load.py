@@ -1,0 +1,187 @@
+"""Topology files: what is read, what is inherited, and what is refused, with which line."""
+
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from worldlm.topology import (
+    Topology,
+    TopologyError,
+    load_topology,
+    parse_topology,
+)
+
+SHIPPED = sorted((Path(__file__).parents[3] / "topologies").glob("*.yaml"))
+
+
+def parse(text: str) -> Topology:
+    return parse_topology(dedent(text), "t.yaml")
+
+
+def mistakes(text: str) -> list[str]:
+    with pytest.raises(TopologyError) as caught:
+        parse(text)
+    assert str(caught.value).splitlines() == list(caught.value.mistakes)
+    return list(caught.value.mistakes)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_topology_loads(path: Path) -> None:
+    topology = load_topology(path)
+    assert topology.name == path.stem.replace("_", "-")
+    assert topology.description
+    assert all(node.settings.num_local_steps for node in topology.data_nodes)
+
+
+def test_quickstart_is_three_levels_under_two_laws() -> None:
+    topology = load_topology(next(path for path in SHIPPED if path.stem == "quickstart"))
+    assert topology.depth == 3
+    assert list(topology.nodes) == [
+        "world",
+        *("manuals", "topics", "docstrings"),
+        *("code", "network", "tools"),
+    ]
+    laws = [topology.nodes[name].settings.jurisdiction for name in ("manuals", "code")]
+    assert laws[0] != laws[1]
+
+
+def test_all_mistakes_at_once_in_the_order_of_lines() -> None:
+    told = mistakes("""\
+        name: my topology
+        settings: {num_local_steps: x}
+        root:
+          name: world
+          weight: 2
+          children:
+            - {name: a, corpsu: it}
+            - {name: b, corpus: it, weight: -1}
+            - {name: b, corpus: fr, settings: {participation: 0.5}}
+            - {corpus: uk}
+            - 7
+            - {name: e f}
+    """)
+    expected = [
+        (1, "name must be 1 to 100 letters"),
+        (2, "num_local_steps must be a whole number"),
+        (5, "weight has no effect at the root"),
+        (7, "corpus is needed at node 'a'"),
+        (7, "unknown key 'corpsu' in a child of 'world'"),
+        (8, "weight must be a finite number above 0, but is -1.0"),
+        (9, "name 'b' is taken by the node of line 8"),
+        (9, "participation has no effect at a leaf"),
+        (10, "a child of 'world' needs the key 'name'"),
+        (11, "a child of 'world' must be a mapping"),
+        (12, "corpus is needed at node 'e f'"),
+        (12, "name must be 1 to 100 letters"),
+    ]
+    assert len(told) == len(expected)
+    for got, (line, start) in zip(told, expected, strict=True):
+        assert got.startswith(f"t.yaml:{line}: {start}")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "t.yaml:1: is empty"),
+        ("# nothing\n", "t.yaml:1: is empty"),
+        ("[]", "t.yaml:1: a topology must be a mapping"),
+        (
+            "name: t\nroot: {name: w}",
+            "t.yaml:2: corpus is needed at node 'w', which has no children",
+        ),
+        ("name: t\nroot: {name: w, corpus: c}", "t.yaml:2: num_local_steps is needed at node 'w'"),
+        ("name: t\nroot: {name: w, children: 3}", "t.yaml:2: children must be a list, but is '3'"),
+        ("name: t\nroot: &w {name: w, children: [*w]}", "t.yaml:2: alias *w makes a cycle"),
+        ("name: t\nroot: [", "t.yaml:2: while parsing a flow node"),
+        (
+            "name: t\nroot: !!python/name:os.system x",
+            "t.yaml:2: tag 'tag:yaml.org,2002:python/name",
+        ),
+        ("name: t\n---\nname: u", "t.yaml:2: expected a single document"),
+        ("name: t\nroot: \x07", "t.yaml:2: character"),
+        ('name: t\ndescription: "\\U00110000"', "t.yaml:1: is not YAML"),
+        ("name: t\nroot: " + "[" * 70 + "]" * 70, "t.yaml:2: is nested deeper than the 64 levels"),
+    ],
+)
+def test_what_is_no_tree_is_refused(text: str, told: str) -> None:
+    assert any(line.startswith(told) for line in mistakes(text))
+
+
+def test_two_parents_by_alias_are_refused() -> None:
+    (told,) = mistakes("""\
+        name: t
+        settings: {num_local_steps: 1}
+        root:
+          name: w
+          children:
+            - {name: a, children: [&x {name: x, corpus: c}]}
+            - name: b
+              children: [*x]
+    """)
+    assert told.startswith("t.yaml:8: a node has one parent, but the node of line 6 is here again")
+
+
+def test_a_doubled_name_on_one_line_is_refused() -> None:
+    text = "name: t\nsettings: {num_local_steps: 1}\nroot: {name: w, children: [{name: w, corpus: c}]}"
+    (told,) = mistakes(text)
+    assert told.startswith("t.yaml:3: name 'w' is taken by the node of line 3")
+
+
+def test_aliased_settings_and_merge_keys_are_allowed() -> None:
+    topology = parse("""\
+        name: t
+        settings: {num_local_steps: 1}
+        root:
+          name: w
+          children:
+            - {name: a, corpus: c, settings: &s {batch_size: 2, jurisdiction: no}}
+            - {name: b, corpus: c, settings: {<<: *s, batch_size: 3}}
+            - {name: c, corpus: c, settings: *s}
+    """)
+    sizes = [topology.nodes[name].settings.batch_size for name in "abc"]
+    assert sizes == [2, 3, 2]
+    assert {topology.nodes[name].settings.jurisdiction for name in "abc"} == {"no"}
+
+
+def test_yaml_bombs_are_refused_quickly() -> None:
+    levels = [f"l{i + 1}: &l{i + 1} [{', '.join([f'*l{i}'] * 10)}]" for i in range(9)]
+    (told,) = mistakes("\n".join(["l0: &l0 [x, x]", *levels]))
+    assert "has more than the 1000000 values allowed" in told
+    chain = [f"c{i + 1}: &c{i + 1} [*c{i}]" for i in range(80)]
+    (told,) = mistakes("\n".join(["c0: &c0 [x]", *chain]))
+    assert "is nested deeper than the 64 levels allowed, aliases followed" in told
+
+
+def test_source_and_data_at_an_inner_node() -> None:
+    topology = parse("""\
+        name: t
+        settings: {num_local_steps: 1}
+        root:
+          name: w
+          corpus: own
+          children:
+            - name: a
+              corpus: c
+    """)
+    assert [node.source for node in topology.nodes.values()] == ["t.yaml:4", "t.yaml:7"]
+    assert [node.name for node in topology.data_nodes] == ["w", "a"]
+
+
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes(b"name: t\ndescription: caf\xe9\n")
+    with pytest.raises(TopologyError, match=r"latin.yaml:2: is not UTF-8: byte 0xe9"):
+        load_topology(latin)
+    large = tmp_path / "large.yaml"
+    large.write_bytes(b"#" * 2_000_001)
+    with pytest.raises(TopologyError, match="larger than the 2000000 bytes"):
+        load_topology(large)
+    with pytest.raises(TopologyError, match="is a folder"):
+        load_topology(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "bom.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + b"name: t\nroot: {name: w, corpus: c, settings: {num_local_steps: 1}}")
+    assert load_topology(path).name == "t"

@@ -1,0 +1,149 @@
+"""Settings in a topology file: how they come down the tree, and which are refused."""
+
+import pytest
+
+from worldlm.topology import (
+    Link,
+    OuterOptimizer,
+    Privacy,
+    Residuals,
+    Settings,
+    TopologyError,
+    parse_topology,
+)
+
+
+def with_settings(settings: str, above: str = "{num_local_steps: 3}") -> str:
+    return f"""\
+name: t
+settings: {above}
+root:
+  name: world
+  children:
+    - name: a
+      settings: {settings}
+      children: [{{name: b, corpus: c}}]
+"""
+
+
+def settings_of(settings: str, above: str = "{num_local_steps: 3}") -> Settings:
+    return parse_topology(with_settings(settings, above), "t.yaml").nodes["b"].settings
+
+
+def mistakes(text: str) -> tuple[str, ...]:
+    with pytest.raises(TopologyError) as caught:
+        parse_topology(text, "t.yaml")
+    return caught.value.mistakes
+
+
+def test_nearest_wins_field_by_field() -> None:
+    got = settings_of(
+        "{batch_size: 4, jurisdiction: eu}",
+        "{num_local_steps: 3, batch_size: 8, participation: 0.5}",
+    )
+    assert (got.num_local_steps, got.batch_size, got.participation) == (3, 4, 0.5)
+    assert got.jurisdiction == "eu"
+
+
+def test_nested_values_are_replaced_whole() -> None:
+    above = "{num_local_steps: 3, residuals: {share: false}, link: {bandwidth_mbps: 9, latency_ms: 7}}"
+    got = settings_of("{residuals: {accept_from: []}, link: {bandwidth_mbps: 2}}", above)
+    assert got.residuals == Residuals(share=True, accept_from=())
+    assert got.link == Link(bandwidth_mbps=2.0, latency_ms=0.0)
+    assert settings_of("{link: null}", above).link is None
+
+
+def test_outer_optimizer_is_flat() -> None:
+    got = settings_of("{outer_optimizer: {name: SGD, lr: 7e-1, nesterov: yes, betas: [0.9, 1]}}")
+    arguments = {"lr": 0.7, "nesterov": True, "betas": (0.9, 1)}
+    assert got.outer_optimizer == OuterOptimizer(name="SGD", arguments=arguments)
+
+
+def test_privacy_inherits_missing_fields_and_tightens() -> None:
+    above = "{num_local_steps: 3, privacy: {clip_norm: 1, noise_multiplier: 1, max_epsilon: 8}}"
+    got = settings_of("{privacy: {clip_norm: 0.5, max_epsilon: 4}}", above)
+    assert got.privacy == Privacy(clip_norm=0.5, noise_multiplier=1.0, max_epsilon=4.0)
+
+
+@pytest.mark.parametrize(
+    ("written", "field"),
+    [
+        ("{clip_norm: 1.1}", "privacy.clip_norm may only be tightened: at most 1 as above"),
+        ("{noise_multiplier: 0.9}", "privacy.noise_multiplier may only be tightened: at least 1"),
+        ("{delta: 1e-4}", "privacy.delta may only be tightened: at most 1e-05"),
+        ("{max_epsilon: 9}", "privacy.max_epsilon may only be tightened: at most 8"),
+        ("{max_epsilon: null}", "privacy.max_epsilon may only be tightened: at most 8"),
+        ("null", "privacy may only be tightened"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["privacy", "example_privacy"])
+def test_privacy_is_never_loosened(written: str, field: str, kind: str) -> None:
+    demand = "{clip_norm: 1, noise_multiplier: 1, max_epsilon: 8}"
+    text = with_settings(f"{{{kind}: {written}}}", f"{{num_local_steps: 3, {kind}: {demand}}}")
+    (told,) = mistakes(text)
+    assert told.startswith(f"t.yaml:7: {field.replace('privacy', kind, 1)}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ("{num_local_steps: 0}", "num_local_steps must be a finite number at least 1, but is 0"),
+        ("{num_local_steps: abc}", "num_local_steps must be a whole number, but is 'abc'"),
+        (
+            "{num_local_steps: '5'}",
+            "num_local_steps must be a whole number, but is the quoted text '5'",
+        ),
+        ("{batch_size: 1.5}", "batch_size must be a whole number, but is '1.5'"),
+        (
+            "{participation: 1.5}",
+            "participation must be a finite number above 0 and at most 1, but",
+        ),
+        ("{optimizer_state: keeps}", "optimizer_state must be 'keep' or 'reset', but is 'keeps'"),
+        (
+            "{jurisdiction: a b}",
+            "jurisdiction must be 1 to 100 letters, digits, '_' or '-', but is",
+        ),
+        (
+            "{bach_size: 2}",
+            "unknown key 'bach_size' in settings; allowed: num_local_steps, batch_size",
+        ),
+        ("{privacy: {noise_multiplier: 1}}", "privacy needs the key 'clip_norm'"),
+        (
+            "{privacy: {clip_norm: -1}}",
+            "privacy.clip_norm must be a finite number above 0, but is -1.0",
+        ),
+        (
+            "{privacy: {clip_norm: 1, max_epsilon: 8}}",
+            "privacy.max_epsilon needs a noise_multiplier",
+        ),
+        (
+            "{privacy: {clip_norm: 1, delta: 1}}",
+            "privacy.delta must be a finite number above 0 and",
+        ),
+        (
+            "{link: {bandwidth_mbps: 0}}",
+            "link.bandwidth_mbps must be a finite number above 0, but is 0",
+        ),
+        ("{residuals: {share: maybe}}", "residuals.share must be true or false, but is 'maybe'"),
+        ("{residuals: {accept_from: eu}}", "residuals.accept_from must be a list, but is 'eu'"),
+        ("{residuals: null}", "residuals must be a mapping (key: value), but is nothing"),
+        ("{outer_optimizer: {lr: 1}}", "outer_optimizer needs the key 'name'"),
+        ("{outer_optimizer: SGD}", "outer_optimizer must be a mapping (key: value), but is 'SGD'"),
+        ("[1]", "settings must be a mapping (key: value), but is a list"),
+        ("{batch_size: 2, batch_size: 3}", "key 'batch_size' of settings is written twice"),
+    ],
+)
+def test_a_wrong_setting_is_told_once_with_its_line(settings: str, told: str) -> None:
+    (mistake,) = mistakes(with_settings(settings))
+    assert mistake.startswith(f"t.yaml:7: {told}")
+
+
+def test_nearest_key_is_suggested() -> None:
+    (told,) = mistakes(with_settings("{bach_size: 2}"))
+    assert told.endswith("; did you mean 'batch_size'?")
+
+
+def test_an_unknown_jurisdiction_is_warned_of() -> None:
+    text = with_settings("{jurisdiction: europe, residuals: {accept_from: [eurpe]}}")
+    with pytest.warns(UserWarning, match=r"t.yaml:6: node 'a' .* did you mean 'europe'\?"):
+        parse_topology(text, "t.yaml")

@@ -1,0 +1,85 @@
+"""Nodes, topologies and settings built in Python."""
+
+import copy
+import pickle
+
+import pytest
+
+from worldlm.topology import Node, OuterOptimizer, Privacy, Residuals, Settings, Topology
+from worldlm.topology.checks import FieldError
+
+STEPS = Settings(num_local_steps=1)
+
+
+def leaf(name: str) -> Node:
+    return Node(name=name, corpus="text", settings=STEPS)
+
+
+def small() -> Topology:
+    west = Node(name="west", children=(leaf("it"), leaf("fr")))
+    return Topology(name="small", root=Node(name="world", children=(west, leaf("uk"))))
+
+
+def test_walks_in_preorder() -> None:
+    topology = small()
+    assert list(topology.nodes) == ["world", "west", "it", "fr", "uk"]
+    assert [node.name for node in topology.root.leaves()] == ["it", "fr", "uk"]
+    assert topology.data_nodes == list(topology.root.leaves())
+    assert topology.depth == 3
+
+
+def test_parents() -> None:
+    topology = small()
+    assert topology.parent("it") is topology.nodes["west"]
+    assert topology.parent("world") is None
+    with pytest.raises(KeyError):
+        topology.parent("nobody")
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_copies_and_pickles(copied) -> None:
+    outer = OuterOptimizer(name="SGD", arguments={"lr": 0.7})
+    settings = Settings(num_local_steps=1, outer_optimizer=outer, residuals=Residuals(share=False))
+    topology = Topology(name="t", root=Node(name="w", corpus="c", settings=settings))
+    assert copied(topology) == topology
+    assert hash(settings) == hash(copied(settings))
+
+
+def test_doubled_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="holds it"):
+        Topology(name="t", root=Node(name="world", children=(leaf("it"), leaf("it"))))
+
+
+def test_all_bad_fields_are_told_together() -> None:
+    with pytest.raises(FieldError) as caught:
+        Node(name="a b", weight=float("nan"))
+    assert set(caught.value.mistakes) == {"name", "weight", "corpus"}
+    with pytest.raises(FieldError) as caught:
+        Settings(num_local_steps=0, participation=0.0, optimizer_state="lose")  # type: ignore[arg-type]
+    assert set(caught.value.mistakes) == {"num_local_steps", "participation", "optimizer_state"}
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a\n", "é", "x" * 101, ".."])
+def test_bad_names_are_refused(name: str) -> None:
+    with pytest.raises(FieldError, match="letters, digits"):
+        leaf(name)
+
+
+def test_settings_do_not_share_the_users_dict() -> None:
+    arguments = {"lr": 0.7}
+    outer = OuterOptimizer(name="SGD", arguments=arguments)
+    arguments["lr"] = 1.0
+    assert outer.arguments == {"lr": 0.7}
+
+
+def test_loosening_is_named() -> None:
+    demand = Privacy(clip_norm=1.0, noise_multiplier=1.0, max_epsilon=8.0)
+    assert demand.loosened_by(demand) == {}
+    below = Privacy(clip_norm=2.0, noise_multiplier=0.5, delta=1e-4)
+    loosened = {"clip_norm", "noise_multiplier", "delta", "max_epsilon"}
+    assert set(demand.loosened_by(below)) == loosened
+
+
+def test_accept_from_must_be_a_list() -> None:
+    with pytest.raises(FieldError, match="must be a list of names, but is 'eu'"):
+        Residuals(accept_from="eu")  # type: ignore[arg-type]

@@ -1,0 +1,110 @@
+"""YAML text composed into nodes with marks, within bounds; no Python object is ever constructed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import yaml
+
+from worldlm.topology.checks import shorten
+
+MAX_DEPTH = 64
+MAX_VALUES = 1_000_000
+
+_PREFIX = "tag:yaml.org,2002:"
+MERGE = f"{_PREFIX}merge"
+_TAGS = {"str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merge", "value"}
+
+
+class Entry(NamedTuple):
+    """A value of a mapping, and the line (from 1) of its key."""
+
+    line: int
+    node: yaml.Node
+
+
+class _Extent(NamedTuple):
+    """How large a node is once its aliases are followed."""
+
+    num_values: int
+    depth: int
+
+
+class Composer(yaml.SafeLoader):
+    """SafeLoader that only composes, and refuses cycles, tags, deep nesting and YAML bombs.
+
+    Attributes:
+        alias_lines: id of an aliased node -> line (from 1) of its first alias.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.alias_lines: dict[int, int] = {}
+        self._extents: dict[int, _Extent] = {}
+        self._num_open = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose one node and check how far it reaches."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        mark = event.start_mark
+        if self._num_open >= MAX_DEPTH:
+            _refuse(f"is nested deeper than the {MAX_DEPTH} levels allowed", mark)
+        self._num_open += 1
+        node = super().compose_node(parent, index)
+        self._num_open -= 1
+        if node is not None and isinstance(event, yaml.AliasEvent):
+            self.alias_lines.setdefault(id(node), mark.line + 1 if mark else 1)
+            if id(node) not in self._extents:
+                told = f"alias *{event.anchor} makes a cycle: nothing can be below itself"
+                _refuse(told, mark)
+        elif node is not None:
+            self._extents[id(node)] = self._measure(node, mark)
+        return node
+
+    def _measure(self, node: yaml.Node, mark: Any) -> _Extent:
+        tag = node.tag.removeprefix(_PREFIX)
+        if tag not in _TAGS:
+            _refuse(f"tag {shorten(repr(node.tag))} is not allowed; write the plain value", mark)
+        below = [self._extents[id(child)] for child in _children(node)]
+        num_values = 1 + sum(extent.num_values for extent in below)
+        depth = 1 + max((extent.depth for extent in below), default=0)
+        if num_values > MAX_VALUES:
+            _refuse(f"has more than the {MAX_VALUES} values allowed, aliases followed", mark)
+        if depth > MAX_DEPTH:
+            _refuse(f"is nested deeper than the {MAX_DEPTH} levels allowed, aliases followed", mark)
+        return _Extent(num_values, depth)
+
+
+def pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, Entry]]:
+    """Yield a mapping's keys and entries: its own first, then those its merge keys (`<<`) bring.
+
+    A merge key whose value is no mapping is yielded itself.
+    """
+    merges: list[tuple[yaml.Node, yaml.Node]] = []
+    for key, value in node.value:
+        if key.tag == MERGE:
+            several = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            merges += [(key, merged) for merged in several]
+        else:
+            yield key, Entry(line_of(key), value)
+    for key, merged in merges:
+        if isinstance(merged, yaml.MappingNode):
+            yield from pairs(merged)
+        else:
+            yield key, Entry(line_of(key), merged)
+
+
+def line_of(node: yaml.Node) -> int:
+    """Return the line (from 1) on which a node begins."""
+    return int(node.start_mark.line) + 1
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _refuse(wrong: str, mark: Any) -> None:
+    raise yaml.composer.ComposerError(None, None, wrong, mark)

@@ -1,0 +1,83 @@
+"""A topology as a text tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from worldlm.topology.settings import Link, OuterOptimizer, Privacy, Residuals, Settings
+from worldlm.topology.tree import Node, Topology
+
+
+def draw_tree(topology: Topology) -> str:
+    """Draw the tree, one node a line, for terminals and TensorBoard.
+
+    A node that holds data tells its corpus and local steps; any other setting is told where it
+    begins to hold, and then holds for all below until one of them tells another.
+    """
+    head = f"{topology.name}: {topology.description}" if topology.description else topology.name
+    root = topology.root
+    names = [f"{prefix}{node.name}" for prefix, node, _ in _walk(root, None)]
+    width = max(map(len, names))
+    facts = [" · ".join(_facts(node, above)) for _, node, above in _walk(root, None)]
+    lines = [f"{name:<{width}}  {told}" for name, told in zip(names, facts, strict=True)]
+    return "\n".join([head, *(line.rstrip() for line in lines)])
+
+
+def _walk(
+    node: Node, above: Node | None, prefix: str = "", indent: str = ""
+) -> Iterator[tuple[str, Node, Node | None]]:
+    yield prefix, node, above
+    for position, child in enumerate(node.children, start=1):
+        branch, stem = ("└── ", "    ") if position == len(node.children) else ("├── ", "│   ")
+        yield from _walk(child, node, indent + branch, indent + stem)
+
+
+def _facts(node: Node, above: Node | None) -> Iterator[str]:
+    here, before = node.settings, above.settings if above else Settings()
+    if node.holds_data:
+        yield f"corpus {node.corpus}"
+        yield f"{here.num_local_steps} steps"
+    if node.weight is not None:
+        yield f"weight {node.weight:g}"
+    for key, told in _told(here).items():
+        if getattr(here, key) != getattr(before, key):
+            yield told
+
+
+def _told(settings: Settings) -> dict[str, str]:
+    return {
+        "batch_size": f"batch {settings.batch_size or 'by default'}",
+        "num_subrounds": f"sub-rounds {settings.num_subrounds}",
+        "participation": f"participation {settings.participation:g}",
+        "outer_optimizer": _outer_optimizer(settings.outer_optimizer),
+        "optimizer_state": f"optimizer state {settings.optimizer_state}",
+        "jurisdiction": f"jurisdiction {settings.jurisdiction or 'none'}",
+        "privacy": f"privacy {_privacy(settings.privacy)}",
+        "example_privacy": f"example privacy {_privacy(settings.example_privacy)}",
+        "residuals": _residuals(settings.residuals),
+        "link": _link(settings.link),
+    }
+
+
+def _outer_optimizer(outer: OuterOptimizer | None) -> str:
+    if outer is None:
+        return "outer optimizer by default"
+    arguments = ", ".join(f"{key}={value}" for key, value in outer.arguments.items())
+    return f"outer {outer.name}({arguments})"
+
+
+def _privacy(privacy: Privacy | None) -> str:
+    if privacy is None:
+        return "off"
+    limit = "" if privacy.max_epsilon is None else f" ε≤{privacy.max_epsilon:g}"
+    return f"C={privacy.clip_norm:g} σ={privacy.noise_multiplier:g} δ={privacy.delta:g}{limit}"
+
+
+def _residuals(residuals: Residuals) -> str:
+    share = "shared" if residuals.share else "kept"
+    accepted = "any" if residuals.accept_from is None else ", ".join(residuals.accept_from)
+    return f"residuals {share}, accepted from {accepted or 'none'}"
+
+
+def _link(link: Link | None) -> str:
+    return f"link {link.bandwidth_mbps:g} Mbit/s {link.latency_ms:g} ms" if link else "link none"

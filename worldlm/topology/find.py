@@ -1,0 +1,61 @@
+"""Shipped and local YAML files, found by path or by name."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import Literal
+
+from worldlm.topology.checks import shorten
+from worldlm.topology.lines import suggest
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+def find_file(kind: Literal["topologies", "recipes"], name_or_path: str | Path) -> Path:
+    """Find a topology or a recipe.
+
+    A path that exists wins; then `<name>.yaml` is looked for in `./<kind>/`, in the checkout beside
+    the package, and among the installed data files.
+
+    Raises:
+        FileNotFoundError: if there is none, naming those there are and the nearest.
+    """
+    path = Path(name_or_path).expanduser()
+    if os.path.isfile(path):
+        return path
+    known = _known(kind)
+    name = path.stem if path.suffix in _SUFFIXES else path.name
+    if str(path) in (name, f"{name}{path.suffix}") and name in known:
+        return known[name]
+    if os.path.exists(path):
+        return path
+    told = f"no file {shorten(repr(str(name_or_path)), 200)}, nor any of that name in {kind}"
+    raise FileNotFoundError(f"{told}; known: {', '.join(sorted(known))}{suggest(name, known)}")
+
+
+def _known(kind: str) -> dict[str, Path]:
+    """Name -> path of all there are, the nearest place first."""
+    found: dict[str, Path] = {}
+    for path in [*_local(Path(kind)), *_checkout(kind), *_installed(kind)]:
+        found.setdefault(path.stem, path)
+    return found
+
+
+def _local(folder: Path) -> list[Path]:
+    return sorted(path for suffix in _SUFFIXES for path in folder.glob(f"*{suffix}"))
+
+
+def _checkout(kind: str) -> list[Path]:
+    top = Path(__file__).resolve().parents[2]
+    return [] if top.name in ("site-packages", "dist-packages") else _local(top / kind)
+
+
+def _installed(kind: str) -> list[Path]:
+    try:
+        shipped = files("worldlm") or []
+    except PackageNotFoundError:
+        return []
+    ours = [file for file in shipped if file.parent.name == kind and file.suffix in _SUFFIXES]
+    return [path for path in (Path(str(file.locate())) for file in ours) if path.is_file()]

@@ -1,0 +1,220 @@
+"""Topology files: from YAML to a checked tree, every mistake told at once with its line."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import yaml
+
+from worldlm.topology.checks import FieldError, bad_name
+from worldlm.topology.compose import Entry, line_of
+from worldlm.topology.find import find_file
+from worldlm.topology.lines import LinesError, Reader, read_text, suggest
+from worldlm.topology.scalars import is_null
+from worldlm.topology.settings import Link, OuterOptimizer, Privacy, Residuals, Settings
+from worldlm.topology.tree import Node, Topology
+
+_TOP_KEYS = ("name", "description", "settings", "root")
+_NODE_KEYS = ("name", "corpus", "weight", "settings", "children")
+_SETTINGS_KEYS = tuple(field.name for field in fields(Settings))
+_PARENTS_ONLY = ("num_subrounds", "participation", "outer_optimizer")
+_HINTS = get_type_hints(Settings)
+
+# What stands in for a value that could not be read, so that the rest of its file is still checked.
+_STAND_IN_STEPS = Settings(num_local_steps=1)
+_STAND_INS = {"name": "unreadable", "corpus": "unreadable", "weight": None, "description": ""}
+_STAND_IN = Node(name="unreadable", corpus="unreadable", settings=_STAND_IN_STEPS)
+
+
+class TopologyError(LinesError):
+    """All mistakes of a topology file, one line each: `file:line: what is wrong`."""
+
+
+class _Inherited(NamedTuple):
+    """What comes down to a node: settings, and the keys among them that could not be read."""
+
+    settings: Settings
+    broken: frozenset[str]
+
+
+def load_topology(name_or_path: str | Path) -> Topology:
+    """Load a topology by path, or by the name of a file in `topologies/`.
+
+    Raises:
+        FileNotFoundError: if there is none, naming those there are.
+        TopologyError: (a ValueError) with all mistakes of the file, one a line.
+    """
+    path = find_file("topologies", name_or_path)
+    return parse_topology(read_text(path, TopologyError), str(path))
+
+
+def parse_topology(text: str, source: str) -> Topology:
+    """Read a topology from YAML text.
+
+    Warns of a jurisdiction in `accept_from` that no node has.
+
+    Args:
+        text: the YAML.
+        source: its name in errors and in `Node.source`, usually the file's path.
+
+    Raises:
+        TopologyError: (a ValueError) with all mistakes, one a line.
+    """
+    reader = Reader(text, source, TopologyError)
+    values = _Loading(reader).topology()
+    reader.finish()
+    topology = Topology(**values)
+    for warning in _unknown_jurisdictions(topology):
+        warnings.warn(warning, UserWarning, stacklevel=2)
+    return topology
+
+
+def _unknown_jurisdictions(topology: Topology) -> Iterator[str]:
+    known = {node.settings.jurisdiction or "" for node in topology.nodes.values()} - {""}
+    for node in topology.nodes.values():
+        residuals, parent = node.settings.residuals, topology.parent(node.name)
+        if parent is not None and parent.settings.residuals == residuals:
+            continue
+        for name in residuals.accept_from or ():
+            if name not in known:
+                told = f"{node.source}: node {node.name!r} accepts residuals from {name!r}, "
+                yield f"{told}which is the jurisdiction of no node{suggest(name, known)}"
+
+
+class _Loading:
+    """One reading of a topology file. Where a mistake is reported, a stand-in is returned."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.name_lines: dict[str, int] = {}
+        self.node_lines: dict[int, int] = {}
+
+    def topology(self) -> dict[str, Any]:
+        """Read the whole file: the arguments of Topology."""
+        root = self.reader.root
+        top = self.reader.mapping(root, "a topology", _TOP_KEYS)
+        for key in ("name", "root"):
+            if key not in top and isinstance(root, yaml.MappingNode):
+                self.reader.report(line_of(root), f"a topology needs the key {key!r}")
+        values = self._values(top, {"name": str, "description": str})
+        if "name" in top and (wrong := bad_name(values["name"])):
+            self.reader.report(top["name"].line, f"name {wrong}")
+        inherited = self._settings(top, _Inherited(Settings(), frozenset()))
+        values["root"] = self._node(top["root"], inherited) if "root" in top else _STAND_IN
+        return values
+
+    def _node(self, entry: Entry, above: _Inherited, parent: str | None = None) -> Node:
+        node = entry.node
+        if id(node) in self.node_lines:
+            told = f"a node has one parent, but the node of line {self.node_lines[id(node)]}"
+            self.reader.report(self.reader.alias_line(node), f"{told} is here again, by an alias")
+            return _STAND_IN
+        self.node_lines[id(node)] = line_of(node)
+        what = "the root" if parent is None else f"a child of {parent!r}"
+        entries = self.reader.mapping(node, what, _NODE_KEYS)
+        if not isinstance(node, yaml.MappingNode):
+            return _STAND_IN
+        values = self._values(entries, {"name": str, "corpus": str | None, "weight": float | None})
+        name = self._name(values, entries, line_of(node), what)
+        here = self._settings(entries, above)
+        listed = self.reader.items(entries["children"], "children") if "children" in entries else []
+        children = tuple(self._node(Entry(line_of(item), item), here, name) for item in listed)
+        self._refuse_idle(entries, is_root=parent is None, is_leaf=not listed)
+        settings = here.settings
+        if "num_local_steps" in here.broken:
+            settings = replace(settings, num_local_steps=1)
+        source = f"{self.reader.source}:{line_of(node)}"
+        values |= {"name": name, "children": children, "settings": settings, "source": source}
+        return self.reader.attempt(Node, values, entries, line_of(node)) or _STAND_IN
+
+    def _values(self, entries: Mapping[str, Entry], hints: Mapping[str, Any]) -> dict[str, Any]:
+        read = {k: self.reader.value(entries[k], hints[k], k) for k in hints if k in entries}
+        return {k: _STAND_INS[k] if value is MISSING else value for k, value in read.items()}
+
+    def _name(self, values: Mapping[str, Any], entries: Mapping[str, Entry], line: int, what: str) -> str:
+        if "name" not in entries:
+            self.reader.report(line, f"{what} needs the key 'name'")
+            return _STAND_IN.name
+        name, line = str(values["name"]), entries["name"].line
+        if name in self.name_lines:
+            told = f"name {name!r} is taken by the node of line {self.name_lines[name]}"
+            self.reader.report(line, f"{told}; names are unique")
+        elif values["name"] is not _STAND_INS["name"]:
+            self.name_lines[name] = line
+        return name
+
+    def _refuse_idle(self, entries: Mapping[str, Entry], is_root: bool, is_leaf: bool) -> None:
+        if is_root and "weight" in entries:
+            told = "weight has no effect at the root, which has no parent"
+            self.reader.report(entries["weight"].line, told)
+        if not is_leaf or "settings" not in entries or is_null(entries["settings"].node):
+            return
+        written = self.reader.mapping(entries["settings"].node, "settings", _SETTINGS_KEYS)
+        for key in _PARENTS_ONLY:
+            if key in written:
+                told = f"{key} has no effect at a leaf: it is for a node's children"
+                self.reader.report(written[key].line, told)
+
+    def _settings(self, holder: Mapping[str, Entry], above: _Inherited) -> _Inherited:
+        if "settings" not in holder or is_null(holder["settings"].node):
+            return above
+        entries = self.reader.mapping(holder["settings"].node, "settings", _SETTINGS_KEYS)
+        read = {key: self._setting(key, e, above.settings) for key, e in entries.items()}
+        own = {key: value for key, value in read.items() if value is not MISSING}
+        try:
+            settings = replace(above.settings, **own)
+        except FieldError as problem:
+            for key, wrong in problem.mistakes.items():
+                self.reader.report(entries[key].line, f"{key} {wrong}")
+                del own[key]
+            settings = replace(above.settings, **own)
+        return _Inherited(settings, above.broken - own.keys() | (read.keys() - own.keys()))
+
+    def _setting(self, key: str, entry: Entry, above: Settings) -> Any:
+        if key in ("privacy", "example_privacy"):
+            return self._privacy(key, entry, getattr(above, key))
+        if key in ("link", "outer_optimizer") and is_null(entry.node):
+            return None
+        if key == "outer_optimizer":
+            return self._outer_optimizer(entry) or MISSING
+        if key == "link":
+            return self.reader.build(Link, entry, key) or MISSING
+        if key == "residuals":
+            return self.reader.build(Residuals, entry, key) or MISSING
+        return self.reader.value(entry, _HINTS[key], key)
+
+    def _privacy(self, key: str, entry: Entry, demand: Privacy | None) -> Any:
+        if is_null(entry.node):
+            if demand is not None:
+                told = f"{key} may only be tightened below a private federation, but is removed"
+                self.reader.report(entry.line, told)
+            return None if demand is None else MISSING
+        given = {} if demand is None else asdict(demand)
+        privacy = self.reader.build(Privacy, entry, key, given)
+        if privacy is None or demand is None:
+            return privacy or MISSING
+        written = self.reader.mapping(entry.node, key)
+        loosened = demand.loosened_by(privacy)
+        for name, wrong in loosened.items():
+            self.reader.report(written[name].line, f"{key}.{name} {wrong}")
+        return MISSING if loosened else privacy
+
+    def _outer_optimizer(self, entry: Entry) -> OuterOptimizer | None:
+        num_mistakes = self.reader.num_mistakes
+        entries = self.reader.mapping(entry.node, "outer_optimizer")
+        arguments = {
+            key: self.reader.value(e, str if key == "name" else Any, f"outer_optimizer.{key}")
+            for key, e in entries.items()
+        }
+        if self.reader.num_mistakes > num_mistakes:
+            return None
+        if "name" not in arguments:
+            self.reader.report(entry.line, "outer_optimizer needs the key 'name'")
+            return None
+        values = {"name": arguments.pop("name"), "arguments": arguments}
+        prefix = "outer_optimizer."
+        return self.reader.attempt(OuterOptimizer, values, entries, entry.line, prefix)

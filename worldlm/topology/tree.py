@@ -1,0 +1,134 @@
+"""The world as a tree of nodes: frozen, checked, walked in preorder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from worldlm.topology.checks import bad_name, out_of_range, refuse
+from worldlm.topology.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """One participant; with children, also the parent of a federation.
+
+    Raises:
+        FieldError: (a ValueError) for a bad name or weight, a leaf without a corpus, or a corpus
+            without `num_local_steps`.
+    """
+
+    name: str
+    """Letters, digits, '_' and '-'; unique in its topology."""
+
+    corpus: str | None = None
+    """The corpus this node fits. None only for a node with children."""
+
+    weight: float | None = None
+    """Its weight in the parent's mean; above 0. None leaves it to the callback."""
+
+    settings: Settings = field(default_factory=Settings)
+    """What holds here, inheritance already applied."""
+
+    children: tuple[Node, ...] = ()
+    """The participants of this node's federation."""
+
+    source: str = field(default="", compare=False)
+    """Where it was written, as `file:line`."""
+
+    def __post_init__(self) -> None:
+        """Check the node by itself."""
+        steps_missing = self.holds_data and self.settings.num_local_steps is None
+        told = f"is needed at node {self.name!r}, which holds data: set neither here nor above"
+        refuse(
+            {
+                "name": bad_name(self.name),
+                "weight": out_of_range(self.weight, above=0),
+                "corpus": _bad_corpus(self),
+                "num_local_steps": told if steps_missing else "",
+            }
+        )
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether nobody is below this node."""
+        return not self.children
+
+    @property
+    def holds_data(self) -> bool:
+        """Whether this node fits a corpus of its own."""
+        return self.corpus is not None
+
+    def walk(self) -> Iterator[Node]:
+        """Yield this node and all below it, parents first, siblings in order."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    def leaves(self) -> Iterator[Node]:
+        """Yield the leaves at or below this node, in preorder."""
+        return (node for node in self.walk() if node.is_leaf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """A named tree of nodes.
+
+    Raises:
+        FieldError: for a bad name, or two nodes with one name.
+    """
+
+    name: str
+    """Letters, digits, '_' and '-'."""
+
+    root: Node
+    """The node above all others."""
+
+    description: str = ""
+    """A sentence for the reader."""
+
+    def __post_init__(self) -> None:
+        """Check what only the whole tree can tell."""
+        counts = Counter(node.name for node in self.root.walk())
+        doubled = [name for name, count in counts.items() if count > 1]
+        wrong = f"must not hold one name twice, but holds {', '.join(doubled)}" if doubled else ""
+        refuse({"name": bad_name(self.name), "root": wrong})
+
+    @cached_property
+    def nodes(self) -> dict[str, Node]:
+        """All nodes by name, in preorder."""
+        return {node.name: node for node in self.root.walk()}
+
+    @cached_property
+    def _parents(self) -> dict[str, Node]:
+        return {child.name: node for node in self.root.walk() for child in node.children}
+
+    def parent(self, name: str) -> Node | None:
+        """Return the parent of a node, None for the root.
+
+        Raises:
+            KeyError: if no node has that name.
+        """
+        return self._parents.get(self.nodes[name].name)
+
+    @property
+    def data_nodes(self) -> list[Node]:
+        """The nodes that fit a corpus, in preorder."""
+        return [node for node in self.root.walk() if node.holds_data]
+
+    @cached_property
+    def depth(self) -> int:
+        """The number of levels: 1 for a root alone."""
+        return _depth(self.root)
+
+
+def _depth(node: Node) -> int:
+    return 1 + max(map(_depth, node.children), default=0)
+
+
+def _bad_corpus(node: Node) -> str:
+    if node.corpus is not None:
+        return bad_name(node.corpus)
+    return f"is needed at node {node.name!r}, which has no children" if node.is_leaf else ""
