@@ -1,0 +1,92 @@
+"""The split of a model's parameters into backbone, key layers and value layers."""
+
+import re
+
+import pytest
+
+from worldlm.models import Split, partition
+
+NAMES = [
+    "wte.weight",
+    "blocks.0.attn.weight",
+    "blocks.0.ffn.weight",
+    "blocks.1.attn.weight",
+    "blocks.1.ffn.weight",
+    "norm_f.weight",
+]
+
+
+def test_keys_are_taken_first_then_values_then_the_backbone() -> None:
+    split = Split(keys=(r"blocks\.1\.attn",), values=(r"blocks\.1\.", r"norm_f\."))
+    parts = partition(NAMES, split)
+    assert list(parts.items()) == [
+        ("wte.weight", "backbone"),
+        ("blocks.0.attn.weight", "backbone"),
+        ("blocks.0.ffn.weight", "backbone"),
+        ("blocks.1.attn.weight", "keys"),
+        ("blocks.1.ffn.weight", "values"),
+        ("norm_f.weight", "values"),
+    ]
+
+
+def test_block_one_is_not_block_eleven() -> None:
+    parts = partition(
+        ["wte", "blocks.1.attn", "blocks.11.attn"],
+        Split(keys=(r"blocks\.11\.",), values=(r"blocks\.1\.",)),
+    )
+    assert parts == {"wte": "backbone", "blocks.1.attn": "values", "blocks.11.attn": "keys"}
+
+
+def test_a_pattern_that_matches_nothing_is_named_with_the_nearest_parameter() -> None:
+    split = Split(keys=(r"blocks\.1\.attn\.weigth",), values=("norm_f",))
+    message = (
+        r"split.keys pattern 'blocks\\.1\\.attn\\.weigth' matches no parameter; "
+        r"the nearest is 'blocks.1.attn.weight'"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        partition(NAMES, split)
+
+
+def test_a_pattern_that_comes_too_late_is_named() -> None:
+    message = (
+        "split.values pattern 'attn' takes nothing: "
+        "earlier patterns took all it matches, such as 'blocks.0.attn.weight'"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        partition(NAMES, Split(keys=("blocks",), values=("norm_f", "attn")))
+
+
+def test_an_empty_backbone_is_named() -> None:
+    with pytest.raises(ValueError, match="the backbone is empty"):
+        partition(NAMES, Split(keys=("attn",), values=(".",)))
+
+
+@pytest.mark.parametrize("part", ["keys", "values"])
+def test_a_part_without_patterns_is_named(part: str) -> None:
+    patterns = {"keys": ("attn",), "values": ("ffn",), part: ()}
+    with pytest.raises(ValueError, match=f"split.{part} is empty"):
+        Split(**patterns)
+
+
+def test_bad_regular_expressions_are_all_named() -> None:
+    with pytest.raises(ValueError, match="no regular expression") as caught:
+        Split(keys=("attn(",), values=("ffn", "*"))
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("split.keys pattern 'attn(' is no regular expression: ")
+    assert lines[1].startswith("split.values pattern '*' is no regular expression: ")
+    assert len(lines) == 2
+
+
+def test_one_bare_string_is_refused() -> None:
+    with pytest.raises(ValueError, match="split.keys is 'attn': write a list of patterns"):
+        Split(keys="attn", values=("ffn",))
+
+
+def test_all_mistakes_come_at_once() -> None:
+    with pytest.raises(ValueError, match="wrong") as caught:
+        partition([*NAMES, "wte.weight"], Split(keys=("wrong",), values=("worse",)))
+    assert [line.split()[0] for line in str(caught.value).splitlines()] == [
+        "parameter",
+        "split.keys",
+        "split.values",
+    ]

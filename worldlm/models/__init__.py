@@ -1,0 +1,17 @@
+"""The language model, its partition into backbone, key and value layers, and its LightningModule."""
+
+from worldlm.models.module import Evaluation, LanguageModule, OptimizerSettings, warmup_cosine
+from worldlm.models.mpt import MPT, Architecture, alibi_slopes
+from worldlm.models.partition import Split, partition
+
+__all__ = [
+    "MPT",
+    "Architecture",
+    "Evaluation",
+    "LanguageModule",
+    "OptimizerSettings",
+    "Split",
+    "alibi_slopes",
+    "partition",
+    "warmup_cosine",
+]

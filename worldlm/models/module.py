@@ -1,0 +1,242 @@
+"""The language model as a LightningModule: loss, optimizer, schedule, evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics.text import Perplexity
+
+from worldlm.models.mpt import MPT, Architecture
+from worldlm.models.partition import Split, partition
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerSettings:
+    """The inner optimizer: AdamW with linear warmup and cosine decay.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    lr: float = 4e-4
+    """Peak learning rate, above 0."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the two moments, each in [0, 1)."""
+
+    weight_decay: float = 0.0
+    """Decoupled weight decay of all parameters, at least 0."""
+
+    warmup_steps: int = 100
+    """Optimizer steps of linear warmup, at least 0."""
+
+    min_lr_ratio: float = 0.1
+    """What the cosine ends at, as a fraction of `lr`, in [0, 1]."""
+
+    eps: float = 1e-8
+    """Added to AdamW's denominator, above 0."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "lr": (self.lr > 0, "above 0"),
+            "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "warmup_steps": (self.warmup_steps >= 0, "at least 0"),
+            "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "in [0, 1]"),
+            "eps": (self.eps > 0, "above 0"),
+        }
+        for name, (holds, allowed) in checks.items():
+            if not holds:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """How well a model predicts a text."""
+
+    nats: float
+    """Mean negative log likelihood, in nats per token."""
+
+    num_tokens: int
+    """Number of predicted tokens."""
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity per token; infinite where it passes what a float holds."""
+        return math.exp(self.nats) if self.nats < 700 else math.inf
+
+    def bits_per_byte(self, bytes_per_token: float) -> float:
+        """Bits per UTF-8 byte, which compares across tokenizers.
+
+        Args:
+            bytes_per_token: Mean number of UTF-8 bytes of the text behind one token.
+        """
+        return self.nats / math.log(2) / bytes_per_token
+
+
+def warmup_cosine(step: int, warmup_steps: int, total_steps: int | None, min_lr_ratio: float) -> float:
+    """Factor on the peak learning rate.
+
+    Args:
+        step: Optimizer steps taken before this one, from 0.
+        warmup_steps: Steps of linear warmup; the last of them runs at the peak.
+        total_steps: Steps of the whole run, after which the factor stays; None: no decay.
+        min_lr_ratio: Factor at `total_steps`.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if total_steps is None:
+        return 1.0
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class LanguageModule(LightningModule):
+    """An MPT language model, its B, K, V partition and its inner optimizer.
+
+    A batch is int64 [batch, seq + 1]: all but the last token are inputs, all but the first are targets.
+    Settings are kept in the checkpoint as plain dicts, so that it loads with `weights_only=True`;
+    `from_hyper_parameters` reads them back.
+
+    Args:
+        architecture: The model's sizes.
+        split: Which parameters are key and value layers.
+        optimizer: The inner optimizer and its schedule.
+
+    Raises:
+        ValueError: If the split does not fit the model's parameter names (see `partition`).
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        split: Split,
+        optimizer: OptimizerSettings,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(
+            {
+                "architecture": asdict(architecture),
+                "split": asdict(split),
+                "optimizer": asdict(optimizer),
+            }
+        )
+        self.architecture = architecture
+        self.optimizer_settings = optimizer
+        self.model = MPT(architecture)
+        self._parts = partition([name for name, _ in self.named_parameters()], split)
+
+    @classmethod
+    def from_hyper_parameters(cls, hyper_parameters: Mapping[str, Mapping[str, Any]]) -> LanguageModule:
+        """Build the module, freshly initialised, from a checkpoint's `hyper_parameters`."""
+        return cls(
+            Architecture(**hyper_parameters["architecture"]),
+            Split(**hyper_parameters["split"]),
+            OptimizerSettings(**hyper_parameters["optimizer"]),
+        )
+
+    def partition(self) -> dict[str, str]:
+        """Part of each of `self.named_parameters()`, the tied head once, as the embedding."""
+        return dict(self._parts)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [batch, seq, vocab_size] of tokens [batch, seq]."""
+        logits: Tensor = self.model(tokens)
+        return logits
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """Mean cross entropy in float32.
+
+        Args:
+            batch: Tokens, int64 [batch, seq + 1].
+
+        Returns:
+            Nats per token, a scalar; zero, with gradients of zero, for a batch of size 0 (which Poisson
+            sampling may draw).
+        """
+        logits: Tensor = self(batch[:, :-1])
+        if batch.shape[0] == 0:
+            return logits.float().sum()
+        return F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Loss of one batch; nothing is logged here, see the callbacks."""
+        return self.loss(batch)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Fused AdamW over all parameters, with warmup and cosine over the trainer's steps."""
+        chosen = self.optimizer_settings
+        optimizer = torch.optim.AdamW(
+            self.parameters(),
+            lr=chosen.lr,
+            betas=chosen.betas,
+            eps=chosen.eps,
+            weight_decay=chosen.weight_decay,
+            fused=True,
+        )
+        factor = partial(
+            warmup_cosine,
+            warmup_steps=chosen.warmup_steps,
+            total_steps=self._total_steps(),
+            min_lr_ratio=chosen.min_lr_ratio,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
+
+    def _total_steps(self) -> int | None:
+        """Steps of the whole run; None if it has no end."""
+        total = self.trainer.estimated_stepping_batches
+        if total == -1 or math.isinf(total):
+            return None
+        if self.optimizer_settings.warmup_steps >= total:
+            rank_zero_warn(
+                f"warmup_steps is {self.optimizer_settings.warmup_steps}, but the run has {int(total)} steps: "
+                "the learning rate will not decay"
+            )
+        return int(total)
+
+    def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Loss of one batch of held-out text; `evaluate` is what the callbacks use."""
+        return self.loss(batch)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Tensor]) -> Evaluation:
+        """Measure the model on a text, in evaluation mode and without gradients.
+
+        Runs in the caller's autocast context and never talks to other processes.
+
+        Args:
+            batches: Tokens, int64 [batch, seq + 1] each, moved to the module's device here.
+
+        Returns:
+            Nats per token; infinite where a token's probability rounds to zero in float32.
+
+        Raises:
+            ValueError: If there is no token to predict.
+        """
+        was_training = self.training
+        metric = Perplexity(sync_on_compute=False).set_dtype(torch.float64).to(self.device)
+        self.eval()
+        try:
+            for batch in batches:
+                tokens = batch.to(self.device)
+                metric.update(self(tokens[:, :-1]).float(), tokens[:, 1:])
+        finally:
+            self.train(was_training)
+        num_tokens = int(metric.count)
+        if num_tokens == 0:
+            raise ValueError("there is no token to evaluate on: the text is empty")
+        return Evaluation(nats=float(metric.total_log_probs) / num_tokens, num_tokens=num_tokens)

@@ -1,0 +1,218 @@
+"""The MPT decoder on scaled dot product attention, with the parameter names of transformers' MptForCausalLM.
+
+A state dict of one loads into the other unchanged (for `expansion_ratio=4` and `alibi_bias_max=8`, the
+only values transformers' forward pass knows), so that what is trained here opens with `AutoModelForCausalLM`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """Sizes of an MPT decoder (ALiBi, no biases, LayerNorm, GELU, tied head).
+
+    Raises:
+        ValueError: If a size is below 1, or `num_heads` does not divide `d_model`.
+    """
+
+    num_blocks: int
+    """Number of decoder blocks."""
+
+    d_model: int
+    """Width of the residual stream, a multiple of `num_heads`."""
+
+    num_heads: int
+    """Number of attention heads; need not be a power of two."""
+
+    max_seq_len: int
+    """Longest sequence the attention bias is built for, in tokens."""
+
+    vocab_size: int
+    """Number of rows of the embedding, which is also the head."""
+
+    expansion_ratio: int = 4
+    """Width of the feed-forward layer over `d_model`."""
+
+    alibi_bias_max: int = 8
+    """The flattest head's slope is 2 to the power of minus this."""
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.d_model % self.num_heads:
+            raise ValueError(f"d_model is {self.d_model}: it must be a multiple of num_heads, {self.num_heads}")
+
+
+def alibi_slopes(num_heads: int, alibi_bias_max: int = 8) -> Tensor:
+    """Slopes of ALiBi (arXiv 2108.12409) in the order MPT gives them to its heads.
+
+    Args:
+        num_heads: Number of heads. If it is no power of two, the slopes of the next one are thinned out.
+        alibi_bias_max: The flattest slope is `2 ** -alibi_bias_max`.
+
+    Returns:
+        Positive slopes, shape [num_heads].
+    """
+    power = 2 ** math.ceil(math.log2(num_heads))
+    slopes = torch.exp2(torch.arange(1, power + 1) * (-alibi_bias_max / power))
+    return slopes if power == num_heads else torch.cat([slopes[1::2], slopes[::2]])[:num_heads]
+
+
+def attention_bias(architecture: Architecture) -> Tensor:
+    """Causal mask and ALiBi in one additive bias.
+
+    Distances are counted from the query, so that the near tokens' bias is exact in bfloat16 too.
+
+    Returns:
+        Shape [1, num_heads, max_seq_len, max_seq_len]: minus slope times distance, `-inf` at later tokens.
+    """
+    position = torch.arange(architecture.max_seq_len)
+    ahead = position[None, :] - position[:, None]
+    slopes = alibi_slopes(architecture.num_heads, architecture.alibi_bias_max)
+    bias = ahead * slopes.view(1, -1, 1, 1)
+    return bias.masked_fill_(ahead > 0, -math.inf)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation with a weight and no bias.
+
+    A class of our own because the per-sample gradients of Opacus fail on `nn.LayerNorm(bias=False)`.
+    """
+
+    def __init__(self, d_model: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of [..., d_model]."""
+        return F.layer_norm(x, self.weight.shape, self.weight, None, self.eps)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, the biases of all heads given from outside."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        d_model = architecture.d_model
+        self.num_heads = architecture.num_heads
+        self.Wqkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Attend: x is [batch, seq, d_model], bias [1, num_heads, seq, seq]; returns x's shape."""
+        heads = self.Wqkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = heads.unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around an exact GELU."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        width = architecture.expansion_ratio * architecture.d_model
+        self.up_proj = nn.Linear(architecture.d_model, width, bias=False)
+        self.down_proj = nn.Linear(width, architecture.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [batch, seq, d_model] to the same shape."""
+        out: Tensor = self.down_proj(F.gelu(self.up_proj(x)))
+        return out
+
+
+class Block(nn.Module):
+    """One pre-norm decoder block."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.norm_1 = LayerNorm(architecture.d_model)
+        self.attn = Attention(architecture)
+        self.norm_2 = LayerNorm(architecture.d_model)
+        self.ffn = FeedForward(architecture)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Map [batch, seq, d_model] to the same shape; bias as in `Attention`."""
+        x = x + self.attn(self.norm_1(x), bias)
+        out: Tensor = x + self.ffn(self.norm_2(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and final norm: what transformers calls MptModel."""
+
+    bias: Tensor
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(architecture.vocab_size, architecture.d_model)
+        self.blocks = nn.ModuleList(Block(architecture) for _ in range(architecture.num_blocks))
+        self.norm_f = LayerNorm(architecture.d_model)
+        self.register_buffer("bias", attention_bias(architecture), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens [batch, seq] to hidden states [batch, seq, d_model]."""
+        x = self.wte(tokens)
+        bias = self._bias_for(x)
+        for block in self.blocks:
+            x = block(x, bias)
+        hidden: Tensor = self.norm_f(x)
+        return hidden
+
+    def _bias_for(self, x: Tensor) -> Tensor:
+        """The cached bias cut to the length of x, in the precision attention will run in.
+
+        Cast here, once a step: autocast would do so again in every block.
+        """
+        kind, length = x.device.type, x.shape[1]
+        if length > self.bias.shape[-1]:
+            raise ValueError(f"the sequence has {length} tokens: max_seq_len is {self.bias.shape[-1]}")
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        return self.bias[..., :length, :length].to(dtype)
+
+
+class MPT(nn.Module):
+    """MPT language model whose head's weight is the embedding's Parameter itself.
+
+    Matrices start at normal(0, 0.02), norms at one. Per-sample gradients through Opacus's hooks are right
+    for every parameter, the tied one included, because the head is a module of its own.
+
+    Args:
+        architecture: The model's sizes.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.transformer = Decoder(architecture)
+        # On meta: its own weight is thrown away at once, so it is never filled.
+        self.lm_head = nn.Linear(architecture.d_model, architecture.vocab_size, bias=False, device="meta")
+        self.lm_head.weight = self.transformer.wte.weight
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Score every next token.
+
+        Args:
+            tokens: Token ids, int64 [batch, seq]; batch may be 0.
+
+        Returns:
+            Logits, [batch, seq, vocab_size].
+
+        Raises:
+            ValueError: If seq is above `max_seq_len`.
+        """
+        logits: Tensor = self.lm_head(self.transformer(tokens))
+        return logits
