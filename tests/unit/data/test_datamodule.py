@@ -1,0 +1,200 @@
+"""The data module gives every data node its own batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning import Trainer
+
+from worldlm.data import (
+    BlockBatchSampler,
+    CorpusDataModule,
+    PoissonBatchSampler,
+    StandardLibrary,
+    TextFiles,
+)
+from worldlm.topology import Node, Privacy, Settings, Topology
+
+
+@pytest.fixture
+def corpora(tmp_path: Path) -> dict[str, TextFiles]:
+    texts = {"alpha": "a" * 500, "beta": "b" * 90, "gamma": "é" * 250, "empty": " "}
+    made = {}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+        (tmp_path / f"{name}-held-out.txt").write_text(text + text[:45], encoding="utf-8")
+        files = {"train": f"{tmp_path}/{name}.txt", "validation": f"{tmp_path}/{name}-held-out.txt"}
+        made[name] = TextFiles(train=files["train"], validation=files["validation"])
+    return made
+
+
+def _topology(**settings: Settings) -> Topology:
+    """Build a star; a leaf is called `corpus_anything`."""
+    children = tuple(Node(name=name, corpus=name.partition("_")[0], settings=own) for name, own in settings.items())
+    return Topology(name="star", root=Node(name="world", children=children))
+
+
+def _attach(module: CorpusDataModule, topology: Topology, seq_len: int = 8, vocab_size: int = 257) -> CorpusDataModule:
+    architecture = SimpleNamespace(max_seq_len=seq_len, vocab_size=vocab_size)
+    lightning_module = SimpleNamespace(architecture=architecture)
+    trainer = SimpleNamespace(topology=topology, lightning_module=lightning_module, seed=0)
+    module.trainer = cast(Trainer, trainer)
+    return module
+
+
+def _module(corpora: dict[str, TextFiles], tmp_path: Path, num_workers: int = 0) -> CorpusDataModule:
+    return CorpusDataModule(dict(corpora), batch_size=4, cache_dir=str(tmp_path / "cache"), num_workers=num_workers)
+
+
+STEPS = Settings(num_local_steps=3)
+
+
+def test_every_data_node_has_its_loaders(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+    used = {name: corpora[name] for name in ("alpha", "gamma")}
+    small = Settings(num_local_steps=5, batch_size=2)
+    topology = _topology(alpha=STEPS, gamma=small, alpha_2=STEPS)
+    module = _attach(_module(used, tmp_path), topology)
+    module.prepare_data()
+    module.setup("fit")
+    train, validation = module.train_dataloader(), module.val_dataloader()
+    assert list(train) == list(validation) == ["alpha", "gamma", "alpha_2"]
+    assert [len(loader) for loader in train.values()] == [3, 5, 3]
+    assert [batch.shape for batch in train["gamma"]] == [(2, 9)] * 5
+    assert module.blocks["train"]["alpha"].packed.num_tokens == 501
+    assert module.bytes_per_token == pytest.approx({"alpha": 545 / 546, "gamma": 590 / 591, "alpha_2": 545 / 546})
+
+
+def test_validation_reads_all_blocks_in_order(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+    module = _attach(_module({"alpha": corpora["alpha"]}, tmp_path), _topology(alpha=STEPS))
+    module.setup()
+    batches = list(module.val_dataloader()["alpha"])
+    assert [len(batch) for batch in batches] == [4] * 17
+    tokens = torch.cat(batches)
+    assert tokens[:, :-1].flatten().tolist() == [97] * 544
+    assert tokens[-1].tolist() == [97] * 9
+
+
+def test_privacy_of_examples_takes_poisson_batches(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+    private = Settings(num_local_steps=40, example_privacy=Privacy(clip_norm=1.0))
+    topology = _topology(alpha=private, alpha_2=STEPS)
+    module = _attach(_module({"alpha": corpora["alpha"]}, tmp_path), topology)
+    module.setup()
+    loaders = module.train_dataloader()
+    sampler = loaders["alpha"].batch_sampler
+    assert isinstance(sampler, PoissonBatchSampler)
+    assert sampler.sample_rate == 4 / 62
+    assert isinstance(loaders["alpha_2"].batch_sampler, BlockBatchSampler)
+    sizes = {len(batch) for batch in loaders["alpha"]}
+    assert 0 in sizes
+    assert len(sizes) > 3
+
+
+def test_reading_leaves_the_global_generator_alone(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+    module = _attach(_module({"alpha": corpora["alpha"]}, tmp_path), _topology(alpha=STEPS))
+    module.setup()
+    before = torch.get_rng_state()
+    assert len(list(module.train_dataloader()["alpha"])) == 3
+    assert len(list(module.val_dataloader()["alpha"])) == 17
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_workers_do_not_change_the_batches(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("".join(map(str, range(400))), encoding="utf-8")
+    (tmp_path / "b.txt").write_text("held out " * 9, encoding="utf-8")
+    corpus = TextFiles(train=f"{tmp_path}/a.txt", validation=f"{tmp_path}/b.txt")
+    visits = {}
+    for num_workers in (0, 2):
+        module = _module({"alpha": corpus}, tmp_path, num_workers)
+        _attach(module, _topology(alpha=STEPS)).setup()
+        loader = module.train_dataloader()["alpha"]
+        visits[num_workers] = [batch.tolist() for batch in loader]
+        sampler = cast(BlockBatchSampler, loader.batch_sampler)
+        sampler.start, sampler.length = 3, 2
+        visits[num_workers] += [batch.tolist() for batch in loader]
+    assert visits[0] == visits[2]
+    assert len(visits[0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "seq_len", "message"),
+    [
+        ("alfa", 8, "node 'alfa': unknown corpus 'alfa'; known are .*; did you mean 'alpha'"),
+        ("empty", 8, r"node 'empty', corpus 'empty' \(train\): there are no train documents"),
+        ("beta", 95, r"node 'beta', corpus 'beta' \(train\): 91 tokens are fewer than a block"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:no node uses")
+def test_mistakes_name_node_and_corpus(
+    corpora: dict[str, TextFiles], tmp_path: Path, name: str, seq_len: int, message: str
+) -> None:
+    module = _attach(_module(corpora, tmp_path), _topology(**{name: STEPS}), seq_len)
+    with pytest.raises(ValueError, match=message):
+        module.prepare_data()
+        module.setup()
+
+
+@pytest.mark.filterwarnings("ignore:no node uses")
+def test_mistakes_in_files_name_node_and_corpus(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}')
+    found = TextFiles(train=f"{tmp_path}/a.jsonl")
+    missing = TextFiles(train=f"{tmp_path}/b.jsonl")
+    module = _module({"found": found, "missing": missing}, tmp_path)
+    with pytest.raises(ValueError, match=r"node 'found', corpus 'found'.*a.jsonl:1: no field"):
+        _attach(module, _topology(found=STEPS)).prepare_data()
+    with pytest.raises(ValueError, match=r"node 'missing', corpus 'missing'.*no such file: .*b\.j"):
+        _attach(module, _topology(missing=STEPS)).prepare_data()
+
+
+def test_unused_corpora_are_told(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+    module = _attach(_module(corpora, tmp_path), _topology(alpha=STEPS))
+    with pytest.warns(UserWarning, match="no node uses the corpora beta, gamma, empty"):
+        module.prepare_data()
+
+
+def test_the_model_must_know_all_tokens(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+    module = _attach(_module(corpora, tmp_path), _topology(alpha=STEPS), vocab_size=256)
+    with pytest.raises(ValueError, match="tokenizer has 257 tokens, the model's vocab_size is 256"):
+        module.setup()
+
+
+def test_too_large_poisson_batches_name_the_node(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+    private = Settings(num_local_steps=1, batch_size=12, example_privacy=Privacy(clip_norm=1.0))
+    module = _attach(_module({"beta": corpora["beta"]}, tmp_path), _topology(beta=private))
+    module.setup()
+    with pytest.raises(ValueError, match="node 'beta', corpus 'beta'.*batch_size is 12.*11 blocks"):
+        module.train_dataloader()
+
+
+@pytest.mark.parametrize("setting", [{"batch_size": 0}, {"num_workers": -1}])
+def test_settings_are_checked(setting: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="it must be at least"):
+        CorpusDataModule({}, **setting)  # type: ignore[arg-type]
+
+
+def test_a_trainer_without_a_topology_is_refused() -> None:
+    module = CorpusDataModule({})
+    module.trainer = cast(Trainer, SimpleNamespace())
+    with pytest.raises(ValueError, match="needs a trainer that has a topology"):
+        module.prepare_data()
+
+
+def test_a_recipe_can_name_all_of_it() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(CorpusDataModule, "data")
+    corpora = {
+        "manual": {"class_path": "StandardLibrary", "init_args": {"area": "topics"}},
+        "files": {"class_path": "worldlm.data.TextFiles", "init_args": {"train": ["a*.txt"]}},
+    }
+    mixture = {"class_path": "Mixture", "init_args": {"corpora": list(corpora.values())}}
+    arguments = {"corpora": {**corpora, "both": mixture}, "batch_size": 3}
+    settings = {"class_path": "CorpusDataModule", "init_args": arguments}
+    module = parser.instantiate(parser.parse_object({"data": settings}))["data"]
+    assert module.corpora["manual"] == StandardLibrary(area="topics")
+    assert module.corpora["both"].corpora == [module.corpora["manual"], TextFiles(train=["a*.txt"])]
+    assert module.batch_size == 3

@@ -1,0 +1,1 @@
+"""The mathematics of a federation: torch only, tensors in and tensors out."""
