@@ -228,7 +228,7 @@ class LanguageModule(LightningModule):
             ValueError: If there is no token to predict.
         """
         was_training = self.training
-        metric = Perplexity(sync_on_compute=False).set_dtype(torch.float64).to(self.device)
+        metric: Any = Perplexity().set_dtype(torch.float64).to(self.device)
         self.eval()
         try:
             for batch in batches:
