@@ -1,0 +1,56 @@
+"""Arithmetic on named tensors."""
+
+import math
+
+import pytest
+import torch
+
+from worldlm.federation.parameters import clone, copy_, norm, num_bytes, subtract
+
+
+def test_a_clone_has_memory_of_its_own_and_no_graph() -> None:
+    source = {"a": torch.ones(2, requires_grad=True)}
+    copied = clone(source)
+    copied["a"].add_(1.0)
+    assert source["a"].tolist() == [1.0, 1.0]
+    assert not copied["a"].requires_grad
+
+
+def test_copy_writes_what_the_source_names_and_leaves_the_rest() -> None:
+    target = {"a": torch.zeros(2), "b": torch.zeros(1)}
+    memory = target["a"]
+    copy_(target, {"a": torch.tensor([1.0, 2.0])})
+    assert memory.tolist() == [1.0, 2.0]
+    assert target["b"].tolist() == [0.0]
+
+
+def test_copy_refuses_a_name_the_target_lacks() -> None:
+    with pytest.raises(KeyError, match="b"):
+        copy_({"a": torch.zeros(1)}, {"b": torch.ones(1)})
+
+
+def test_subtract_takes_the_names_of_the_minuend() -> None:
+    rest = subtract({"a": torch.tensor([5.0])}, {"a": torch.tensor([3.0]), "b": torch.ones(1)})
+    assert {name: tensor.tolist() for name, tensor in rest.items()} == {"a": [2.0]}
+
+
+def test_the_norm_is_of_all_tensors_as_one_vector() -> None:
+    assert norm({"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[-4.0]])}) == 5.0
+    assert norm({}) == 0.0
+
+
+def test_the_norm_does_not_overflow_in_float32() -> None:
+    assert norm({"a": torch.full((4,), 1e30)}) == pytest.approx(2e30)
+
+
+def test_sums_are_taken_in_float64() -> None:
+    many = {f"p{i}": torch.tensor([value]) for i, value in enumerate([2.0**13, 1.0, 1.0])}
+    assert norm(many) == pytest.approx(math.sqrt(2.0**26 + 2.0), rel=1e-12)  # float32 would say 2^13
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2), (torch.float64, 8), (torch.int64, 8)]
+)
+def test_bytes_are_elements_times_element_size(dtype, size) -> None:
+    assert num_bytes({"a": torch.zeros(3, 5, dtype=dtype), "b": torch.zeros(7, dtype=dtype)}) == 22 * size
+    assert num_bytes({}) == 0

@@ -1,0 +1,140 @@
+"""Which residuals leave, where they go, and who keeps them out."""
+
+import pytest
+import torch
+
+from worldlm.federation.messages import Residual
+from worldlm.federation.residuals import Route, refusal, route, select_residuals
+from worldlm.topology import Node, Residuals, Settings
+
+REFERENCE = {"k": torch.tensor([1.0, 1.0])}
+
+
+def keys(x: float, y: float) -> dict[str, torch.Tensor]:
+    """Keys that learnt (x, y) since the reference."""
+    return {"k": torch.tensor([1.0 + x, 1.0 + y])}
+
+
+def residual(x: float = 1.0, y: float = 0.0, jurisdiction: str | None = "eu") -> Residual:
+    return Residual(keys=keys(x, y), values={}, origin="it", federation="south", jurisdiction=jurisdiction, round=0)
+
+
+def child(name: str, accept_from: tuple[str, ...] | None = None) -> Node:
+    settings = Settings(num_local_steps=1, residuals=Residuals(accept_from=accept_from))
+    return Node(name=name, corpus="text", settings=settings)
+
+
+def send(where: dict[str, dict], *, min_fit: float = 0.0, accept=None, **options) -> Route:
+    """Route a residual that learnt (1, 0) among children that last uploaded these keys."""
+    children = {name: child(name, (accept or {}).get(name)) for name in where}
+    known = {name: found for name, found in where.items() if found is not None}
+    return route(residual(), children, known, REFERENCE, min_fit=min_fit, **options)
+
+
+# ---------------------------------------------------------------- select
+
+
+@pytest.mark.parametrize(
+    ("weights", "num_residuals", "chosen"),
+    [
+        ({"it": 0.2, "fr": 0.5, "uk": 0.3}, 1, ["it"]),
+        ({"it": 0.2, "fr": 0.5, "uk": 0.3}, 2, ["it", "uk"]),
+        ({"it": 0.2, "fr": 0.5, "uk": 0.3}, 9, ["it", "uk", "fr"]),
+        ({"it": 0.2, "fr": 0.5, "uk": 0.3}, 0, []),
+        ({"uk": 0.25, "it": 0.25, "fr": 0.5}, 1, ["it"]),  # a tie goes by name
+        ({"uk": 0.25, "it": 0.25, "fr": 0.25}, 2, ["fr", "it"]),
+        ({"it": 1.0}, 1, []),
+        ({}, 1, []),
+    ],
+)
+def test_select(weights, num_residuals, chosen) -> None:
+    assert select_residuals(weights, weights.keys(), num_residuals) == chosen
+
+
+def test_the_own_fit_counts_as_a_participant_and_never_leaves() -> None:
+    assert select_residuals({"parent": 0.1, "it": 0.9}, ["it"], 1) == ["it"]
+
+
+# ---------------------------------------------------------------- route
+
+
+def test_goes_to_the_child_it_fits_best() -> None:
+    found = send({"a": keys(0.0, 1.0), "b": keys(1.0, 1.0), "c": keys(3.0, 4.0)})
+    assert found.home == "b"
+    assert found.fits == pytest.approx({"a": 0.0, "b": 0.5**0.5, "c": 0.6})
+
+
+def test_the_size_of_what_a_child_learnt_does_not_matter_to_cosine() -> None:
+    where = {"a": keys(100.0, 100.0), "b": keys(0.1, 0.01)}
+    assert send(where).home == "b"
+    assert send(where, similarity="dot").home == "a"
+
+
+@pytest.mark.parametrize(("min_fit", "home"), [(0.0, "a"), (0.59, "a"), (0.61, None), (1.0, None)])
+def test_the_best_fit_must_be_above_the_least(min_fit, home) -> None:
+    found = send({"a": keys(3.0, 4.0), "b": keys(-1.0, 0.0)}, min_fit=min_fit)
+    assert found.home == home
+    assert found.fits == pytest.approx({"a": 0.6, "b": -1.0})
+
+
+def test_a_fit_of_just_the_least_is_not_enough() -> None:
+    assert send({"a": keys(0.0, 1.0)}, min_fit=0.0).home is None
+    assert send({"a": keys(0.0, 1.0)}, min_fit=-0.1).home == "a"
+
+
+def test_a_tie_goes_to_the_first_in_the_alphabet() -> None:
+    assert send({"b": keys(1.0, 0.0), "a": keys(1.0, 0.0), "c": keys(1.0, 0.0)}).home == "a"
+
+
+def test_a_child_that_never_uploaded_is_not_asked() -> None:
+    found = send({"a": None, "b": keys(1.0, 1.0)}, accept={"a": ()})
+    assert (found.home, list(found.fits), found.refusals) == ("b", ["b"], ())
+
+
+def test_keys_of_those_who_are_no_candidates_count_for_nothing() -> None:
+    known = {"a": keys(1.0, 1.0), "home": keys(1.0, 0.0)}
+    found = route(residual(), {"a": child("a")}, known, REFERENCE, min_fit=0.0)
+    assert (found.home, list(found.fits)) == ("a", ["a"])
+
+
+def test_a_child_that_learnt_nothing_is_not_a_home() -> None:
+    assert send({"a": keys(0.0, 0.0)}).home is None
+
+
+@pytest.mark.parametrize("where", [{}, {"a": None}])
+def test_nobody_to_ask(where) -> None:
+    assert send(where) == Route(None, {}, ())
+
+
+# ---------------------------------------------------------------- governance
+
+
+@pytest.mark.parametrize(
+    ("accept_from", "jurisdiction", "told"),
+    [
+        (None, "eu", None),
+        (None, None, None),
+        (("eu", "uk"), "eu", None),
+        (("us",), "eu", "fr accepts residuals from us only, not from eu"),
+        (("us", "uk"), "eu", "fr accepts residuals from us, uk only, not from eu"),
+        (("us",), None, "fr accepts residuals from us only, not from a node without a jurisdiction"),
+        ((), "eu", "fr accepts residuals from nobody"),
+    ],
+)
+def test_refusal(accept_from, jurisdiction, told) -> None:
+    assert refusal(residual(jurisdiction=jurisdiction), child("fr", accept_from)) == told
+
+
+def test_who_refuses_is_passed_over_and_told() -> None:
+    found = send({"a": keys(1.0, 0.0), "b": keys(1.0, 1.0), "c": keys(0.0, 1.0)}, accept={"a": ("us",), "c": ()})
+    assert found.home == "b"
+    assert list(found.fits) == ["b"]
+    assert found.refusals == (
+        "a accepts residuals from us only, not from eu",
+        "c accepts residuals from nobody",
+    )
+
+
+def test_refused_by_all_has_no_home() -> None:
+    found = send({"a": keys(1.0, 0.0)}, accept={"a": ("us",)})
+    assert (found.home, found.fits, len(found.refusals)) == (None, {}, 1)

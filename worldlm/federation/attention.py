@@ -1,0 +1,144 @@
+"""Attention over layers: a node's key layers ask, the candidates' key layers answer, their values are taken.
+
+The paper (arXiv 2405.14446) fixes that a node attends over its constituents' key layers; that scores are
+taken on the change since the common initial keys is this project's reading: the raw keys of all nodes share
+their initialisation, so that every score would be alike.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from worldlm.federation.parameters import Tensors
+
+Similarity: TypeAlias = Literal["cosine", "dot"]
+Granularity: TypeAlias = Literal["model", "block"]
+
+# A change this small beside the layer itself is float32 rounding, and has no direction.
+_ROUNDING = 1e-6
+
+
+class KeyValue(NamedTuple):
+    """One candidate: key layers and the value layers that come with them."""
+
+    keys: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """What attention gave."""
+
+    keys: Tensors
+    values: Tensors
+    weights: dict[str, list[float]]
+    """Weight of every candidate, by block ("" for the whole model); each list sums to 1."""
+
+    @property
+    def mean_weights(self) -> list[float]:
+        """Weight of every candidate, averaged over blocks."""
+        return [sum(column) / len(column) for column in zip(*self.weights.values(), strict=True)]
+
+
+def block_of(name: str, granularity: Granularity = "block") -> str:
+    """Return the block that a parameter belongs to: the first number between dots in its name, or ""."""
+    found = re.search(r"\.(\d+)\.", name) if granularity == "block" else None
+    return found.group(1) if found else ""
+
+
+@torch.no_grad()
+def similarities(
+    query: Mapping[str, Tensor],
+    keys: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
+    *,
+    similarity: Similarity = "cosine",
+    granularity: Granularity = "model",
+) -> dict[str, float]:
+    """Compare what two nodes' key layers learnt since the common initial keys.
+
+    With dQ = query - reference and dK = keys - reference, flattened: `cosine` is dQ.dK / (|dQ| |dK|), in
+    [-1, 1] up to rounding; `dot` is dQ.dK / sqrt(d), d the number of coordinates. A change of zero, up to
+    float32 rounding, is like nothing else: its similarity is 0.
+
+    Args:
+        query: Key layers of the asking node, by name.
+        keys: Key layers of the candidate, same names and shapes.
+        reference: The common initial key layers K0, same names and shapes.
+        similarity: `cosine` or `dot`.
+        granularity: One figure for the whole `model`, or one per `block`.
+
+    Returns:
+        Similarity by block ("" for the whole model).
+    """
+    sums: dict[str, list[float]] = {}
+    for name, start in reference.items():
+        asked, answer = query[name] - start, keys[name] - start
+        terms = ((asked * answer), asked.square(), answer.square(), start.square())
+        found = [float(term.sum(dtype=torch.float64)) for term in terms] + [float(start.numel())]
+        total = sums.setdefault(block_of(name, granularity), [0.0] * 5)
+        sums[block_of(name, granularity)] = [a + b for a, b in zip(total, found, strict=True)]
+    return {block: _similarity(similarity, *total) for block, total in sums.items()}
+
+
+def _similarity(kind: Similarity, product: float, asked: float, answer: float, start: float, size: float) -> float:
+    if min(asked, answer) <= _ROUNDING**2 * start or min(asked, answer) == 0.0:
+        return 0.0
+    return float(product / ((asked * answer) ** 0.5 if kind == "cosine" else size**0.5))
+
+
+def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
+    """Return softmax(scores / temperature), summing to 1; the temperature must be above 0."""
+    found = torch.tensor(scores, dtype=torch.float64)
+    scaled = (found - found.max()) / temperature  # the largest becomes 0: no temperature is too low
+    return [float(weight) for weight in torch.softmax(scaled, dim=0)]
+
+
+@torch.no_grad()
+def attend(
+    query: Mapping[str, Tensor],
+    candidates: Sequence[KeyValue],
+    reference: Mapping[str, Tensor],
+    *,
+    temperature: float,
+    similarity: Similarity = "cosine",
+    granularity: Granularity = "model",
+) -> Attended:
+    """Attend over the candidates' key layers and take the weighted sum of their keys and values.
+
+    ``score_i = similarity(query, keys_i) / temperature``, ``w = softmax(score)``, ``K = sum w_i K_i``,
+    ``V = sum w_i V_i`` (ALGORITHM section 4; arXiv 2405.14446). With granularity `block`, values that belong
+    to no block with keys, such as the final norm, take the weights averaged over blocks.
+
+    Args:
+        query: Key layers of the asking node, by name.
+        candidates: Keys and values to attend over, at least one.
+        reference: The common initial key layers K0.
+        temperature: Above 0; towards 0 the best match is taken alone, towards infinity the mean of all.
+        similarity: See `similarities`.
+        granularity: One weight per candidate for the whole `model`, or one per `block`.
+
+    Returns:
+        New tensors, and the weights in the order of the candidates.
+    """
+    found = [
+        similarities(query, candidate.keys, reference, similarity=similarity, granularity=granularity)
+        for candidate in candidates
+    ]
+    weights = {block: softmax_weights([f[block] for f in found], temperature) for block in found[0]}
+    mean = [sum(column) / len(column) for column in zip(*weights.values(), strict=True)]
+
+    def weighted(tensors: list[Mapping[str, Tensor]]) -> Tensors:
+        total: Tensors = {}
+        for name in tensors[0]:
+            row = weights.get(block_of(name, granularity), mean)
+            total[name] = tensors[0][name] * row[0]
+            for one, weight in zip(tensors[1:], row[1:], strict=True):
+                total[name].add_(one[name], alpha=weight)
+        return total
+
+    return Attended(weighted([c.keys for c in candidates]), weighted([c.values for c in candidates]), weights)
