@@ -1,0 +1,147 @@
+"""Checkpoints are whole or not there, load without executing anything, and say what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from worldlm.callbacks import LastCheckpoint
+from worldlm.loop.checkpoint_io import AtomicCheckpointIO
+from worldlm.topology import Topology
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def last(tree: Topology, fit: Make, whole_method: Make) -> Path:
+    """The last checkpoint of a world in which everything is used."""
+    return LastCheckpoint.path(fit(tree, [*whole_method(), LastCheckpoint()]))
+
+
+def test_they_load_with_weights_only(last: Path) -> None:
+    checkpoint = torch.load(last, weights_only=True)
+    world = checkpoint["loops"]["fit_loop"]["state_dict"]["world"]
+    assert set(world["states"]) == {"world", "north", "south", *"abcd"}
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_crash_while_saving_leaves_the_old_file(last: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = last.read_bytes()
+
+    def crash(checkpoint: Any, file: Any) -> None:
+        file.write(b"half a checkpoint")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(OSError, match="no space left"):
+        AtomicCheckpointIO().save_checkpoint({}, last)
+    assert last.read_bytes() == before
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_while_saving_the_old_file_is_whole(last: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, save = last.read_bytes(), torch.save
+
+    def look(checkpoint: Any, file: Any) -> None:
+        save(checkpoint, file)
+        assert last.read_bytes() == before
+
+    monkeypatch.setattr(torch, "save", look)
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, last)
+    assert torch.load(last) == {"state_dict": {}}
+
+
+def _foreign(kind: str, last: Path) -> None:
+    data = last.read_bytes()
+    if kind == "truncated":
+        last.write_bytes(data[: len(data) // 2])
+    elif kind == "damaged":
+        middle = len(data) // 2
+        last.write_bytes(data[:200] + bytes(300) + data[500:middle] + data[middle + 40 :])
+    elif kind == "empty":
+        last.write_bytes(b"")
+    elif kind == "text":
+        last.write_text("topology: star\n")
+    elif kind == "pickle":
+        import pickle
+
+        last.write_bytes(pickle.dumps({"state_dict": Path}))
+    elif kind == "tensor":
+        torch.save(torch.zeros(3), last)
+    elif kind == "weights":
+        torch.save({"state_dict": torch.load(last)["state_dict"]}, last)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "damaged", "empty", "text", "pickle", "tensor", "weights"])
+def test_foreign_files_give_a_value_error(
+    kind: str, last: Path, tree: Topology, fit: Make, whole_method: Make, make_module: Make
+) -> None:
+    _foreign(kind, last)
+    with pytest.raises(ValueError, match=r"last\.ckpt cannot be read as a checkpoint"):
+        fit(tree, whole_method(), resume=last, module=make_module(3))
+
+
+def test_lightnings_own_checkpoints_give_a_value_error(
+    tmp_path: Path, tree: Topology, fit: Make, whole_method: Make, make_module: Make, make_data: Make
+) -> None:
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    blocks = DataLoader(make_data().blocks("a", "train"), batch_size=4, collate_fn=lambda batch: batch)
+    trainer.fit(make_module(), blocks, blocks)
+    trainer.save_checkpoint(tmp_path / "plain.ckpt", weights_only=False)
+    with pytest.raises(ValueError, match="holds no world"):
+        fit(tree, whole_method(), resume=tmp_path / "plain.ckpt")
+
+
+def test_a_missing_file_is_missing(tmp_path: Path, tree: Topology, fit: Make, whole_method: Make) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        fit(tree, whole_method(), resume=tmp_path / "none.ckpt")
+
+
+def test_another_tree_or_seed_is_refused(last: Path, tree: Topology, star: Make, fit: Make, whole_method: Make) -> None:
+    with pytest.raises(ValueError, match="of another topology, with nodes world, north"):
+        fit(star("ab"), whole_method(), resume=last)
+    with pytest.raises(ValueError, match="made with seed 7, this run has seed 8"):
+        fit(tree, whole_method(), resume=last, seed=8)
+
+
+def test_the_last_checkpoint_is_of_the_last_round_asked_for(tree: Topology, fit: Make, whole_method: Make) -> None:
+    found = []
+
+    class Look(LastCheckpoint):
+        def _save(self, trainer: Any) -> None:
+            found.append(trainer.world.round)
+
+    fit(tree, [*whole_method(), Look(every_n_rounds=2)], max_epochs=5, limit_val_batches=0)
+    assert found == [1, 3, 4]
+
+
+def test_a_long_round_is_saved_within(tree: Topology, fit: Make, whole_method: Make) -> None:
+    saved = []
+
+    class Look(LastCheckpoint):
+        def _save(self, trainer: Any) -> None:
+            super()._save(trainer)
+            saved.append(trainer.fit_loop.visiting)
+
+    fit(tree, [*whole_method(), Look(every_n_minutes=1e-9)])
+    assert saved.count(True) == 12
+    for wrong in ({"every_n_rounds": 0}, {"every_n_minutes": 0.0}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            LastCheckpoint(**wrong)
+
+
+def test_a_new_checkpoint_is_a_new_file(last: Path) -> None:
+    with last.open("rb") as reader:  # somebody copies the old one away
+        size = last.stat().st_size
+        AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, last)
+        assert len(reader.read()) == size
+    assert last.stat().st_size < size

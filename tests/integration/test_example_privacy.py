@@ -1,0 +1,148 @@
+"""DP-SGD within a fit: right without noise, noisy with it, gone afterwards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
+
+from worldlm.callbacks import Averaging, ExamplePrivacy, LastCheckpoint
+from worldlm.data import PoissonBatchSampler
+from worldlm.topology import Node
+
+Make = Callable[..., Any]
+
+
+def _private(clip_norm: float, noise_multiplier: float = 0.0, more: str = "") -> str:
+    return f"example_privacy: {{clip_norm: {clip_norm:.1f}, noise_multiplier: {noise_multiplier}{more}}}"
+
+
+def _weights(trainer: Any, name: str) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = trainer.world.states[name].parameters
+    return weights
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_without_noise_it_is_plain_training_on_the_same_batches(
+    precision: str, star: Make, fit: Make, make_data: Any, make_module: Make
+) -> None:
+    class Poisson(make_data):  # type: ignore[misc]
+        def train_loader(self, node: Node) -> DataLoader[torch.Tensor]:
+            loader: DataLoader[torch.Tensor] = super().train_loader(node)
+            blocks: Any = loader.dataset
+            sampler = PoissonBatchSampler(len(blocks), 2, 7, node.name)
+            return DataLoader(blocks, batch_sampler=sampler, collate_fn=lambda batch: batch)
+
+    plain = make_module(lr=1e-3)
+    seen: list[int] = []
+
+    def training_step(batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        seen.append(len(batch))
+        return plain.loss(batch) * len(batch) / 2  # DP-SGD divides by the expected size of a batch
+
+    plain.training_step = training_step
+    options = {"max_epochs": 2, "precision": precision}
+    expected = fit(star("a"), [Averaging()], module=plain, data=Poisson(), **options)
+    private = make_module(lr=1e-3)
+    found = fit(star("a", _private(1e6)), [Averaging(), ExamplePrivacy()], module=private, **options)
+    assert len(set(seen)) > 1  # batches vary in size, as chance has it
+    tolerance = 1e-5 if precision == "32-true" else 2e-3  # AdamW's first steps amplify rounding
+    for name, value in _weights(expected, "a").items():
+        torch.testing.assert_close(_weights(found, "a")[name], value, rtol=1e-3, atol=tolerance)
+
+
+def test_clipping_bounds_a_step(star: Make, fit: Make) -> None:
+    class Gradient(Callback):
+        lengths: list[float] = []  # noqa: RUF012
+
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            grads = [parameter.grad for parameter in pl_module.parameters()]
+            self.lengths.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
+
+    gradient = Gradient()
+    fit(star("a", _private(0.1)), [Averaging(), ExamplePrivacy(), gradient], max_epochs=4)
+    # at most 6 blocks of an expected 2 in a batch, each of length 0.1 at most
+    assert len(gradient.lengths) == 8
+    assert max(gradient.lengths) <= 0.1 * 6 / 2
+    assert max(gradient.lengths) > 0.05
+
+
+def test_noise_reaches_the_weights_and_the_ledger_counts_steps(star: Make, fit: Make) -> None:
+    quiet = fit(star("ab", _private(0.1)), [Averaging(), ExamplePrivacy()])
+    privacy = ExamplePrivacy()
+    noisy = fit(star("ab", _private(0.1, 2.0)), [Averaging(), privacy])
+    again = fit(star("ab", _private(0.1, 2.0)), [Averaging(), ExamplePrivacy()])
+    for name, value in _weights(noisy, "a").items():
+        assert not torch.allclose(value, _weights(quiet, "a")[name], atol=1e-4)
+        assert torch.equal(value, _weights(again, "a")[name])
+    for name in "ab":
+        assert privacy.ledgers[name].history == [(2.0, 2 / 13, noisy.world.states[name].num_steps)]
+        assert noisy.world.states[name].num_steps == 4
+        assert 0 < privacy.epsilon(name, 1e-5) < 20
+
+
+def _no_traces(module: torch.nn.Module) -> bool:
+    hooks = [one for part in module.modules() for one in (part._forward_hooks, part._backward_hooks)]
+    marks = [hasattr(parameter, "grad_sample") for parameter in module.parameters()]
+    return not any(hooks) and not any(marks)
+
+
+def test_the_next_node_trains_as_if_nothing_had_been(star: Make, fit: Make, make_module: Make) -> None:
+    module = make_module()
+    mixed = star("ab", a=f"settings: {{{_private(0.1, 1.0)}}}")
+    private = fit(mixed, [Averaging(), ExamplePrivacy()], module=module, max_epochs=1)
+    plain = fit(star("ab"), [Averaging()], max_epochs=1)
+    for name, value in _weights(plain, "b").items():
+        assert torch.equal(_weights(private, "b")[name], value)
+        assert not torch.equal(_weights(private, "a")[name], _weights(plain, "a")[name])
+    assert _no_traces(module)
+
+
+def test_resume_from_every_step_and_after_sigterm(
+    star: Make, fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make, differences: Make
+) -> None:
+    class Terminate(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            trainer._signal_connector.received_sigterm = trainer.active_node == "a"
+
+    topology = star("ab", a=f"settings: {{{_private(0.1, 1.0)}}}")
+    saver = save_everywhere("on_train_batch_start", "on_train_batch_end")
+    whole = snapshot(fit(topology, [Averaging(), ExamplePrivacy(), saver]))
+    module = make_module()
+    ended = fit(topology, [Averaging(), ExamplePrivacy(), Terminate(), LastCheckpoint()], module=module)
+    assert ended.interrupted
+    assert _no_traces(module)
+    for path in [*saver.saved[::3], LastCheckpoint.path(ended)]:
+        resumed = fit(topology, [Averaging(), ExamplePrivacy()], resume=path, module=make_module(9))
+        assert differences(snapshot(resumed), whole) == [], path.name
+
+
+def test_a_spent_budget_ends_a_nodes_part(star: Make, fit: Make, caplog: pytest.LogCaptureFixture) -> None:
+    alone = ExamplePrivacy()
+    fit(star("ab", _private(0.1, 2.0)), [Averaging(), alone], max_epochs=2)
+    spent = alone.epsilon("a", 1e-5)
+    limited = star("ab", a=f"settings: {{{_private(0.1, 2.0, f', max_epsilon: {spent + 0.01:.4f}')}}}")
+    with caplog.at_level(logging.WARNING, "worldlm"):
+        trainer = fit(limited, [Averaging(), ExamplePrivacy()], max_epochs=4)
+    assert {name: trainer.world.states[name].num_visits for name in "ab"} == {"a": 2, "b": 4}
+    assert "a trains no more from round 2" in caplog.text
+
+
+def test_what_the_account_does_not_hold_for_is_refused(star: Make, fit: Make, make_data: Any) -> None:
+    topology = star("ab", _private(0.1))
+    with pytest.raises(ValueError, match="accumulate_grad_batches is 2, but example_privacy at a, b needs 1"):
+        fit(topology, [Averaging(), ExamplePrivacy()], accumulate_grad_batches=2)
+
+    class Shuffled(make_data):  # type: ignore[misc]
+        def train_loader(self, node: Node) -> Any:
+            return super().train_loader(
+                Node(name=node.name, corpus=node.corpus, settings=star("a").nodes["a"].settings)
+            )
+
+    with pytest.raises(ValueError, match="a asks for example_privacy, .* Poisson"):
+        fit(topology, [Averaging(), ExamplePrivacy()], data=Shuffled())

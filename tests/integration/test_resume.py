@@ -1,0 +1,196 @@
+"""A run that was interrupted anywhere ends as if it had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback
+
+from worldlm.callbacks import LastCheckpoint
+from worldlm.topology import Topology
+
+WITHIN = ("on_train_batch_end", "on_train_epoch_end")
+BEGUN = ("on_train_epoch_start", "on_train_batch_start")
+
+Make = Callable[..., Any]
+
+
+def _resume_from_all(
+    topology: Topology,
+    hooks: tuple[str, ...],
+    fit: Make,
+    make_module: Make,
+    whole_method: Make,
+    save_everywhere: Make,
+    snapshot: Make,
+    differences: Make,
+    **options: Any,
+) -> int:
+    dropout = options.pop("dropout", 0.0)
+    resume_options = options.pop("resume_options", options)
+    saver = save_everywhere(*hooks)
+    whole = snapshot(fit(topology, [*whole_method(), saver], module=make_module(dropout=dropout), **options))
+    for path in saver.saved:
+        other = make_module(seed=99, dropout=dropout)
+        resumed = fit(topology, whole_method(), resume=path, module=other, **resume_options)
+        found = differences(snapshot(resumed), whole)
+        assert found == [], f"after a resume from {path.name}"
+    return len(saver.saved)
+
+
+@pytest.mark.parametrize("hooks", [WITHIN, BEGUN], ids=["after", "before"])
+def test_resume_from_every_step(
+    hooks: tuple[str, ...],
+    tree: Topology,
+    fit: Make,
+    make_module: Make,
+    whole_method: Make,
+    save_everywhere: Make,
+    snapshot: Make,
+    differences: Make,
+) -> None:
+    shared = (fit, make_module, whole_method, save_everywhere, snapshot, differences)
+    assert _resume_from_all(tree, hooks, *shared) == 2 * (6 + 1)
+
+
+@pytest.mark.parametrize("hooks", [WITHIN, BEGUN], ids=["after", "before"])
+def test_resume_within_accumulation_with_dropout(
+    hooks: tuple[str, ...],
+    tree: Topology,
+    fit: Make,
+    make_module: Make,
+    whole_method: Make,
+    save_everywhere: Make,
+    snapshot: Make,
+    differences: Make,
+) -> None:
+    shared = (fit, make_module, whole_method, save_everywhere, snapshot, differences)
+    options = {"accumulate_grad_batches": 2, "dropout": 0.3, "limit_train_batches": 3, "limit_val_batches": 0}
+    assert _resume_from_all(tree, hooks, *shared, **options) == 2 * (2 * 3 + 2 * 2 + 1)
+
+
+def test_resume_with_subrounds_and_a_parent_that_holds_data(
+    busy_tree: Topology,
+    fit: Make,
+    make_module: Make,
+    whole_method: Make,
+    save_everywhere: Make,
+    snapshot: Make,
+    differences: Make,
+) -> None:
+    shared = (fit, make_module, whole_method, save_everywhere, snapshot, differences)
+    assert _resume_from_all(busy_tree, WITHIN, *shared, gradient_clip_val=0.5) == 2 * (2 * 3 + 2 + 1)
+
+
+@pytest.mark.parametrize("change", [(True, False), (False, True), (False, False)], ids=str)
+def test_resume_with_copied_weights(
+    change: tuple[bool, bool],
+    busy_tree: Topology,
+    fit: Make,
+    make_module: Make,
+    whole_method: Make,
+    save_everywhere: Make,
+    snapshot: Make,
+    differences: Make,
+) -> None:
+    before, after = change
+    saver = save_everywhere(*WITHIN)
+    fit(busy_tree, [*whole_method(), saver], share_memory=before)
+    whole = snapshot(fit(busy_tree, whole_method(), share_memory=True))
+    for path in saver.saved[::5]:
+        resumed = fit(busy_tree, whole_method(), resume=path, module=make_module(99), share_memory=after)
+        assert differences(snapshot(resumed), whole) == [], path.name
+
+
+class Terminate(Callback):
+    """Receives SIGTERM while the n-th batch of the run is trained on."""
+
+    def __init__(self, batch: int, hook: str = "on_train_batch_end") -> None:
+        self.batch = batch
+        self.seen = 0
+        setattr(self, hook, self._count)
+
+    def _count(self, trainer: Any, *args: Any) -> None:
+        self.seen += 1
+        if self.seen == self.batch:
+            trainer._signal_connector.received_sigterm = True
+
+
+def test_sigterm_at_every_step(
+    busy_tree: Topology,
+    fit: Make,
+    make_module: Make,
+    whole_method: Make,
+    snapshot: Make,
+    differences: Make,
+    tmp_path: Path,
+) -> None:
+    quick = {"limit_val_batches": 0}
+    whole = fit(busy_tree, [*whole_method(), LastCheckpoint()], default_root_dir=tmp_path / "whole", **quick)
+    num_batches = whole.fit_loop.epoch_loop.batch_progress.total.completed
+    assert num_batches == 2 * (2 * 3 + 2)
+    expected = snapshot(whole)
+    for batch in range(1, num_batches + 1):
+        folder = tmp_path / str(batch)
+        trainer = fit(
+            busy_tree, [*whole_method(), Terminate(batch), LastCheckpoint()], default_root_dir=folder, **quick
+        )
+        assert trainer.interrupted, batch
+        assert trainer.fit_loop.epoch_loop.batch_progress.total.completed == batch
+        path = LastCheckpoint.path(trainer)
+        resumed = fit(
+            busy_tree,
+            [*whole_method(), LastCheckpoint()],
+            resume=path,
+            module=make_module(99),
+            default_root_dir=folder,
+            **quick,
+        )
+        assert differences(snapshot(resumed), expected) == [], f"SIGTERM during batch {batch}"
+
+
+def test_sigterm_with_dropout_and_copied_weights(
+    tree: Topology,
+    fit: Make,
+    make_module: Make,
+    whole_method: Make,
+    snapshot: Make,
+    differences: Make,
+) -> None:
+    options: dict[str, Any] = {"share_memory": False, "accumulate_grad_batches": 2, "limit_val_batches": 0}
+    expected = snapshot(fit(tree, whole_method(), module=make_module(dropout=0.3), **options))
+    for batch in (1, 2, 5, 7):
+        callbacks = [*whole_method(), Terminate(batch, "on_train_batch_start"), LastCheckpoint()]
+        trainer = fit(tree, callbacks, module=make_module(dropout=0.3), **options)
+        path = LastCheckpoint.path(trainer)
+        resumed = fit(tree, whole_method(), resume=path, module=make_module(9, dropout=0.3), **options)
+        assert differences(snapshot(resumed), expected) == [], f"SIGTERM during batch {batch}"
+
+
+def test_a_finished_run_resumes_into_nothing(
+    tree: Topology,
+    fit: Make,
+    make_module: Make,
+    whole_method: Make,
+    save_everywhere: Make,
+    snapshot: Make,
+    differences: Make,
+) -> None:
+    saver = save_everywhere("on_train_epoch_end")
+    trainer = fit(tree, [*whole_method(), saver])
+    resumed = fit(tree, whole_method(), resume=saver.saved[-1], module=make_module(99))
+    left, right = snapshot(resumed), snapshot(trainer)
+    assert differences(left, right) == []
+
+
+def test_a_run_can_be_prolonged(
+    tree: Topology, fit: Make, make_module: Make, whole_method: Make, save_everywhere: Make, snapshot: Make
+) -> None:
+    saver = save_everywhere("on_train_epoch_end")
+    fit(tree, [*whole_method(), saver])
+    longer = fit(tree, whole_method(), resume=saver.saved[0], module=make_module(99), max_epochs=3)
+    assert longer.current_epoch == 3
+    assert {node.num_visits for name, node in longer.world.states.items() if name in "abcd"} == {3}

@@ -1,0 +1,220 @@
+"""What a Lightning user sets on the trainer does what it does there, or is refused with the reason."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+
+from worldlm.callbacks import Averaging, ExamplePrivacy, LastCheckpoint, NodeMetrics, RoundProgress, Summary
+from worldlm.federation.parameters import PARTS
+from worldlm.loop import FederationCallback, WorldTrainer
+
+Make = Callable[..., Any]
+
+
+def fedavg() -> Averaging:
+    return Averaging(parts=PARTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"max_steps": 10}, "max_steps is 10: .* use max_epochs"),
+        ({"min_steps": 10}, "min_steps is 10: .* use min_epochs"),
+        ({"val_check_interval": 0.5}, "val_check_interval is 0.5: .* check_val_every_n_epoch"),
+        ({"val_check_interval": 1}, "val_check_interval is 1: "),
+        ({"devices": 2}, "one process trains the whole world; use devices: 1"),
+        ({"overfit_batches": 2}, "overfit_batches is 2: .* limit_train_batches"),
+        ({"num_sanity_val_steps": 1}, "num_sanity_val_steps is 1: "),
+        ({"reload_dataloaders_every_n_epochs": 1}, "reload_dataloaders_every_n_epochs is 1: "),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_options_without_meaning_are_refused(
+    options: dict[str, Any], reason: str, star: Make, trainer_for: Make
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        trainer_for(star("ab"), [fedavg()], **options)
+
+
+def test_defaults_of_lightning_are_not_refused(star: Make, trainer_for: Make) -> None:
+    options = {"max_steps": -1, "min_steps": None, "val_check_interval": 1.0, "overfit_batches": 0.0, "devices": 1}
+    assert trainer_for(star("ab"), [fedavg()], **options).max_epochs == 2
+
+
+def test_max_epochs_counts_rounds(star: Make, fit: Make) -> None:
+    trainer = fit(star("ab"), [fedavg()], max_epochs=3)
+    assert trainer.current_epoch == 3
+    assert trainer.global_step == 3 * 2 * 2
+    assert {trainer.world.states[name].num_visits for name in "ab"} == {3}
+
+
+def test_max_time_stops_at_the_end_of_a_round(star: Make, fit: Make) -> None:
+    class Slow(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            time.sleep(0.1)
+
+    trainer = fit(star("abc"), [fedavg(), Slow()], max_time=timedelta(seconds=0.15), limit_val_batches=0)
+    assert trainer.should_stop
+    assert trainer.current_epoch == 1
+    assert {trainer.world.states[name].num_visits for name in "abc"} == {1}
+    assert trainer.estimated_stepping_batches == math.inf
+
+
+class Scripted(NodeMetrics):
+    """Follows a script instead of evaluating: the perplexity of each round."""
+
+    def __init__(self, *script: float) -> None:
+        super().__init__()
+        self.script = script
+
+    def _score(self, trainer: WorldTrainer, context: Any, moment: str, node: Any) -> None:
+        from worldlm.callbacks.node_metrics import Score
+
+        self.scores.setdefault(context.node.name, {})[moment] = Score(self.script[trainer.world.round], math.nan)
+
+
+def test_early_stopping_follows_the_rounds(star: Make, fit: Make) -> None:
+    stopping = EarlyStopping(monitor="perplexity_after_fit", patience=2)
+    trainer = fit(star("ab"), [fedavg(), Scripted(5, 4, 6, 6, 1, 1), stopping], max_epochs=6)
+    assert trainer.current_epoch == 4
+    assert float(stopping.best_score) == 4
+
+
+def test_early_stopping_counts_evaluations_not_rounds(star: Make, fit: Make) -> None:
+    stopping = EarlyStopping(monitor="perplexity_after_fit", patience=2)
+    metrics = Scripted(9, 5, 9, 4, 9, 6, 9, 7, 1, 1)
+    trainer = fit(star("ab"), [fedavg(), metrics, stopping], max_epochs=10, check_val_every_n_epoch=2)
+    assert trainer.current_epoch == 8
+    assert float(stopping.best_score) == 4
+
+
+@pytest.mark.parametrize(("every", "rounds"), [(1, [1, 3]), (2, [1, 3])])
+def test_model_checkpoint_keeps_the_best_rounds(
+    every: int, rounds: list[int], star: Make, fit: Make, tmp_path: Path
+) -> None:
+    saving = ModelCheckpoint(
+        tmp_path, "{epoch}-{perplexity_after_merge:.0f}", monitor="perplexity_after_merge", save_top_k=2
+    )
+    metrics = Scripted(9, 3, 9, 2, 9)
+    fit(star("ab"), [fedavg(), metrics, saving], max_epochs=5, check_val_every_n_epoch=every)
+    names = sorted(path.name for path in tmp_path.glob("*.ckpt"))
+    assert names == ["epoch=1-perplexity_after_merge=3.ckpt", "epoch=3-perplexity_after_merge=2.ckpt"]
+    assert saving.best_model_path.endswith(names[1])
+    assert float(saving.best_model_score) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
+def test_a_kept_checkpoint_is_the_roots_model_and_resumes(
+    star: Make, fit: Make, make_module: Make, tmp_path: Path, snapshot: Make, differences: Make
+) -> None:
+    saving = ModelCheckpoint(tmp_path, "{epoch}", monitor="perplexity_after_merge", save_top_k=-1)
+    whole = fit(star("ab"), [fedavg(), NodeMetrics(), saving])
+    saved = torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)
+    root = whole.world.states["world"].parameters
+    assert all(torch.equal(saved["state_dict"][name], value) for name, value in root.items())
+    again = ModelCheckpoint(tmp_path, "{epoch}", monitor="perplexity_after_merge", save_top_k=-1)
+    callbacks = [fedavg(), NodeMetrics(), again]
+    resumed = fit(star("ab"), callbacks, resume=tmp_path / "epoch=0.ckpt", module=make_module(9))
+    assert differences(snapshot(resumed), snapshot(whole)) == []
+
+
+def test_rounds_without_evaluation(star: Make, fit: Make, recorder: Any) -> None:
+    fit(
+        star("ab"),
+        [fedavg(), NodeMetrics()],
+        max_epochs=5,
+        check_val_every_n_epoch=2,
+        logger=recorder,
+        log_every_n_steps=1,
+    )
+    steps = [step for tag, _, step in recorder.scalars if tag == "a/perplexity_after_fit"]
+    assert steps == [4, 8, 10]  # after rounds 2 and 4, and after the last
+    assert [step for tag, _, step in recorder.scalars if tag == "a/loss"] == [*range(1, 11)]
+
+
+def test_metrics_are_the_mean_of_the_data_nodes(star: Make, fit: Make) -> None:
+    metrics = NodeMetrics()
+    trainer = fit(star("ab"), [fedavg(), metrics])
+    for moment in ("after_merge", "after_fit"):
+        values = [metrics.scores[name][moment].perplexity for name in "ab"]
+        assert float(trainer.callback_metrics[f"perplexity_{moment}"]) == pytest.approx(sum(values) / 2)
+        assert float(trainer.callback_metrics[f"a/perplexity_{moment}"]) == pytest.approx(values[0])
+    assert metrics.scores["a"]["after_fit"].perplexity < metrics.scores["a"]["before"].perplexity
+    module, world = trainer.lightning_module, metrics.scores["world"]
+    loaders = trainer.fit_loop.val_loaders()
+    pooled = [module.evaluate(loaders[name]) for name in "ab"]  # the live module is the root's
+    assert world["after_merge"].perplexity == pytest.approx(math.exp(sum(one.nats for one in pooled) / 2))
+    assert "after_fit" not in world
+
+
+def test_fast_dev_run_leaves_nothing_behind(star: Make, fit: Make, make_module: Make, tmp_path: Path) -> None:
+    everything = [fedavg(), NodeMetrics(), RoundProgress(), Summary(), LastCheckpoint()]
+    trainer = fit(
+        star("ab"), everything, fast_dev_run=True, enable_progress_bar=True, module=make_module(warmup_steps=0)
+    )
+    assert trainer.current_epoch == 1
+    assert {trainer.world.states[name].num_steps for name in "ab"} == {1}
+    assert [*tmp_path.rglob("*.ckpt")] == []
+
+
+def test_a_second_fit_goes_on(star: Make, trainer_for: Make, make_module: Make, make_data: Make) -> None:
+    trainer, module = trainer_for(star("ab"), [fedavg()]), make_module()
+    trainer.fit(module, datamodule=make_data())
+    before = trainer.world.states["a"].parameters["model.transformer.wte.weight"].clone()
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, datamodule=make_data())
+    assert trainer.current_epoch == 3
+    state = trainer.world.states["a"]
+    assert (state.num_visits, state.num_steps, state.num_batches) == (3, 6, 6)
+    assert not torch.equal(state.parameters["model.transformer.wte.weight"], before)
+    optimizer = trainer.fit_loop.slot.state_dict()["a"]["optimizer"]
+    assert {int(one["step"]) for one in optimizer["state"].values()} == {6}
+
+
+def test_an_interrupted_fit_goes_on_in_the_same_process(
+    star: Make, trainer_for: Make, make_module: Make, make_data: Make, fit: Make, snapshot: Make, differences: Make
+) -> None:
+    class Stumble(FederationCallback):
+        batches = 0
+
+        def on_train_batch_start(self, *args: Any) -> None:
+            self.batches += 1
+            if self.batches == 4:
+                raise KeyError("a full disk, say")
+
+    trainer, module = trainer_for(star("ab"), [fedavg(), Stumble()]), make_module()
+    with pytest.raises(KeyError, match="a full disk"):
+        trainer.fit(module, datamodule=make_data())
+    trainer.fit(module, datamodule=make_data())
+    assert differences(snapshot(trainer), snapshot(fit(star("ab"), [fedavg()]))) == []
+
+
+def test_loaders_that_cannot_go_on_are_refused(star: Make, fit: Make, make_data: Any) -> None:
+    class Plain(make_data):  # type: ignore[misc]
+        def train_dataloader(self) -> Any:
+            return self.val_dataloader()
+
+    with pytest.raises(ValueError, match="train_dataloader, a: a node goes on where it stopped"):
+        fit(star("ab"), [fedavg()], data=Plain())
+
+    class Partial(make_data):  # type: ignore[misc]
+        def train_dataloader(self) -> Any:
+            return {"a": super().train_dataloader()["a"]}
+
+    with pytest.raises(ValueError, match="one loader for each of a, b, got a"):
+        fit(star("ab"), [fedavg()], data=Partial())
+
+
+def test_float16_and_example_privacy_exclude_each_other(star: Make, fit: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WorldTrainer, "scaler", property(lambda _: object()))
+    with pytest.raises(ValueError, match="would clip gradients that are scaled"):
+        fit(star("ab", "example_privacy: {clip_norm: 1.0}"), [fedavg(), ExamplePrivacy()])

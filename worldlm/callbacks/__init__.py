@@ -1,0 +1,27 @@
+"""The pieces of a federated method: a method is a list of these in a recipe."""
+
+from worldlm.callbacks.attention import AttentionAggregation
+from worldlm.callbacks.averaging import Averaging
+from worldlm.callbacks.example_privacy import ExamplePrivacy
+from worldlm.callbacks.last_checkpoint import LastCheckpoint
+from worldlm.callbacks.node_metrics import NodeMetrics
+from worldlm.callbacks.node_validation import NodeValidation
+from worldlm.callbacks.progress import RoundProgress
+from worldlm.callbacks.residual_exchange import ResidualExchange
+from worldlm.callbacks.summary import Summary
+from worldlm.callbacks.traffic import Traffic
+from worldlm.callbacks.update_privacy import UpdatePrivacy
+
+__all__ = [
+    "AttentionAggregation",
+    "Averaging",
+    "ExamplePrivacy",
+    "LastCheckpoint",
+    "NodeMetrics",
+    "NodeValidation",
+    "ResidualExchange",
+    "RoundProgress",
+    "Summary",
+    "Traffic",
+    "UpdatePrivacy",
+]

@@ -1,0 +1,156 @@
+"""Example-level differential privacy: DP-SGD within a node's fit, by Opacus."""
+
+import logging
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from torch.optim import Optimizer
+
+from worldlm.callbacks.scalars import log_scalars
+from worldlm.federation.privacy import PrivacyLedger
+from worldlm.federation.seeds import derive_seed
+from worldlm.loop import Context, FederationCallback, WorldTrainer
+from worldlm.topology import Privacy
+
+log = logging.getLogger(__name__)
+
+
+class ExamplePrivacy(FederationCallback):
+    """Trains with DP-SGD (Abadi et al., arXiv 1607.00133) wherever the topology sets `example_privacy`.
+
+    The unit of privacy is one block of text, of the model's length. Every step clips each block's gradient, adds
+    noise to their sum, and divides by the expected batch size; batches are Poisson-sampled, as the accountant
+    assumes. Opacus computes per-sample gradients, clips, and adds noise; the node's own optimizer then steps with the
+    result, so that schedules, precision and Lightning's hooks work as ever. A node whose next fit would pass its
+    `max_epsilon` takes no more part, and says so.
+
+    Raises:
+        ValueError: If gradients are accumulated over batches, or scaled for float16, or if a node's batches are not
+            Poisson-sampled.
+    """
+
+    honours = frozenset({"example_privacy"})
+
+    def __init__(self) -> None:
+        self.ledgers: dict[str, PrivacyLedger] = {}
+        self._stopped: set[str] = set()
+        self._samples: GradSampleModule | None = None
+        self._optimizer: DPOptimizer | None = None
+        self._context: Context | None = None
+
+    def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
+        private = [node.name for node in trainer.topology.data_nodes if node.settings.example_privacy]
+        if private and trainer.accumulate_grad_batches > 1:
+            raise ValueError(
+                f"accumulate_grad_batches is {trainer.accumulate_grad_batches}, but example_privacy at "
+                f"{', '.join(private)} needs 1: Poisson sampling draws every step's batch anew"
+            )
+        if private and trainer.scaler is not None:
+            raise ValueError(
+                f"precision is {trainer.precision}, but example_privacy at {', '.join(private)} would clip gradients "
+                "that are scaled; use bf16-mixed or 32-true"
+            )
+
+    def epsilon(self, name: str, delta: float) -> float:
+        """Return the epsilon that a node has spent at `delta` (PRV)."""
+        return self.ledgers.get(name, PrivacyLedger()).epsilon(delta)
+
+    def participates(self, trainer: WorldTrainer, context: Context) -> bool:
+        name, privacy = context.node.name, context.node.settings.example_privacy
+        if privacy is None or privacy.max_epsilon is None or not context.node.holds_data:
+            return True
+        steps, rate = trainer.fit_loop.num_batches(name), _sample_rate(trainer, name)
+        ledger = self.ledgers.get(name, PrivacyLedger())
+        after = ledger.epsilon_after(privacy.noise_multiplier, privacy.delta, rate, steps)
+        if after <= privacy.max_epsilon:
+            return True
+        if name not in self._stopped:
+            self._stopped.add(name)
+            log.warning(
+                "%s trains no more from round %d: its next fit would bring it to epsilon %.2f, beyond its "
+                "max_epsilon of %g (spent so far: %.2f)",
+                name, context.round, after, privacy.max_epsilon, self.epsilon(name, privacy.delta),
+            )  # fmt: skip
+        return False
+
+    def on_local_fit_start(self, trainer: WorldTrainer, context: Context) -> None:
+        privacy = context.node.settings.example_privacy
+        if privacy is None:
+            return
+        module: Any = trainer.lightning_module
+        sampler: Any = trainer.fit_loop.loaders[context.node.name].batch_sampler
+        if not hasattr(sampler, "sample_rate"):
+            raise ValueError(
+                f"{context.node.name} asks for example_privacy, whose account holds for Poisson-sampled batches only; "
+                "use worldlm.data.PoissonBatchSampler"
+            )
+        self._samples = GradSampleModule(module.model, batch_first=True, loss_reduction="mean")
+        self._optimizer = DPOptimizer(
+            trainer.optimizers[0],
+            noise_multiplier=privacy.noise_multiplier,
+            max_grad_norm=privacy.clip_norm,
+            expected_batch_size=sampler.batch_size,
+            generator=torch.Generator(device=module.device),
+        )
+        self._context = context
+
+    def on_before_optimizer_step(  # type: ignore[override]
+        self, trainer: WorldTrainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self._optimizer is None or self._context is None:
+            return
+        name, privacy = self._context.node.name, self._context.node.settings.example_privacy
+        assert privacy is not None and self._optimizer.generator is not None
+        ledger = self.ledgers.setdefault(name, PrivacyLedger())
+        taken = sum(steps for _, _, steps in ledger.history)
+        self._optimizer.generator.manual_seed(derive_seed(trainer.seed, name, taken, "gradient noise"))
+        self._optimizer.pre_step()  # p.grad becomes the clipped, noised mean
+        ledger.step(privacy.noise_multiplier, _sample_rate(trainer, name))
+
+    def on_train_batch_end(self, trainer: WorldTrainer, *args: Any) -> None:  # type: ignore[override]
+        if self._optimizer is not None:
+            self._optimizer.zero_grad(set_to_none=True)  # drops the per-sample gradients
+
+    def on_local_fit_end(self, trainer: WorldTrainer, context: Context) -> None:
+        if (privacy := context.node.settings.example_privacy) is not None:
+            self._take_off()
+            self._log(trainer, context, privacy)
+
+    def on_exception(self, trainer: Any, pl_module: LightningModule, exception: BaseException) -> None:
+        self._take_off()
+
+    def _take_off(self) -> None:
+        if self._samples is not None:
+            self._samples.to_standard_module()  # takes the hooks off again
+        self._samples = self._optimizer = self._context = None
+
+    def _log(self, trainer: WorldTrainer, context: Context, privacy: Privacy) -> None:
+        name = context.node.name
+        ledger = self.ledgers.get(name, PrivacyLedger())
+        scalars = {
+            f"{name}/example_epsilon": ledger.epsilon(privacy.delta),
+            f"{name}/example_epsilon_rdp": ledger.epsilon_rdp(privacy.delta),
+        }
+        log_scalars(
+            trainer,
+            {tag: value for tag, value in scalars.items() if math.isfinite(value)},
+            context.round,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ledgers": {name: [list(run) for run in one.history] for name, one in self.ledgers.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.ledgers = {
+            name: PrivacyLedger([(noise, rate, steps) for noise, rate, steps in history])
+            for name, history in state_dict["ledgers"].items()
+        }
+
+
+def _sample_rate(trainer: WorldTrainer, name: str) -> float:
+    sampler: Any = trainer.fit_loop.loaders[name].batch_sampler
+    return float(sampler.sample_rate)

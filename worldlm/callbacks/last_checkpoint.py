@@ -1,0 +1,66 @@
+"""The checkpoint a run continues from."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from worldlm.loop import WorldTrainer
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps one `checkpoints/last.ckpt` in the run's folder: the whole world, as it last stood.
+
+    Written at the end of rounds, between steps once enough time has gone by, and on SIGTERM. Use Lightning's
+    ModelCheckpoint beside it to keep more.
+
+    Args:
+        every_n_rounds: Rounds between two checkpoints.
+        every_n_minutes: Minutes after which one is written between two steps, in rounds that take long.
+
+    Raises:
+        ValueError: If every_n_rounds is below 1 or every_n_minutes is not above 0.
+    """
+
+    def __init__(self, every_n_rounds: int = 1, every_n_minutes: float = 10.0) -> None:
+        if every_n_rounds < 1 or not every_n_minutes > 0:
+            raise ValueError(
+                f"every_n_rounds must be at least 1, got {every_n_rounds}, "
+                f"and every_n_minutes above 0, got {every_n_minutes}"
+            )
+        self.every_n_rounds = every_n_rounds
+        self.every_n_minutes = every_n_minutes
+        self._saved_at = time.monotonic()
+
+    @staticmethod
+    def path(trainer: WorldTrainer) -> Path:
+        """Return where the checkpoint of a run lies."""
+        folder = trainer.log_dir or trainer.default_root_dir
+        return Path(folder) / "checkpoints" / "last.ckpt"
+
+    def _save(self, trainer: WorldTrainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # leaves nothing behind
+        trainer.save_checkpoint(self.path(trainer), weights_only=False)
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(self, trainer: WorldTrainer, *args: Any) -> None:  # type: ignore[override]
+        if time.monotonic() - self._saved_at > 60 * self.every_n_minutes:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        finished = trainer.world.round + 1
+        if finished % self.every_n_rounds == 0 or finished == trainer.max_epochs or trainer.should_stop:
+            self._save(trainer)
+
+    def on_exception(  # type: ignore[override]
+        self, trainer: WorldTrainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, SIGTERMException):  # raised between two steps: everything is in order
+            self._save(trainer)

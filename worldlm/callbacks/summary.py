@@ -1,0 +1,138 @@
+"""What a run came to: the closing table, and the board's first page."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+
+from worldlm.callbacks.example_privacy import ExamplePrivacy
+from worldlm.callbacks.node_metrics import MOMENTS, NodeMetrics
+from worldlm.callbacks.residual_exchange import ResidualExchange
+from worldlm.callbacks.scalars import log_text
+from worldlm.callbacks.update_privacy import UpdatePrivacy
+from worldlm.loop import FederationCallback, WorldTrainer
+from worldlm.topology import Node, draw_tree
+
+
+class Summary(FederationCallback):
+    """Describes the run on the board when it starts, and closes it with a table per node and the run's folder."""
+
+    def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        log_text(trainer, "topology", "```text\n" + draw_tree(trainer.topology) + "\n```")
+
+    def on_train_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        rows = {node.name: row(trainer, node) for node in trainer.topology.nodes.values()}
+        self._log_hparams(trainer, pl_module, rows)
+        table = Table(title=f"{trainer.topology.name} after {trainer.world.round + 1} rounds")
+        table.add_column("node")
+        shown = [name for name in _COLUMNS if any(name in figures for figures in rows.values())]
+        for name in shown:
+            table.add_column(name, justify="right")
+        for node in trainer.topology.nodes.values():
+            figures = rows[node.name]
+            depth = _depth(trainer, node)
+            cells = [_cell(name, figures) for name in shown]
+            table.add_row("  " * depth + node.name, *cells)
+        console = Console()
+        if not console.is_terminal:  # a file has no edge to wrap at
+            console.width = 160
+        console.print(table)
+        for name, state in trainer.world.states.items():
+            if state.attention:
+                weights = ", ".join(f"{one} {weight:.2f}" for one, weight in state.attention.items())
+                console.print(f"{name} attended to {weights}", highlight=False)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ResidualExchange) and callback.routes:
+                routes = ", ".join(f"{path} ({count})" for path, count in callback.routes.most_common())
+                console.print(f"residuals went {routes}", highlight=False)
+            if isinstance(callback, ResidualExchange) and callback.refusals:
+                refusals = "; ".join(f"{reason} ({count})" for reason, count in callback.refusals.most_common())
+                console.print(f"residuals refused: {refusals}", highlight=False)
+        for line in _LEGEND:
+            console.print(line, highlight=False)
+
+    @staticmethod
+    def _log_hparams(trainer: WorldTrainer, module: LightningModule, rows: dict[str, dict[str, float]]) -> None:
+        settings: dict[str, Any] = {"topology": trainer.topology.name, "seed": trainer.seed}
+        for group, values in dict(module.hparams).items():
+            settings |= (
+                {f"{group}/{key}": value for key, value in values.items()}
+                if isinstance(values, dict)
+                else {group: values}
+            )
+        settings = {name: value if isinstance(value, (int, float)) else str(value) for name, value in settings.items()}
+        metrics = {
+            f"hp/{name}/{moment}": figures[moment]
+            for name, figures in rows.items()
+            for moment in MOMENTS
+            if moment in figures
+        }
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(settings, metrics)
+
+
+_LEGEND = (
+    "perplexity per token (bits per byte) on held-out text: before, as all nodes started; after_merge, as its",
+    "federation made the node; after_fit, after its own steps; passes over its own text; MB from and to its parent",
+)
+
+_COLUMNS = {
+    "before": "{:.2f}",
+    "after_merge": "{:.2f}",
+    "after_fit": "{:.2f}",
+    "tokens": "{:,}",
+    "passes": "{:.2f}",
+    "MB down": "{:.1f}",
+    "MB up": "{:.1f}",
+    "epsilon": "{:.2f}",
+    "example epsilon": "{:.2f}",
+}
+
+
+def _cell(column: str, figures: dict[str, float]) -> str:
+    if column not in figures:
+        return ""
+    told = _COLUMNS[column].format(figures[column])
+    bits = figures.get(f"{column} bits")
+    return told if bits is None else f"{told} ({bits:.2f})"
+
+
+def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
+    """Gather a node's figures, by column; what does not apply to it is missing."""
+    name, figures = node.name, {}
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    exchange, state = trainer.world.exchange, trainer.world.states[name]
+    for callback in callbacks:
+        if isinstance(callback, NodeMetrics):
+            for moment in MOMENTS:
+                if (score := callback.scores.get(name, {}).get(moment)) is not None:
+                    figures[moment] = score.perplexity
+                    if not math.isnan(score.bits_per_byte):
+                        figures[f"{moment} bits"] = score.bits_per_byte
+        if isinstance(callback, UpdatePrivacy) and (privacy := node.settings.privacy) and name in callback.ledgers:
+            figures["epsilon"] = callback.epsilon(name, privacy.delta)
+        if isinstance(callback, ExamplePrivacy) and (privacy := node.settings.example_privacy) and node.holds_data:
+            figures["example epsilon"] = callback.epsilon(name, privacy.delta)
+    if node.holds_data:
+        figures["tokens"] = state.num_tokens
+        text: Any = trainer.fit_loop.loaders[name].dataset
+        figures["passes"] = state.num_tokens / (len(text) * getattr(text, "seq_len", 1))
+    if trainer.topology.parent(name) is not None:
+        figures["MB down"] = exchange.bytes_down[name] / 1e6
+        figures["MB up"] = exchange.bytes_up[name] / 1e6
+    return figures
+
+
+def run_folder(trainer: WorldTrainer) -> Path:
+    """Return where the run's results are."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _depth(trainer: WorldTrainer, node: Node) -> int:
+    parent = trainer.topology.parent(node.name)
+    return 0 if parent is None else 1 + _depth(trainer, parent)

@@ -1,0 +1,299 @@
+"""Federated rounds as a Lightning loop: one epoch is one round of the world, one run of the epoch loop one fit.
+
+The one file that touches Lightning's private loops (2.6), which is why the dependency is pinned to it. All stepping
+(precision, gradient clipping, accumulation, schedulers, hooks, loggers) stays Lightning's; what is replaced is
+which batches, weights and optimizer it sees, and how an interrupted run is taken up again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lightning.pytorch.loops.fetchers import _DataFetcher, _PrefetchDataFetcher
+from lightning.pytorch.loops.fit_loop import RestartStage, _FitLoop
+from lightning.pytorch.loops.progress import _ProcessedTracker, _Progress
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.trainer.connectors.data_connector import _process_dataloader, _request_dataloader
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.utils.data import DataLoader
+
+from worldlm.federation.program import Step, compile_round
+from worldlm.federation.seeds import derive_seed
+from worldlm.loop.followers import Follower, find_followers, set_following
+from worldlm.loop.loaders import check_loaders, num_tokens
+from worldlm.loop.node_slot import NodeSlot
+from worldlm.loop.world import World
+from worldlm.topology import Topology
+
+if TYPE_CHECKING:
+    from worldlm.loop.trainer import WorldTrainer
+
+
+class NodeEpochLoop(_TrainingEpochLoop):
+    """The local steps of one node's fit."""
+
+    trainer: WorldTrainer
+
+    def reset(self) -> None:
+        """Set the counters for a new fit, or take up an interrupted one at its last finished optimizer step."""
+        progress, optimizer = self.batch_progress, self.automatic_optimization.optim_progress
+        if not self.restarting:
+            progress.reset_on_run()
+            self.scheduler_progress.reset_on_run()
+            optimizer.reset_on_run()
+        else:
+            trackers = _trackers(progress)
+            finished = trackers[0].processed
+            if finished < self.trainer.num_training_batches:  # the last batch of a fit always steps
+                finished -= finished % self.trainer.accumulate_grad_batches
+            again = trackers[0].ready - finished  # begun, but not part of a finished optimizer step
+            for tracker in trackers:
+                ready = tracker.ready - again
+                tracker.ready = tracker.started = tracker.processed = tracker.completed = ready
+            progress.is_last_batch = False
+            self.scheduler_progress.reset_on_restart()
+            optimizer.reset_on_restart()
+        self._batches_that_stepped = self.global_step
+
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+        """Leave the fetcher alone: the sampler already starts at the first batch that is wanted."""
+        data_fetcher._start_profiler = self._on_before_fetch
+        data_fetcher._stop_profiler = self._on_after_fetch
+
+    def advance(self, data_fetcher: _DataFetcher) -> None:
+        fit_loop = self.trainer.fit_loop
+        name = fit_loop.slot.name
+        position = fit_loop.world.states[name].num_batches + self.batch_progress.current.ready
+        torch.manual_seed(derive_seed(fit_loop.seed, name, position, "batch"))
+        super().advance(data_fetcher)
+
+    def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
+        return False  # nodes are evaluated where the round says so, not wherever an epoch loop ends
+
+
+def _trackers(progress: _Progress) -> tuple[_ProcessedTracker, _ProcessedTracker]:
+    """Return the current and the total counts, which are annotated as less than they are."""
+    assert isinstance(progress.current, _ProcessedTracker)
+    assert isinstance(progress.total, _ProcessedTracker)
+    return progress.current, progress.total
+
+
+class FederatedFitLoop(_FitLoop):
+    """Runs the program of a round, step by step, and keeps what a restart needs: a cursor and the world."""
+
+    trainer: WorldTrainer
+
+    def __init__(
+        self, trainer: WorldTrainer, topology: Topology, seed: int, min_epochs: int | None, max_epochs: int | None
+    ) -> None:
+        super().__init__(trainer, min_epochs=min_epochs, max_epochs=max_epochs)
+        self.epoch_loop = NodeEpochLoop(trainer)
+        self.topology = topology
+        self.seed = seed
+        self.program = compile_round(topology)
+        self.cursor = 0
+        self.visiting = False
+        self.loaders: dict[str, DataLoader[Any]] = {}
+        self._world: World | None = None
+        self._slot: NodeSlot | None = None
+        self._restored: dict[str, Any] = {}
+        self._half_way = False  # within a step in which nodes talk: nothing that could be saved
+        self._followers: list[Follower] = []
+
+    @property
+    def world(self) -> World:
+        """The world, once a fit has begun."""
+        if self._world is None:
+            raise RuntimeError("the world is made when fitting starts")
+        return self._world
+
+    @property
+    def slot(self) -> NodeSlot:
+        """The live module's place for one node at a time."""
+        assert self._slot is not None, "the slot is made together with the world"
+        return self._slot
+
+    # ------------------------------------------------------------------ data
+
+    def num_batches(self, name: str) -> int:
+        """Batches of one fit of a node."""
+        steps = self.topology.nodes[name].settings.num_local_steps
+        assert steps is not None, "checked when the topology was read"
+        number, limit = steps * self.trainer.accumulate_grad_batches, self.trainer.limit_train_batches
+        return min(number, limit) if isinstance(limit, int) else max(1, int(number * limit))
+
+    def setup_data(self) -> None:
+        """Make every data node's loader, once, and the world with its initial weights."""
+        if self._combined_loader is not None:
+            return
+        names = [node.name for node in self.topology.data_nodes]
+        loaders = check_loaders(_request_dataloader(self._data_source), names)
+        stage = (self.trainer, TrainerFn.FITTING, RunningStage.TRAINING)
+        self.loaders = {
+            name: cast(DataLoader[Any], _process_dataloader(*stage, loader)) for name, loader in loaders.items()
+        }
+        self._combined_loader = CombinedLoader(self.loaders, "sequential")
+        self.max_batches = max(map(self.num_batches, names))
+        self.trainer.val_check_batch = float("inf")
+        self._followers = self._followers or find_followers(self.trainer.callbacks)  # type: ignore[attr-defined]
+        set_following(self._followers, True)
+        self._make_world()
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether nodes are evaluated in this round: every `check_val_every_n_epoch` rounds, and in the last."""
+        every, finished = self.trainer.check_val_every_n_epoch or 1, self.world.round + 1
+        return bool(self.val_loaders()) and (finished % every == 0 or finished == self.max_epochs)
+
+    def val_loaders(self) -> dict[str, DataLoader[Any]]:
+        """Every data node's validation loader, by name; empty if there is no validation."""
+        if not self.trainer.enable_validation:
+            return {}
+        loop = self.epoch_loop.val_loop
+        if loop._combined_loader is None:
+            self.trainer.validating = True
+            loop.setup_data()
+            self.trainer.training = True
+        assert loop._combined_loader is not None
+        loaders: dict[str, DataLoader[Any]] = loop._combined_loader.iterables
+        return loaders
+
+    def _make_world(self) -> None:
+        module: Any = self.trainer.lightning_module
+        if self._slot is not None and self._slot.module is module and not self._restored:
+            if self._half_way:
+                raise RuntimeError("the last fit broke off while nodes talked: resume from a checkpoint")
+            return  # a second fit goes on where the first one ended
+        live = {name: parameter.detach().cpu() for name, parameter in module.named_parameters()}
+        self._world = World(self.trainer, self.topology, module.partition(), live, self.seed)
+        self._slot = NodeSlot(module, self.trainer.strategy, self.trainer.share_memory)
+        start = self.topology.root.name
+        if self._restored:
+            self._world.load_state_dict(self._restored["world"])
+            self._slot.load_state_dict(self._restored["optimizers"])
+            start = self._restored["active"]
+        self._restored, self._half_way = {}, False
+        self._slot.put_weights(start, self._world.states[start])
+
+    # ------------------------------------------------------------------ starting and restarting
+
+    def reset(self) -> None:
+        """Find out where an interrupted run stopped."""
+        torch.set_grad_enabled(True)
+        current, total = _trackers(self.epoch_progress)
+        within_round = current.started > current.processed
+        total.ready -= current.ready - current.started
+        current.ready = current.started
+        current.completed, total.completed = current.processed, total.processed
+        self._restart_stage = RestartStage.RESTARTED_MID_EPOCH if within_round else RestartStage.NONE
+        if not within_round:
+            self.cursor, self.visiting = 0, False
+
+    @property
+    def _can_stop_early(self) -> bool:  # early stopping and max_time take effect at the end of a round
+        return super()._can_stop_early and self.cursor >= len(self.program)
+
+    def on_advance_start(self) -> None:
+        if not self.restarted_mid_epoch:
+            self.cursor = 0
+        self.world.round = _trackers(self.epoch_progress)[0].processed
+        set_following(self._followers, True)
+        super().on_advance_start()
+
+    def on_advance_end(self) -> None:
+        set_following(self._followers, self.evaluates or not self.val_loaders())
+        super().on_advance_end()
+
+    # ------------------------------------------------------------------ one round
+
+    def advance(self) -> None:
+        """Run one round of the world from the cursor on."""
+        device = self.trainer.strategy.root_device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            while self.cursor < len(self.program):
+                step = self.program[self.cursor]
+                if self.world.takes_part(step):
+                    self._half_way = step.kind != "fit"
+                    self._fit(step) if step.kind == "fit" else self.world.run(step)
+                self.cursor += 1
+                self._half_way = False
+                if self.trainer.received_sigterm and self.cursor < len(self.program):
+                    raise SIGTERMException
+        root = self.topology.root.name  # what Lightning saves as the model is the root's
+        self.slot.put_weights(root, self.world.states[root])
+
+    def _fit(self, step: Step) -> None:
+        """Train one node for its local steps."""
+        world, name, loop = self.world, step.node, self.epoch_loop
+        context, state = world.context(name, step.subround), world.states[name]
+        settings = context.node.settings
+        own = self.slot.put(name, state)
+        self.max_batches = num_batches = self.num_batches(name)
+        loop.restarting = self.visiting
+        if not self.visiting and settings.optimizer_state == "reset":
+            own.optimizer.state.clear()
+        loop.reset()
+        done = loop.batch_progress.current.ready
+        loop.restarting = done > 0  # `run` resets once more, which must keep what was found
+        torch.manual_seed(derive_seed(self.seed, name, world.round, step.subround, "fit"))
+        for callback in world.callbacks:
+            callback.on_local_fit_start(self.trainer, context)
+        if done < num_batches:
+            self._run_batches(name, done, num_batches)
+        self.visiting, self._half_way = False, True
+        self._count(name, num_batches)
+        self.slot.rest()
+        for callback in world.callbacks:
+            callback.on_local_fit_end(self.trainer, context)
+
+    def _run_batches(self, name: str, done: int, num_batches: int) -> None:
+        loader = self.loaders[name]
+        sampler: Any = loader.batch_sampler
+        sampler.start = self.world.states[name].num_batches + done
+        sampler.length = num_batches - done
+        fetcher = self._data_fetcher = _PrefetchDataFetcher()
+        fetcher.setup(CombinedLoader(loader, "max_size_cycle"))
+        iter(fetcher)
+        self.visiting = True
+        self.epoch_loop.run(fetcher)
+        fetcher.teardown()
+        self._data_fetcher = None
+
+    def _count(self, name: str, num_batches: int) -> None:
+        state, tokens = self.world.states[name], num_tokens(self.loaders[name], num_batches)
+        state.num_visits += 1
+        state.num_batches += num_batches
+        state.num_steps += -(-num_batches // self.trainer.accumulate_grad_batches)
+        state.num_tokens += tokens
+        state.fit_tokens = tokens
+        state.unsent_tokens += tokens
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        if self._world is None:
+            return {}
+        if self._half_way:
+            raise RuntimeError(
+                "a checkpoint cannot be saved while nodes talk, only within Lightning's own hooks of a batch or a round"
+            )
+        if self.visiting:
+            self.slot.take_back()
+        return {
+            "cursor": self.cursor,
+            "visiting": self.visiting,
+            "active": self.slot.name,
+            "world": self.world.state_dict(),
+            "optimizers": self.slot.state_dict(),
+        }
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        if "world" not in state_dict:
+            raise ValueError(
+                "the checkpoint holds no world of nodes: it is not one that WorldTrainer saved while fitting"
+            )
+        self._restored = dict(state_dict)
+        self.cursor, self.visiting = state_dict["cursor"], state_dict["visiting"]

@@ -1,0 +1,120 @@
+"""The hooks of a round, and the callback that a method's pieces derive from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Callback
+
+from worldlm.federation.messages import Download, Upload
+from worldlm.federation.parameters import Part, Tensors
+from worldlm.federation.seeds import derive_seed
+from worldlm.federation.state import NodeState
+from worldlm.topology import Node
+
+if TYPE_CHECKING:
+    from worldlm.loop.trainer import WorldTrainer
+    from worldlm.loop.world import World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Where in the world, and when, a hook is called."""
+
+    world: World
+    """Topology, partition of the parameters, common initial keys and values."""
+    node: Node
+    """The node that acts."""
+    state: NodeState
+    """Its weights and counters; hooks that merge write into the weights in place."""
+    round: int
+    """Round of the world, from 0."""
+    subround: int
+    """Sub-round, counted from 0 over the round."""
+
+    def seed(self, purpose: str) -> int:
+        """Return the seed of a random draw: a pure function of (seed, node, round, sub-round, purpose)."""
+        return derive_seed(self.world.seed, self.node.name, self.round, self.subround, purpose)
+
+    def part(self, part: Part) -> Tensors:
+        """Return the node's tensors of one part, not copied."""
+        return self.state.part(part, self.world.partition)
+
+
+class FederationCallback(Callback):
+    """One piece of a federated method: override the hooks it needs.
+
+    One round, at a federation q (the root first, then every federation below it in the same way)::
+
+        for each sub-round of q
+        |   participates(c)                 for q, if it holds data, and for every child c: may it take part?
+        |   q fits, if it holds data        (as a child does, below)
+        |   for each participating child c, none of which sees what the others do
+        |   |   on_download(q, c, download)     q composes what it sends to c
+        |   |   on_route(c, download)           c takes what is meant for it, passes on what is not
+        |   |   on_receive(c, download)         c merges the download into its own weights
+        |   |   if c is a leaf
+        |   |   |   on_merged(c)                c stands as its federation made it: measure `after_merge` here
+        |   |   |   on_local_fit_start(c)       c's weights and optimizer are in place
+        |   |   |       Lightning's own hooks, on_train_batch_start ... on_train_batch_end, step by step
+        |   |   |   on_local_fit_end(c)         c stands as it trained itself: measure `after_fit` here
+        |   |   else: c runs its own federation, as q does
+        |   |   on_upload(c, upload)            c composes what it sends
+        |   |   on_sanitise(c, upload, download)    c makes it safe to leave; nothing is added after this
+        |   on_aggregate(q, uploads)            q merges what its participants sent, ordered by name
+        |   on_emit(q, uploads)                 q decides what it could not absorb, and what climbs on
+        |   on_merged(q)
+
+    Lightning's `on_train_epoch_start` and `on_train_epoch_end` are the start and the end of the round. Hooks that are
+    handed a message return it, changed or not: messages are frozen, use `dataclasses.replace`. State that must
+    survive a restart goes through `state_dict` and `load_state_dict`, as in any Lightning callback, and may hold plain
+    containers and tensors only.
+    """
+
+    parts: frozenset[Part] = frozenset()
+    """Parts of the model that must travel, down and up, for this piece to work."""
+    honours: frozenset[str] = frozenset()
+    """Names of the topology's settings that this piece obeys. A setting that nobody obeys is an error."""
+
+    def participates(self, trainer: WorldTrainer, context: Context) -> bool:
+        """Say whether a node may take part in its federation's next sub-round."""
+        return True
+
+    def on_download(self, trainer: WorldTrainer, context: Context, child: Node, download: Download) -> Download:
+        """Change what the context's node sends to a child."""
+        return download
+
+    def on_route(self, trainer: WorldTrainer, context: Context, download: Download) -> Download:
+        """Take residuals out of a download that the context's node passes on instead of using."""
+        return download
+
+    def on_receive(self, trainer: WorldTrainer, context: Context, download: Download) -> None:
+        """Merge what the parent sent into the node's weights, in place."""
+
+    def on_merged(self, trainer: WorldTrainer, context: Context) -> None:
+        """See a leaf before its fit, or a federation after it aggregated."""
+
+    def on_local_fit_start(self, trainer: WorldTrainer, context: Context) -> None:
+        """See a node before its first local step; called again when a run resumes within a fit."""
+
+    def on_local_fit_end(self, trainer: WorldTrainer, context: Context) -> None:
+        """See a node after its last local step."""
+
+    def on_upload(self, trainer: WorldTrainer, context: Context, upload: Upload) -> Upload:
+        """Change what a node sends to its parent, before it is sanitised."""
+        return upload
+
+    def on_sanitise(self, trainer: WorldTrainer, context: Context, upload: Upload, download: Download) -> Upload:
+        """Make an upload safe to leave its node."""
+        return upload
+
+    def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
+        """Merge the participants' uploads into the node's weights, in place.
+
+        The node's weights are those that its children received. Where the node holds data, its own fit is one of the
+        uploads, under its own name.
+        """
+
+    def on_emit(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
+        """See a federation after it aggregated, with what its participants sent."""

@@ -1,0 +1,118 @@
+"""Lends the one live module and the trainer's one optimizer slot to one node after another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from worldlm.federation.state import NodeState
+
+
+@dataclass(slots=True)
+class NodeOptimizer:
+    """A node's own optimizer and schedulers, over the live module's parameters."""
+
+    optimizer: Optimizer
+    schedulers: list[Any]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a restart needs."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedulers": [config.scheduler.state_dict() for config in self.schedulers],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        for config, one in zip(self.schedulers, state["schedulers"], strict=True):
+            config.scheduler.load_state_dict(one)
+
+    def move(self, device: torch.device) -> None:
+        """Move the optimizer's state to a device."""
+        for state in self.optimizer.state.values():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    state[name] = value.to(device)
+
+
+class NodeSlot:
+    """Puts a node's weights and optimizer in place, and takes them back.
+
+    On the CPU the live parameters point at the node's own memory: no tensor is copied. On an accelerator, waiting
+    nodes live in host memory, and are copied in and out.
+
+    Args:
+        module: The one live module.
+        strategy: Lightning's strategy, which owns the optimizer slot.
+        share_memory: Whether to point instead of copying; by default where the module is on the CPU.
+    """
+
+    def __init__(self, module: LightningModule, strategy: Strategy, share_memory: bool | None = None) -> None:
+        self.module = module
+        self._strategy = strategy
+        self._live = dict(module.named_parameters())
+        self._device = strategy.root_device
+        self._share = self._device.type == "cpu" if share_memory is None else share_memory
+        self.name = ""
+        self._state: NodeState | None = None
+        self._optimizers: dict[str, NodeOptimizer] = {}
+        self._pending: dict[str, dict[str, Any]] = {}
+
+    @torch.no_grad()
+    def put_weights(self, name: str, state: NodeState) -> None:
+        """Let the live module be this node's model, for reading."""
+        for key, parameter in self._live.items():
+            if self._share:
+                parameter.data = state.parameters[key]
+            else:
+                parameter.data.copy_(state.parameters[key])
+            parameter.grad = None
+        self.name, self._state = name, state
+
+    def put(self, name: str, state: NodeState) -> NodeOptimizer:
+        """Let the live module be this node's model, with its optimizer, for training."""
+        self.put_weights(name, state)
+        strategy = self._strategy
+        if name not in self._optimizers:
+            strategy.setup_optimizers(self.module.trainer)
+            self._optimizers[name] = NodeOptimizer(strategy.optimizers[0], strategy.lr_scheduler_configs)
+            if name in self._pending:
+                self._optimizers[name].load_state_dict(self._pending.pop(name))
+        own = self._optimizers[name]
+        if not self._share:
+            own.move(self._device)
+        strategy.optimizers, strategy.lr_scheduler_configs = [own.optimizer], own.schedulers
+        return own
+
+    @torch.no_grad()
+    def take_back(self) -> None:
+        """Bring what the live module learnt home to its node; call it after training and before saving."""
+        if self._state is None or self._share:
+            return
+        for key, parameter in self._live.items():
+            self._state.parameters[key].copy_(parameter.data)
+
+    def rest(self) -> None:
+        """Take back the weights, and the optimizer's state too: the node waits."""
+        self.take_back()
+        if not self._share and self.name in self._optimizers:
+            self._optimizers[self.name].move(torch.device("cpu"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return every node's optimizer state."""
+        return {
+            **self._pending,
+            **{name: own.state_dict() for name, own in self._optimizers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`; a node's optimizer is built at its next fit."""
+        self._pending = dict(state)
+        self._optimizers = {}

@@ -1,0 +1,129 @@
+"""Lightning's Trainer, with rounds for epochs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from worldlm.federation.program import num_visits
+from worldlm.loop.checkpoint_io import AtomicCheckpointIO
+from worldlm.loop.fit_loop import FederatedFitLoop
+from worldlm.loop.hooks import FederationCallback
+from worldlm.loop.world import World
+from worldlm.topology import Settings, Topology, load_topology
+
+
+class WorldTrainer(pl.Trainer):
+    """Trains a world of federations: a Lightning Trainer whose epochs are rounds.
+
+    Everything a Trainer takes works as it does there, with an epoch read as a round of the world: `max_epochs`
+    rounds; `check_val_every_n_epoch` for evaluating every n rounds; `max_time` and early stopping end a run after the
+    round they fall into.
+
+    Args:
+        topology: A topology, or the name or path of its YAML file.
+        seed: Seed of all random draws of the federation; by default that of `seed_everything`, else 0.
+        **kwargs: As `lightning.Trainer`.
+
+    Raises:
+        ValueError: If a Trainer option has no meaning in a world of rounds, or the topology demands what no callback
+            provides (privacy above all).
+    """
+
+    fit_loop: FederatedFitLoop
+
+    def __init__(self, *args: Any, topology: Topology | Path | str, seed: int | None = None, **kwargs: Any) -> None:
+        self.topology = topology if isinstance(topology, Topology) else load_topology(topology)
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.share_memory: bool | None = None
+        plugins = kwargs.get("plugins") or []
+        kwargs["plugins"] = [
+            *(plugins if isinstance(plugins, list) else [plugins]),
+            AtomicCheckpointIO(),
+        ]
+        self._refuse(kwargs)
+        kwargs["num_sanity_val_steps"] = 0
+        super().__init__(*args, **kwargs)
+        if self.num_devices * self.num_nodes > 1:
+            raise ValueError("devices, num_nodes: one process trains the whole world; use devices: 1")
+        self.fit_loop = FederatedFitLoop(self, self.topology, self.seed, self.min_epochs, self.max_epochs)
+        check_settings(self.topology, self.callbacks)  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _refuse(kwargs: dict[str, Any]) -> None:
+        for name, (harmless, reason) in _REFUSED.items():
+            value = kwargs.get(name)
+            if repr(value) not in ("None", *map(repr, harmless)):  # 1.0 is a whole round, 1 a batch
+                raise ValueError(f"{name} is {value!r}: {reason}")
+
+    @property
+    def world(self) -> World:
+        """The nodes and what they hold, once fitting has begun."""
+        return self.fit_loop.world
+
+    @property
+    def active_node(self) -> str:
+        """Name of the node whose weights are in the live module."""
+        return self.fit_loop.slot.name
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps of the active node over all rounds, all nodes participating; infinity without a limit."""
+        if self.max_epochs is None or self.max_epochs < 0:
+            return float("inf")
+        visits, loop = num_visits(self.topology), self.fit_loop
+        steps = {n: v * -(-loop.num_batches(n) // self.accumulate_grad_batches) for n, v in visits.items()}
+        active = loop._slot.name if loop._slot is not None else ""
+        return max(self.max_epochs, 1) * steps.get(active, max(steps.values()))
+
+
+def check_settings(topology: Topology, callbacks: list[pl.Callback]) -> None:
+    """Check that some callback obeys every setting of the topology that asks for one.
+
+    Rules on residuals and links ask for nothing where no residuals are exchanged, or no traffic is measured.
+
+    Raises:
+        ValueError: Names the settings, and the nodes that ask for them.
+    """
+    ours = [callback for callback in callbacks if isinstance(callback, FederationCallback)]
+    honoured = frozenset().union(*(callback.honours for callback in ours))
+    nothing = Settings()
+    asked: dict[str, list[str]] = {}
+    for node in topology.nodes.values():
+        for name in ("privacy", "example_privacy", "outer_optimizer"):
+            if getattr(node.settings, name) != getattr(nothing, name) and name not in honoured:
+                asked.setdefault(name, []).append(node.name)
+        if node.weight is not None and "weight" not in honoured:
+            asked.setdefault("weight", []).append(node.name)
+    if asked:
+        raise ValueError(
+            "\n".join(
+                f"the topology {topology.name} asks for {name} at {', '.join(nodes)}, and no callback provides it: "
+                f"add {_PROVIDERS[name]} to trainer.callbacks"
+                for name, nodes in asked.items()
+            )
+        )
+
+
+_REFUSED: dict[str, tuple[tuple[float, ...], str]] = {
+    "max_steps": ((-1,), "a world is counted in rounds, and stops at the end of one; use max_epochs"),
+    "min_steps": ((), "a world is counted in rounds; use min_epochs"),
+    "val_check_interval": (
+        (1.0,),
+        "nodes are evaluated once they merged and once they trained; use check_val_every_n_epoch to evaluate every "
+        "n rounds",
+    ),
+    "num_sanity_val_steps": ((0, 2), "every node is evaluated before the first round anyway"),
+    "overfit_batches": ((0, 0.0), "every node reads its own data; use limit_train_batches"),
+    "reload_dataloaders_every_n_epochs": ((0,), "a node goes on reading where it stopped"),
+}
+
+_PROVIDERS = {
+    "privacy": "worldlm.callbacks.UpdatePrivacy",
+    "example_privacy": "worldlm.callbacks.ExamplePrivacy",
+    "outer_optimizer": "worldlm.callbacks.Averaging",
+    "weight": "worldlm.callbacks.Averaging",
+}
