@@ -1,0 +1,224 @@
+"""The command line as a user meets it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import worldlm
+from worldlm.cli import main
+from worldlm.topology import find_file
+
+RECIPE = """\
+seed_everything: 7
+federation: {topology: TOPOLOGY}
+model:
+  architecture: {num_blocks: 2, d_model: 16, num_heads: 2, max_seq_len: 16, vocab_size: 257}
+  split: {keys: ['blocks\\.1\\.(norm_1|attn)\\.'], values: ['blocks\\.1\\.', 'norm_f\\.']}
+  optimizer: {lr: 6e-3, warmup_steps: 2}
+data:
+  cache_dir: CACHE
+  batch_size: 4
+  corpora:
+    hills: {class_path: worldlm.data.TextFiles, init_args: {train: hills.txt, validation: hills_too.txt}}
+    sea: {class_path: worldlm.data.TextFiles, init_args: {train: sea.txt, validation: sea_too.txt}}
+trainer:
+  max_epochs: 2
+  log_every_n_steps: 1
+  callbacks:
+    - class_path: worldlm.callbacks.Averaging
+      init_args: {parts: [backbone]}
+    - class_path: worldlm.callbacks.AttentionAggregation
+      init_args: {temperature: 0.1}
+    - class_path: worldlm.callbacks.ResidualExchange
+    - class_path: worldlm.callbacks.UpdatePrivacy
+"""
+
+TOPOLOGY = """\
+name: shore
+settings: {num_local_steps: 3}
+root:
+  name: world
+  children:
+    - name: land
+      settings: {privacy: {clip_norm: 0.5, noise_multiplier: 1.0}}
+      children:
+        - {name: hills, corpus: hills}
+        - {name: woods, corpus: hills}
+    - {name: sea, corpus: sea}
+"""
+
+
+@pytest.fixture
+def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a recipe, its topology and its text, to stand in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["worldlm"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "shore.yaml").write_text(TOPOLOGY)
+    for name, words in {"hills": "up and down the hill ", "sea": "wave after wave, salt; "}.items():
+        (tmp_path / f"{name}.txt").write_text(words * 60)
+        (tmp_path / f"{name}_too.txt").write_text(words * 10 + "the end")
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE.replace("TOPOLOGY", "shore.yaml").replace("CACHE", str(tmp_path / "cache")))
+    return recipe
+
+
+def change(recipe: Path, *pairs: tuple[str, str]) -> Path:
+    text = recipe.read_text()
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    recipe.write_text(text)
+    return recipe
+
+
+def worldlm_command(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "worldlm", *arguments], capture_output=True, text=True, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    """Run a command that must fail, and return what it told, without its name."""
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    lines = [line for line in told.splitlines() if line.startswith("worldlm: ")]
+    return [line.removeprefix("worldlm: ") for line in lines]
+
+
+def test_help_and_version_need_no_torch() -> None:
+    code = "import sys; from worldlm.cli import main; assert main(['--help']) == 0; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "worldlm fit --recipe" in done.stdout
+    assert worldlm_command("--version").stdout == f"worldlm {worldlm.__version__}\n"
+
+
+def test_no_arguments_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "worldlm topology check FILE" in capsys.readouterr().out
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "fitt") == ["no command 'fitt'; there are fit, validate, topology; did you mean 'fit'?"]
+
+
+def test_topology_check_and_show(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topology", "check", "shore.yaml"]) == 0
+    assert "5 nodes, 3 levels, 3 with data" in capsys.readouterr().out
+    assert main(["topology", "show", "quickstart"]) == 0
+    assert "docstrings" in capsys.readouterr().out
+
+
+def test_fit_go_on_and_validate(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole way a user goes: train, train on in the same folder, evaluate."""
+    nodes = ("world", "land", "hills", "woods", "sea")
+    assert main(["fit", "--recipe", "tiny.yaml"]) == 0
+    first = capsys.readouterr()
+    assert first.out.splitlines()[-1].startswith("done. results: runs/tiny/version_0")
+    assert all(re.search(rf"\b{node}\b", first.out) for node in nodes)
+    assert "round 2/2: mean perplexity after fit" in first.err
+    folder = Path("runs/tiny/version_0")
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert (folder / "config.yaml").is_file()
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert main(["fit", "--recipe", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
+    more = capsys.readouterr()
+    assert "goes on from runs/tiny/version_0/checkpoints/last.ckpt" in more.out
+    assert "round 3/3" in more.err
+    assert "round 2/3" not in more.err
+    assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
+    assert main(["validate", "--recipe", "tiny.yaml", "--ckpt_path", "last"]) == 0
+    seen = capsys.readouterr().out
+    assert all(re.search(rf"\b{node}\b", seen) for node in nodes)
+
+
+def test_every_mistake_of_a_recipe_at_once(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(shore, ("temperature: 0.1", "temprature: 0.1"), ("lr: 6e-3", "lrr: 6e-3"), ("Averaging", "Averagin"))
+    told = refused(capsys, "fit", "--recipe", "tiny.yaml")
+    assert [line.split(": ")[0] for line in told] == ["tiny.yaml:6", "tiny.yaml:17", "tiny.yaml:20"]
+    assert [re.findall(r"did you mean '(\w+)'", line) for line in told] == [["lr"], ["Averaging"], ["temperature"]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("temperature: 0.1", "temperature: -1", "tiny.yaml:20: temperature must be above 0, got -1.0"),
+        ("temperature: 0.1", "temperature: hot", "tiny.yaml:20: temperature: must be float, but is hot"),
+        ("lr: 6e-3", "lr: -1", "tiny.yaml:6: lr is -1.0: it must be above 0"),
+        ("max_epochs: 2", "max_epochs: x", "tiny.yaml:14: trainer.max_epochs: must be int or nothing, but is x"),
+        ("max_epochs: 2", "max_steps: 2", "tiny.yaml:14: max_steps is 2: a world is counted in rounds"),
+        ("shore.yaml", "shores.yaml", "no file 'shores.yaml', nor any of that name in topologies"),
+        ("train: sea.txt", "train: see.txt", "node 'sea', corpus 'sea' (train): no such file: see.txt"),
+        ("    sea: {", "    see: {", "node 'sea': unknown corpus 'sea'; known are hills, see; did you mean 'see'?"),
+        ("vocab_size: 257", "vocab_size: 99", "the tokenizer has 257 tokens, the model's vocab_size is 99"),
+        ("norm_f", "norm_g", "tiny.yaml:5: split.values pattern 'norm_g\\\\.' matches no parameter"),
+        ("    - class_path: worldlm.callbacks.UpdatePrivacy\n", "", "the topology shore asks for privacy at land"),
+    ],
+)
+def test_one_line_for_a_mistake(shore: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, told: str) -> None:
+    change(shore, (old, new))
+    lines = refused(capsys, "fit", "--recipe", "tiny.yaml")
+    assert len(lines) == 1
+    assert lines[0].startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["fit"], "fit needs a recipe"),
+        (["fit", "--recipe", "tinny.yaml"], "no file 'tinny.yaml', nor any of that name in recipes"),
+        (["fit", "--recipe", "tiny.yaml", "--trainer.max_epocs", "3"], "no setting --trainer.max_epocs; did you mean"),
+        (["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "x"], "trainer.max_epochs: must be int or nothing"),
+        (["fit", "--recipe", "tiny.yaml", "--ckpt_path", "none.ckpt"], "no checkpoint at none.ckpt"),
+        (["fit", "--recipe", "tiny.yaml", "--ckpt_path", "sea.txt"], "sea.txt cannot be read as a checkpoint"),
+        (["validate", "--recipe", "tiny.yaml"], "validate needs a checkpoint"),
+    ],
+)
+def test_one_line_for_a_mistake_on_the_command_line(
+    shore: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    lines = refused(capsys, *arguments)
+    assert len(lines) == 1
+    assert lines[0].startswith(told)
+
+
+def test_an_empty_corpus_names_node_and_corpus(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sea.txt").write_text("  \n")
+    lines = refused(capsys, "fit", "--recipe", "tiny.yaml")
+    assert len(lines) == 1
+    assert lines[0].startswith("node 'sea', corpus 'sea' (train): ")
+
+
+def test_a_topology_with_mistakes_names_file_and_lines(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(Path("shore.yaml"), ("{name: sea", "&sea {nam: sea"), ("clip_norm: 0.5", "clip_norm: -1"))
+    told = refused(capsys, "fit", "--recipe", "tiny.yaml")
+    assert [line.split(": ")[0] for line in told] == ["shore.yaml:7", "shore.yaml:11", "shore.yaml:11"]
+
+
+def test_sigterm_leaves_a_checkpoint_to_go_on_from(shore: Path) -> None:
+    command = [sys.executable, "-m", "worldlm", "fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "1000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("round 2/"):
+            process.terminate()
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    assert "stopped; go on with: worldlm fit --recipe tiny.yaml --ckpt_path last" in out
+    assert Path("runs/tiny/version_0/checkpoints/last.ckpt").is_file()
+
+
+def test_shipped_recipes_parse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = find_file("recipes", "quickstart").parent
+    for recipe in sorted(folder.glob("*.yaml")):
+        monkeypatch.setattr(sys, "argv", ["worldlm"])
+        with pytest.raises(SystemExit) as stopped:
+            main(["fit", "--recipe", str(recipe), "--print_config"])
+        assert stopped.value.code == 0, recipe
+        assert "max_epochs:" in capsys.readouterr().out
+    assert os.path.basename(folder) == "recipes"

@@ -1,0 +1,88 @@
+"""The `worldlm` command. Answers what needs no torch by itself, and loads the rest late."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from worldlm import __version__
+from worldlm.topology import TopologyError, draw_tree, find_file, load_topology
+from worldlm.topology.lines import LinesError, suggest
+
+HELP = f"""worldlm {__version__}: language models trained across federations of federations
+
+  worldlm fit --recipe NAME_OR_PATH [--a.b value ...]       train a world; see the run with tensorboard --logdir runs
+  worldlm fit --recipe NAME_OR_PATH --ckpt_path last        go on where the last run of that recipe stopped
+  worldlm fit --recipe NAME_OR_PATH --print_config          show every setting, with its value
+  worldlm validate --recipe NAME_OR_PATH --ckpt_path last   evaluate every node of a run
+  worldlm topology check FILE                               find the mistakes in a topology
+  worldlm topology show FILE                                draw a topology
+  worldlm --version
+
+Recipes and topologies are found by path, or by name in ./recipes and ./topologies and among those that come with
+WorldLM. `worldlm fit --help` lists all settings. Several --recipe are laid over one another, the last one wins.
+"""
+
+COMMANDS = ("fit", "validate", "topology")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What stands after `worldlm`; by default that of this process.
+
+    Returns:
+        The exit status: 0 if all went well, 2 for what a user can put right, 130 or 143 if stopped by a signal.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given)
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (LinesError, FileNotFoundError) as error:
+        return fail(str(error))
+
+
+def _run(given: list[str]) -> int:
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if given[0] == "--version":
+        print(f"worldlm {__version__}")
+        return 0
+    if given[0] == "topology":
+        return topology(given[1:])
+    if given[0] in COMMANDS:
+        # two threads that spin while they wait make a busy machine many times slower; read when torch is imported
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        from worldlm.run import run
+
+        return run(given)
+    return fail(f"no command {given[0]!r}; there are {', '.join(COMMANDS)}{suggest(given[0], COMMANDS)}")
+
+
+def topology(given: list[str]) -> int:
+    """Check or draw a topology."""
+    if len(given) != 2 or given[0] not in ("check", "show"):
+        return fail("usage: worldlm topology check|show FILE")
+    path = find_file("topologies", given[1])
+    try:
+        tree = load_topology(path)
+    except TopologyError as error:
+        return fail(str(error))
+    if given[0] == "show":
+        print(draw_tree(tree))
+    else:
+        data = len(tree.data_nodes)
+        print(f"{path}: {tree.name} is in order: {len(tree.nodes)} nodes, {tree.depth} levels, {data} with data")
+    return 0
+
+
+def fail(message: str, status: int = 2) -> int:
+    """Say what went wrong, on standard error, a line each."""
+    for line in message.splitlines():
+        print(f"worldlm: {line}", file=sys.stderr)
+    return status

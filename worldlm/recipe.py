@@ -1,0 +1,191 @@
+"""Recipes checked before anything is built: unknown keys and classes, with file, line and the nearest name.
+
+What the values are is left to jsonargparse; this finds the mistakes for which its own messages give no line.
+"""
+
+import importlib
+import inspect
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from worldlm.topology.compose import line_of, pairs
+from worldlm.topology.lines import LinesError, Reader, read_text, suggest
+
+
+class RecipeError(LinesError):
+    """All mistakes of a recipe, one line each."""
+
+
+def read_recipe(path: Path, known: Collection[str]) -> Reader:
+    """Check the keys and classes of a recipe.
+
+    Args:
+        path: The YAML file.
+        known: Dotted names of all settings, such as `trainer.max_epochs`; below them anything goes.
+
+    Returns:
+        The document, to look up lines in.
+
+    Raises:
+        RecipeError: Names every mistake with file and line.
+    """
+    reader = Reader(read_text(path, RecipeError), str(path), RecipeError)
+    if not isinstance(reader.root, yaml.MappingNode):
+        reader.fail(1, "a recipe must be a mapping (key: value)")
+    _check_keys(reader, reader.root, "", known)
+    _check_classes(reader, reader.root)
+    reader.finish()
+    return reader
+
+
+def line_of_key(readers: Collection[Reader], key: str, value: str | None = None) -> str:
+    """Return `file:line` of a key, dotted or by its last name; "" if it is nowhere, or nobody knows which it is.
+
+    Args:
+        readers: The recipes.
+        key: The key.
+        value: What it was given, to tell keys of one name apart.
+    """
+    for reader in readers:
+        found = [one for one in _keys(reader.root, "") if one[0] == key or one[0].endswith(f".{key}")]
+        if len(found) > 1:
+            found = [one for one in found if one[2] == value]
+        if len(found) == 1:
+            return f"{reader.source}:{found[0][1]}"
+    return ""
+
+
+def _keys(node: yaml.Node, prefix: str) -> list[tuple[str, int, Any]]:
+    """List the dotted path, line and (if it is a scalar) text of every key."""
+    found: list[tuple[str, int, Any]] = []
+    if isinstance(node, yaml.MappingNode):
+        for key, entry in pairs(node):
+            path = f"{prefix}.{key.value}" if prefix else str(key.value)
+            found += [(path, entry.line, entry.node.value), *_keys(entry.node, path)]
+    elif isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            found += _keys(item, f"{prefix}.{i}")
+    return found
+
+
+def _check_keys(reader: Reader, node: yaml.Node, prefix: str, known: Collection[str]) -> None:
+    """Check the names of a mapping's keys down to the settings themselves."""
+    for name, entry in reader.mapping(node, prefix or "the recipe").items():
+        path = f"{prefix}.{name}" if prefix else name
+        if any(one.startswith(f"{path}.") for one in known):
+            _check_keys(reader, entry.node, path, known)
+            continue
+        if path.removesuffix("+") in known:
+            continue
+        depth = path.count(".")
+        siblings = {one.split(".")[depth] for one in known if one.startswith(f"{prefix}." if prefix else "")}
+        reader.report(entry.line, f"unknown key {path!r}{suggest(name, siblings)}")
+
+
+def _check_classes(reader: Reader, node: yaml.Node) -> None:
+    """Check every class_path, and the names of its init_args."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_classes(reader, item)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    entries = {key.value: entry for key, entry in pairs(node)}
+    if "class_path" in entries:
+        path = entries["class_path"]
+        found, wrong = find_class(str(path.node.value))
+        if wrong:
+            reader.report(path.line, wrong)
+        elif found is not None and "init_args" in entries:
+            _check_arguments(reader, found, str(path.node.value), entries["init_args"].node)
+    for entry in entries.values():
+        _check_classes(reader, entry.node)
+
+
+def _check_arguments(reader: Reader, found: Any, name: str, node: yaml.Node) -> None:
+    parameters = inspect.signature(found).parameters
+    if not isinstance(node, yaml.MappingNode) or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key, _ in pairs(node):
+        if key.value not in parameters:
+            allowed = ", ".join(parameters) or "none"
+            told = f"{name} takes no argument {key.value!r}; allowed: {allowed}{suggest(key.value, parameters)}"
+            reader.report(line_of(key), told)
+
+
+def find_class(path: str) -> tuple[Any | None, str]:
+    """Import what a class_path names.
+
+    Returns:
+        The class and "", or None and what is wrong; None and "" for a bare name, which jsonargparse looks up.
+    """
+    module_name, _, name = path.rpartition(".")
+    if not module_name:
+        return None, ""
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        return None, f"class_path {path!r}: {error}{suggest(path, _our_classes())}"
+    found = getattr(module, name, None)
+    if not isinstance(found, type):
+        near = suggest(name, [one for one, value in vars(module).items() if isinstance(value, type)])
+        return None, f"class_path {path!r}: {module_name} has no class {name!r}{near}"
+    return found, ""
+
+
+def _our_classes() -> list[str]:
+    rooms = [importlib.import_module(f"worldlm.{room}") for room in ("callbacks", "data")]
+    return [f"{room.__name__}.{name}" for room in rooms for name in getattr(room, "__all__", ())]
+
+
+# ---------------------------------------------------------------------- errors of values
+
+
+def explain(message: str, readers: Collection[Reader], known: Collection[str], given: Collection[str] = ()) -> str:
+    """Put an error into as few lines as it needs, with file and line where a recipe is to blame.
+
+    Args:
+        message: What jsonargparse, or a class it built, had to say.
+        readers: The recipes.
+        known: Dotted names of all settings.
+        given: The command line, whose settings are not the recipe's.
+
+    Returns:
+        One line per mistake.
+    """
+    overridden = {one.removeprefix("--").split("=")[0] for one in given if one.startswith("--")}
+    if unknown := re.match(r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE):
+        return f"no setting --{unknown.group(1)}{suggest(unknown.group(1), known)}"
+    keys = re.findall(r'Parser key "([\w.]+)":', message)
+    if not keys and "Union subtypes" not in message:
+        return "\n".join(_with_place(line, line, readers) for line in message.splitlines())
+    text = _innermost(message.rsplit('Parser key "', 1)[-1].split('":', 1)[-1])
+    told = f"{keys[-1]}: {text}" if keys else text
+    return told if keys and keys[-1] in overridden else _with_place(told, told, readers)
+
+
+def _innermost(text: str) -> str:
+    """Take what is to the point from jsonargparse's account of every type it tried."""
+    text = text.replace("typing.", "").strip()
+    if not text.startswith("Does not validate"):
+        text = text.split("\n", 1)[0]
+    bullets = [one.strip() for one in re.findall(r"^\s+- (.*)$", text, re.MULTILINE)]
+    useful = [one for one in bullets if not re.match(r"(Expected a <class|Not a valid subclass|an? )", one)]
+    if useful:
+        return "; ".join(dict.fromkeys(useful))
+    types = re.findall(r"<class '(?:\w+\.)*(\w+)'>", " ".join(bullets) if bullets else text)
+    given = re.search(r"(?:Given value|Got value): (.*)", text)
+    if not types:
+        return " ".join(text.split())
+    allowed = " or ".join("nothing" if one == "NoneType" else one for one in dict.fromkeys(types) if one != given)
+    return f"must be {allowed}" + (f", but is {given.group(1)}" if given else "")
+
+
+def _with_place(message: str, key: str, readers: Collection[Reader]) -> str:
+    name = re.match(r"[\w.]+", key)
+    value = re.search(r"(?:is|Got value:|got) '?([^\s':,]+)'?", message)
+    place = line_of_key(readers, name.group().rstrip("."), value and value.group(1)) if name else ""
+    return f"{place}: {message}" if place else message

@@ -1,0 +1,237 @@
+"""`worldlm fit` and `worldlm validate`: LightningCLI with recipes, run folders and one-line errors."""
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from worldlm.callbacks import LastCheckpoint, NodeMetrics, NodeValidation, RoundProgress, Summary, Traffic
+from worldlm.cli import fail
+from worldlm.data import CorpusDataModule
+from worldlm.federation.parameters import PARTS
+from worldlm.loop import WorldTrainer
+from worldlm.models import LanguageModule
+from worldlm.recipe import explain, read_recipe
+from worldlm.topology import find_file
+from worldlm.topology.lines import Reader
+
+ALWAYS: dict[str, tuple[type[Callback], ...]] = {
+    "fit": (NodeMetrics, Traffic, LastCheckpoint, RoundProgress, Summary),
+    "validate": (NodeValidation,),
+}
+
+
+_NOISE = (
+    ".*treespec.*",  # raised within Lightning, at every fit
+    ".*does not have many workers.*",  # batches come from a memory map
+    "Full backward hook is firing.*",  # raised within Opacus
+    ".*callbacks used to create the checkpoint need to be provided.*",  # validate needs other callbacks than fit
+)
+
+
+class UsageError(ValueError):
+    """What a user wrote cannot be used."""
+
+
+class RecipeParser(LightningArgumentParser):
+    """Raises what is wrong instead of printing a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError(message) from ex
+
+
+class RecipeCLI(LightningCLI):
+    """Builds model, data and trainer from recipes, and runs them in a folder of their own: runs/NAME/version_N."""
+
+    def __init__(self, recipes: list[Path]) -> None:
+        self.recipes = recipes
+        self.readers: list[Reader] = []
+        self.known: set[str] = set()
+        self.folder: Path | None = None
+        self.checkpoint: Path | None = None
+        super().__init__(
+            LanguageModule,
+            CorpusDataModule,
+            trainer_class=WorldTrainer,
+            parser_class=RecipeParser,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    # ------------------------------------------------------------------ settings
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
+        }
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = self.parser_class(**kwargs)
+        parser.add_argument("--recipe", action=ActionConfigFile, help="name or path of a recipe; may be repeated")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--federation.topology", type=str, help="name or path of a topology")
+        parser.add_argument("--name", type=str | None, help="name of the run's folder; by default the recipe's")
+        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.link_arguments("federation.topology", "trainer.topology")
+        parser.link_arguments("seed_everything", "trainer.seed")
+        parser.set_defaults({"trainer.enable_model_summary": False})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Check the recipes' names before their values."""
+        settings = (action.dest for action in self._subcommand_parsers[sys.argv[1]]._actions)
+        self.known = {name for name in settings if not name.endswith(".help")}
+        self.readers = [read_recipe(path, self.known) for path in self.recipes]
+        super().parse_arguments(parser, args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the model from the recipe, not from the checkpoint."""
+
+    # ------------------------------------------------------------------ the run's folder
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        name = config.name or (self.recipes[-1].stem if self.recipes else "world")
+        runs = Path(config.runs) / name
+        self.checkpoint = _checkpoint(config.ckpt_path, runs)
+        config.ckpt_path = str(self.checkpoint) if self.checkpoint else None
+        if self.subcommand == "validate":
+            if self.checkpoint is None:
+                raise UsageError(f"validate needs a checkpoint: --ckpt_path FILE, or last for the last of {runs}")
+            config.trainer.logger = config.trainer.enable_progress_bar = False
+        elif config.trainer.logger in (None, True):
+            version = _version(self.checkpoint, runs)
+            logger = {"save_dir": config.runs, "name": name, "version": version, "default_hp_metric": False}
+            config.trainer.logger = _namespace("lightning.pytorch.loggers.TensorBoardLogger", logger)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        trainer = self._get(self.config_init, "trainer")
+        given = trainer["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        assert self.subcommand is not None
+        missing = [cls() for cls in ALWAYS[self.subcommand] if not any(isinstance(one, cls) for one in given)]
+        trainer["callbacks"] = [*given, *missing]
+        return super().instantiate_trainer(**kwargs)
+
+    # ------------------------------------------------------------------ commands
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train the world, and stop between two steps on SIGTERM and on the first Ctrl-C."""
+        trainer: WorldTrainer = self.trainer  # type: ignore[assignment]
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
+        print(_headline(trainer, self.model) + (f"; goes on from {self.checkpoint}" if self.checkpoint else ""))
+        before = signal.signal(signal.SIGINT, lambda *_: _interrupt(trainer))
+        try:
+            trainer.fit(**kwargs)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        print(f"done. results: {self.folder} (tensorboard --logdir {Path(self.folder).parts[0]})")
+
+    def validate(self, **kwargs: Any) -> None:
+        """Evaluate every node of a checkpoint."""
+        self.trainer.validate(**kwargs, verbose=False)
+        print(f"done. nodes as they stand in {self.checkpoint}")
+
+
+def _headline(trainer: WorldTrainer, module: LanguageModule) -> str:
+    tree = trainer.topology
+    sizes: dict[str, int] = dict.fromkeys(PARTS, 0)
+    for name, part in module.partition().items():
+        sizes[part] += module.get_parameter(name).numel()
+    parts = ", ".join(f"{part} {size / 1e6:.2f} M" for part, size in sizes.items())
+    return (
+        f"{tree.name}: {len(tree.nodes)} nodes in {tree.depth} levels, {len(tree.data_nodes)} with data; "
+        f"{sum(sizes.values()) / 1e6:.2f} M parameters ({parts})"
+    )
+
+
+def _interrupt(trainer: WorldTrainer) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not trainer.training:
+        raise KeyboardInterrupt
+    print("\nstopping after this step; Ctrl-C again stops at once, without a checkpoint", file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _checkpoint(ckpt_path: str | None, runs: Path) -> Path | None:
+    """Find the checkpoint a run starts from."""
+    if ckpt_path is None:
+        return None
+    if ckpt_path != "last":
+        if not Path(ckpt_path).is_file():
+            raise FileNotFoundError(f"no checkpoint at {ckpt_path}; --ckpt_path takes a file, or last")
+        return Path(ckpt_path)
+    found = sorted(runs.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        print(f"worldlm: no checkpoint under {runs} yet: starting from the beginning", file=sys.stderr)
+    return found[-1] if found else None
+
+
+def _version(checkpoint: Path | None, runs: Path) -> int:
+    """Number of the run's folder: that of the run that goes on, else a new one."""
+    numbers = {int(p.name[8:]): p for p in runs.glob("version_*") if p.name[8:].isdigit()}
+    for number, folder in numbers.items():
+        if checkpoint is not None and checkpoint.is_relative_to(folder):
+            return number
+    return max(numbers, default=-1) + 1
+
+
+def _namespace(class_path: str, init_args: dict[str, Any]) -> Any:
+    return Namespace(class_path=class_path, init_args=Namespace(init_args))  # type: ignore[no-untyped-call]
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def run(given: list[str]) -> int:
+    """Run a command of Lightning's; say what a user can put right in one line each."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's calls, not ours
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    warnings.showwarning = lambda message, *_: print(f"worldlm: warning: {message}", file=sys.stderr)
+    given, recipes = _resolve(given)
+    if not recipes and not {"-h", "--help"} & set(given):
+        return fail(f"{given[0]} needs a recipe: worldlm {given[0]} --recipe NAME_OR_PATH; try --recipe quickstart")
+    sys.argv = ["worldlm", *given]
+    cli = RecipeCLI.__new__(RecipeCLI)
+    try:
+        cli.__init__(recipes)  # type: ignore[misc]
+    except SIGTERMException:
+        again = " ".join(f"--recipe {path}" for path in recipes)
+        print(f"stopped; go on with: worldlm fit {again} --ckpt_path last. results so far: {cli.folder}")
+        return 143
+    except (ValueError, MisconfigurationException, FileNotFoundError) as error:
+        if os.environ.get("WORLDLM_DEBUG"):
+            raise
+        return fail(explain(str(error), cli.readers, cli.known, given))
+    return 0
+
+
+def _resolve(given: list[str]) -> tuple[list[str], list[Path]]:
+    """Replace recipes' names by their paths."""
+    arguments, recipes, expects = [], [], False
+    for one in given:
+        name = one if expects else one.removeprefix("--recipe=") if one.startswith("--recipe=") else None
+        if name is not None:
+            recipes.append(find_file("recipes", name))
+            arguments.append(str(recipes[-1]) if expects else f"--recipe={recipes[-1]}")
+        else:
+            arguments.append(one)
+        expects = one == "--recipe"
+    return arguments, recipes
