@@ -13,7 +13,7 @@ import torch
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange, UpdatePrivacy
 from worldlm.federation.parameters import PARTS, clone, num_bytes
 from worldlm.loop import FederationCallback
-from worldlm.topology import Topology
+from worldlm.topology import Topology, parse_topology
 
 Make = Callable[..., Any]
 
@@ -128,8 +128,6 @@ def test_a_climbing_residual_is_a_release_of_its_own(tree: Topology, fit: Make) 
 
 
 def test_a_residual_beyond_the_budget_stays(fit: Make, caplog: pytest.LogCaptureFixture) -> None:
-    from worldlm.topology import parse_topology
-
     text = """
 name: tight
 settings: {num_local_steps: 2, batch_size: 2}
@@ -159,3 +157,27 @@ def test_privacy_that_nobody_provides_is_an_error_before_the_first_step(star: Ma
     topology = star("ab", "example_privacy: {clip_norm: 0.2}")
     with pytest.raises(ValueError, match=r"asks for example_privacy.*worldlm\.callbacks\.ExamplePrivacy"):
         trainer_for(topology, [Averaging(), UpdatePrivacy()])
+
+
+def test_a_climbing_residual_is_clipped_once_more(fit: Make) -> None:
+    text = """
+name: clipped
+settings: {num_local_steps: 3, batch_size: 2}
+root:
+  name: world
+  children:
+    - {name: a, corpus: a}
+    - name: south
+      settings: {privacy: {clip_norm: 0.05}}
+      children: [{name: c, corpus: c}, {name: d, corpus: d}]
+"""
+    border = Border()
+    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(min_similarity=-2.0), UpdatePrivacy(), border]
+    fit(parse_topology(text, "clipped.yaml"), callbacks)
+    lengths = [
+        _length({**residual.keys, **residual.values}, _flat(download.parts))
+        for upload, download, _ in border.of("south")
+        for residual in upload.residuals
+    ]
+    assert len(lengths) == 2
+    assert all(0 < length <= 0.05 * (1 + 1e-5) for length in lengths)

@@ -9,7 +9,8 @@ import torch
 
 from worldlm.callbacks.scalars import log_scalars
 from worldlm.federation.messages import Download, Residual, Upload
-from worldlm.federation.privacy import PrivacyLedger, sanitise
+from worldlm.federation.parameters import Tensors
+from worldlm.federation.privacy import PrivacyLedger, Sanitised, sanitise
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.topology import Privacy
 
@@ -21,9 +22,10 @@ class UpdatePrivacy(FederationCallback):
 
     The unit of privacy is the node with all that is below it. What is sanitised is the whole upload, as one vector:
     `upload - what the parent sent`, and for parts that the parent does not send, `upload - the common initial
-    weights`. The node's own keys and values stay as they are at home. Every upload is one release of sample rate 1;
-    a residual that climbs with it, as its origin sanitised it, is one more.
-    A node whose next release would pass its `max_epsilon` takes no more part, and says so.
+    weights`. The node's own keys and values stay as they are at home. Every upload is one release of sample rate 1.
+    A residual that climbs with it is clipped and noised too, and one release more: its origin sanitised it for its own
+    guarantee, not for that of the federation it leaves. One that the budget forbids stays, and a node whose
+    next upload would pass its `max_epsilon` takes no more part; both say so.
     """
 
     honours = frozenset({"privacy"})
@@ -61,35 +63,41 @@ class UpdatePrivacy(FederationCallback):
         for sent in download.parts.values():
             start.update(sent)
         model = {name: tensor for tensors in upload.parts.values() for name, tensor in tensors.items()}
-        sanitised = sanitise(
-            model,
-            start,
-            clip_norm=privacy.clip_norm,
-            noise_multiplier=privacy.noise_multiplier,
-            generator=torch.Generator().manual_seed(context.seed("upload noise")),
-        )
-        self.ledgers.setdefault(context.node.name, PrivacyLedger()).step(privacy.noise_multiplier)
-        residuals = self._affordable(context, privacy, upload.residuals)
-        self._log(trainer, context, privacy, sanitised.update_norm)
-        parts = {part: {name: sanitised.tensors[name] for name in tensors} for part, tensors in upload.parts.items()}
-        return replace(upload, parts=parts, metrics={}, residuals=residuals)
+        safe = self._release(context, privacy, model, start, "upload noise")
+        residuals = [
+            self._release_residual(context, privacy, residual, start)
+            for residual in upload.residuals
+            if self._is_affordable(context, privacy, residual)
+        ]
+        self._log(trainer, context, privacy, safe.update_norm)
+        parts = {part: {name: safe.tensors[name] for name in tensors} for part, tensors in upload.parts.items()}
+        return replace(upload, parts=parts, metrics={}, residuals=tuple(residuals))
 
-    def _affordable(self, context: Context, privacy: Privacy, residuals: tuple[Residual, ...]) -> tuple[Residual, ...]:
-        """Write residuals that climb with an upload down as releases of their own; stop what the budget forbids."""
-        ledger, passed = self.ledgers[context.node.name], []
-        for residual in residuals:
-            origin = context.world.topology.nodes[residual.origin].settings.privacy
-            noise = privacy.noise_multiplier if origin is None else origin.noise_multiplier
-            after = ledger.epsilon_after(noise, privacy.delta) if privacy.max_epsilon is not None else 0.0
-            if privacy.max_epsilon is not None and after > privacy.max_epsilon:
-                log.warning(
-                    "residual of %s stays in %s: it would bring it to epsilon %.2f, beyond its max_epsilon of %g",
-                    residual.origin, context.node.name, after, privacy.max_epsilon,
-                )  # fmt: skip
-                continue
-            ledger.step(noise)
-            passed.append(residual)
-        return tuple(passed)
+    def _release(self, context: Context, privacy: Privacy, model: Tensors, start: Tensors, purpose: str) -> Sanitised:
+        """Clip and noise what is about to leave, and write it down."""
+        self.ledgers.setdefault(context.node.name, PrivacyLedger()).step(privacy.noise_multiplier)
+        generator = torch.Generator().manual_seed(context.seed(purpose))
+        bounds = {"clip_norm": privacy.clip_norm, "noise_multiplier": privacy.noise_multiplier}
+        return sanitise(model, start, **bounds, generator=generator)
+
+    def _release_residual(self, context: Context, privacy: Privacy, residual: Residual, start: Tensors) -> Residual:
+        """Sanitise a residual that leaves with the upload: its origin did so for itself, not for the federation."""
+        model = {**residual.keys, **residual.values}
+        purpose = f"residual noise {residual.origin} {residual.round}"
+        safe = self._release(context, privacy, model, start, purpose).tensors
+        keys, values = ({name: safe[name] for name in part} for part in (residual.keys, residual.values))
+        return replace(residual, keys=keys, values=values)
+
+    def _is_affordable(self, context: Context, privacy: Privacy, residual: Residual) -> bool:
+        if privacy.max_epsilon is None:
+            return True
+        after = self.ledgers[context.node.name].epsilon_after(privacy.noise_multiplier, privacy.delta)
+        if after > privacy.max_epsilon:
+            log.warning(
+                "residual of %s stays in %s: it would bring it to epsilon %.2f, beyond its max_epsilon of %g",
+                residual.origin, context.node.name, after, privacy.max_epsilon,
+            )  # fmt: skip
+        return after <= privacy.max_epsilon
 
     def _log(self, trainer: WorldTrainer, context: Context, privacy: Privacy, update_norm: float) -> None:
         name = context.node.name
