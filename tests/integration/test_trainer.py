@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from worldlm.callbacks import Averaging, ExamplePrivacy, LastCheckpoint, NodeMetrics, RoundProgress, Summary
 from worldlm.federation.parameters import PARTS
 from worldlm.loop import FederationCallback, WorldTrainer
+from worldlm.loop.trainer import default_precision
 
 Make = Callable[..., Any]
 
@@ -218,3 +219,15 @@ def test_float16_and_example_privacy_exclude_each_other(star: Make, fit: Make, m
     monkeypatch.setattr(WorldTrainer, "scaler", property(lambda _: object()))
     with pytest.raises(ValueError, match="would clip gradients that are scaled"):
         fit(star("ab", "example_privacy: {clip_norm: 1.0}"), [fedavg(), ExamplePrivacy()])
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "has_gpu", "precision"),
+    [("auto", True, "bf16-mixed"), ("auto", False, "32-true"), ("cpu", True, "32-true"), ("gpu", True, "bf16-mixed")],
+)
+def test_a_gpu_computes_in_bf16(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, has_gpu: bool, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert default_precision(accelerator) == precision

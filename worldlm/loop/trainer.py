@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from worldlm.federation.program import num_visits
 from worldlm.loop.checkpoint_io import AtomicCheckpointIO
@@ -26,7 +27,7 @@ class WorldTrainer(pl.Trainer):
     Args:
         topology: A topology, or the name or path of its YAML file.
         seed: Seed of all random draws of the federation; by default that of `seed_everything`, else 0.
-        **kwargs: As `lightning.Trainer`.
+        **kwargs: As `lightning.Trainer`; `devices` is 1 and, on a GPU, `precision` bf16-mixed unless given.
 
     Raises:
         ValueError: If a Trainer option has no meaning in a world of rounds, or the topology demands what no callback
@@ -46,6 +47,10 @@ class WorldTrainer(pl.Trainer):
         ]
         self._refuse(kwargs)
         kwargs["num_sanity_val_steps"] = 0
+        if kwargs.get("devices") in (None, "auto"):
+            kwargs["devices"] = 1
+        if kwargs.get("precision") is None:
+            kwargs["precision"] = default_precision(kwargs.get("accelerator") or "auto")
         super().__init__(*args, **kwargs)
         if self.num_devices * self.num_nodes > 1:
             raise ValueError("devices, num_nodes: one process trains the whole world; use devices: 1")
@@ -78,6 +83,12 @@ class WorldTrainer(pl.Trainer):
         steps = {n: v * -(-loop.num_batches(n) // self.accumulate_grad_batches) for n, v in visits.items()}
         active = loop._slot.name if loop._slot is not None else ""
         return max(self.max_epochs, 1) * steps.get(active, max(steps.values()))
+
+
+def default_precision(accelerator: object) -> str:
+    """Return bf16-mixed where a GPU that computes in it will be used, else 32-true."""
+    uses_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if uses_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def check_settings(topology: Topology, callbacks: list[pl.Callback]) -> None:
