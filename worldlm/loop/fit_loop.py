@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from worldlm.federation.program import Step, compile_round
-from worldlm.federation.seeds import derive_seed
+from worldlm.federation.seeds import derive_seed, seed_torch
 from worldlm.loop.followers import Follower, find_followers, set_following
 from worldlm.loop.loaders import check_loaders, num_tokens
 from worldlm.loop.node_slot import NodeSlot
@@ -67,7 +67,7 @@ class NodeEpochLoop(_TrainingEpochLoop):
         fit_loop = self.trainer.fit_loop
         name = fit_loop.slot.name
         position = fit_loop.world.states[name].num_batches + self.batch_progress.current.ready
-        torch.manual_seed(derive_seed(fit_loop.seed, name, position, "batch"))
+        seed_torch(derive_seed(fit_loop.seed, name, position, "batch"), self.trainer.strategy.root_device)
         super().advance(data_fetcher)
 
     def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
@@ -238,7 +238,7 @@ class FederatedFitLoop(_FitLoop):
         loop.reset()
         done = loop.batch_progress.current.ready
         loop.restarting = done > 0  # `run` resets once more, which must keep what was found
-        torch.manual_seed(derive_seed(self.seed, name, world.round, step.subround, "fit"))
+        seed_torch(context.seed("fit"), self.trainer.strategy.root_device)
         for callback in world.callbacks:
             callback.on_local_fit_start(self.trainer, context)
         if done < num_batches:
