@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,14 +15,15 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from rich.console import Console
+from rich.logging import RichHandler
 
 from worldlm.callbacks import LastCheckpoint, NodeMetrics, NodeValidation, RoundProgress, Summary, Traffic
-from worldlm.cli import fail
 from worldlm.data import CorpusDataModule
 from worldlm.federation.parameters import PARTS
 from worldlm.loop import WorldTrainer
 from worldlm.models import LanguageModule
-from worldlm.recipe import explain, read_recipe
+from worldlm.recipe import RecipeError, explain, read_recipe
 from worldlm.topology import find_file
 from worldlm.topology.lines import Reader
 
@@ -198,20 +201,32 @@ def _namespace(class_path: str, init_args: dict[str, Any]) -> Any:
 
 
 def run(given: list[str]) -> int:
-    """Run a command of Lightning's; say what a user can put right in one line each."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    """Run a command of Lightning's.
+
+    Args:
+        given: The command line, beginning with fit or validate.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        LinesError: What a user can put right, one line each.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's calls, not ours
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     warnings.showwarning = lambda message, *_: print(f"worldlm: warning: {message}", file=sys.stderr)
     given, recipes = _resolve(given)
     if not recipes and not {"-h", "--help"} & set(given):
-        return fail(f"{given[0]} needs a recipe: worldlm {given[0]} --recipe NAME_OR_PATH; try --recipe quickstart")
+        told = f"{given[0]} needs a recipe: worldlm {given[0]} --recipe NAME_OR_PATH; try --recipe quickstart"
+        raise RecipeError([told])
     sys.argv = ["worldlm", *given]
     cli = RecipeCLI.__new__(RecipeCLI)
     try:
-        cli.__init__(recipes)  # type: ignore[misc]
+        with _log_to_terminal():
+            cli.__init__(recipes)  # type: ignore[misc]
     except SIGTERMException:
         again = " ".join(f"--recipe {path}" for path in recipes)
         print(f"stopped; go on with: worldlm fit {again} --ckpt_path last. results so far: {cli.folder}")
@@ -219,8 +234,24 @@ def run(given: list[str]) -> int:
     except (ValueError, MisconfigurationException, FileNotFoundError) as error:
         if os.environ.get("WORLDLM_DEBUG"):
             raise
-        return fail(explain(str(error), cli.readers, cli.known, given))
+        raise RecipeError(explain(str(error), cli.readers, cli.known, given).splitlines()) from error
     return 0
+
+
+@contextmanager
+def _log_to_terminal() -> Iterator[None]:
+    """Show what the run has to say (refusals, spent budgets), once: Opacus gives the root logger a handler too."""
+    ours = logging.getLogger("worldlm")
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
+    before = ours.level, ours.propagate
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.level, ours.propagate = before
 
 
 def _resolve(given: list[str]) -> tuple[list[str], list[Path]]:

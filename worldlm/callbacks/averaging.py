@@ -61,13 +61,6 @@ class Averaging(FederationCallback):
                 find_optimizer(*self._optimizer(node))
             except ValueError as error:
                 raise ValueError(f"{node.source}: outer_optimizer of {node.name}: {error}") from error
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            shared = self.parts & getattr(other, "merges", getattr(other, "parts", frozenset()))
-            if other is not self and isinstance(other, FederationCallback) and shared:
-                raise ValueError(
-                    f"{', '.join(sorted(shared))}: merged by {type(self).__name__} and by {type(other).__name__} too; "
-                    "let one callback merge each part"
-                )
 
     def _optimizer(self, node: Node) -> tuple[str, dict[str, Any]]:
         own = node.settings.outer_optimizer

@@ -73,7 +73,7 @@ class FederationCallback(Callback):
     """
 
     parts: frozenset[Part] = frozenset()
-    """Parts of the model that must travel, down and up, for this piece to work."""
+    """Parts of the model that this piece merges, and that therefore travel, down and up. No two may merge one part."""
     honours: frozenset[str] = frozenset()
     """Names of the topology's settings that this piece obeys. A setting that nobody obeys is an error."""
 

@@ -55,7 +55,9 @@ class WorldTrainer(pl.Trainer):
         if self.num_devices * self.num_nodes > 1:
             raise ValueError("devices, num_nodes: one process trains the whole world; use devices: 1")
         self.fit_loop = FederatedFitLoop(self, self.topology, self.seed, self.min_epochs, self.max_epochs)
-        check_settings(self.topology, self.callbacks)  # type: ignore[attr-defined]
+        ours = [one for one in self.callbacks if isinstance(one, FederationCallback)]  # type: ignore[attr-defined]
+        check_settings(self.topology, ours)
+        check_parts(ours)
 
     @staticmethod
     def _refuse(kwargs: dict[str, Any]) -> None:
@@ -91,7 +93,22 @@ def default_precision(accelerator: object) -> str:
     return "bf16-mixed" if uses_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
-def check_settings(topology: Topology, callbacks: list[pl.Callback]) -> None:
+def check_parts(callbacks: list[FederationCallback]) -> None:
+    """Check that every part of the model is merged by one callback at most.
+
+    Raises:
+        ValueError: Names a part and the callbacks that would both overwrite it.
+    """
+    for i, one in enumerate(callbacks):
+        for other in callbacks[i + 1 :]:
+            if shared := ", ".join(sorted(one.parts & other.parts)):
+                raise ValueError(
+                    f"{shared}: merged by {type(one).__name__} and by {type(other).__name__} too; "
+                    "let one callback merge each part"
+                )
+
+
+def check_settings(topology: Topology, callbacks: list[FederationCallback]) -> None:
     """Check that some callback obeys every setting of the topology that asks for one.
 
     Rules on residuals and links ask for nothing where no residuals are exchanged, or no traffic is measured.
@@ -99,8 +116,7 @@ def check_settings(topology: Topology, callbacks: list[pl.Callback]) -> None:
     Raises:
         ValueError: Names the settings, and the nodes that ask for them.
     """
-    ours = [callback for callback in callbacks if isinstance(callback, FederationCallback)]
-    honoured = frozenset().union(*(callback.honours for callback in ours))
+    honoured = frozenset().union(*(callback.honours for callback in callbacks))
     nothing = Settings()
     asked: dict[str, list[str]] = {}
     for node in topology.nodes.values():

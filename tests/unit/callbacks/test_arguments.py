@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange
+from worldlm.loop.trainer import check_parts
 from worldlm.topology import Node, OuterOptimizer, Settings, Topology
 
 
@@ -39,11 +40,12 @@ def _trainer(*callbacks: Any, settings: Settings | None = None) -> Any:
 
 
 def test_two_callbacks_must_not_merge_one_part() -> None:
-    one, other = Averaging(parts=["backbone", "keys"]), AttentionAggregation()
+    attention = AttentionAggregation()
     with pytest.raises(ValueError, match="keys: merged by Averaging and by AttentionAggregation too"):
-        one.setup(_trainer(one, other), None, "fit")
-    fine = Averaging(parts=["backbone"])
-    fine.setup(_trainer(fine, other, Averaging(parts=["values"])), None, "fit")
+        check_parts([Averaging(parts=["backbone", "keys"]), ResidualExchange(), attention])
+    with pytest.raises(ValueError, match="keys, values: merged by AttentionAggregation and by AttentionAggregation"):
+        check_parts([attention, AttentionAggregation(temperature=0.5)])
+    check_parts([Averaging(parts=["backbone"]), ResidualExchange(), attention])
 
 
 def test_a_federations_outer_optimizer_is_tried_before_the_run() -> None:
