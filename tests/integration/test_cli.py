@@ -2,11 +2,14 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import worldlm
 from worldlm.cli import main
@@ -199,18 +202,39 @@ def test_a_topology_with_mistakes_names_file_and_lines(shore: Path, capsys: pyte
     assert [line.split(": ")[0] for line in told] == ["shore.yaml:7", "shore.yaml:11", "shore.yaml:11"]
 
 
-def test_sigterm_leaves_a_checkpoint_to_go_on_from(shore: Path) -> None:
-    command = [sys.executable, "-m", "worldlm", "fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "1000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("round 2/"):
-            process.terminate()
-            break
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 143, err
-    assert "stopped; go on with: worldlm fit --recipe tiny.yaml --ckpt_path last" in out
-    assert Path("runs/tiny/version_0/checkpoints/last.ckpt").is_file()
+def test_a_stopped_run_ends_like_one_that_never_stopped(shore: Path) -> None:
+    """Stopped kindly or not, and taken up again: the same world, bit for bit, noise and ledgers included."""
+    fit = ["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "8"]
+    assert main([*fit, "--name", "whole"]) == 0
+    for stop in (signal.SIGTERM, signal.SIGKILL):
+        command = [sys.executable, "-m", "worldlm", *fit, "--name", stop.name]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("round 3/"):
+                process.send_signal(stop)
+                break
+        out, err = process.communicate(timeout=120)
+        if stop is signal.SIGTERM:
+            assert process.returncode == 143, err
+            assert "stopped; go on with: worldlm fit --recipe tiny.yaml --ckpt_path last" in out
+        assert last(stop.name)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] < 8
+        assert main([*fit, "--name", stop.name, "--ckpt_path", "last"]) == 0
+        assert same(last(stop.name)["callbacks"], last("whole")["callbacks"])
+        assert same(last(stop.name)["loops"], last("whole")["loops"])
+
+
+def last(name: str) -> dict[str, Any]:
+    return torch.load(Path("runs") / name / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)  # type: ignore[no-any-return]
+
+
+def same(left: Any, right: Any) -> bool:
+    """Compare two trees of plain containers and tensors, bit for bit."""
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return torch.equal(left, right) if isinstance(left, torch.Tensor) else bool(left == right)
 
 
 def test_shipped_recipes_parse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
