@@ -130,7 +130,7 @@ def test_a_spent_budget_ends_a_nodes_part(star: Make, fit: Make, caplog: pytest.
     with caplog.at_level(logging.WARNING, "worldlm"):
         trainer = fit(limited, [Averaging(), ExamplePrivacy()], max_epochs=4)
     assert {name: trainer.world.states[name].num_visits for name in "ab"} == {"a": 2, "b": 4}
-    assert "a trains no more from round 2" in caplog.text
+    assert "a takes no more part from round 2" in caplog.text
 
 
 def test_what_the_account_does_not_hold_for_is_refused(star: Make, fit: Make, make_data: Any) -> None:

@@ -1,7 +1,5 @@
 """Example-level differential privacy: DP-SGD within a node's fit, by Opacus."""
 
-import logging
-import math
 from typing import Any
 
 import torch
@@ -10,16 +8,13 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch.optim import Optimizer
 
-from worldlm.callbacks.scalars import log_scalars
+from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
 from worldlm.federation.privacy import PrivacyLedger
 from worldlm.federation.seeds import derive_seed
-from worldlm.loop import Context, FederationCallback, WorldTrainer
-from worldlm.topology import Privacy
-
-log = logging.getLogger(__name__)
+from worldlm.loop import Context, WorldTrainer
 
 
-class ExamplePrivacy(FederationCallback):
+class ExamplePrivacy(PrivacyLedgers):
     """Trains with DP-SGD (Abadi et al., arXiv 1607.00133) wherever the topology sets `example_privacy`.
 
     The unit of privacy is one block of text, of the model's length. Every step clips each block's gradient, adds
@@ -36,8 +31,7 @@ class ExamplePrivacy(FederationCallback):
     honours = frozenset({"example_privacy"})
 
     def __init__(self) -> None:
-        self.ledgers: dict[str, PrivacyLedger] = {}
-        self._stopped: set[str] = set()
+        super().__init__()
         self._samples: GradSampleModule | None = None
         self._optimizer: DPOptimizer | None = None
         self._context: Context | None = None
@@ -55,27 +49,12 @@ class ExamplePrivacy(FederationCallback):
                 "that are scaled; use bf16-mixed or 32-true"
             )
 
-    def epsilon(self, name: str, delta: float) -> float:
-        """Return the epsilon that a node has spent at `delta` (PRV)."""
-        return self.ledgers.get(name, PrivacyLedger()).epsilon(delta)
-
     def participates(self, trainer: WorldTrainer, context: Context) -> bool:
         name, privacy = context.node.name, context.node.settings.example_privacy
         if privacy is None or privacy.max_epsilon is None or not context.node.holds_data:
             return True
         steps, rate = trainer.fit_loop.num_batches(name), _sample_rate(trainer, name)
-        ledger = self.ledgers.get(name, PrivacyLedger())
-        after = ledger.epsilon_after(privacy.noise_multiplier, privacy.delta, rate, steps)
-        if after <= privacy.max_epsilon:
-            return True
-        if name not in self._stopped:
-            self._stopped.add(name)
-            log.warning(
-                "%s trains no more from round %d: its next fit would bring it to epsilon %.2f, beyond its "
-                "max_epsilon of %g (spent so far: %.2f)",
-                name, context.round, after, privacy.max_epsilon, self.epsilon(name, privacy.delta),
-            )  # fmt: skip
-        return False
+        return self._may_go_on(context, privacy, "fit", rate, steps)
 
     def on_local_fit_start(self, trainer: WorldTrainer, context: Context) -> None:
         privacy = context.node.settings.example_privacy
@@ -118,7 +97,7 @@ class ExamplePrivacy(FederationCallback):
     def on_local_fit_end(self, trainer: WorldTrainer, context: Context) -> None:
         if (privacy := context.node.settings.example_privacy) is not None:
             self._take_off()
-            self._log(trainer, context, privacy)
+            self._log_epsilon(trainer, context, privacy, "example_epsilon")
 
     def on_exception(self, trainer: Any, pl_module: LightningModule, exception: BaseException) -> None:
         self._take_off()
@@ -127,28 +106,6 @@ class ExamplePrivacy(FederationCallback):
         if self._samples is not None:
             self._samples.to_standard_module()  # takes the hooks off again
         self._samples = self._optimizer = self._context = None
-
-    def _log(self, trainer: WorldTrainer, context: Context, privacy: Privacy) -> None:
-        name = context.node.name
-        ledger = self.ledgers.get(name, PrivacyLedger())
-        scalars = {
-            f"{name}/example_epsilon": ledger.epsilon(privacy.delta),
-            f"{name}/example_epsilon_rdp": ledger.epsilon_rdp(privacy.delta),
-        }
-        log_scalars(
-            trainer,
-            {tag: value for tag, value in scalars.items() if math.isfinite(value)},
-            context.round,
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"ledgers": {name: [list(run) for run in one.history] for name, one in self.ledgers.items()}}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.ledgers = {
-            name: PrivacyLedger([(noise, rate, steps) for noise, rate, steps in history])
-            for name, history in state_dict["ledgers"].items()
-        }
 
 
 def _sample_rate(trainer: WorldTrainer, name: str) -> float:

@@ -1,5 +1,6 @@
 """A live bar in a terminal, one line a round elsewhere."""
 
+import math
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -74,7 +75,9 @@ class RoundProgress(ProgressBar):
             return
         self._done += 1
         metrics = self._metrics(trainer)
-        figures = f" loss {metrics.last_loss:.3f}, {metrics.tokens_per_second:,.0f} tokens/s" if metrics else ""
+        figures = ""
+        if metrics is not None and not math.isnan(metrics.last_loss):
+            figures = f" loss {metrics.last_loss:.3f}, {metrics.tokens_per_second:,.0f} tokens/s"
         rounds = f"{trainer.world.round + 1}/{trainer.max_epochs}"
         description = f"{trainer.topology.name} round {rounds} [bold]{trainer.active_node}[/]{figures}"
         self._bar.update(self._task, completed=self._done, description=description)

@@ -1,23 +1,22 @@
 """Update-level differential privacy at every edge whose topology asks for it."""
 
 import logging
-import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 
+from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
 from worldlm.callbacks.scalars import log_scalars
 from worldlm.federation.messages import Download, Residual, Upload
 from worldlm.federation.parameters import Tensors
 from worldlm.federation.privacy import PrivacyLedger, Sanitised, sanitise
-from worldlm.loop import Context, FederationCallback, WorldTrainer
+from worldlm.loop import Context, WorldTrainer
 from worldlm.topology import Privacy
 
 log = logging.getLogger(__name__)
 
 
-class UpdatePrivacy(FederationCallback):
+class UpdatePrivacy(PrivacyLedgers):
     """Clips and noises what leaves a node, as the node's `privacy` in the topology says, and keeps its ledger.
 
     The unit of privacy is the node with all that is below it. What is sanitised is the whole upload, as one vector:
@@ -30,30 +29,11 @@ class UpdatePrivacy(FederationCallback):
 
     honours = frozenset({"privacy"})
 
-    def __init__(self) -> None:
-        self.ledgers: dict[str, PrivacyLedger] = {}
-        self._stopped: set[str] = set()
-
-    def epsilon(self, name: str, delta: float) -> float:
-        """Return the epsilon that a node has spent at `delta` (PRV)."""
-        return self.ledgers.get(name, PrivacyLedger()).epsilon(delta)
-
     def participates(self, trainer: WorldTrainer, context: Context) -> bool:
-        name, privacy = context.node.name, context.node.settings.privacy
-        sends = context.world.topology.parent(name) is not None
-        if privacy is None or privacy.max_epsilon is None or not sends:
+        privacy = context.node.settings.privacy
+        if privacy is None or context.world.topology.parent(context.node.name) is None:
             return True
-        after = self.ledgers.get(name, PrivacyLedger()).epsilon_after(privacy.noise_multiplier, privacy.delta)
-        if after <= privacy.max_epsilon:
-            return True
-        if name not in self._stopped:
-            self._stopped.add(name)
-            log.warning(
-                "%s takes no more part from round %d: its next upload would bring it to epsilon %.2f, beyond its "
-                "max_epsilon of %g (spent so far: %.2f)",
-                name, context.round, after, privacy.max_epsilon, self.epsilon(name, privacy.delta),
-            )  # fmt: skip
-        return False
+        return self._may_go_on(context, privacy, "upload")
 
     def on_sanitise(self, trainer: WorldTrainer, context: Context, upload: Upload, download: Download) -> Upload:
         privacy = context.node.settings.privacy
@@ -69,7 +49,10 @@ class UpdatePrivacy(FederationCallback):
             for residual in upload.residuals
             if self._is_affordable(context, privacy, residual)
         ]
-        self._log(trainer, context, privacy, safe.update_norm)
+        norm, name = safe.update_norm, context.node.name
+        scalars = {f"{name}/update_norm": norm, f"{name}/update_clipped": float(norm > privacy.clip_norm)}
+        log_scalars(trainer, scalars, context.round)
+        self._log_epsilon(trainer, context, privacy, "epsilon")
         parts = {part: {name: safe.tensors[name] for name in tensors} for part, tensors in upload.parts.items()}
         return replace(upload, parts=parts, metrics={}, residuals=tuple(residuals))
 
@@ -98,27 +81,3 @@ class UpdatePrivacy(FederationCallback):
                 residual.origin, context.node.name, after, privacy.max_epsilon,
             )  # fmt: skip
         return after <= privacy.max_epsilon
-
-    def _log(self, trainer: WorldTrainer, context: Context, privacy: Privacy, update_norm: float) -> None:
-        name = context.node.name
-        ledger = self.ledgers[name]
-        scalars = {
-            f"{name}/update_norm": update_norm,
-            f"{name}/update_clipped": float(update_norm > privacy.clip_norm),
-            f"{name}/epsilon": ledger.epsilon(privacy.delta),
-            f"{name}/epsilon_rdp": ledger.epsilon_rdp(privacy.delta),
-        }
-        log_scalars(
-            trainer,
-            {tag: value for tag, value in scalars.items() if math.isfinite(value)},
-            context.round,
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"ledgers": {name: [list(run) for run in one.history] for name, one in self.ledgers.items()}}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.ledgers = {
-            name: PrivacyLedger([(noise, rate, steps) for noise, rate, steps in history])
-            for name, history in state_dict["ledgers"].items()
-        }
