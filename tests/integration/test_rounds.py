@@ -13,7 +13,7 @@ from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange
 from worldlm.data import BlockBatchSampler
 from worldlm.federation.parameters import PARTS
 from worldlm.loop import FederationCallback, WorldTrainer
-from worldlm.topology import Node, Topology
+from worldlm.topology import Node, Topology, parse_topology
 
 Make = Callable[..., Any]
 
@@ -267,3 +267,22 @@ def test_no_checkpoint_while_nodes_talk(star: Make, fit: Make, tmp_path: Any) ->
     with pytest.raises(RuntimeError, match="while nodes talk"):
         fit(star("ab"), [AttentionAggregation(), Averaging(), Careless()])
     assert not (tmp_path / "half.ckpt").exists()
+
+
+def test_a_parents_own_fit_takes_its_place_by_name(fit: Make) -> None:
+    text = """
+name: middle
+settings: {num_local_steps: 1, batch_size: 2}
+root:
+  name: m
+  corpus: m
+  children: [{name: z, corpus: z}, {name: a, corpus: a}]
+"""
+    seen: list[list[str]] = []
+
+    class Order(FederationCallback):
+        def on_aggregate(self, trainer: Any, context: Any, uploads: Any) -> None:
+            seen.append([upload.node for upload in uploads])
+
+    fit(parse_topology(text, "middle.yaml"), [fedavg(), Order()], max_epochs=2)
+    assert seen == [["a", "m", "z"]] * 2
