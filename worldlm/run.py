@@ -135,7 +135,7 @@ class RecipeCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train the world, and stop between two steps on SIGTERM and on the first Ctrl-C."""
         trainer: WorldTrainer = self.trainer  # type: ignore[assignment]
-        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self.folder = trainer.folder
         print(_headline(trainer, self.model) + (f"; goes on from {self.checkpoint}" if self.checkpoint else ""))
         before = signal.signal(signal.SIGINT, lambda *_: _interrupt(trainer))
         try:

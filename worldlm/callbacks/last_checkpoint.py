@@ -38,8 +38,7 @@ class LastCheckpoint(Checkpoint):
     @staticmethod
     def path(trainer: WorldTrainer) -> Path:
         """Return where the checkpoint of a run lies."""
-        folder = trainer.log_dir or trainer.default_root_dir
-        return Path(folder) / "checkpoints" / "last.ckpt"
+        return trainer.folder / "checkpoints" / "last.ckpt"
 
     def _save(self, trainer: WorldTrainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

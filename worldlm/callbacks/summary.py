@@ -1,7 +1,6 @@
 """What a run came to: the closing table, and the board's first page."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -126,11 +125,6 @@ def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
         figures["MB down"] = exchange.bytes_down[name] / 1e6
         figures["MB up"] = exchange.bytes_up[name] / 1e6
     return figures
-
-
-def run_folder(trainer: WorldTrainer) -> Path:
-    """Return where the run's results are."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def _depth(trainer: WorldTrainer, node: Node) -> int:

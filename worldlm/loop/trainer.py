@@ -72,6 +72,11 @@ class WorldTrainer(pl.Trainer):
         return self.fit_loop.world
 
     @property
+    def folder(self) -> Path:
+        """The run's folder: its logger's, else `default_root_dir`."""
+        return Path(self.log_dir or self.default_root_dir)
+
+    @property
     def active_node(self) -> str:
         """Name of the node whose weights are in the live module."""
         return self.fit_loop.slot.name
