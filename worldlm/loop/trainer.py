@@ -26,6 +26,7 @@ class WorldTrainer(pl.Trainer):
 
     Args:
         topology: A topology, or the name or path of its YAML file.
+        settings: Laid over the settings at the top of the topology's file; those of its nodes win over both.
         seed: Seed of all random draws of the federation; by default that of `seed_everything`, else 0.
         **kwargs: As `lightning.Trainer`; `devices` is 1 and, on a GPU, `precision` bf16-mixed unless given.
 
@@ -36,8 +37,17 @@ class WorldTrainer(pl.Trainer):
 
     fit_loop: FederatedFitLoop
 
-    def __init__(self, *args: Any, topology: Topology | Path | str, seed: int | None = None, **kwargs: Any) -> None:
-        self.topology = topology if isinstance(topology, Topology) else load_topology(topology)
+    def __init__(
+        self,
+        *args: Any,
+        topology: Topology | Path | str,
+        settings: dict[str, Any] | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(topology, Topology) and settings:
+            raise ValueError("settings are laid over a topology's file: build them into the Topology that is given")
+        self.topology = topology if isinstance(topology, Topology) else load_topology(topology, settings)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.share_memory: bool | None = None
         plugins = kwargs.get("plugins") or []
@@ -58,6 +68,21 @@ class WorldTrainer(pl.Trainer):
         ours = [one for one in self.callbacks if isinstance(one, FederationCallback)]  # type: ignore[attr-defined]
         check_settings(self.topology, ours)
         check_parts(ours)
+
+    def prepare(self, model: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
+        """Tokenise and pack the text of all nodes, without training.
+
+        Args:
+            model: The model that will read it; only its sizes matter.
+            datamodule: The text.
+
+        Raises:
+            ValueError: As the data module's `prepare_data` and `setup`.
+        """
+        self.strategy.connect(model)
+        datamodule.trainer = self
+        datamodule.prepare_data()
+        datamodule.setup("fit")
 
     @staticmethod
     def _refuse(kwargs: dict[str, Any]) -> None:

@@ -41,18 +41,22 @@ class _Inherited(NamedTuple):
     broken: frozenset[str]
 
 
-def load_topology(name_or_path: str | Path) -> Topology:
+def load_topology(name_or_path: str | Path, settings: Mapping[str, Any] | None = None) -> Topology:
     """Load a topology by path, or by the name of a file in `topologies/`.
+
+    Args:
+        name_or_path: the file.
+        settings: laid over the settings at the top of the file, as if they stood there.
 
     Raises:
         FileNotFoundError: if there is none, naming those there are.
         TopologyError: (a ValueError) with all mistakes of the file, one a line.
     """
     path = find_file("topologies", name_or_path)
-    return parse_topology(read_text(path, TopologyError), str(path))
+    return parse_topology(read_text(path, TopologyError), str(path), settings)
 
 
-def parse_topology(text: str, source: str) -> Topology:
+def parse_topology(text: str, source: str, settings: Mapping[str, Any] | None = None) -> Topology:
     """Read a topology from YAML text.
 
     Warns of a jurisdiction in `accept_from` that no node has.
@@ -60,12 +64,13 @@ def parse_topology(text: str, source: str) -> Topology:
     Args:
         text: the YAML.
         source: its name in errors and in `Node.source`, usually the file's path.
+        settings: laid over the settings at the top of the text; nodes' own win, as they do over those.
 
     Raises:
         TopologyError: (a ValueError) with all mistakes, one a line.
     """
     reader = Reader(text, source, TopologyError)
-    values = _Loading(reader).topology()
+    values = _Loading(reader, settings or {}).topology()
     reader.finish()
     topology = Topology(**values)
     for warning in _unknown_jurisdictions(topology):
@@ -88,8 +93,9 @@ def _unknown_jurisdictions(topology: Topology) -> Iterator[str]:
 class _Loading:
     """One reading of a topology file. Where a mistake is reported, a stand-in is returned."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, overrides: Mapping[str, Any]) -> None:
         self.reader = reader
+        self.overrides = overrides
         self.name_lines: dict[str, int] = {}
         self.node_lines: dict[int, int] = {}
 
@@ -103,7 +109,7 @@ class _Loading:
         values = self._values(top, {"name": str, "description": str})
         if "name" in top and (wrong := bad_name(values["name"])):
             self.reader.report(top["name"].line, f"name {wrong}")
-        inherited = self._settings(top, _Inherited(Settings(), frozenset()))
+        inherited = self._override(self._settings(top, _Inherited(Settings(), frozenset())))
         values["root"] = self._node(top["root"], inherited) if "root" in top else _STAND_IN
         return values
 
@@ -173,6 +179,16 @@ class _Loading:
                 del own[key]
             settings = replace(above.settings, **own)
         return _Inherited(settings, above.broken - own.keys() | (read.keys() - own.keys()))
+
+    def _override(self, above: _Inherited) -> _Inherited:
+        """Lay settings that came from elsewhere over those at the top of the file."""
+        if not self.overrides:
+            return above
+        text = yaml.safe_dump({"settings": dict(self.overrides)}, sort_keys=False)
+        reader = Reader(text, "federation.settings", TopologyError)
+        settings = _Loading(reader, {})._settings(reader.mapping(reader.root, "settings"), above)
+        reader.finish()
+        return settings
 
     def _setting(self, key: str, entry: Entry, above: Settings) -> Any:
         if key in ("privacy", "example_privacy"):

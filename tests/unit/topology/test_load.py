@@ -6,6 +6,8 @@ from textwrap import dedent
 import pytest
 
 from worldlm.topology import (
+    OuterOptimizer,
+    Privacy,
     Topology,
     TopologyError,
     load_topology,
@@ -185,3 +187,38 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     path = tmp_path / "bom.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + b"name: t\nroot: {name: w, corpus: c, settings: {num_local_steps: 1}}")
     assert load_topology(path).name == "t"
+
+
+OVERRIDDEN = """
+name: two
+settings: {num_local_steps: 500, batch_size: 4, privacy: {clip_norm: 1.0, noise_multiplier: 0.5}}
+root:
+  name: world
+  children:
+    - {name: a, corpus: a}
+    - {name: b, corpus: b, settings: {num_local_steps: 7}}
+"""
+
+
+def test_settings_from_elsewhere_are_laid_over_those_at_the_top() -> None:
+    settings = {"num_local_steps": 25, "outer_optimizer": {"name": "SGD", "lr": 0.7}, "privacy": {"clip_norm": 0.5}}
+    nodes = parse_topology(OVERRIDDEN, "two.yaml", settings).nodes
+    assert {name: node.settings.num_local_steps for name, node in nodes.items()} == {"world": 25, "a": 25, "b": 7}
+    assert nodes["a"].settings.batch_size == 4
+    assert nodes["a"].settings.privacy == Privacy(clip_norm=0.5, noise_multiplier=0.5)
+    assert nodes["world"].settings.outer_optimizer == OuterOptimizer(name="SGD", arguments={"lr": 0.7})
+    assert parse_topology(OVERRIDDEN, "two.yaml", {}) == parse_topology(OVERRIDDEN, "two.yaml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_local_step": 3}, "federation.settings:2: .*'num_local_step'.*did you mean 'num_local_steps'"),
+        ({"batch_size": 4, "num_local_steps": 0}, "federation.settings:3: num_local_steps"),
+        ({"privacy": None}, "privacy may only be tightened below a private federation, but is removed"),
+        ({"privacy": {"noise_multiplier": 0.1}}, "may only be tightened: at least 0.5"),
+    ],
+)
+def test_mistakes_in_settings_from_elsewhere(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(TopologyError, match=message):
+        parse_topology(OVERRIDDEN, "two.yaml", settings)
