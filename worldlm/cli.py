@@ -12,6 +12,7 @@ HELP = f"""worldlm {__version__}: language models trained across federations of 
 
   worldlm fit --recipe NAME_OR_PATH [--a.b value ...]       train a world; see the run with tensorboard --logdir runs
   worldlm fit --recipe NAME_OR_PATH --ckpt_path last        go on where the last run of that recipe stopped
+  worldlm prepare --recipe NAME_OR_PATH                     only download, tokenise and pack the text; fit does it too
   worldlm fit --recipe NAME_OR_PATH --print_config          show every setting, with its value
   worldlm validate --recipe NAME_OR_PATH --ckpt_path last   evaluate every node of a run
   worldlm topology check FILE                               find the mistakes in a topology
@@ -22,7 +23,7 @@ Recipes and topologies are found by path, or by name in ./recipes and ./topologi
 WorldLM. `worldlm fit --help` lists all settings. Several --recipe are laid over one another, the last one wins.
 """
 
-COMMANDS = ("fit", "validate", "topology")
+COMMANDS = ("fit", "validate", "prepare", "topology")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

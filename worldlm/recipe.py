@@ -161,7 +161,9 @@ def explain(message: str, readers: Collection[Reader], known: Collection[str], g
         return f"no setting --{unknown.group(1)}{suggest(unknown.group(1), known)}"
     keys = re.findall(r'Parser key "([\w.]+)":', message)
     if not keys and "Union subtypes" not in message:
-        return "\n".join(_with_place(line, line, readers) for line in message.splitlines())
+        elsewhere = tuple(f"{one.rsplit('.', 1)[-1]} " for one in overridden)
+        lines = message.splitlines()
+        return "\n".join(one if one.startswith(elsewhere) else _with_place(one, one, readers) for one in lines)
     text = _innermost(message.rsplit('Parser key "', 1)[-1].split('":', 1)[-1])
     told = f"{keys[-1]}: {text}" if keys else text
     return told if keys and keys[-1] in overridden else _with_place(told, told, readers)

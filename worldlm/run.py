@@ -1,4 +1,4 @@
-"""`worldlm fit` and `worldlm validate`: LightningCLI with recipes, run folders and one-line errors."""
+"""`worldlm fit`, `validate` and `prepare`: LightningCLI with recipes, run folders and one-line errors."""
 
 import logging
 import os
@@ -6,10 +6,11 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
@@ -30,6 +31,7 @@ from worldlm.topology.lines import Reader
 ALWAYS: dict[str, tuple[type[Callback], ...]] = {
     "fit": (NodeMetrics, Traffic, LastCheckpoint, RoundProgress, Summary),
     "validate": (NodeValidation,),
+    "prepare": (),
 }
 
 
@@ -79,6 +81,7 @@ class RecipeCLI(LightningCLI):
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
             "validate": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
+            "prepare": {"model", "datamodule"},
         }
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -90,7 +93,11 @@ class RecipeCLI(LightningCLI):
         parser.add_argument("--federation.topology", type=str, help="name or path of a topology")
         parser.add_argument("--name", type=str | None, help="name of the run's folder; by default the recipe's")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument(
+            "--federation.settings", type=dict[str, Any] | None, help="settings laid over those at the topology's top"
+        )
         parser.link_arguments("federation.topology", "trainer.topology")
+        parser.link_arguments("federation.settings", "trainer.settings")
         parser.link_arguments("seed_everything", "trainer.seed")
         parser.set_defaults({"trainer.enable_model_summary": False})
 
@@ -108,6 +115,9 @@ class RecipeCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if self.subcommand == "prepare":
+            config.trainer.logger = config.trainer.enable_progress_bar = False
+            return
         name = config.name or (self.recipes[-1].stem if self.recipes else "world")
         runs = Path(config.runs) / name
         self.checkpoint = _checkpoint(config.ckpt_path, runs)
@@ -121,6 +131,11 @@ class RecipeCLI(LightningCLI):
             logger = {"save_dir": config.runs, "name": name, "version": version, "default_hp_metric": False}
             config.trainer.logger = _namespace("lightning.pytorch.loggers.TensorBoardLogger", logger)
 
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; to prepare data, a model without weights will do."""
+        with torch.device("meta") if self.subcommand == "prepare" else nullcontext():
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         trainer = self._get(self.config_init, "trainer")
         given = trainer["callbacks"] or []
@@ -131,6 +146,16 @@ class RecipeCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     # ------------------------------------------------------------------ commands
+
+    def prepare(self, **kwargs: Any) -> None:
+        """Tokenise and pack the text of every node."""
+        trainer: WorldTrainer = self.trainer  # type: ignore[assignment]
+        data: CorpusDataModule = kwargs["datamodule"]
+        trainer.prepare(kwargs["model"], data)
+        for node in trainer.topology.data_nodes:
+            told = ", ".join(f"{split} {len(data.blocks[split][node.name])} blocks" for split in data.blocks)
+            print(f"{node.name}: {node.corpus}, {told}, {data.bytes_per_token[node.name]:.2f} bytes a token")
+        print(f"done. packed text: {Path(data.cache_dir).expanduser()}")
 
     def fit(self, **kwargs: Any) -> None:
         """Train the world, and stop between two steps on SIGTERM and on the first Ctrl-C."""
@@ -204,7 +229,7 @@ def run(given: list[str]) -> int:
     """Run a command of Lightning's.
 
     Args:
-        given: The command line, beginning with fit or validate.
+        given: The command line, beginning with fit, validate or prepare.
 
     Returns:
         The exit status.

@@ -106,7 +106,9 @@ def test_no_arguments_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused(capsys, "fitt") == ["no command 'fitt'; there are fit, validate, topology; did you mean 'fit'?"]
+    assert refused(capsys, "fitt") == [
+        "no command 'fitt'; there are fit, validate, prepare, topology; did you mean 'fit'?"
+    ]
 
 
 def test_topology_check_and_show(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +157,7 @@ def test_every_mistake_of_a_recipe_at_once(shore: Path, capsys: pytest.CaptureFi
         ("max_epochs: 2", "max_epochs: x", "tiny.yaml:14: trainer.max_epochs: must be int or nothing, but is x"),
         ("max_epochs: 2", "max_steps: 2", "tiny.yaml:14: max_steps is 2: a world is counted in rounds"),
         ("shore.yaml", "shores.yaml", "no file 'shores.yaml', nor any of that name in topologies"),
-        ("train: sea.txt", "train: see.txt", "node 'sea', corpus 'sea' (train): no such file: see.txt"),
+        ("train: sea.txt", "train: see.txt", "node 'sea', corpus 'sea': no such file: see.txt"),
         ("    sea: {", "    see: {", "node 'sea': unknown corpus 'sea'; known are hills, see; did you mean 'see'?"),
         ("vocab_size: 257", "vocab_size: 99", "the tokenizer has 257 tokens, the model's vocab_size is 99"),
         ("norm_f", "norm_g", "tiny.yaml:5: split.values pattern 'norm_g\\\\.' matches no parameter"),
@@ -246,3 +248,25 @@ def test_shipped_recipes_parse(capsys: pytest.CaptureFixture[str], monkeypatch: 
         assert stopped.value.code == 0, recipe
         assert "max_epochs:" in capsys.readouterr().out
     assert os.path.basename(folder) == "recipes"
+
+
+def test_prepare_packs_and_trains_nothing(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = shore.parent / "cache"
+    for told in (2, 0):  # the second time nothing is left to do
+        assert main(["prepare", "--recipe", "tiny.yaml", "--data.cache_dir", str(cache)]) == 0
+        lines = capsys.readouterr()
+        assert len([line for line in lines.err.splitlines() if line.startswith("Packed ")]) == told
+        assert lines.out.splitlines()[-1] == f"done. packed text: {cache}"
+        assert "sea: sea, train" in lines.out
+    assert not (shore.parent / "runs").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_told_in_a_line(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = refused(capsys, "prepare", "--recipe", "tiny.yaml", "--data.cache_dir", str(shore / "cache"))
+    assert lines == [f"cache_dir {shore}/cache cannot be used: Not a directory: '{shore}/cache'"]
+
+
+def test_settings_of_the_recipe_are_laid_over_the_topology(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = refused(capsys, "fit", "--recipe", "tiny.yaml", "--federation.settings.num_local_step", "1")
+    assert lines[0].startswith("federation.settings:2: ")
+    assert "did you mean 'num_local_steps'" in lines[0]

@@ -1,28 +1,41 @@
 """Text: corpora, tokenizers, packing, and each node's batches."""
 
-from worldlm.data.blocks import BlockBatchSampler, Blocks, PoissonBatchSampler
-from worldlm.data.corpora import Corpus, Mixture, SplitName, TextFiles
+from worldlm.data.blocks import Blocks, MixedBlocks, join_blocks
+from worldlm.data.corpora import BrokenOff, Corpus, Limits, SplitName
 from worldlm.data.datamodule import CorpusDataModule
+from worldlm.data.files import TextFiles
 from worldlm.data.hub import HubDataset
-from worldlm.data.packing import PackedCorpus, pack
+from worldlm.data.mixture import Mixture
+from worldlm.data.packing import PackedCorpus
+from worldlm.data.preparing import Request, prepare
+from worldlm.data.samplers import BlockBatchSampler, MixtureBatchSampler, NodeSampler, PoissonBatchSampler
 from worldlm.data.standard_library import StandardLibrary
 from worldlm.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer, load_tokenizer
+from worldlm.data.trained_tokenizer import TrainedBPE
 
 __all__ = [
     "BlockBatchSampler",
     "Blocks",
+    "BrokenOff",
     "ByteTokenizer",
     "Corpus",
     "CorpusDataModule",
     "FileTokenizer",
     "HubDataset",
+    "Limits",
+    "MixedBlocks",
     "Mixture",
+    "MixtureBatchSampler",
+    "NodeSampler",
     "PackedCorpus",
     "PoissonBatchSampler",
+    "Request",
     "SplitName",
     "StandardLibrary",
     "TextFiles",
     "Tokenizer",
+    "TrainedBPE",
+    "join_blocks",
     "load_tokenizer",
-    "pack",
+    "prepare",
 ]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader
 
-from worldlm.data.blocks import BlockBatchSampler, Blocks, PoissonBatchSampler
-from worldlm.data.corpora import Corpus, SplitName
-from worldlm.data.packing import PackedCorpus, pack
+from worldlm.data.blocks import Blocks, MixedBlocks, join_blocks
+from worldlm.data.corpora import BrokenOff, Corpus, SplitName, naming
+from worldlm.data.files import local_corpora
+from worldlm.data.mixture import Mixture
+from worldlm.data.packing import PackedCorpus
+from worldlm.data.preparing import Request, open_prepared, prepare
+from worldlm.data.samplers import NodeSampler, make_sampler, spread
 from worldlm.data.tokenizers import Tokenizer, load_tokenizer
+from worldlm.data.trained_tokenizer import TrainedBPE
 from worldlm.topology.lines import suggest
 
 if TYPE_CHECKING:
@@ -31,9 +35,13 @@ class CorpusDataModule(LightningDataModule):
 
     Args:
         corpora: The corpora by the names that the topology's nodes use.
-        tokenizer: `bytes`, or the path of a `tokenizer.json`.
+        tokenizer: `bytes`, the path of a `tokenizer.json`, the name of a tokenizer on the Hugging Face
+            Hub, or one to be trained on all corpora of the recipe.
         batch_size: Blocks of a batch, where a node's settings say nothing else.
         root: Folder that the corpora's relative paths start from.
+        local: Files to read instead of a corpus, by its name: paths or glob patterns, relative to
+            `root`, with `{split}` for `train` and `validation`. Without `{split}`, documents are held
+            out by a hash of their text. The corpus' limits hold, its `where` does not.
         cache_dir: Folder of the packed corpora.
         num_workers: Processes that read batches, for each node; 0 reads in the training process.
 
@@ -42,18 +50,19 @@ class CorpusDataModule(LightningDataModule):
     """
 
     tokenizer: Tokenizer
-    """The tokenizer of all corpora."""
+    """The tokenizer of all corpora; one that is trained is known after `prepare_data` or `setup`."""
     bytes_per_token: dict[str, float]
     """Bytes for each token of a data node's validation text, by node name; known after `setup`."""
-    blocks: dict[SplitName, dict[str, Blocks]]
+    blocks: dict[SplitName, dict[str, Blocks | MixedBlocks]]
     """Blocks of each split by node name; known after `setup`."""
 
     def __init__(
         self,
         corpora: dict[str, Corpus],
-        tokenizer: str = "bytes",
+        tokenizer: str | TrainedBPE = "bytes",
         batch_size: int = 16,
         root: str = ".",
+        local: dict[str, str] | None = None,
         cache_dir: str = "~/.cache/worldlm",
         num_workers: int = 0,
     ) -> None:
@@ -61,8 +70,13 @@ class CorpusDataModule(LightningDataModule):
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
-        self.corpora = {name: corpus.under(Path(root).expanduser()) for name, corpus in corpora.items()}
-        self.tokenizer = load_tokenizer(tokenizer)
+        folder = Path(root).expanduser()
+        self.mixtures = {name: corpus for name, corpus in corpora.items() if isinstance(corpus, Mixture)}
+        plain = {name: corpus for name, corpus in corpora.items() if name not in self.mixtures}
+        self.corpora = {name: one.under(folder) for name, one in local_corpora(plain, local or {}).items()}
+        if isinstance(tokenizer, str):
+            self.tokenizer = load_tokenizer(tokenizer)
+        self._trained = None if isinstance(tokenizer, str) else tokenizer
         self.batch_size = batch_size
         self.cache_dir = cache_dir
         self.num_workers = num_workers
@@ -76,10 +90,15 @@ class CorpusDataModule(LightningDataModule):
             ValueError: If a node's corpus is unknown, cannot be read, or is empty; the message
                 names node and corpus.
         """
-        self._check_corpora()
-        for node in self._data_nodes().values():
-            self._pack(node, "train")
-            self._pack(node, "validation")
+        requests = self._requests()
+        used = {request.name for request in requests}
+        if unused := ", ".join(name for name in self.corpora if name not in used):
+            warnings.warn(f"no node uses the corpora {unused}", stacklevel=2)
+        try:
+            self._load_tokenizer({request.name: request.title for request in requests})
+            prepare(requests, self.tokenizer, self.cache_dir)
+        except BrokenOff as error:
+            raise BrokenOff(f"{error}; or read files of your own: --data.local.NAME 'FILES'") from error
 
     def setup(self, stage: str | None = None) -> None:
         """Open the packed corpora and cut them into blocks of the model's length.
@@ -92,23 +111,27 @@ class CorpusDataModule(LightningDataModule):
                 has more tokens than the model.
         """
         architecture = self._trainer().lightning_module.architecture
+        self._load_tokenizer()
         if self.tokenizer.vocab_size > architecture.vocab_size:
             raise ValueError(
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens, the model's vocab_size is "
                 f"{architecture.vocab_size}; it must be at least as large"
             )
+        packed = self._open()
         for name, node in self._data_nodes().items():
             for split, blocks in self.blocks.items():
-                packed = self._pack(node, split)
-                with _naming(node, split):
-                    blocks[name] = Blocks(packed, architecture.max_seq_len)
-            self.bytes_per_token[name] = packed.bytes_per_token
+                parts = []
+                for member in self._members(node):
+                    with naming(_title([node], split) + (f": {member}" if member != node.corpus else "")):
+                        parts.append(Blocks(packed[member][split], architecture.max_seq_len))
+                blocks[name] = join_blocks(parts)
+            self.bytes_per_token[name] = self.blocks["validation"][name].bytes_per_token
 
     def train_dataloader(self) -> dict[str, DataLoader[Tensor]]:
         """Return each data node's batches by node name.
 
-        The loader's `batch_sampler` is a `BlockBatchSampler`, or a `PoissonBatchSampler` where the
-        node's settings ask for privacy of examples; the loop says where a visit starts and ends.
+        The loader's `batch_sampler` is a `NodeSampler`: one that takes every block with the same
+        probability where the node's settings ask for privacy of examples. The loop says where a visit starts and ends.
 
         Raises:
             ValueError: If a node's batch size does not fit its text.
@@ -116,26 +139,30 @@ class CorpusDataModule(LightningDataModule):
         return {name: self._train_loader(node) for name, node in self._data_nodes().items()}
 
     def val_dataloader(self) -> dict[str, DataLoader[Tensor]]:
-        """Return each data node's held-out text by node name: all blocks once, in order."""
+        """Return each data node's held-out text by node name: all blocks once, those of a mixture in turn."""
         loaders = {}
         for name, node in self._data_nodes().items():
             blocks = self.blocks["validation"][name]
-            sampler = BatchSampler(SequentialSampler(blocks), self._size(node), drop_last=False)
+            sampler = BatchSampler(spread(blocks.sizes), self._size(node), drop_last=False)
             loaders[name] = self._loader(blocks, sampler)
         return loaders
 
     def _train_loader(self, node: Node) -> DataLoader[Tensor]:
         blocks = self.blocks["train"][node.name]
-        private = node.settings.example_privacy is not None
-        kind = PoissonBatchSampler if private else BlockBatchSampler
-        with _naming(node, "train"):
-            sampler = kind(len(blocks), self._size(node), self._trainer().seed, node.name)
+        weights = self.mixtures[node.corpus].weights if node.corpus in self.mixtures else None
+        with naming(_title([node], "train")):
+            sampler = make_sampler(
+                blocks.sizes,
+                self._size(node),
+                self._trainer().seed,
+                node.name,
+                weights=weights,
+                poisson=node.settings.example_privacy is not None,
+            )
         sampler.length = node.settings.num_local_steps or sampler.length
         return self._loader(blocks, sampler)
 
-    def _loader(
-        self, blocks: Blocks, sampler: BlockBatchSampler | PoissonBatchSampler | BatchSampler
-    ) -> DataLoader[Tensor]:
+    def _loader(self, blocks: Blocks | MixedBlocks, sampler: NodeSampler | BatchSampler) -> DataLoader[Tensor]:
         return DataLoader(
             blocks,
             batch_sampler=sampler,
@@ -148,26 +175,47 @@ class CorpusDataModule(LightningDataModule):
     def _size(self, node: Node) -> int:
         return node.settings.batch_size or self.batch_size
 
-    def _pack(self, node: Node, split: SplitName) -> PackedCorpus:
-        assert node.corpus is not None
-        with _naming(node, split):
-            corpus = self.corpora[node.corpus]
-            return pack(corpus, split, self.tokenizer, self.cache_dir, node.corpus)
+    def _open(self) -> dict[str, dict[SplitName, PackedCorpus]]:
+        requests = self._requests()
+        try:
+            return {one.name: open_prepared(one, self.tokenizer, self.cache_dir) for one in requests}
+        except ValueError:
+            return prepare(requests, self.tokenizer, self.cache_dir)
 
-    def _check_corpora(self) -> None:
-        """Compare the names of corpora that are used with those that are known."""
+    def _load_tokenizer(self, titles: Mapping[str, str] | None = None) -> None:
+        if self._trained is not None:
+            self.tokenizer = self._trained.load(self.corpora, self.cache_dir, titles)
+
+    def _requests(self) -> list[Request]:
+        """List the corpora that the topology's nodes use, each once.
+
+        Raises:
+            ValueError: If a node's corpus is unknown.
+        """
+        known = [*self.corpora, *self.mixtures]
         nodes = self._data_nodes().values()
         errors = [
             f"node {node.name!r}: unknown corpus {node.corpus!r}; known are "
-            f"{', '.join(self.corpora) or 'none'}{suggest(str(node.corpus), self.corpora)}"
+            f"{', '.join(known) or 'none'}{suggest(str(node.corpus), known)}"
             for node in nodes
-            if node.corpus not in self.corpora
+            if node.corpus not in known
         ]
         if errors:
             raise ValueError("\n".join(errors))
-        unused = [name for name in self.corpora if name not in {node.corpus for node in nodes}]
-        if unused:
-            warnings.warn(f"no node uses the corpora {', '.join(unused)}", stacklevel=2)
+        users: dict[str, list[Node]] = {}
+        for node in nodes:
+            for name in self._members(node):
+                users.setdefault(name, []).append(node)
+        return [Request(name, self.corpora[name], _title(nodes)) for name, nodes in users.items()]
+
+    def _members(self, node: Node) -> list[str]:
+        """Return the names of the corpora that a node's text is made of."""
+        assert node.corpus is not None
+        mixture = self.mixtures.get(node.corpus)
+        if mixture is None:
+            return [node.corpus]
+        with naming(_title([node])):
+            return mixture.members({**self.corpora, **self.mixtures})
 
     def _data_nodes(self) -> dict[str, Node]:
         topology: Topology = self._trainer().topology
@@ -179,14 +227,12 @@ class CorpusDataModule(LightningDataModule):
         return self.trainer
 
 
-@contextmanager
-def _naming(node: Node, split: SplitName) -> Iterator[None]:
-    """Say whose text it is that something is wrong with."""
-    try:
-        yield
-    except ValueError as error:
-        place = f"node {node.name!r}, corpus {node.corpus!r} ({split})"
-        raise ValueError(f"{place}: {error}") from error
+def _title(nodes: Sequence[Node], split: SplitName | None = None) -> str:
+    """Say whose text it is."""
+    names = ", ".join(repr(node.name) for node in nodes)
+    corpora = ", ".join(dict.fromkeys(repr(node.corpus) for node in nodes))
+    title = f"node {names}, corpus {corpora}"
+    return f"{title} ({split})" if split else title
 
 
 def _identity(batch: Any) -> Any:

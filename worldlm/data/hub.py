@@ -3,73 +3,118 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from worldlm.data.corpora import Corpus, SplitName, check_split, digest, split_documents
-from worldlm.data.readers import text_of
+from worldlm.data.corpora import BrokenOff, Record, SplitName
+from worldlm.data.records import RecordCorpus
+
+_PATIENCE = 20.0
+"""Seconds to wait for the Hub's first answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubDataset(Corpus):
+class HubSource:
+    """The rows of a split of a data set; the fields are those of `HubDataset`."""
+
+    path: str
+    name: str | None
+    data_files: tuple[str, ...] | None
+    revision: str | None
+    split: str
+    streaming: bool
+    cache_dir: str | None
+
+    def records(self) -> Iterator[Record]:
+        """Read the rows; see `Source.records`."""
+        place = f"data set {self.path!r}, split {self.split!r}"
+        number = 0
+        rows = self._open(place)
+        while True:
+            try:
+                row = next(rows, None)
+            except Exception as error:  # of the network, of the format, of every library in between
+                raise BrokenOff(f"{place}, row {number + 1}: {_reason(error)}; run again to go on from here") from error
+            if row is None:
+                return
+            number += 1
+            yield Record(row, f"{place}, row {number}", None)
+
+    def _open(self, place: str) -> Iterator[Any]:
+        import datasets  # type: ignore[import-untyped, unused-ignore]
+        import huggingface_hub
+
+        files = {self.split: list(self.data_files)} if self.data_files else None
+        settings = asdict(self) | {"data_files": files}
+        try:
+            if self.streaming and not Path(self.path).is_dir():
+                # the answer of the first request; `datasets` would ask for half a minute where there is no network
+                huggingface_hub.HfApi().dataset_info(self.path, revision=self.revision, timeout=_PATIENCE)
+            return iter(datasets.load_dataset(**settings))
+        except Exception as error:
+            raise BrokenOff(f"{place}: {_reason(error)}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubDataset(RecordCorpus):
     """A data set of the Hugging Face Hub, or of a folder laid out like one.
 
-    It is streamed once, while it is packed, and never stored as it is. Name a `revision`: the cache
-    of packed text cannot see that a data set changed on the Hub.
+    Name a `revision`: the cache of packed text cannot see that a data set changed on the Hub. Scripts
+    of data sets are never run.
     """
 
     path: str
     """The data set's name on the Hub, such as `allenai/c4`, or a folder."""
     name: str | None = None
     """The configuration of the data set, such as `en`."""
+    data_files: dict[str, str | list[str]] | None = None
+    """Files or glob patterns within the data set for each of its splits that is used, instead of a configuration."""
     revision: str | None = None
     """A commit or tag of the data set."""
     train: str = "train"
     """The data set's split to train on."""
     validation: str | None = None
     """The held-out split; without it, documents of `train` are held out by a hash of their text."""
-    field: str = "text"
-    """The column that holds a document's text."""
-    validation_fraction: float = 0.05
-    """Share of the documents to hold out, in (0, 1), where `validation` is not given."""
-    max_documents: int | None = None
-    """Read at most this many documents of either split."""
+    streaming: bool = True
+    """Read rows as they come, and keep only what is packed; otherwise download the data set first."""
     cache_dir: str | None = None
     """Where `datasets` keeps its files; null is its own default."""
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check_split(self.validation, self.validation_fraction, self.max_documents)
+        super().__post_init__()
+        used = {self.train} | ({self.validation} if self.validation else set())
+        if self.data_files is not None and set(self.data_files) != used:
+            given = ", ".join(self.data_files) or "none"
+            raise ValueError(f"data_files is for the splits {given}; it must be for {', '.join(sorted(used))}")
 
-    def documents(self, split: SplitName) -> Iterator[str]:
-        """Stream the documents of a split; see `Corpus.documents`."""
-        held_out = self.validation
-        return split_documents(
-            split,
-            train=lambda: self._read(self.train),
-            validation=None if held_out is None else lambda: self._read(held_out),
-            validation_fraction=self.validation_fraction,
-            max_documents=self.max_documents,
+    def has_validation(self) -> bool:
+        """Tell whether a held-out split is given."""
+        return self.validation is not None
+
+    def source(self, split: SplitName) -> HubSource:
+        """Return the rows of a split."""
+        name = self.train if split == "train" else self.validation
+        assert name is not None
+        files = self.data_files and self.data_files[name]
+        return HubSource(
+            path=self.path,
+            name=self.name,
+            data_files=(files,) if isinstance(files, str) else tuple(files) if files else None,
+            revision=self.revision,
+            split=name,
+            streaming=self.streaming,
+            cache_dir=self.cache_dir,
         )
 
-    def fingerprint(self) -> str:
-        """Digest the settings."""
-        return digest(repr(self))
 
-    def _read(self, split: str) -> Iterator[str]:
-        import datasets  # type: ignore[import-untyped, unused-ignore]
-
-        place = f"data set {self.path!r}, split {split!r}"
-        try:
-            rows = datasets.load_dataset(
-                self.path,
-                self.name,
-                revision=self.revision,
-                split=split,
-                streaming=True,
-                cache_dir=self.cache_dir,
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{place}: {reason}") from error
-        for number, row in enumerate(rows, 1):
-            yield text_of(row, self.field, f"{place}, row {number}")
+def _reason(error: BaseException) -> str:
+    """Say in a line what went wrong, beginning with the network if it was that."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    names = " ".join(f"{type(one).__name__} {one}" for one in chain).lower()
+    lost = any(word in names for word in ("connect", "timeout", "timed out", "offline", "resolution"))
+    return f"the Hugging Face Hub cannot be reached ({told})" if lost else told

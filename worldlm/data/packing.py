@@ -1,46 +1,54 @@
-"""Packing: a split of a corpus, tokenised once into one long array on disk.
+"""Packed text: a corpus as tokens on disk, and a folder of it that is being filled.
 
-The cache is content-addressed: the name of a file holds a digest of corpus, split and tokenizer.
-Files appear whole or not at all, so several processes may pack into one folder.
+    NAME-KEY/           a packed corpus, complete; KEY is a digest of corpus, tokenizer and format
+        train.bin       tokens, uint16 or uint32, little-endian, each document followed by the end of text
+        validation.bin
+        counts.json     how much there is of each, and a checksum
+
+A folder that is being filled is called `.NAME-KEY.partial`, holds the same files, and gets its name when it is whole.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import sys
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+import os
+import shutil
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from worldlm.data.corpora import Corpus, SplitName, digest
-from worldlm.data.tokenizers import Tokenizer
+from worldlm.data.corpora import SplitName, digest
 
-_FORMAT = 1
-_BATCH_CHARACTERS = 2**20
+FORMAT = 2
+"""Counted up whenever the same text would be packed differently."""
+
+SPLITS: tuple[SplitName, ...] = ("train", "validation")
+
+_COUNTS = "counts.json"
+_CHUNK = 2**24
 
 
-@dataclass(slots=True)
-class _Counts:
-    dtype: str
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """How much of a split is packed."""
+
     num_tokens: int = 0
     num_bytes: int = 0
     num_documents: int = 0
+    crc32: int = 0
+    """CRC-32 of the file of tokens."""
 
 
 @dataclass(frozen=True, eq=False)
 class PackedCorpus:
-    """Documents as tokens, each followed by the tokenizer's end of text."""
+    """One split of a corpus as tokens; each document is followed by the tokenizer's end of text."""
 
     path: Path
-    """The file of tokens; a `.json` of the same name beside it holds the counts."""
+    """The file of tokens."""
     tokens: NDArray[np.integer]
     """All tokens, shape [num_tokens], uint16 or uint32, mapped from `path` and read-only."""
     num_bytes: int
@@ -50,19 +58,23 @@ class PackedCorpus:
 
     @classmethod
     def open(cls, path: Path) -> PackedCorpus:
-        """Open a packed corpus.
+        """Open a split; see `verify` for its content.
+
+        Args:
+            path: The file of tokens, `train.bin` or `validation.bin` in the folder of a packed corpus.
 
         Raises:
             ValueError: If it is not there, or its size is not what it should be.
         """
         try:
-            counts = _Counts(**json.loads(path.with_suffix(".json").read_text("utf-8")))
-            tokens = np.memmap(path, dtype=counts.dtype, mode="r")
-        except (OSError, TypeError, ValueError) as error:
+            dtype, counts = _read_counts(path.with_name(_COUNTS))
+            own = counts[path.stem]  # type: ignore[index]
+            tokens = np.memmap(path, dtype=dtype, mode="r")
+        except (OSError, TypeError, ValueError, KeyError) as error:
             raise ValueError(f"{path} is no packed corpus: {error}") from error
-        if len(tokens) != counts.num_tokens or path.stat().st_size != tokens.nbytes:
-            raise ValueError(f"{path} holds {len(tokens)} tokens, not {counts.num_tokens}")
-        return cls(path, tokens, counts.num_bytes, counts.num_documents)
+        if len(tokens) != own.num_tokens or path.stat().st_size != tokens.nbytes:
+            raise ValueError(f"{path} holds {path.stat().st_size} bytes, not {own.num_tokens} tokens of {dtype}")
+        return cls(path, tokens, own.num_bytes, own.num_documents)
 
     @property
     def num_tokens(self) -> int:
@@ -79,110 +91,135 @@ class PackedCorpus:
         return PackedCorpus.open, (self.path,)
 
 
-def pack(corpus: Corpus, split: SplitName, tokenizer: Tokenizer, cache_dir: str | Path, name: str) -> PackedCorpus:
-    """Tokenise a split of a corpus, or open it if that was done before.
-
-    Args:
-        corpus: The corpus.
-        split: The split.
-        tokenizer: The tokenizer.
-        cache_dir: Folder to keep the tokens in; made if it is missing.
-        name: What to call the corpus, in file names and progress.
+def open_folder(folder: Path) -> dict[SplitName, PackedCorpus]:
+    """Open both splits of a packed corpus and check that every byte is what was written.
 
     Raises:
-        ValueError: If the text cannot be read, or there is none.
+        ValueError: If anything is missing, cut short or changed.
     """
-    key = digest(_FORMAT, corpus.fingerprint(), split, tokenizer.fingerprint())
-    stem = re.sub(r"[^\w.-]", "_", name)
-    path = Path(cache_dir).expanduser() / f"{stem}-{split}-{key}.bin"
-    with suppress(ValueError):  # missing or damaged
-        return PackedCorpus.open(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".packing-", dir=path.parent) as folder:
-        new = Path(folder) / path.name
-        _write(corpus, split, tokenizer, new, f"{name} ({split})")
-        for suffix in (".bin", ".json"):  # the counts last: they make it valid
-            new.with_suffix(suffix).replace(path.with_suffix(suffix))
-    return PackedCorpus.open(path)
+    packed = {split: PackedCorpus.open(folder / f"{split}.bin") for split in SPLITS}
+    _, counts = _read_counts(folder / _COUNTS)
+    for split, one in packed.items():
+        if _checksum(one.path, one.path.stat().st_size) != counts[split].crc32:
+            raise ValueError(f"{one.path} is not what was written there: its checksum differs")
+    return packed
 
 
-def _write(corpus: Corpus, split: SplitName, tokenizer: Tokenizer, path: Path, title: str) -> None:
-    counts = _Counts(dtype="uint16" if tokenizer.vocab_size <= 2**16 else "uint32")
-    started = time.perf_counter()
-    with path.open("wb") as stream, _progress(title) as progress:
-        for texts in _batches(corpus.documents(split), counts):
-            counts.num_tokens += _append(stream, texts, tokenizer, counts.dtype)
-            progress.advance(counts)
-    if not counts.num_documents:
-        raise ValueError(f"there are no {split} documents")
-    path.with_suffix(".json").write_text(json.dumps(asdict(counts)), "utf-8")
-    seconds = time.perf_counter() - started
-    print(f"Packed {title}: {_describe(counts)} in {seconds:.1f} s", file=sys.stderr)
+class Packing:
+    """A folder that is being filled with a corpus' tokens.
 
+    What `save` was called for outlives a kill at any moment, and a new object goes on from there.
 
-def _append(stream: BinaryIO, texts: list[str], tokenizer: Tokenizer, dtype: str) -> int:
-    end = np.array([tokenizer.end_of_text], dtype)
-    parts: list[NDArray[np.integer]] = []
-    for ids in tokenizer.encode_batch(texts):
-        parts += (np.asarray(ids, dtype), end)
-    tokens = np.concatenate(parts)
-    stream.write(tokens.data)
-    return len(tokens)
+    Args:
+        target: The folder of the packed corpus, once it is whole.
+        dtype: `uint16` or `uint32`.
+    """
 
+    position: tuple[int, int]
+    """The reading that is under way, and the records of it that are used up."""
+    counts: dict[SplitName, Counts]
+    """What is packed so far."""
 
-def _batches(documents: Iterable[str], counts: _Counts) -> Iterator[list[str]]:
-    """Gather documents to batches of about a megabyte, counting what is handed out."""
-    batch: list[str] = []
-    size = 0
-    for text in documents:
+    def __init__(self, target: Path, dtype: str) -> None:
+        self.target = target
+        self.folder = target.with_name(f".{target.name}.partial")
+        self.dtype = dtype
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            num_bytes = len(text.encode())
-        except UnicodeEncodeError:  # half a surrogate pair, which JSON may spell
-            text = text.encode(errors="replace").decode()
-            num_bytes = len(text.encode())
+            self.position, self.counts = self._load()
+        except (OSError, TypeError, ValueError, KeyError):  # none yet, or damaged
+            self.position, self.counts = (0, 0), {split: Counts() for split in SPLITS}
+        self._files: dict[SplitName, BinaryIO] = {}
+        for split in SPLITS:
+            self._files[split] = self._path(split).open("ab")
+            self._files[split].truncate(self._size(split))
+
+    def append(self, split: SplitName, tokens: NDArray[np.integer], num_bytes: int, num_documents: int) -> None:
+        """Add documents to a split.
+
+        Args:
+            split: The split.
+            tokens: Their tokens with the ends of texts, of this packing's dtype.
+            num_bytes: Bytes of the documents in UTF-8.
+            num_documents: Number of documents.
+        """
+        counts = self.counts[split]
+        self._files[split].write(tokens.data)
+        counts.crc32 = zlib.crc32(tokens.data, counts.crc32)
+        counts.num_tokens += len(tokens)
         counts.num_bytes += num_bytes
-        counts.num_documents += 1
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+        counts.num_documents += num_documents
+
+    def save(self) -> None:
+        """Make what is packed so far, and the position, outlive a kill."""
+        for stream in self._files.values():
+            stream.flush()
+            os.fsync(stream.fileno())
+        content: dict[str, object] = {
+            "format": FORMAT,
+            "dtype": self.dtype,
+            "position": self.position,
+            "splits": {split: asdict(one) for split, one in self.counts.items()},
+        }
+        content["digest"] = digest(content["splits"])
+        new = self.folder / f"{_COUNTS}.new"
+        with new.open("wb") as stream:
+            stream.write(json.dumps(content).encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(self.folder / _COUNTS)
+
+    def finish(self) -> None:
+        """Give the folder its name: it is whole."""
+        self.save()
+        self.close()
+        if self.target.exists():  # damaged, or this would not have been packed
+            shutil.rmtree(self.target)
+        self.folder.replace(self.target)
+
+    def close(self) -> None:
+        """Close the files; what is saved can be taken up again."""
+        for stream in self._files.values():
+            stream.close()
+
+    def remove(self) -> None:
+        """Throw away what is packed so far."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _load(self) -> tuple[tuple[int, int], dict[SplitName, Counts]]:
+        dtype, counts = _read_counts(self.folder / _COUNTS)
+        content = json.loads((self.folder / _COUNTS).read_text("utf-8"))
+        reading, records = content["position"]
+        if dtype != self.dtype:
+            raise ValueError(f"{dtype} is not {self.dtype}")
+        self.counts = counts
+        for split in SPLITS:
+            if _checksum(self._path(split), self._size(split)) != counts[split].crc32:
+                raise ValueError(f"{split} is not what was written")
+        return (reading, records), counts
+
+    def _path(self, split: SplitName) -> Path:
+        return self.folder / f"{split}.bin"
+
+    def _size(self, split: SplitName) -> int:
+        return self.counts[split].num_tokens * np.dtype(self.dtype).itemsize
 
 
-def _describe(counts: _Counts) -> str:
-    millions, megabytes = counts.num_tokens / 1e6, counts.num_bytes / 1e6
-    return f"{counts.num_documents} documents, {megabytes:.2f} MB, {millions:.2f} M tokens"
+def _read_counts(path: Path) -> tuple[str, dict[SplitName, Counts]]:
+    content = json.loads(path.read_text("utf-8"))
+    if content["format"] != FORMAT or content["dtype"] not in ("uint16", "uint32"):
+        raise ValueError(f"format {content['format']} of {content['dtype']} is not known")
+    if content["digest"] != digest(content["splits"]):
+        raise ValueError("the counts are not what was written")
+    return content["dtype"], {split: Counts(**content["splits"][split]) for split in SPLITS}
 
 
-class _Progress(Protocol):
-    def advance(self, counts: _Counts) -> None: ...
-
-
-class _Silence:
-    def advance(self, counts: _Counts) -> None:
-        """Show nothing."""
-
-
-class _Spinner:
-    def __init__(self, title: str) -> None:
-        from rich.console import Console
-
-        self._title = title
-        self.status = Console(stderr=True).status(f"Packing {title}")
-
-    def advance(self, counts: _Counts) -> None:
-        """Show how far the packing is."""
-        self.status.update(f"Packing {self._title}: {_describe(counts)}")
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[_Progress]:
-    """Show the progress of a packing where somebody looks at a terminal."""
-    if not sys.stderr.isatty():
-        yield _Silence()
-        return
-    spinner = _Spinner(title)
-    with spinner.status:
-        yield spinner
+def _checksum(path: Path, size: int) -> int:
+    """Return the CRC-32 of the first bytes of a file; of fewer if it ends before."""
+    crc = 0
+    with path.open("rb") as stream:
+        while size and (chunk := stream.read(min(size, _CHUNK))):
+            crc = zlib.crc32(chunk, crc)
+            size -= len(chunk)
+    return crc

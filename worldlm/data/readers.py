@@ -1,4 +1,4 @@
-"""Readers: documents out of text, JSON-lines and parquet files.
+"""Readers: records out of text, JSON-lines and parquet files.
 
 Files are read here rather than through `datasets`: its JSON reader turns texts that look like dates
 into dates, cannot name the line of a mistake, and leaves lock files in the user's home. For data
@@ -12,9 +12,14 @@ import gzip
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import IO, BinaryIO, TypeAlias, cast
+
+Found: TypeAlias = tuple[Mapping[str, object], str, float]
+"""A record, its place, and the share of the file that is read, from 0 to 1."""
+
+_WHOLE_TEXT = 2**20
+_PIECE = 2**13
 
 
 def find_files(patterns: str | list[str]) -> list[Path]:
@@ -41,42 +46,59 @@ def find_files(patterns: str | list[str]) -> list[Path]:
     return list(found)
 
 
-def read_documents(file: Path, field: str = "text") -> Iterator[str]:
-    """Read the documents of one file; the format follows from its name.
+def read_records(file: Path, fields: tuple[str, ...] = ("text",)) -> Iterator[Found]:
+    """Read the records of one file; the format follows from its name.
 
     Args:
         file: A `.txt`, `.json`, `.jsonl` (both also `.gz` or `.zst`) or `.parquet` file.
-        field: Name of the JSON field or parquet column with the text.
+        fields: What is looked at, by name or dotted path. Of a `.txt` file the first one is the text.
 
     Raises:
-        ValueError: If the file cannot be read, is of another kind, or a record has no text under
-            `field`. The message starts with the file, and with the line or row if it is known.
+        ValueError: If the file cannot be read or is of another kind. The message starts with the file,
+            and with the line if it is known.
     """
     for ending, read in _READERS.items():
         if file.name.lower().endswith(ending):
-            return read(file, field)
+            return read(file, fields)
     raise ValueError(f"{file}: unknown kind of file; known endings are {', '.join(_READERS)}")
 
 
-def _read_text(file: Path, field: str) -> Iterator[str]:
+def _read_text(file: Path, fields: tuple[str, ...]) -> Iterator[Found]:
     try:
-        yield file.read_text(encoding="utf-8")
+        with file.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8") as stream:
+            size = max(file.stat().st_size, 1)
+            pieces = [stream.read()] if size <= _WHOLE_TEXT else _pieces(stream)
+            for number, text in enumerate(pieces, 1):
+                yield {fields[0]: text}, f"{file}: piece {number}", min(raw.tell() / size, 1.0)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: cannot be read as UTF-8 text ({error})") from error
 
 
-def _read_json_lines(file: Path, field: str) -> Iterator[str]:
-    for number, line in _lines(file):
+def _pieces(stream: IO[str]) -> Iterator[str]:
+    """Cut a long text at blank lines, or at any line if there are none, into pieces of about 8 thousand characters."""
+    lines: list[str] = []
+    size = 0
+    while line := stream.readline(_PIECE):
+        lines.append(line)
+        size += len(line)
+        if size >= 2 * _PIECE or (size >= _PIECE and line.isspace()):
+            yield "".join(lines)
+            lines, size = [], 0
+    yield "".join(lines)
+
+
+def _read_json_lines(file: Path, fields: tuple[str, ...]) -> Iterator[Found]:
+    for number, line, done in _lines(file):
         if line.isspace():
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}:{number}: not a JSON object on one line ({error})") from error
-        yield text_of(record if isinstance(record, dict) else {}, field, f"{file}:{number}")
+        yield record if isinstance(record, dict) else {}, f"{file}:{number}", done
 
 
-def _read_parquet(file: Path, field: str) -> Iterator[str]:
+def _read_parquet(file: Path, fields: tuple[str, ...]) -> Iterator[Found]:
     import pyarrow  # type: ignore[import-untyped, unused-ignore]
     from pyarrow import parquet  # type: ignore[import-untyped, unused-ignore]
 
@@ -86,54 +108,48 @@ def _read_parquet(file: Path, field: str) -> Iterator[str]:
         raise ValueError(f"{file}: cannot be read as parquet ({error})") from error
     with table:
         names = table.schema_arrow.names
-        if field not in names:
-            text_of(dict.fromkeys(names), field, str(file))
+        wanted = [_column(field, names) for field in fields]
+        size = max(table.metadata.num_rows, 1)
         number = 0
-        for batch in table.iter_batches(columns=[field], batch_size=1024):
-            for value in batch.column(0).to_pylist():
-                number += 1
-                yield text_of({field: value}, field, f"{file}: row {number}")
+        try:
+            for batch in table.iter_batches(columns=names if None in wanted else wanted, batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield row, f"{file}: row {number}", number / size
+        except (OSError, pyarrow.ArrowException) as error:
+            raise ValueError(f"{file}: row {number + 1}: cannot be read ({error})") from error
 
 
-def text_of(record: Mapping[str, object], field: str, place: str) -> str:
-    """Return a record's text.
-
-    Raises:
-        ValueError: If there is none; the message starts with `place`.
-    """
-    value = record.get(field)
-    if isinstance(value, str):
-        return value
-    if field not in record:
-        known = ", ".join(map(repr, islice(record, 8))) or "none"
-        raise ValueError(f"{place}: no field {field!r}; fields are {known}")
-    raise ValueError(f"{place}: field {field!r} is {type(value).__name__}, not text")
+def _column(field: str, names: list[str]) -> str | None:
+    """Return the column that holds a field, which may be a field within it."""
+    return field if field in names else next((name for name in names if field.startswith(f"{name}.")), None)
 
 
-def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file, counted from 1, decompressed by the file's ending."""
+def _lines(file: Path) -> Iterator[tuple[int, bytes, float]]:
+    """Yield the lines of a file, counted from 1, decompressed by the file's ending, and how much of it is read."""
     number = 0
     try:
-        with _open(file) as stream:
+        size = max(file.stat().st_size, 1)
+        with file.open("rb") as raw, _decompress(file, raw) as stream:
             for line in stream:
                 number += 1
-                yield number, line
+                yield number, line, min(raw.tell() / size, 1.0)
     except Exception as error:  # gzip, zlib and zstandard all raise kinds of their own
         raise ValueError(f"{file}:{number + 1}: cannot be read ({error})") from error
 
 
-def _open(file: Path) -> BinaryIO:
+def _decompress(file: Path, raw: BinaryIO) -> BinaryIO:
     if file.suffix.lower() == ".gz":
-        return cast(BinaryIO, gzip.open(file, "rb"))
+        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
     if file.suffix.lower() == ".zst":
         import zstandard
 
-        reader = zstandard.ZstdDecompressor().stream_reader(file.open("rb"), read_across_frames=True, closefd=True)
+        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
         return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, reader)))
-    return file.open("rb")
+    return raw
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
+_READERS: dict[str, Callable[[Path, tuple[str, ...]], Iterator[Found]]] = {
     ".txt": _read_text,
     **{f".{kind}{end}": _read_json_lines for kind in ("json", "jsonl") for end in ("", ".gz", ".zst")},
     ".parquet": _read_parquet,

@@ -1,16 +1,19 @@
-"""Tokenizers: bytes, or any `tokenizer.json` of Hugging Face's tokenizers."""
+"""Tokenizers: bytes, or any `tokenizer.json` of Hugging Face's tokenizers, on disk or on the Hub."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from worldlm.data.corpora import digest
+from worldlm.topology.lines import suggest
 
 TokenIds: TypeAlias = Sequence[int] | NDArray[np.integer]
 """The tokens of one document, shape [num_tokens]."""
@@ -24,6 +27,9 @@ _END_OF_TEXT = (
     "[EOS]",
     "[SEP]",
 )
+_FILE = "tokenizer.json"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_SECONDS = 5.0
 
 
 class Tokenizer(Protocol):
@@ -66,7 +72,8 @@ class ByteTokenizer:
 class FileTokenizer:
     """A tokenizer read from a `tokenizer.json`.
 
-    Special tokens spelt out in a document are encoded as the plain text they are there.
+    Special tokens spelt out in a document are encoded as the plain text they are there. It can be
+    sent to another process.
 
     Args:
         path: The file.
@@ -84,23 +91,27 @@ class FileTokenizer:
             content = Path(path).expanduser().read_text(encoding="utf-8")
             self._backend = Backend.from_str(content)
         except Exception as error:  # the backend raises bare Exceptions
-            raise ValueError(f"tokenizer {str(path)!r} cannot be read: {error}") from error
+            raise ValueError(f"tokenizer {str(path)!r} cannot be read: {_first_line(error)}") from error
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        ends = [vocabulary[token] for token in _END_OF_TEXT if token in vocabulary]
+        added = self._backend.get_added_tokens_decoder()
+        special = {token.content: number for number, token in added.items() if token.special}
+        ends = [token for kind in (special, vocabulary) for token in _END_OF_TEXT if token in kind]
         if not ends:
             known = ", ".join(_END_OF_TEXT)
             raise ValueError(f"tokenizer {str(path)!r} has no end-of-text token; known are {known}")
         self.vocab_size: int = max(vocabulary.values()) + 1
-        self.end_of_text: int = ends[0]
-        self._fingerprint = digest(content)
+        self.end_of_text: int = vocabulary[ends[0]]
+        self._fingerprint = digest(content, *self._part({**special, ends[0]: vocabulary[ends[0]]}))
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Encode documents, on all cores."""
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.integer]]:
+        """Encode documents, on all cores, to uint16 or, above 65,536 tokens, uint32."""
+        dtype = np.uint16 if self.vocab_size <= 2**16 else np.uint32
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        # numpy reads a list at half this speed
+        return [np.frombuffer(array("I", encoding.ids), np.uintc).astype(dtype) for encoding in encodings]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Turn tokens to text, without special tokens."""
@@ -110,14 +121,127 @@ class FileTokenizer:
         """Digest the file."""
         return self._fingerprint
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore what the backend does not send along."""
+        self.__dict__.update(state)
+        self._backend.encode_special_tokens = True
 
-def load_tokenizer(name: str | Path) -> Tokenizer:
+    def _part(self, tokens: dict[str, int]) -> list[str]:
+        """Keep text from becoming one of some tokens, where the model itself knows their spelling.
+
+        Unigram models do, and prefer it to the plain characters. Such a spelling is cut in two after its first
+        character, before the model sees it. Nothing else is cut.
+
+        Returns:
+            The spellings to cut.
+        """
+        from tokenizers import Regex, pre_tokenizers
+
+        encodings = {text: self._backend.encode(text, add_special_tokens=False) for text in tokens if len(text) > 1}
+        spelt = [text for text, encoding in encodings.items() if tokens[text] in encoding.ids]
+        if spelt:
+            pattern = "|".join(f"{re.escape(text[0])}(?={re.escape(text[1:])})" for text in spelt)
+            first = self._backend.pre_tokenizer
+            cut = pre_tokenizers.Split(Regex(pattern), "isolated")
+            self._backend.pre_tokenizer = pre_tokenizers.Sequence([first, cut] if first else [cut])
+        return spelt
+
+
+def load_tokenizer(name: str | Path, cache_dir: str | Path | None = None) -> Tokenizer:
     """Load a tokenizer.
 
     Args:
-        name: `bytes`, or the path of a `tokenizer.json`.
+        name: `bytes`; the path of a `tokenizer.json`, or of a folder that holds one; or a name of the
+            Hugging Face Hub, `owner/name` or `owner/name@revision`, of which only `tokenizer.json` is
+            fetched. What ends in `.json` or begins with `.`, `/` or `~` is always a path, and what is on
+            disk goes before the Hub.
+        cache_dir: Folder of files from the Hub; by default that of `huggingface_hub`.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If there is no such tokenizer, it cannot be fetched, or it cannot be used.
     """
-    return ByteTokenizer() if name == "bytes" else FileTokenizer(name)
+    if name == "bytes":
+        return ByteTokenizer()
+    path = Path(os.path.expanduser(name))
+    inside = path / _FILE
+    if name and os.path.isfile(inside):
+        return FileTokenizer(inside)
+    if os.path.isfile(path):
+        return FileTokenizer(path)
+    text = str(name)
+    is_path = isinstance(name, Path) or text.endswith(".json") or text.startswith((".", "/", "~"))
+    if not is_path and _HUB_NAME.fullmatch(text):
+        return FileTokenizer(_fetch(text, cache_dir))
+    raise ValueError(f"tokenizer {text!r}: {_missing(path) if is_path or (text and path.is_dir()) else _neither(text)}")
+
+
+def _missing(path: Path) -> str:
+    """Say what is wrong with a path."""
+    if path.is_dir():
+        return f"the folder holds no {_FILE}; {_advice(str(path))}"
+    parent = path.parent
+    if not parent.is_dir():
+        return f"there is no folder {str(parent)!r}"
+    return f"there is no such file or folder{suggest(path.name, _names(parent))}"
+
+
+def _neither(name: str) -> str:
+    """Say what a name might have been."""
+    kinds = f"bytes, a {_FILE} or its folder, or a name of the Hugging Face Hub (owner/name or owner/name@revision)"
+    return f"it must be {kinds}{suggest(name, ['bytes', *_names(Path())])}"
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*"))
+
+
+def _advice(source: str) -> str:
+    """Say how to come by a `tokenizer.json` where there are only other files."""
+    return (
+        f"where there is only a SentencePiece model or a vocabulary, make one with transformers: "
+        f"AutoTokenizer.from_pretrained({source!r}).save_pretrained('FOLDER')"
+    )
+
+
+def _fetch(name: str, cache_dir: str | Path | None) -> Path:
+    """Fetch a `tokenizer.json` from the Hub, or take it from the cache where the Hub does not answer.
+
+    `hf_hub_download` alone would ask six times, for half a minute; here the Hub is asked once before.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    where: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
+    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", _HUB_SECONDS))
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, _FILE, revision=revision or None), timeout=seconds)
+        return Path(hf_hub_download(repository, _FILE, **where))
+    except Exception as error:  # each release of huggingface_hub has an HTTP library with exceptions of its own
+        try:
+            return Path(hf_hub_download(repository, _FILE, **where, local_files_only=True))
+        except (LocalEntryNotFoundError, ValueError):
+            raise ValueError(f"tokenizer {name!r}: {_refusal(error, repository, revision)}") from error
+
+
+def _refusal(error: Exception, repository: str, revision: str) -> str:
+    """Say in one line why the Hub did not give a file."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "the Hub gives it only to those it knows: ask for access on the repository's page, and set HF_TOKEN"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "there is no file and no folder of that name, and no such repository on the Hub (or set HF_TOKEN)"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the repository has no revision {revision!r}"
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return f"the repository has no {_FILE} (google/mt5-* have none, for one); {_advice(repository)}"
+    if isinstance(error, errors.HFValidationError):
+        return f"this is no name of the Hub: {_first_line(error)}"
+    told = f"it cannot be fetched from the Hugging Face Hub ({_first_line(error)}) and is not in its cache"
+    return f"{told}; where there is no network, give the path of a {_FILE}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines: Iterable[str] = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Blocks cover the text, samplers cover the blocks."""
+"""Blocks cover the text, of one corpus or of several."""
 
 from __future__ import annotations
 
@@ -9,12 +9,32 @@ import numpy as np
 import pytest
 import torch
 
-from worldlm.data import BlockBatchSampler, Blocks, PackedCorpus, PoissonBatchSampler
+from worldlm.data import Blocks, MixedBlocks, PackedCorpus, join_blocks
+from worldlm.data.packing import Packing
 
 
-def _blocks(num_tokens: int, seq_len: int, dtype: type[np.integer] = np.uint16) -> Blocks:
-    tokens = np.arange(num_tokens).astype(dtype)
-    return Blocks(PackedCorpus(Path("unused"), tokens, num_tokens, 1), seq_len)
+def _packed(tokens: np.ndarray, num_bytes: int = 1, folder: Path | None = None) -> PackedCorpus:
+    """Pack tokens, on disk if there is a folder."""
+    if folder is None:
+        return PackedCorpus(Path("unused"), tokens, num_bytes, 1)
+    packing = Packing(folder, str(tokens.dtype))
+    packing.append("train", tokens, num_bytes, 1)
+    packing.finish()
+    return PackedCorpus.open(folder / "train.bin")
+
+
+def _blocks(num_tokens: int, seq_len: int, dtype: type[np.integer] = np.uint16, first: int = 0) -> Blocks:
+    return Blocks(_packed(np.arange(first, first + num_tokens).astype(dtype)), seq_len)
+
+
+def _mixed() -> MixedBlocks:
+    mixed = join_blocks([_blocks(7, 2), _blocks(3, 2, first=100), _blocks(6, 2, first=200)])
+    assert isinstance(mixed, MixedBlocks)
+    return mixed
+
+
+ROWS = [[0, 1, 2], [2, 3, 4], [4, 5, 6], [100, 101, 102], [200, 201, 202], [202, 203, 204]]
+"""The blocks of `_mixed`."""
 
 
 def test_blocks_overlap_by_one_token() -> None:
@@ -35,9 +55,10 @@ def test_a_batch_is_one_tensor(dtype: type[np.integer]) -> None:
 
 
 def test_an_empty_batch_has_a_shape() -> None:
-    batch = _blocks(10, 3).__getitems__([])
-    assert batch.shape == (0, 4)
-    assert batch.dtype == torch.int64
+    for blocks in (_blocks(10, 3), MixedBlocks([_blocks(10, 3), _blocks(4, 3)])):
+        batch = blocks.__getitems__([])
+        assert batch.shape == (0, 4)
+        assert batch.dtype == torch.int64
 
 
 def test_a_text_shorter_than_a_block_is_refused() -> None:
@@ -46,54 +67,56 @@ def test_a_text_shorter_than_a_block_is_refused() -> None:
     assert len(_blocks(4, 3)) == 1
 
 
-def test_every_pass_sees_every_block_once_in_a_new_order() -> None:
-    sampler = BlockBatchSampler(10, 4, seed=1, node="a")
-    sampler.length = 5
-    batches = list(sampler)
-    assert [len(batch) for batch in batches] == [4] * 5 == [4] * len(sampler)
-    drawn = [index for batch in batches for index in batch]
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
-    assert drawn[:10] != drawn[10:]
+def test_several_corpora_are_one_data_set() -> None:
+    mixed = _mixed()
+    assert [block.tolist() for block in mixed] == ROWS
+    assert len(mixed) == 6 == sum(mixed.sizes)
+    assert mixed.sizes == [3, 1, 2]
+    assert mixed.seq_len == 2
 
 
-def test_a_batch_may_be_larger_than_the_text() -> None:
-    (batch,) = BlockBatchSampler(3, 7, seed=0, node="a")
-    assert sorted(batch[:3]) == sorted(batch[3:6]) == [0, 1, 2]
-    assert len(batch) == 7
+def test_rows_come_in_the_order_asked_for() -> None:
+    indices = [5, 0, 3, 3, 2, 4]
+    batch = _mixed().__getitems__(indices)
+    assert batch.dtype == torch.int64
+    assert batch.tolist() == [ROWS[i] for i in indices]
 
 
-@pytest.mark.parametrize("kind", [BlockBatchSampler, PoissonBatchSampler])
-def test_seed_and_node_make_different_orders(
-    kind: type[BlockBatchSampler | PoissonBatchSampler],
-) -> None:
-    orders = {str(list(kind(50, 5, seed, node))) for seed in (0, 1) for node in "ab"}
-    assert len(orders) == 4
+def test_parts_may_be_of_different_width() -> None:
+    mixed = MixedBlocks([_blocks(2, 1, np.uint16, first=65534), _blocks(2, 1, np.uint32, first=65535)])
+    assert mixed.__getitems__([1, 0]).tolist() == [[65535, 65536], [65534, 65535]]
 
 
-def test_poisson_batches_have_the_rate_they_claim() -> None:
-    sampler = PoissonBatchSampler(20, 3, seed=0, node="a")
-    sampler.length = 4000
-    assert sampler.sample_rate == 0.15
-    taken = np.zeros((sampler.length, 20))
-    for row, batch in zip(taken, sampler, strict=True):
-        assert len(set(batch)) == len(batch)
-        row[batch] = 1
-    deviation = np.sqrt(0.15 * 0.85 / sampler.length)
-    assert np.abs(taken.mean(0) - 0.15).max() < 5 * deviation
-    assert np.abs(np.asarray(np.corrcoef(taken.T))[np.triu_indices(20, 1)]).max() < 5 / np.sqrt(sampler.length)
-    sizes = taken.sum(1)
-    assert sizes.var() == pytest.approx(20 * 0.15 * 0.85, rel=0.1)
-    assert sizes.min() == 0
+@pytest.mark.parametrize("index", [-1, 6])
+def test_there_are_no_other_blocks(index: int) -> None:
+    with pytest.raises(IndexError, match=f"there are 6 blocks, not 0 to 6|not {index} to 0"):
+        _mixed().__getitems__([0, index])
 
 
-def test_poisson_takes_no_more_than_all() -> None:
-    with pytest.raises(ValueError, match="batch_size is 4.* 3 blocks"):
-        PoissonBatchSampler(3, 4, seed=0, node="a")
-    assert sorted(next(iter(PoissonBatchSampler(3, 3, seed=0, node="a")))) == [0, 1, 2]
+def test_the_blocks_of_one_corpus_stay_what_they_are() -> None:
+    blocks = _blocks(10, 3)
+    assert join_blocks([blocks]) is blocks
+    assert blocks.sizes == [3]
 
 
-def test_blocks_travel_as_a_path() -> None:
-    _, (packed, seq_len) = _blocks(100_000, 7).__reduce__()
-    assert (packed.num_tokens, seq_len) == (100_000, 7)
-    sampler = BlockBatchSampler(9, 2, seed=3, node="n")
-    assert list(pickle.loads(pickle.dumps(sampler))) == list(sampler)
+def test_parts_must_have_blocks_of_one_length() -> None:
+    with pytest.raises(AssertionError):
+        MixedBlocks([_blocks(10, 3), _blocks(10, 4)])
+
+
+def test_bytes_for_each_token_are_those_of_all_parts() -> None:
+    texts = [_packed(np.zeros(size, np.uint16), num_bytes) for size, num_bytes in ((10, 40), (30, 60))]
+    parts = [Blocks(text, 3) for text in texts]
+    assert [part.bytes_per_token for part in parts] == [4, 2]
+    assert MixedBlocks(parts).bytes_per_token == 2.5
+
+
+def test_blocks_travel_as_a_path(tmp_path: Path) -> None:
+    texts = [np.full(50_000, token, np.uint16) for token in (7, 8)]
+    parts = [Blocks(_packed(text, 1, tmp_path / str(text[0])), 9999) for text in texts]
+    for blocks in (parts[0], MixedBlocks(parts)):
+        sent = pickle.dumps(blocks)
+        assert len(sent) < 1000
+        arrived = pickle.loads(sent)
+        assert len(arrived) == len(blocks)
+        assert torch.equal(arrived[len(blocks) - 1], blocks[len(blocks) - 1])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from worldlm.data import HubDataset, Mixture, TextFiles
+from worldlm.data import BrokenOff, HubDataset, TextFiles
 
 
 def _write(file: Path, texts: list[str]) -> str:
@@ -42,14 +43,59 @@ def test_training_documents_that_are_held_out_are_dropped(tmp_path: Path) -> Non
     assert list(corpus.documents("validation")) == ["b", "d"]
 
 
-def test_max_documents_bounds_each_split(tmp_path: Path) -> None:
+def test_limits_in_documents(tmp_path: Path) -> None:
     corpus = TextFiles(
-        train=_write(tmp_path / "a.jsonl", ["a", "", "b", "c"]),
+        train=_write(tmp_path / "a.jsonl", ["a", "", "b", "c", "d"]),
         validation=_write(tmp_path / "b.jsonl", ["x", "a", "b"]),
         max_documents=2,
+        max_validation_documents=2,
     )
     assert list(corpus.documents("train")) == ["b", "c"]  # "b" is held out of nothing that is used
     assert list(corpus.documents("validation")) == ["x", "a"]
+
+
+def test_a_corpus_ends_where_its_training_text_is_complete(tmp_path: Path) -> None:
+    texts = [f"document {i}" for i in range(100)]
+    path = _write(tmp_path / "a.jsonl", texts)
+    corpus = TextFiles(train=path, validation_fraction=0.3, max_documents=20)
+    train, validation = list(corpus.documents("train")), list(corpus.documents("validation"))
+    assert sorted(train + validation, key=texts.index) == texts[: texts.index(train[-1]) + 1]
+    assert len(train) == 20
+    few = TextFiles(train=path, validation_fraction=0.3, max_documents=20, max_validation_documents=3)
+    assert list(few.documents("validation")) == validation[:3]
+    assert list(few.documents("train")) == train
+
+
+def test_where_keeps_records_by_their_fields(tmp_path: Path) -> None:
+    names = ["Pile-CC", "Github", "Wikipedia (en)", "Pile-CC"]
+    records = [{"text": f"{i}", "meta": {"pile_set_name": name}, "a.b": i % 2 == 0} for i, name in enumerate(names)]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def keep(**settings: object) -> list[str]:
+        corpus = TextFiles(train=str(file), **settings)  # type: ignore[arg-type]
+        return sorted([*corpus.documents("train"), *corpus.documents("validation")])
+
+    assert keep(where={"meta.pile_set_name": "Pile-CC"}) == ["0", "3"]
+    assert keep(where={"meta.pile_set_name": ["Github", "Wikipedia (en)"]}) == ["1", "2"]
+    assert keep(field="meta.pile_set_name", where={"text": ["1", "2"]}) == ["Github", "Wikipedia (en)"]
+    with pytest.raises(ValueError, match=r"a.jsonl:1: no field 'meta.set'; fields are 'text', 'meta', 'a.b'"):
+        keep(where={"meta.set": "Github"})
+    why = TextFiles(train=str(file), where={"meta.pile_set_name": "github"}).why_empty(0)
+    assert "in the first 4 records meta.pile_set_name is 'Github', 'Pile-CC', 'Wikipedia (en)'" in why
+
+
+def test_corpora_that_differ_in_what_they_keep_share_their_source(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jsonl", ["a"])
+    one, other = TextFiles(train=path, where={"text": "a"}), TextFiles(train=path, where={"text": "b"}, max_tokens=4)
+    assert one.source("train") == other.source("train")
+    assert hash(one.source("train")) == hash(other.source("train"))
+    assert one.source("train") != TextFiles(train=path, field="body").source("train")
+    hub = HubDataset(path="pile", where={"meta.pile_set_name": "Pile-CC"}, data_files={"train": ["a", "b"]})
+    again = HubDataset(path="pile", where={"meta.pile_set_name": "Github"}, data_files={"train": ["a", "b"]})
+    assert hub.source("train") == again.source("train")
+    assert hash(hub.source("train")) == hash(again.source("train"))
+    assert hub.source("train") != HubDataset(path="pile").source("train")
 
 
 def test_the_fingerprint_follows_settings_and_files(tmp_path: Path) -> None:
@@ -70,7 +116,9 @@ def test_the_fingerprint_follows_settings_and_files(tmp_path: Path) -> None:
     [
         ({"validation_fraction": 1.0}, r"validation_fraction is 1.0; it must be in \(0, 1\)"),
         ({"validation_fraction": 0.1, "validation": "b.txt"}, "no effect"),
-        ({"max_documents": 0}, "max_documents is 0"),
+        ({"max_documents": 0}, "max_documents is 0; it must be at least 1, or null"),
+        ({"max_tokens": -1}, "max_tokens is -1"),
+        ({"max_validation_documents": 0}, "max_validation_documents is 0"),
     ],
 )
 @pytest.mark.parametrize(("kind", "source"), [(TextFiles, "train"), (HubDataset, "path")])
@@ -79,21 +127,6 @@ def test_settings_are_checked(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**{source: "a.txt"}, **settings)  # type: ignore[arg-type]
-
-
-def test_a_mixture_joins_corpora(tmp_path: Path) -> None:
-    parts = [
-        TextFiles(
-            train=_write(tmp_path / f"{n}.jsonl", [n]),
-            validation=_write(tmp_path / f"v{n}.json", ["v"]),
-        )
-        for n in "ab"
-    ]
-    mixture = Mixture(corpora=list(parts))
-    assert list(mixture.documents("train")) == ["a", "b"]
-    assert mixture.fingerprint() != Mixture(corpora=list(parts[:1])).fingerprint()
-    with pytest.raises(ValueError, match="at least one"):
-        Mixture(corpora=[])
 
 
 def test_a_folder_is_read_as_a_data_set(tmp_path: Path) -> None:
@@ -109,6 +142,46 @@ def test_a_folder_is_read_as_a_data_set(tmp_path: Path) -> None:
         list(HubDataset(path=str(folder), field="body", cache_dir=cache).documents("train"))
     with pytest.raises(ValueError, match="split 'dev': .*dev"):
         list(HubDataset(path=str(folder), train="dev", cache_dir=cache).documents("train"))
+    downloaded = HubDataset(path=str(folder), validation="validation", cache_dir=cache, streaming=False)
+    assert list(downloaded.documents("train")) == ["a", "c"]
+
+
+def test_files_of_a_data_set_can_be_named_instead_of_a_configuration(tmp_path: Path) -> None:
+    _write(tmp_path / "c4-it-1.json", ["a", "b"])
+    _write(tmp_path / "c4-it-2.json", ["c"])
+    _write(tmp_path / "c4-it-validation.json", ["v"])
+    files: dict[str, str | list[str]] = {"train": ["c4-it-1.json", "c4-it-2.json"], "held": "c4-it-val*.json"}
+    corpus = HubDataset(path=str(tmp_path), data_files=files, validation="held", cache_dir=str(tmp_path / "cache"))
+    assert list(corpus.documents("train")) == ["a", "b", "c"]
+    assert list(corpus.documents("validation")) == ["v"]
+    with pytest.raises(ValueError, match="data_files is for the splits train, held; it must be for train"):
+        HubDataset(path="x", data_files=files)
+
+
+def test_a_hub_that_cannot_be_reached_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("[Errno -2] Name or service not known\nand more") from ConnectionError()
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+    with pytest.raises(BrokenOff) as caught:
+        list(HubDataset(path="allenai/c4").documents("train"))
+    assert str(caught.value) == (
+        "data set 'allenai/c4', split 'train': the Hugging Face Hub cannot be reached "
+        "([Errno -2] Name or service not known)"
+    )
+
+
+def test_a_lost_connection_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"text": "a"}
+        raise TimeoutError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr("datasets.load_dataset", lambda **_: rows())
+    documents = HubDataset(path="allenai/c4", validation_fraction=1e-9).documents("train")
+    assert next(documents) == "a"
+    with pytest.raises(BrokenOff, match=r"row 2: the Hugging Face Hub cannot be reached \(Timeout.*run again to go on"):
+        next(documents)
 
 
 def test_relative_patterns_start_from_the_given_root(tmp_path: Path) -> None:
@@ -116,6 +189,6 @@ def test_relative_patterns_start_from_the_given_root(tmp_path: Path) -> None:
     (tmp_path / "here" / "a.txt").write_text("near")
     (tmp_path / "b.txt").write_text("absolute")
     corpus = TextFiles(train=["here/*.txt", str(tmp_path / "b.txt")], validation="here/a.txt")
-    moved = Mixture(corpora=[corpus]).under(tmp_path)
+    moved = corpus.under(tmp_path)
     assert list(moved.documents("train")) == ["absolute"]
     assert list(moved.documents("validation")) == ["near"]

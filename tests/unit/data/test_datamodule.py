@@ -13,10 +13,15 @@ from lightning import Trainer
 
 from worldlm.data import (
     BlockBatchSampler,
+    Blocks,
+    Corpus,
     CorpusDataModule,
+    HubDataset,
+    Mixture,
     PoissonBatchSampler,
     StandardLibrary,
     TextFiles,
+    TrainedBPE,
 )
 from worldlm.topology import Node, Privacy, Settings, Topology
 
@@ -65,7 +70,9 @@ def test_every_data_node_has_its_loaders(corpora: dict[str, TextFiles], tmp_path
     assert list(train) == list(validation) == ["alpha", "gamma", "alpha_2"]
     assert [len(loader) for loader in train.values()] == [3, 5, 3]
     assert [batch.shape for batch in train["gamma"]] == [(2, 9)] * 5
-    assert module.blocks["train"]["alpha"].packed.num_tokens == 501
+    blocks = module.blocks["train"]["alpha"]
+    assert isinstance(blocks, Blocks)
+    assert blocks.packed.num_tokens == 501
     assert module.bytes_per_token == pytest.approx({"alpha": 545 / 546, "gamma": 590 / 591, "alpha_2": 545 / 546})
 
 
@@ -191,10 +198,106 @@ def test_a_recipe_can_name_all_of_it() -> None:
         "manual": {"class_path": "StandardLibrary", "init_args": {"area": "topics"}},
         "files": {"class_path": "worldlm.data.TextFiles", "init_args": {"train": ["a*.txt"]}},
     }
-    mixture = {"class_path": "Mixture", "init_args": {"corpora": list(corpora.values())}}
-    arguments = {"corpora": {**corpora, "both": mixture}, "batch_size": 3}
+    mixture = {"class_path": "Mixture", "init_args": {"corpora": ["manual", "files"], "weights": [1, 3.0]}}
+    local = {"files": "b/{split}/*.txt"}
+    arguments = {"corpora": {**corpora, "both": mixture}, "batch_size": 3, "local": local}
     settings = {"class_path": "CorpusDataModule", "init_args": arguments}
     module = parser.instantiate(parser.parse_object({"data": settings}))["data"]
-    assert module.corpora["manual"] == StandardLibrary(area="topics")
-    assert module.corpora["both"].corpora == [module.corpora["manual"], TextFiles(train=["a*.txt"])]
+    files = TextFiles(train="b/train/*.txt", validation="b/validation/*.txt")
+    assert module.corpora == {"manual": StandardLibrary(area="topics"), "files": files}
+    assert module.mixtures == {"both": Mixture(corpora=["manual", "files"], weights=[1, 3])}
     assert module.batch_size == 3
+    for tokenizer in ("bytes", {"class_path": "worldlm.data.TrainedBPE", "init_args": {"vocab_size": 300}}):
+        settings = {"class_path": "CorpusDataModule", "init_args": arguments | {"tokenizer": tokenizer}}
+        parser.instantiate(parser.parse_object({"data": settings}))
+
+
+def test_a_mixture_reads_the_text_of_its_parts(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+    known = {"alpha": corpora["alpha"], "gamma": corpora["gamma"], "all": Mixture()}
+    module = CorpusDataModule(known, batch_size=4, cache_dir=str(tmp_path / "cache"))
+    _attach(module, _topology(all=Settings(num_local_steps=31), alpha=STEPS))
+    module.prepare_data()
+    module.setup()
+    sizes = {name: len(blocks) for name, blocks in module.blocks["train"].items()}
+    assert sizes == {"all": 501 // 8 + 501 // 8, "alpha": 501 // 8}
+    assert module.bytes_per_token["all"] == pytest.approx((545 + 590) / (546 + 591))
+    first = torch.cat(list(module.train_dataloader()["all"]))
+    assert len(first) == 124
+    assert set(first.flatten().tolist()) == {97, 195, 169}
+    assert len(list((tmp_path / "cache").glob("[ag]*-*"))) == 2  # nothing is packed twice
+
+
+def test_weights_set_the_share_of_each_part(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+    mixture = Mixture(corpora=["gamma", "alpha"], weights=[1, 4])
+    known = {"alpha": corpora["alpha"], "gamma": corpora["gamma"], "both": mixture}
+    module = CorpusDataModule(known, batch_size=4, cache_dir=str(tmp_path / "cache"))
+    _attach(module, _topology(both=Settings(num_local_steps=2500)))
+    module.setup()
+    first = [row[0] for batch in module.train_dataloader()["both"] for row in batch[:, 2:3].tolist()]
+    assert sum(token == 97 for token in first) == pytest.approx(8000, abs=40)  # a few rows begin with an end of text
+    private = Settings(num_local_steps=1, example_privacy=Privacy(clip_norm=1.0))
+    _attach(module, _topology(both=private))
+    with pytest.raises(ValueError, match="node 'both', corpus 'both'.*weights of a mixture do not go with"):
+        module.train_dataloader()
+
+
+def test_a_limited_validation_of_a_mixture_reads_all_parts(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+    known = {"alpha": corpora["alpha"], "gamma": corpora["gamma"], "all": Mixture()}
+    module = CorpusDataModule(known, batch_size=4, cache_dir=str(tmp_path / "cache"))
+    _attach(module, _topology(all=STEPS)).setup()
+    first = next(iter(module.val_dataloader()["all"]))
+    assert set(first.flatten().tolist()) == {97, 195, 169}
+    assert sum(map(len, module.val_dataloader()["all"])) == 545 // 8 + 590 // 8
+
+
+def test_mistakes_in_a_mixture_name_the_node(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+    module = CorpusDataModule({"alpha": corpora["alpha"], "both": Mixture(corpora=["alfa"])})
+    with pytest.raises(ValueError, match="node 'both', corpus 'both': unknown corpus 'alfa'.*did you mean 'alpha'"):
+        _attach(module, _topology(both=STEPS)).prepare_data()
+    module = CorpusDataModule({"beta": corpora["beta"], "both": Mixture()}, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"node 'both', corpus 'both' \(train\): beta: 91 tokens are fewer than a bl"):
+        _attach(module, _topology(both=STEPS), seq_len=95).setup()
+
+
+def test_local_files_take_the_place_of_a_corpus(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "train.jsonl").write_text('{"body": "aaaaaaaaaaaa"}\n{"body": "bbbbbbbbbbbb"}\n')
+    (tmp_path / "here" / "validation.jsonl").write_text('{"body": "cccccccccccc"}\n')
+    hub = HubDataset(path="far/away", field="body", where={"kind": "x"}, max_documents=1)
+    module = CorpusDataModule(
+        {"far": hub}, root=str(tmp_path), local={"far": "here/{split}.jsonl"}, cache_dir=str(tmp_path / "cache")
+    )
+    _attach(module, _topology(far=STEPS))
+    module.prepare_data()
+    module.setup()
+    assert module.blocks["train"]["far"][0].tolist() == [97] * 9
+    assert len(module.blocks["train"]["far"]) == 1
+    assert module.blocks["validation"]["far"][0].tolist() == [99] * 9
+    with pytest.raises(ValueError, match=r"local.fare: there is no corpus of that name.*did you mean 'far'.*there are"):
+        CorpusDataModule({"far": hub}, local={"fare": "x"})
+
+
+def test_a_tokenizer_is_trained_on_all_corpora_of_the_recipe(tmp_path: Path) -> None:
+    for name, word in (("a", "abba "), ("b", "caffe ")):
+        (tmp_path / f"{name}.txt").write_text(word * 90)
+    corpora: dict[str, Corpus] = {
+        name: TextFiles(train=f"{tmp_path}/{name}.txt", validation=f"{tmp_path}/c.txt") for name in "ab"
+    }
+    (tmp_path / "c.txt").write_text("abba caffe " * 30)
+    found = []
+    for used in ("a", "b"):
+        module = CorpusDataModule(corpora, TrainedBPE(vocab_size=265), cache_dir=str(tmp_path / "cache"))
+        _attach(module, _topology(**{used: STEPS}), vocab_size=265)
+        with pytest.warns(UserWarning, match="no node uses the corpora"):
+            module.prepare_data()
+        module.setup()
+        found.append(list(module.tokenizer.encode_batch(["abba caffe"])[0]))
+    assert found[0] == found[1]
+    assert len(found[0]) < 6
+
+
+def test_errors_come_before_the_work(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+    module = CorpusDataModule(dict(corpora), TrainedBPE(), cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="unknown corpus 'alfa'"):
+        _attach(module, _topology(alfa=STEPS)).prepare_data()
+    assert not (tmp_path / "cache").exists()

@@ -1,131 +1,142 @@
-"""Packing writes the right tokens once, whole, and notices damage."""
+"""Packed text is what was written, and notices damage; a folder being filled goes on after a kill."""
 
 from __future__ import annotations
 
+import json
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from worldlm.data import ByteTokenizer, Corpus, PackedCorpus, SplitName, pack
-from worldlm.data import packing as packing_module
+from worldlm.data import PackedCorpus
+from worldlm.data.packing import Packing, open_folder
 
 
-class Listed(Corpus):
-    """Documents from a list; counts how often it is read."""
-
-    def __init__(self, *texts: str) -> None:
-        self.texts = texts
-        self.num_reads = 0
-
-    def documents(self, split: SplitName) -> Iterator[str]:
-        self.num_reads += 1
-        return iter(self.texts)
-
-    def fingerprint(self) -> str:
-        return repr(self.texts)
+def _append(packing: Packing, train: list[int], validation: list[int]) -> None:
+    packing.append("train", np.array(train, packing.dtype), len(train) - 1, 1)
+    packing.append("validation", np.array(validation, packing.dtype), len(validation) - 1, 1)
 
 
-class WideTokenizer(ByteTokenizer):
-    """Bytes, in a vocabulary that needs more than 16 bits."""
-
-    vocab_size = 2**16 + 1
-
-    def fingerprint(self) -> str:
-        return "wide"
-
-
-def _pack(corpus: Corpus, folder: Path) -> PackedCorpus:
-    return pack(corpus, "train", ByteTokenizer(), folder, "some/name")
+def _pack(target: Path, dtype: str = "uint16") -> Path:
+    packing = Packing(target, dtype)
+    _append(packing, [97, 98, 256], [99, 256])
+    _append(packing, [100, 256], [101, 102, 256])
+    packing.finish()
+    return target
 
 
-def test_documents_are_followed_by_the_end_of_text(tmp_path: Path) -> None:
-    packed = _pack(Listed("ab", "é"), tmp_path)
-    assert packed.tokens.tolist() == [97, 98, 256, 195, 169, 256]
-    assert packed.tokens.dtype == np.uint16
-    assert (packed.num_tokens, packed.num_bytes, packed.num_documents) == (6, 4, 2)
-    assert packed.bytes_per_token == pytest.approx(4 / 6)
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_tokens_are_appended_in_order(tmp_path: Path, dtype: str) -> None:
+    packed = open_folder(_pack(tmp_path / "a", dtype))
+    assert packed["train"].tokens.tolist() == [97, 98, 256, 100, 256]
+    assert packed["validation"].tokens.tolist() == [99, 256, 101, 102, 256]
+    train = packed["train"]
+    assert train.tokens.dtype == dtype
+    assert (train.num_tokens, train.num_bytes, train.num_documents) == (5, 3, 2)
+    assert train.bytes_per_token == 3 / 5
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_large_vocabularies_take_32_bits(tmp_path: Path) -> None:
-    packed = pack(Listed("ab"), "train", WideTokenizer(), tmp_path, "a")
-    assert packed.tokens.dtype == np.uint32
-    assert packed.tokens.tolist() == [97, 98, 256]
-
-
-def test_batches_do_not_change_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus = Listed(*(f"document {i}" for i in range(50)))
-    whole = _pack(corpus, tmp_path / "a")
-    monkeypatch.setattr(packing_module, "_BATCH_CHARACTERS", 25)
-    assert np.array_equal(_pack(corpus, tmp_path / "b").tokens, whole.tokens)
-
-
-def test_text_is_packed_once_for_each_content(tmp_path: Path) -> None:
-    corpus = Listed("ab")
-    first = _pack(corpus, tmp_path)
-    assert _pack(corpus, tmp_path).path == first.path
-    assert corpus.num_reads == 1
-    assert _pack(Listed("abc"), tmp_path).path != first.path
-    assert pack(corpus, "validation", ByteTokenizer(), tmp_path, "some/name").path != first.path
-    assert pack(corpus, "train", WideTokenizer(), tmp_path, "some/name").path != first.path
-    assert len(list(tmp_path.iterdir())) == 8
-
-
-@pytest.mark.parametrize("suffix", [".bin", ".json"])
-@pytest.mark.parametrize("damage", ["missing", "empty", "short", "odd"])
-def test_damage_is_noticed_and_repaired(tmp_path: Path, suffix: str, damage: str) -> None:
-    corpus = Listed("abcdef")
-    path = _pack(corpus, tmp_path).path
-    file = path.with_suffix(suffix)
+@pytest.mark.parametrize("name", ["train.bin", "validation.bin", "counts.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "short", "odd", "longer", "flipped"])
+def test_damage_is_noticed(tmp_path: Path, name: str, damage: str) -> None:
+    folder = _pack(tmp_path / "a")
+    file = folder / name
     content = file.read_bytes()
-    broken = {"missing": b"", "empty": b"", "short": content[:-2], "odd": content[:-1]}
+    middle = len(content) // 2
+    broken = {
+        "missing": b"",
+        "empty": b"",
+        "short": content[:-2],
+        "odd": content[:-1],
+        "longer": content + b"\0\0",
+        "flipped": content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :],
+    }
     file.unlink()
     if damage != "missing":
         file.write_bytes(broken[damage])
-    with pytest.raises(ValueError, match=path.name):
-        PackedCorpus.open(path)
-    assert bytes(_pack(corpus, tmp_path).tokens[:-1].astype(np.uint8)) == b"abcdef"
-    assert corpus.num_reads == 2
+    with pytest.raises(ValueError, match="is no packed corpus|holds .* not|checksum differs"):
+        open_folder(folder)
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
-    class Failing(Listed):
-        def documents(self, split: SplitName) -> Iterator[str]:
-            yield "x" * 2**21
-            raise ValueError("file.jsonl:7: broken")
+def test_a_folder_of_another_format_is_refused(tmp_path: Path) -> None:
+    counts = _pack(tmp_path / "a") / "counts.json"
+    content = json.loads(counts.read_text())
+    counts.write_text(json.dumps(content | {"format": 1}))
+    with pytest.raises(ValueError, match="format 1 of uint16 is not known"):
+        open_folder(tmp_path / "a")
 
-    with pytest.raises(ValueError, match="file.jsonl:7"):
-        _pack(Failing(), tmp_path)
-    with pytest.raises(ValueError, match="no train documents"):
-        _pack(Listed(), tmp_path)
+
+def test_counts_that_were_changed_are_refused(tmp_path: Path) -> None:
+    counts = _pack(tmp_path / "a") / "counts.json"
+    counts.write_text(counts.read_text().replace('"num_bytes": 3', '"num_bytes": 4'))
+    with pytest.raises(ValueError, match="the counts are not what was written"):
+        open_folder(tmp_path / "a")
+
+
+def test_what_was_saved_is_taken_up_and_what_came_after_is_dropped(tmp_path: Path) -> None:
+    packing = Packing(tmp_path / "a", "uint16")
+    _append(packing, [97, 98, 256], [99, 256])
+    packing.position = (1, 7)
+    packing.save()
+    _append(packing, [1, 2, 3], [4, 5, 6])  # never saved
+    packing.close()
+
+    packing = Packing(tmp_path / "a", "uint16")
+    assert packing.position == (1, 7)
+    _append(packing, [100, 256], [101, 102, 256])
+    packing.finish()
+    whole = _pack(tmp_path / "b")
+    for name in ("train.bin", "validation.bin"):
+        assert (tmp_path / "a" / name).read_bytes() == (whole / name).read_bytes()
+    assert (
+        json.loads((tmp_path / "a" / "counts.json").read_text())["splits"]
+        == (json.loads((whole / "counts.json").read_text())["splits"])
+    )
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "dtype", "counts"])
+def test_a_damaged_beginning_is_not_taken_up(tmp_path: Path, damage: str) -> None:
+    packing = Packing(tmp_path / "a", "uint16")
+    _append(packing, [97, 98, 256], [99, 256])
+    packing.position = (0, 7)
+    packing.save()
+    packing.close()
+    train, counts = packing.folder / "train.bin", packing.folder / "counts.json"
+    if damage == "cut":
+        train.write_bytes(train.read_bytes()[:-2])
+    elif damage == "flipped":
+        train.write_bytes(b"x" + train.read_bytes()[1:])
+    elif damage == "counts":
+        counts.write_text("{")
+    packing = Packing(tmp_path / "a", "uint32" if damage == "dtype" else "uint16")
+    assert packing.position == (0, 0)
+    assert packing.counts["train"].num_tokens == 0
+    _append(packing, [5], [6])
+    packing.finish()
+    assert open_folder(tmp_path / "a")["train"].tokens.tolist() == [5]
+
+
+def test_a_whole_folder_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
+    (_pack(tmp_path / "a") / "train.bin").write_bytes(b"xx")
+    assert open_folder(_pack(tmp_path / "a"))["train"].num_tokens == 5
+
+
+def test_what_is_thrown_away_leaves_nothing(tmp_path: Path) -> None:
+    packing = Packing(tmp_path / "a", "uint16")
+    _append(packing, [1], [2])
+    packing.remove()
     assert not list(tmp_path.iterdir())
 
 
-def test_half_a_surrogate_pair_does_not_stop_the_packing(tmp_path: Path) -> None:
-    assert _pack(Listed("a\ud800b"), tmp_path).tokens.tolist() == [97, 63, 98, 256]
-
-
-def test_one_line_tells_what_was_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _pack(Listed("abc", "d"), tmp_path)
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.count("\n") == 1
-    assert "Packed some/name (train): 2 documents" in told.err
-
-
-def test_a_terminal_sees_progress(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
-    assert _pack(Listed("abc"), tmp_path).num_tokens == 4
-    assert "Packing some/name (train)" in capsys.readouterr().err
-
-
 def test_a_packed_corpus_travels_as_its_path(tmp_path: Path) -> None:
-    packed = _pack(Listed("x" * 100_000), tmp_path)
+    packing = Packing(tmp_path / "a", "uint16")
+    _append(packing, list(range(50_000)), [1])
+    packing.finish()
+    packed = open_folder(tmp_path / "a")["train"]
     pickled = pickle.dumps(packed)
     assert len(pickled) < 1000
-    assert np.array_equal(pickle.loads(pickled).tokens, packed.tokens)
+    again = pickle.loads(pickled)
+    assert isinstance(again, PackedCorpus)
+    assert np.array_equal(again.tokens, packed.tokens)

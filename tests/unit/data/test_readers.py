@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,16 @@ import pytest
 import zstandard
 from pyarrow import parquet  # type: ignore[import-untyped, unused-ignore]
 
-from worldlm.data.readers import find_files, read_documents
+from worldlm.data import TextFiles
+from worldlm.data.readers import find_files, read_records
 
 DOCUMENTS = ["one", "zwei\nDrei", "четири", "2020-01-01", "\u2028 not the end of a line"]
+
+
+def _read(file: Path, field: str = "text") -> list[str]:
+    """Read the documents of a file, whatever their split."""
+    (reading,) = TextFiles(train=str(file), field=field).readings()
+    return [chosen[1] for chosen in map(reading.choose, reading.source.records()) if chosen]
 
 
 def _json_lines(texts: list[str]) -> bytes:
@@ -40,19 +48,46 @@ def _zstandard_frames(data: bytes) -> bytes:
 def test_json_lines_hold_one_document_each(tmp_path: Path, name: str, compress: Callable[[bytes], bytes]) -> None:
     file = tmp_path / name
     file.write_bytes(compress(_json_lines(DOCUMENTS)))
-    assert list(read_documents(file)) == DOCUMENTS
+    assert _read(file) == DOCUMENTS
 
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("first\n\nsecond", encoding="utf-8")
-    assert list(read_documents(file)) == ["first\n\nsecond"]
+    assert _read(file) == ["first\n\nsecond"]
+
+
+def test_a_long_text_is_cut_where_lines_end(tmp_path: Path) -> None:
+    paragraphs = [f"paragraph {i}\n" + "word " * 300 + "\n\n" for i in range(900)]
+    (tmp_path / "long.txt").write_text("".join(paragraphs), encoding="utf-8")
+    pieces = _read(tmp_path / "long.txt")
+    assert "".join(pieces) == "".join(paragraphs)
+    assert all(piece.startswith("paragraph") and 2**13 <= len(piece) < 2**14 for piece in pieces[:-1])
+    assert len(pieces) > 80
+    (tmp_path / "line.txt").write_text("é" * 2**20, encoding="utf-8")
+    assert {len(piece) for piece in _read(tmp_path / "line.txt")} == {2**14}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt", "a.parquet"])
+def test_the_share_that_is_read_grows_to_one(tmp_path: Path, name: str) -> None:
+    file, texts = tmp_path / name, [random.Random(i).randbytes(150).hex() + "\n" for i in range(4000)]
+    if name == "a.parquet":
+        parquet.write_table(pa.table({"text": texts}), file)
+    elif name == "a.txt":
+        file.write_text("".join(texts))
+    else:
+        compress = {"l": bytes, "z": gzip.compress, "t": zstandard.compress}[name[-1]]
+        file.write_bytes(compress(_json_lines(texts)))
+    shares = [done for _, _, done in read_records(file)]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 0.9
+    assert shares[-1] > 0.99
 
 
 def test_parquet_holds_one_document_a_row(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     parquet.write_table(pa.table({"id": [1, 2, 3, 4, 5], "body": DOCUMENTS}), file)
-    assert list(read_documents(file, "body")) == DOCUMENTS
+    assert _read(file, "body") == DOCUMENTS
 
 
 @pytest.mark.parametrize(
@@ -74,14 +109,14 @@ def test_parquet_holds_one_document_a_row(tmp_path: Path) -> None:
 def test_mistakes_name_file_and_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
-        list(read_documents(tmp_path / name))
+        _read(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("column", "field", "message"),
     [
-        (["x", "y"], "text", "a.parquet: no field 'text'; fields are 'body'"),
+        (["x", "y"], "text", "a.parquet: row 1: no field 'text'; fields are 'body'"),
         (["x", None], "body", "a.parquet: row 2: field 'body' is NoneType, not text"),
     ],
 )
@@ -89,7 +124,7 @@ def test_parquet_mistakes_name_file_and_row(tmp_path: Path, column: list[str | N
     file = tmp_path / "a.parquet"
     parquet.write_table(pa.table({"body": column}), file)
     with pytest.raises(ValueError, match=message):
-        list(read_documents(file, field))
+        _read(file, field)
 
 
 def test_patterns_find_sorted_files_each_once(tmp_path: Path) -> None:

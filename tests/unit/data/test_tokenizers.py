@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable, Iterator
+from hashlib import sha1
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers, processors
 
 from worldlm.data import load_tokenizer
+
+_TEXTS = [
+    "the cat's mat is on a map, a d k m n p s u < / >",
+    "un chat <b>noir</b> et l'été; 3 < 4",
+    "кот и мат > хлеб/сол",
+]
+_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 def _backend(end: str = "<|endoftext|>") -> Backend:
@@ -18,6 +31,34 @@ def _backend(end: str = "<|endoftext|>") -> Backend:
     backend = Backend(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens([end])
+    return backend
+
+
+def _like_xlm_roberta() -> Backend:
+    """A SentencePiece unigram model: the model itself holds the special tokens, and none costs anything."""
+    backend = Backend(models.Unigram())
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    backend.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=_SPECIAL, unk_token="<unk>", show_progress=False)
+    backend.train_from_iterator(_TEXTS * 9, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return backend
+
+
+def _like_bloom() -> Backend:
+    """A byte-level BPE with a split pattern of its own and SentencePiece's names of special tokens."""
+    backend = Backend(models.BPE())
+    words = pre_tokenizers.Split(Regex(r" ?[^(\s|[.,!?…])]+"), "isolated")
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    settings_ = {"vocab_size": 300, "special_tokens": ["<unk>", "<s>", "</s>", "<pad>"], "show_progress": False}
+    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **settings_)
+    backend.train_from_iterator(_TEXTS * 9, trainer)
     return backend
 
 
@@ -41,18 +82,72 @@ def test_a_tokenizer_file_is_read_without_its_extras(tmp_path: Path) -> None:
     )
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
-    assert [list(ids) for ids in tokenizer.encode_batch(["a b a", "b"])] == [[1, 2, 1], [2]]
+    assert [list(ids) for ids in tokenizer.encode_batch(["a b a", "b", ""])] == [[1, 2, 1], [2], []]
     assert (tokenizer.vocab_size, tokenizer.end_of_text) == (4, 0)
     assert tokenizer.decode([1, 2, 0]) == "a b"
-    assert pickle.loads(pickle.dumps(tokenizer)).fingerprint() == tokenizer.fingerprint()
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.uint32)])
+def test_tokens_take_no_more_room_than_they_need(tmp_path: Path, size: int, dtype: type) -> None:
+    backend = Backend(models.WordLevel({"</s>": 0, "[UNK]": 1, "last": size - 1}, unk_token="[UNK]"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    (tokens,) = tokenizer.encode_batch(["last"])
+    assert (tokenizer.vocab_size, np.asarray(tokens).dtype, list(tokens)) == (size, dtype, [size - 1])
+
+
+def test_a_unigram_model_of_sentencepiece(tmp_path: Path) -> None:
+    backend = _like_xlm_roberta()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (backend.get_vocab_size(), 2)
+    for text in _TEXTS:
+        (tokens,) = tokenizer.encode_batch([text])
+        assert list(tokens) == backend.encode(text, add_special_tokens=False).ids
+        assert tokenizer.decode([*list(tokens), 2]) == text
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=st.lists(st.sampled_from([*_SPECIAL, "cat", " ", "<", "/s>", "s>", "l'été"]), max_size=6))
+@example(parts=["cat", "</s>", "</s>", " ", "<s>", "cat"])
+@pytest.mark.parametrize("make", [_like_xlm_roberta, _like_bloom])
+def test_no_text_becomes_a_special_token(make: Callable[[], Backend], parts: list[str], tmp_path: Path) -> None:
+    if not (tmp_path / "tokenizer.json").exists():
+        make().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    text = "".join(parts)
+    (tokens,) = tokenizer.encode_batch([text])
+    special = {tokenizer.end_of_text, *range(4)}
+    assert not special & set(np.asarray(tokens).tolist())
+    assert tokenizer.decode(list(tokens)).split() == text.split()
 
 
 def test_special_tokens_in_a_document_are_plain_text(tmp_path: Path) -> None:
     _backend("</s>").save(str(tmp_path / "tokenizer.json"))
     backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
-    assert backend.encode("a</s>b").ids == [1, 0, 2]
+    assert backend.encode("a </s> b").ids == [1, 0, 2]
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
-    assert list(tokenizer.encode_batch(["a</s>b"])[0]) == [3]
+    assert list(tokenizer.encode_batch(["a </s> b"])[0]) == [1, 3, 3, 2]
+
+
+@pytest.mark.parametrize("make", [_backend, _like_xlm_roberta, _like_bloom])
+def test_another_process_gets_the_same_tokenizer(make: Callable[[], Backend], tmp_path: Path) -> None:
+    make().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    again = pickle.loads(pickle.dumps(tokenizer))
+    texts = [*_TEXTS, "a <|endoftext|> </s> b"]
+    expected = [list(tokens) for tokens in tokenizer.encode_batch(texts)]
+    assert [list(tokens) for tokens in again.encode_batch(texts)] == expected
+    assert again.fingerprint() == tokenizer.fingerprint()
+
+
+def test_the_end_of_text_is_a_special_token_where_there_is_one(tmp_path: Path) -> None:
+    backend = Backend(models.WordLevel({"</s>": 0, "[SEP]": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    backend.save(str(tmp_path / "plain.json"))
+    assert load_tokenizer(tmp_path / "plain.json").end_of_text == 0
+    backend.add_special_tokens(["[SEP]"])
+    backend.save(str(tmp_path / "special.json"))
+    assert load_tokenizer(tmp_path / "special.json").end_of_text == 1
 
 
 def test_fingerprints_follow_the_file(tmp_path: Path) -> None:
@@ -63,11 +158,140 @@ def test_fingerprints_follow_the_file(tmp_path: Path) -> None:
 
 
 def test_mistakes_name_the_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"tokenizer 'missing\.json' cannot be read: .*No such"):
-        load_tokenizer("missing.json")
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match=r"bad\.json' cannot be read"):
         load_tokenizer(tmp_path / "bad.json")
     _backend("[X]").save(str(tmp_path / "endless.json"))
     with pytest.raises(ValueError, match=r"endless\.json' has no end-of-text token; known are"):
         load_tokenizer(tmp_path / "endless.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("byte", r"'byte': it must be bytes, a tokenizer\.json .*; did you mean 'bytes'\?"),
+        ("mine", r"'mine': it must be bytes, .*; did you mean 'mine2'\?"),
+        ("", r"'': it must be bytes"),
+        ("a/b/c", r"'a/b/c': it must be bytes"),
+        ("mine.json", r"'mine\.json': there is no such file or folder; did you mean 'my\.json'\?"),
+        ("owner/name.json", r"'owner/name\.json': there is no folder 'owner'"),
+        ("./owner/name", r"'\./owner/name': there is no folder 'owner'"),
+        ("~/no/such", r"'~/no/such': there is no folder '.*/no'"),
+        ("~nobody-at-all/x.json", r"'~nobody-at-all/x\.json': there is no folder '~nobody-at-all'"),
+        ("empty", r"'empty': the folder holds no tokenizer\.json; .*from_pretrained\('empty'\)\.save_pretrained"),
+    ],
+)
+def test_a_name_that_is_nothing_is_refused_with_a_hint(
+    name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for known in ("mine2", "my.json"):
+        (tmp_path / known).touch()
+    with pytest.raises(ValueError, match=f"^tokenizer {told}.*$"):
+        load_tokenizer(name)
+
+
+def test_what_is_on_disk_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: _Hub) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("owner/name", "other"):
+        (tmp_path / name).mkdir(parents=True)
+        _backend("</s>").save(str(tmp_path / name / "tokenizer.json"))
+        assert load_tokenizer(name).end_of_text == 0
+    assert hub.asked == []
+
+
+class _Hub:
+    """A server that answers like the Hub."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.files: dict[str, str] = {}
+        self.status, self.code = 404, "EntryNotFound"  # of what it does not hold
+        self.asked: list[str] = []
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        if path not in self.files:
+            return self.status, {"X-Error-Code": self.code}, b""
+        content = self.files[path].encode()
+        number = sha1(content).hexdigest()
+        return 200, {"X-Repo-Commit": number, "ETag": f'"{number}"'}, content
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Hub]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            fake.asked.append(f"{self.command} {self.path}")
+            status, headers, content = fake.answer(self.path)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        fake = _Hub(f"http://127.0.0.1:{server.server_port}")
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        template = f"{fake.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield fake
+        server.shutdown()
+        thread.join()
+
+
+def test_only_the_tokenizer_is_fetched_from_the_hub_and_kept(tmp_path: Path, hub: _Hub) -> None:
+    hub.files["/owner/name/resolve/main/tokenizer.json"] = _backend("</s>").to_str()
+    hub.files["/owner/name/resolve/v1.0/tokenizer.json"] = _backend("<eos>").to_str()
+    newest, tagged = (load_tokenizer(name, tmp_path) for name in ("owner/name", "owner/name@v1.0"))
+    assert newest.fingerprint() != tagged.fingerprint()
+    assert {line.rpartition("/")[2] for line in hub.asked} == {"tokenizer.json"}
+    hub.files.clear()
+    hub.status, hub.asked = 503, []
+    assert load_tokenizer("owner/name", tmp_path).fingerprint() == newest.fingerprint()
+    assert len(hub.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "told"),
+    [
+        (404, "EntryNotFound", r"the repository has no tokenizer\.json .*mt5.*from_pretrained\('owner/name'\)"),
+        (404, "RepoNotFound", r"there is no file and no folder of that name, and no such repository on the Hub"),
+        (404, "RevisionNotFound", r"the repository has no revision 'v2'"),
+        (403, "GatedRepo", r"the Hub gives it only to those it knows: .* HF_TOKEN"),
+        (503, "", r"it cannot be fetched from the Hugging Face Hub \(.*503.*\) and is not in its cache; .*"),
+    ],
+)
+def test_a_refusal_of_the_hub_is_told_in_a_line_and_at_once(
+    status: int, code: str, told: str, tmp_path: Path, hub: _Hub
+) -> None:
+    hub.status, hub.code = status, code
+    with pytest.raises(ValueError, match=f"^tokenizer 'owner/name@v2': {told}.*$"):
+        load_tokenizer("owner/name@v2", tmp_path)
+    assert len(hub.asked) == 1
+
+
+def test_nobody_is_asked_offline(tmp_path: Path, hub: _Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"cannot be fetched .*\(.*offline mode.*\) and is not in its cache.*$"):
+        load_tokenizer("owner/name", tmp_path)
+    assert hub.asked == []
+
+
+def test_a_hub_that_is_not_there_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        port = server.server_port  # nobody listens there once it is closed
+    template = f"http://127.0.0.1:{port}/{{repo_id}}/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits {seconds} s to try again"))
+    with pytest.raises(ValueError, match=r"^tokenizer 'owner/name': it cannot be fetched .*$"):
+        load_tokenizer("owner/name", tmp_path)
+    with pytest.raises(ValueError, match=r"^tokenizer 'a--b/c': this is no name of the Hub: .*$"):
+        load_tokenizer("a--b/c", tmp_path)

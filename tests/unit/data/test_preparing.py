@@ -1,0 +1,376 @@
+"""Preparing packs what a plain reading would, once, whatever the order, the processes and the kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from worldlm.data import ByteTokenizer, Corpus, Limits, PackedCorpus, Request, SplitName, TextFiles, TrainedBPE, prepare
+from worldlm.data import filling as filling_module
+from worldlm.data import preparing as preparing_module
+from worldlm.data.encoding import encode
+from worldlm.data.files import FileSource
+
+Packed = dict[SplitName, PackedCorpus]
+
+
+class Listed(Corpus):
+    """Documents from lists; counts how often it is read."""
+
+    def __init__(self, train: Sequence[str], validation: Sequence[str] = ("held out",), **limits: int) -> None:
+        self.texts = {"train": list(train), "validation": list(validation)}
+        self.given = limits
+        self.num_reads = 0
+
+    def documents(self, split: SplitName) -> Iterator[str]:
+        self.num_reads += 1
+        return iter(self.texts[split])
+
+    def fingerprint(self) -> str:
+        return repr((self.texts, self.given))
+
+    def limits(self) -> Limits:
+        return Limits(**self.given)
+
+
+class WideTokenizer(ByteTokenizer):
+    """Bytes, in a vocabulary that needs more than 16 bits."""
+
+    vocab_size = 2**16 + 1
+
+    def fingerprint(self) -> str:
+        return "wide"
+
+
+def _prepare(corpora: dict[str, Corpus], folder: Path) -> dict[str, Packed]:
+    requests = [Request(name, corpus, f"corpus {name!r}") for name, corpus in corpora.items()]
+    return prepare(requests, ByteTokenizer(), folder)
+
+
+def _one(corpus: Corpus, folder: Path) -> Packed:
+    return _prepare({"some/name": corpus}, folder)["some/name"]
+
+
+def _texts(packed: PackedCorpus) -> list[str]:
+    documents = np.split(packed.tokens, np.flatnonzero(packed.tokens == 256) + 1)
+    return [bytes(one[:-1].astype(np.uint8)).decode() for one in documents[:-1]]
+
+
+def _write_pile(file: Path, num_documents: int = 300) -> Path:
+    """Write documents of three kinds, in the schema of The Pile."""
+    names = ["Pile-CC", "Wikipedia (en)", "Pile-CC", "Github"]
+    with file.open("w") as stream:
+        for i in range(num_documents):
+            record = {"text": f"document {i} " + "x" * (i % 40), "meta": {"pile_set_name": names[i % 4]}}
+            stream.write(json.dumps(record) + "\n")
+    return file
+
+
+def _pile_corpora(file: Path, **settings: Any) -> dict[str, Corpus]:
+    kinds = {"cc": "Pile-CC", "wk": "Wikipedia (en)", "code": "Github"}
+    wheres = {name: {"meta.pile_set_name": kind} for name, kind in kinds.items()}
+    return {name: TextFiles(train=str(file), where=where, **settings) for name, where in wheres.items()}  # type: ignore[arg-type]
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.glob("*/*.*"))}
+
+
+# ---------------------------------------------------------------------- what is packed
+
+
+def test_documents_are_followed_by_the_end_of_text(tmp_path: Path) -> None:
+    packed = _one(Listed(["ab", " ", "é"], ["c"]), tmp_path)
+    train = packed["train"]
+    assert train.tokens.tolist() == [97, 98, 256, 195, 169, 256]
+    assert train.tokens.dtype == np.uint16
+    assert (train.num_tokens, train.num_bytes, train.num_documents) == (6, 4, 2)
+    assert packed["validation"].tokens.tolist() == [99, 256]
+
+
+def test_large_vocabularies_take_32_bits(tmp_path: Path) -> None:
+    (packed,) = prepare([Request("a", Listed(["ab"]), "")], WideTokenizer(), tmp_path).values()
+    assert packed["train"].tokens.dtype == np.uint32
+    assert packed["train"].tokens.tolist() == [97, 98, 256]
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_packing(tmp_path: Path) -> None:
+    packed = _one(Listed(["a\ud800b"]), tmp_path)["train"]
+    assert (packed.tokens.tolist(), packed.num_bytes) == ([97, 63, 98, 256], 3)
+
+
+def test_files_are_packed_as_they_are_read(tmp_path: Path) -> None:
+    corpora = _pile_corpora(_write_pile(tmp_path / "pile.jsonl"), validation_fraction=0.2)
+    for name, packed in _prepare(corpora, tmp_path / "cache").items():
+        for split in packed:
+            assert _texts(packed[split]) == list(corpora[name].documents(split)), (name, split)
+
+
+@pytest.mark.parametrize("limit", [{"max_documents": 7}, {"max_tokens": 200}, {"max_validation_documents": 2}])
+def test_limits_hold_however_the_text_is_cut_into_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, int]
+) -> None:
+    file = _write_pile(tmp_path / "pile.jsonl")
+    endless = _prepare(_pile_corpora(file, validation_fraction=0.5), tmp_path / "endless")
+    corpora = _pile_corpora(file, validation_fraction=0.5, **limit)
+    whole = _prepare(corpora, tmp_path / "a")
+    monkeypatch.setattr(filling_module, "_BATCH_CHARACTERS", 60)
+    small = _prepare(corpora, tmp_path / "b")
+    for name, packed in whole.items():
+        texts = {split: _texts(one) for split, one in packed.items()}
+        for split, one in packed.items():
+            assert texts[split] == _texts(endless[name][split])[: len(texts[split])]
+            assert np.array_equal(small[name][split].tokens, one.tokens)
+        lengths = [len(text) + 1 for text in texts["train"]]
+        last = {split: int(found[-1].split()[1]) for split, found in texts.items()}  # documents are numbered
+        if "max_validation_documents" in limit:
+            assert len(texts["validation"]) == 2
+            assert len(lengths) == endless[name]["train"].num_documents
+        else:
+            assert last["validation"] < last["train"]
+            assert len(lengths) == 7 if "max_documents" in limit else sum(lengths[:-1]) < 200 <= sum(lengths)
+
+
+def test_a_corpus_of_its_own_keeps_its_limits(tmp_path: Path) -> None:
+    packed = _one(Listed(["aa", "bb", "cc"], ["x", "y"], max_tokens=4, max_validation_documents=1), tmp_path)
+    assert _texts(packed["train"]) == ["aa", "bb"]
+    assert _texts(packed["validation"]) == ["x"]
+
+
+def test_batches_keep_their_order_and_are_drawn_as_they_are_needed() -> None:
+    drawn: list[int] = []
+
+    def batches() -> Iterator[tuple[int, list[str]]]:
+        for number in range(20):
+            drawn.append(number)
+            yield number, ["x" * number, "é"]
+
+    for number, encoded in enumerate(encode(batches(), ByteTokenizer())):
+        assert encoded.tag == number
+        assert encoded.tokens.tolist() == [*[120] * number, 256, 195, 169, 256]
+        assert (encoded.num_tokens.tolist(), encoded.num_bytes.tolist()) == ([number + 1, 3], [number, 2])
+        assert len(drawn) <= number + 4
+
+
+def test_a_tokenizer_gives_what_it_gives_alone(tmp_path: Path) -> None:
+    corpora = _pile_corpora(_write_pile(tmp_path / "pile.jsonl"), validation_fraction=0.2)
+    tokenizer = TrainedBPE(vocab_size=300).load(corpora, tmp_path)
+    requests = [Request(name, corpus, name) for name, corpus in corpora.items()]
+    for name, packed in prepare(requests, tokenizer, tmp_path / "cache").items():
+        expected = tokenizer.encode_batch(list(corpora[name].documents("train")))
+        assert packed["train"].tokens.tolist() == [token for ids in expected for token in (*ids, tokenizer.end_of_text)]
+
+
+# ---------------------------------------------------------------------- how often it is read
+
+
+def test_text_is_packed_once_for_each_content(tmp_path: Path) -> None:
+    corpus = Listed(["ab"])
+    first = _one(corpus, tmp_path)["train"].path
+    assert _one(corpus, tmp_path)["train"].path == first
+    assert corpus.num_reads == 2  # a split each
+    assert _one(Listed(["abc"]), tmp_path)["train"].path != first
+    (wide,) = prepare([Request("some/name", corpus, "")], WideTokenizer(), tmp_path).values()
+    assert wide["train"].path != first
+    assert len(list(tmp_path.glob("some_name-*"))) == 3
+
+
+def test_corpora_of_one_source_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[FileSource] = []
+    records = FileSource.records
+    monkeypatch.setattr(FileSource, "records", lambda self: (opened.append(self), records(self))[1])
+    corpora = _pile_corpora(_write_pile(tmp_path / "pile.jsonl"))
+    held_out = tmp_path / "held-out.jsonl"
+    _write_pile(held_out, 20)
+    again = TextFiles(train=f"{tmp_path}/pile.jsonl", validation=str(held_out), where={"meta.pile_set_name": "Github"})
+    _prepare(corpora | {"again": again}, tmp_path / "cache")
+    names = [source.files[0].name for source in opened]
+    # the held-out text, and once more for its hashes, which are asked for while all four read the rest
+    assert names == ["held-out.jsonl", "pile.jsonl", "held-out.jsonl"]
+
+
+def test_a_source_is_not_read_further_than_it_is_needed(tmp_path: Path) -> None:
+    file = _write_pile(tmp_path / "pile.jsonl")
+    with file.open("a") as stream:
+        stream.write("not json\n")
+    corpora = _pile_corpora(file, max_documents=20, validation_fraction=0.3)
+    assert {packed["train"].num_documents for packed in _prepare(corpora, tmp_path / "a").values()} == {20}
+    with pytest.raises(ValueError, match="corpus 'cc'; corpus 'wk'; corpus 'code': .*pile.jsonl:301: not a JSON"):
+        _prepare(_pile_corpora(file), tmp_path / "b")
+
+
+def test_damage_is_repaired(tmp_path: Path) -> None:
+    corpus = Listed(["abcdef"])
+    path = _one(corpus, tmp_path)["train"].path
+    path.write_bytes(b"x" * path.stat().st_size)
+    assert _texts(_one(corpus, tmp_path)["train"]) == ["abcdef"]
+    assert corpus.num_reads == 4
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def test_empty_corpora_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"corpus 'some/name' \(train\): there are no train documents"):
+        _one(Listed([" "]), tmp_path)
+    with pytest.raises(ValueError, match=r"corpus 'some/name' \(validation\): there are no validation documents"):
+        _one(Listed(["a"], []), tmp_path)
+    (tmp_path / "few.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(ValueError, match=r"there are no validation documents; of 1 documents none is held out; ra"):
+        _one(TextFiles(train=f"{tmp_path}/few.jsonl", validation_fraction=1e-9), tmp_path / "few")
+
+    assert not [path for path in (*tmp_path.glob("some*"), *tmp_path.glob(".*")) if path.suffix != ".lock"]
+
+
+def test_a_filter_that_keeps_nothing_says_what_there_is(tmp_path: Path) -> None:
+    file = _write_pile(tmp_path / "pile.jsonl")
+    corpus = TextFiles(train=str(file), where={"meta.pile_set_name": "pile-cc"})
+    with pytest.raises(ValueError, match=r"no train documents; where asks .* is 'Github', 'Pile-CC', 'Wikipedia"):
+        _one(corpus, tmp_path / "cache")
+
+
+def test_a_mistake_costs_only_the_corpus_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filling_module, "_BATCH_CHARACTERS", 100)
+    file = _write_pile(tmp_path / "pile.jsonl")
+    with file.open("a") as stream:
+        stream.write('{"text": 5, "meta": {"pile_set_name": "Github"}}\n')
+    with pytest.raises(ValueError, match="^corpus 'code': .*pile.jsonl:301: field 'text' is int, not text$"):
+        _prepare(_pile_corpora(file), tmp_path / "cache")
+    left = sorted(path.name.split("-")[0] for path in (tmp_path / "cache").glob(".*.partial"))
+    assert left == [".cc", ".wk"]
+
+
+# ---------------------------------------------------------------------- kills, and two at once
+
+
+def _in_child(action: Callable[[], object]) -> int:
+    """Run something in a process of its own; return how it ended."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        finally:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    return os.waitpid(child, 0)[1]
+
+
+class Killer(ByteTokenizer):
+    """Bytes, until its process is killed at a batch."""
+
+    def __init__(self, batch: int) -> None:
+        self.left = batch
+
+    def encode_batch(self, texts: list[str]) -> Any:
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode_batch(texts)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("batches", [[1], [2, 3, 4], [7, 9, 2, 5], [1] * 5])
+@pytest.mark.parametrize("seconds_between_saves", [0, 100])
+def test_killed_preparations_end_like_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: list[int], seconds_between_saves: int
+) -> None:
+    monkeypatch.setattr(filling_module, "_BATCH_CHARACTERS", 300)
+    monkeypatch.setattr(preparing_module, "_SECONDS_BETWEEN_SAVES", seconds_between_saves)
+    corpora = _pile_corpora(_write_pile(tmp_path / "pile.jsonl"), max_tokens=1800, validation_fraction=0.3)
+    corpora["listed"] = Listed(["one", "two", "three"] * 100)
+    requests = [Request(name, corpus, name) for name, corpus in corpora.items()]
+    for batch in batches:
+        ended = _in_child(lambda batch=batch: prepare(requests, Killer(batch), tmp_path / "killed"))  # type: ignore[misc]
+        assert ended == signal.SIGKILL
+    _prepare(corpora, tmp_path / "killed")
+    _prepare(corpora, tmp_path / "undisturbed")
+    assert _content(tmp_path / "killed") == _content(tmp_path / "undisturbed")
+    assert len(_content(tmp_path / "killed")) == 12
+    assert not list((tmp_path / "killed").glob(".*.partial"))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_kill_before_the_folder_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Listed(["ab"])
+
+    def killed() -> None:
+        monkeypatch.setattr(
+            Path,
+            "replace",
+            lambda self, to: os.kill(os.getpid(), signal.SIGKILL) if self.is_dir() else os.replace(self, to),
+        )
+        _one(corpus, tmp_path)
+
+    assert _in_child(killed) == signal.SIGKILL
+    assert list(tmp_path.glob(".*.partial"))
+    assert _texts(_one(corpus, tmp_path)["train"]) == ["ab"]
+    assert corpus.num_reads == 0  # in this process
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_of_two_at_once_one_packs_and_the_other_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begun = tmp_path / "begun"
+
+    class Slow(Listed):
+        def documents(self, split: SplitName) -> Iterator[str]:
+            with begun.open("a") as stream:
+                stream.write("x")
+            yield from super().documents(split)
+            while split == "train" and not (tmp_path / "go on").exists():
+                pass
+
+    corpus = Slow(["ab"])
+    child = os.fork()
+    if child == 0:
+        _one(corpus, tmp_path / "cache")
+        os._exit(0)
+    while not begun.exists() or len(begun.read_text()) < 2:
+        pass
+    told: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda text, **_: (told.append(text), (tmp_path / "go on").touch()))
+    packed = _one(corpus, tmp_path / "cache")
+    assert os.waitpid(child, 0)[1] == 0
+    assert told == ["worldlm: another process is packing some/name; waiting for it"]
+    assert _texts(packed["train"]) == ["ab"]
+    assert begun.read_text() == "xx"
+
+
+# ---------------------------------------------------------------------- what is seen
+
+
+def test_one_line_tells_what_was_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _one(Listed(["abc", "d"]), tmp_path)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    assert "Packed some/name: train 2 documents, 0.00 MB, 0.00 M tokens; validation 1 documents" in told.err
+
+
+def test_a_terminal_sees_progress(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    _one(Listed(["abc"]), tmp_path)
+    assert "Packing some/name" in capsys.readouterr().err
+
+
+def test_a_log_gets_a_line_now_and_then(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling_module, "_BATCH_CHARACTERS", 300)
+    monkeypatch.setattr("worldlm.data.display._SECONDS_BETWEEN_LINES", 0.0)
+    _one(_pile_corpora(_write_pile(tmp_path / "pile.jsonl"))["cc"], tmp_path / "cache")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 5
+    assert lines[1].startswith("Packing some/name: 0.0 M tokens, ")
+    assert lines[1].endswith("%")

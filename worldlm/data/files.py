@@ -1,0 +1,104 @@
+"""Files on disk as corpora."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from worldlm.data.corpora import Corpus, Record, SplitName, digest
+from worldlm.data.readers import find_files, read_records
+from worldlm.data.records import RecordCorpus
+from worldlm.topology.lines import suggest
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """The records of some files, in the files' order."""
+
+    files: tuple[Path, ...]
+    """The files."""
+    fields: tuple[str, ...]
+    """The fields that are looked at; columns of others need not be read."""
+
+    def records(self) -> Iterator[Record]:
+        """Read the files one after the other; see `Source.records`."""
+        sizes = [file.stat().st_size for file in self.files]
+        total = max(sum(sizes), 1)
+        before = 0
+        for file, size in zip(self.files, sizes, strict=True):
+            for values, place, done in read_records(file, self.fields):
+                yield Record(values, place, (before + done * size) / total)
+            before += size
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFiles(RecordCorpus):
+    """Text from files on disk.
+
+    Read are `.txt`, `.json` and `.jsonl` (one JSON object a line, also `.gz` and `.zst`) and
+    `.parquet`. A `.txt` file is one document, or if it is larger than a megabyte many, cut where
+    lines end. Patterns may hold `*`, `?`, `[...]` and `**`; files are read in the order of their
+    names.
+    """
+
+    train: str | list[str]
+    """Files to train on: paths or glob patterns, relative to the data module's `root`."""
+    validation: str | list[str] | None = None
+    """Held-out files; without them, documents of `train` are held out by a hash of their text."""
+
+    def has_validation(self) -> bool:
+        """Tell whether held-out files are given."""
+        return self.validation is not None
+
+    def under(self, root: Path) -> TextFiles:
+        """Return the corpus with its relative patterns below a folder."""
+
+        def move(patterns: str | list[str]) -> str | list[str]:
+            if isinstance(patterns, str):
+                return str(root / Path(patterns).expanduser())
+            return [str(root / Path(one).expanduser()) for one in patterns]
+
+        held_out = self.validation
+        return replace(self, train=move(self.train), validation=None if held_out is None else move(held_out))
+
+    def source(self, split: SplitName) -> FileSource:
+        """Return the files of a split."""
+        return FileSource(tuple(self._files(split)), self.fields())
+
+    def fingerprint(self) -> str:
+        """Digest the settings and each file's path, size and time of last change."""
+        files = self._files("train") + (self._files("validation") if self.has_validation() else [])
+        stats = [(str(file.resolve()), file.stat()) for file in files]
+        return digest(repr(self), *((path, s.st_size, s.st_mtime_ns) for path, s in stats))
+
+    def _files(self, split: SplitName) -> list[Path]:
+        patterns = self.train if split == "train" else self.validation
+        assert patterns is not None
+        return find_files(patterns)
+
+
+def local_corpora(corpora: Mapping[str, Corpus], local: Mapping[str, str]) -> dict[str, Corpus]:
+    """Read local files instead of some corpora, within the same limits.
+
+    Args:
+        corpora: The corpora by name.
+        local: Paths or glob patterns by corpus name; `{split}` in them stands for `train` and `validation`.
+
+    Raises:
+        ValueError: If there is no corpus of a name.
+    """
+    unknown = [name for name in local if name not in corpora]
+    if unknown:
+        told = f"local.{unknown[0]}: there is no corpus of that name{suggest(unknown[0], corpora)}"
+        raise ValueError(f"{told}; there are {', '.join(corpora)}")
+    return {**corpora, **{name: _local(corpora[name], pattern) for name, pattern in local.items()}}
+
+
+def _local(corpus: Corpus, pattern: str) -> TextFiles:
+    return TextFiles(
+        train=pattern.replace("{split}", "train"),
+        validation=pattern.replace("{split}", "validation") if "{split}" in pattern else None,
+        field=corpus.field if isinstance(corpus, RecordCorpus) else "text",
+        **asdict(corpus.limits()),
+    )

@@ -1,0 +1,242 @@
+"""Filling a packed corpus: which documents of a reading it takes, and where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldlm.data.corpora import BrokenOff, Chosen, Corpus, Reading, Record, Source, SplitName, naming
+from worldlm.data.encoding import Encoded
+from worldlm.data.packing import SPLITS, Packing
+
+_BATCH_CHARACTERS = 2**20
+
+
+@dataclass(slots=True)
+class Part:
+    """Documents of one corpus on their way to the tokenizer, about a megabyte of them."""
+
+    member: int
+    """Which corpus of those that are read together."""
+    is_train: list[bool] = field(default_factory=list)
+    """For each document, whether it is for training; the others are held out."""
+    position: int = 0
+    """Records of the source that are used up with it."""
+    done: float | None = None
+    """Share of the source that is read, if it can be known."""
+
+
+class Filling:
+    """A corpus that is being packed.
+
+    Args:
+        name: The corpus' name.
+        title: What errors begin with.
+        corpus: The corpus.
+        folder: The folder of the packed corpus, once it is whole.
+        dtype: `uint16` or `uint32`.
+    """
+
+    def __init__(self, name: str, title: str, corpus: Corpus, folder: Path, dtype: str) -> None:
+        self.name = name
+        self.title = title
+        self.corpus = corpus
+        self.limits = corpus.limits()
+        self.readings = corpus.readings()
+        self.packing = Packing(folder, dtype)
+        if self.packing.position[0] >= len(self.readings):  # killed just before it got its name
+            self.packing.finish()
+
+    @property
+    def reading(self) -> Reading | None:
+        """The reading that is under way; None if the corpus is complete."""
+        number = self.packing.position[0]
+        return self.readings[number] if number < len(self.readings) else None
+
+    @property
+    def skip(self) -> int:
+        """Records of the reading that are used up already."""
+        return self.packing.position[1]
+
+    def rank(self, source: Source) -> int:
+        """Return at which of the readings that are left a source is read; -1 for none."""
+        left = [r.source for r in self.readings[self.packing.position[0] :]]
+        return left.index(source) if source in left else -1
+
+    def done(self, read: float | None) -> float | None:
+        """Return the share of the training text that is there, given the share of the source that is read."""
+        counts = self.packing.counts["train"]
+        shares = [0.0 if read is None or "train" not in self.readings[self.packing.position[0]].splits else read]
+        if self.limits.max_documents:
+            shares.append(counts.num_documents / self.limits.max_documents)
+        if self.limits.max_tokens:
+            shares.append(counts.num_tokens / self.limits.max_tokens)
+        return min(max(shares), 1.0) if read is not None or len(shares) > 1 else None
+
+    def append(self, encoded: Encoded[Part]) -> None:
+        """Pack the documents of a part that there is room for."""
+        part = encoded.tag
+        train = np.array(part.is_train)
+        held_out = ~train
+        before = _sum_before(train * encoded.num_tokens)
+        missing = (self.limits.max_tokens or inf) - self.packing.counts["train"].num_tokens
+        wanted = (before < missing) & (_sum_before(train) < self.room("train"))
+        wanted &= train | (_sum_before(held_out) < self.room("validation"))
+        for split, mask in (("train", train & wanted), ("validation", held_out & wanted)):
+            if mask.any():
+                tokens = encoded.tokens if mask.all() else encoded.tokens[np.repeat(mask, encoded.num_tokens)]
+                num_bytes, num_documents = int(encoded.num_bytes[mask].sum()), int(mask.sum())
+                self.packing.append(split, tokens, num_bytes, num_documents)  # type: ignore[arg-type]
+        self.packing.position = (self.packing.position[0], part.position)
+
+    def end_reading(self) -> None:
+        """Go on to the next reading, or complete the corpus after the last.
+
+        Raises:
+            ValueError: If the corpus has no text.
+        """
+        self.packing.position = (self.packing.position[0] + 1, 0)
+        if self.reading is not None:
+            self.packing.save()
+            return
+        for split in SPLITS:
+            if not self.packing.counts[split].num_documents:
+                self.discard()
+                why = self.corpus.why_empty(self.packing.counts["train"].num_documents)
+                raise ValueError(f"{self.title} ({split}): there are no {split} documents{why}")
+        self.packing.finish()
+
+    def discard(self) -> None:
+        """Throw away what is packed so far: the text is not what it should be."""
+        self.packing.remove()
+
+    def leave(self) -> None:
+        """Stop here; what is packed so far can be taken up again, and a folder without anything goes."""
+        if not self.packing.folder.exists():  # complete, or thrown away
+            return
+        if any(one.num_documents for one in self.packing.counts.values()):
+            with suppress(OSError):  # of a full disk; what was saved before stays
+                self.packing.save()
+            self.packing.close()
+        else:
+            self.packing.remove()
+
+    def choose(self, reading: Reading, record: Record) -> Chosen | None:
+        """Return the document of a record, if the corpus wants it.
+
+        Raises:
+            ValueError: If the record is not what the corpus needs.
+        """
+        try:
+            with naming(self.title):
+                return reading.choose(record)
+        except BrokenOff:
+            raise
+        except ValueError:
+            self.discard()
+            raise
+
+    def room(self, split: SplitName) -> float:
+        """Return how many more documents of a split there is room for."""
+        if split == "validation":
+            return (self.limits.max_validation_documents or inf) - self.packing.counts["validation"].num_documents
+        counts = self.packing.counts["train"]
+        if counts.num_tokens >= (self.limits.max_tokens or inf):
+            return 0
+        return (self.limits.max_documents or inf) - counts.num_documents
+
+
+def gather(group: Sequence[Filling]) -> Iterator[tuple[Part, list[str]]]:
+    """Read a source once for all corpora that want it.
+
+    Args:
+        group: The corpora; the sources of their readings are equal.
+
+    Yields:
+        Parts of about a megabyte and their documents. What comes after a corpus is full is left to it to drop.
+
+    Raises:
+        ValueError: If the source cannot be read, or a record is not what a corpus needs; names the corpus.
+    """
+    queues = [_Queue(member, filling) for member, filling in enumerate(group)]
+    first = min(queue.skip for queue in queues)
+    number = -1
+    record: Record | None = None
+    for number, record in enumerate(_records(group)):
+        if number < first:
+            continue
+        if all(queue.is_full() for queue in queues):
+            break
+        for queue in queues:
+            if number >= queue.skip and not queue.is_full():
+                yield from queue.offer(record, number)
+    for queue in queues:
+        yield from queue.flush(number + 1, record and record.done)
+
+
+class _Queue:
+    """Documents of a corpus that wait for the tokenizer."""
+
+    def __init__(self, member: int, filling: Filling) -> None:
+        assert filling.reading is not None
+        self.filling = filling
+        self.reading = filling.reading
+        self.skip = filling.skip
+        self.part = Part(member)
+        self.texts: list[str] = []
+        self.num_characters = 0
+        self.room = {split: filling.room(split) for split in SPLITS}
+
+    def is_full(self) -> bool:
+        """Tell whether the corpus wants no more, as far as is known before all is tokenised."""
+        split: SplitName = "train" if "train" in self.reading.splits else "validation"
+        return self.room[split] <= 0 or self.filling.room(split) <= 0
+
+    def offer(self, record: Record, number: int) -> Iterator[tuple[Part, list[str]]]:
+        """Take a record's document if the corpus wants it; yield a part if one is complete."""
+        chosen = self.filling.choose(self.reading, record)
+        if chosen is None or self.room[chosen[0]] <= 0:
+            return
+        self.room[chosen[0]] -= 1
+        self.part.is_train.append(chosen[0] == "train")
+        self.texts.append(chosen[1])
+        self.num_characters += len(chosen[1])
+        if self.num_characters >= self._enough():
+            yield from self.flush(number + 1, record.done)
+
+    def flush(self, position: int, done: float | None) -> Iterator[tuple[Part, list[str]]]:
+        """Yield what there is."""
+        if not self.texts:
+            return
+        self.part.position, self.part.done = position, done
+        yield self.part, self.texts
+        self.part, self.texts, self.num_characters = Part(self.part.member), [], 0
+
+    def _enough(self) -> float:
+        """Return the characters of a part: fewer towards a limit in tokens, lest too much is read."""
+        left = (self.filling.limits.max_tokens or inf) - self.filling.packing.counts["train"].num_tokens
+        return min(_BATCH_CHARACTERS, max(left * 4, _BATCH_CHARACTERS / 64))
+
+
+def _records(group: Sequence[Filling]) -> Iterator[Record]:
+    assert group[0].reading is not None
+    try:
+        with naming("; ".join(one.title for one in group)):
+            yield from group[0].reading.source.records()
+    except BrokenOff:
+        raise
+    except ValueError:
+        for filling in group:
+            filling.discard()
+        raise
+
+
+def _sum_before(values: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return for each value the sum of those before it, int64, same shape."""
+    return np.cumsum(values, dtype=np.int64) - values

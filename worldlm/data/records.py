@@ -1,0 +1,171 @@
+"""Corpora made of records, such as lines of JSON or rows of a table: which of them, and which are held out."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field  # a setting is called field
+from functools import cached_property
+from itertools import islice
+
+import numpy as np
+
+from worldlm.data.corpora import (
+    Chosen,
+    Corpus,
+    Limits,
+    Reading,
+    Record,
+    Source,
+    SplitName,
+    chosen_documents,
+    digest,
+    has_text,
+)
+
+_DEFAULT_FRACTION = 0.05
+_NUM_LOOKED_AT = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordCorpus(Corpus):
+    """Documents that are a field of records.
+
+    Documents without any text are skipped, and so is a training document that is also a validation
+    document.
+    """
+
+    field: str = "text"
+    """The field that holds a document's text; `a.b` is field b within field a."""
+    where: dict[str, str | list[str]] = dataclass_field(default_factory=dict)
+    """Keep only records whose fields have these values (one, or any of a list), such as
+    `meta.pile_set_name: Pile-CC`. Corpora that differ in this alone are read together, once."""
+    validation_fraction: float = _DEFAULT_FRACTION
+    """Share of the documents to hold out by a hash of their text, in (0, 1), where the corpus has no
+    validation text of its own."""
+    max_documents: int | None = None
+    """Train on at most this many documents."""
+    max_tokens: int | None = None
+    """Train on about this many tokens: the document that reaches it is the last."""
+    max_validation_documents: int | None = None
+    """Hold out at most this many documents."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        self.limits()
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction is {self.validation_fraction}; it must be in (0, 1)")
+        if self.has_validation() and self.validation_fraction != _DEFAULT_FRACTION:
+            raise ValueError("validation_fraction has no effect where validation is given: drop one")
+
+    @abstractmethod
+    def has_validation(self) -> bool:
+        """Tell whether held-out text is given apart from the training text."""
+
+    @abstractmethod
+    def source(self, split: SplitName) -> Source:
+        """Return where a split's records come from; for `validation` only if it has its own."""
+
+    def documents(self, split: SplitName) -> Iterator[str]:
+        """Read the documents of a split; see `Corpus.documents`. `max_tokens` has no effect here."""
+        return chosen_documents(self, split)
+
+    def fingerprint(self) -> str:
+        """Digest the settings."""
+        return digest(repr(self))
+
+    def limits(self) -> Limits:
+        """Return when the corpus has enough text."""
+        return Limits(
+            max_documents=self.max_documents,
+            max_tokens=self.max_tokens,
+            max_validation_documents=self.max_validation_documents,
+        )
+
+    def readings(self) -> list[Reading]:
+        """Return one way through all text, or one for each split where both are given."""
+        if not self.has_validation():
+            return [Reading(self.source("train"), ("train", "validation"), self._choose(self._by_hash))]
+        validation = Reading(self.source("validation"), ("validation",), self._choose(lambda _: "validation"))
+        held_out = _HeldOut(validation, self.max_validation_documents)
+        choose = self._choose(lambda text: None if text in held_out else "train")
+        return [validation, Reading(self.source("train"), ("train",), choose)]
+
+    def why_empty(self, num_train: int) -> str:
+        """Return which values the fields of `where` have in the first records, or how many documents there are."""
+        if num_train and not self.has_validation():
+            return f"; of {num_train} documents none is held out; raise validation_fraction or give more text"
+        if num_train or not self.where:
+            return ""
+        records = list(islice(self.source("train").records(), _NUM_LOOKED_AT))
+        seen = [
+            f"{name} is {', '.join(sorted({repr(_value(record, name)) for record in records})) or 'nowhere'}"
+            for name in self.where
+        ]
+        return f"; where asks for {self.where}, but in the first {len(records)} records {'; '.join(seen)}"
+
+    def fields(self) -> tuple[str, ...]:
+        """Return the fields of a record that are looked at, that of the text first."""
+        return (self.field, *sorted(self.where))
+
+    def _choose(self, split_of: Callable[[str], SplitName | None]) -> Callable[[Record], Chosen | None]:
+        wanted = {name: {values} if isinstance(values, str) else set(values) for name, values in self.where.items()}
+
+        def choose(record: Record) -> Chosen | None:
+            if not all(_value(record, name) in values for name, values in wanted.items()):
+                return None
+            text = _value(record, self.field)
+            if not isinstance(text, str):
+                raise ValueError(f"{record.place}: field {self.field!r} is {type(text).__name__}, not text")
+            split = split_of(text) if has_text(text) else None
+            return None if split is None else (split, text)
+
+        return choose
+
+    def _by_hash(self, text: str) -> SplitName:
+        return "validation" if _hash(text) < int(self.validation_fraction * 2**64) else "train"
+
+
+class _HeldOut:
+    """The documents of a validation text, as 8 bytes each; read when first asked."""
+
+    def __init__(self, reading: Reading, max_documents: int | None) -> None:
+        self._reading = reading
+        self._max_documents = max_documents
+
+    @cached_property
+    def _hashes(self) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+        chosen = map(self._reading.choose, self._reading.source.records())
+        texts = islice((one[1] for one in chosen if one is not None), self._max_documents)
+        return np.unique(np.fromiter(map(_hash, texts), np.uint64))
+
+    def __contains__(self, text: str) -> bool:
+        value = np.uint64(_hash(text))
+        index = int(np.searchsorted(self._hashes, value))
+        return index < len(self._hashes) and self._hashes[index] == value
+
+
+def _value(record: Record, name: str) -> object:
+    """Look up a field, or a field within fields.
+
+    Raises:
+        ValueError: If the record has none of that name; the message begins with its place.
+    """
+    values = record.values
+    if name in values:
+        return values[name]
+    found: object = values
+    for part in name.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            known = ", ".join(map(repr, islice(values, 8))) or "none"
+            raise ValueError(f"{record.place}: no field {name!r}; fields are {known}")
+        found = found[part]
+    return found
+
+
+def _hash(text: str) -> int:
+    """Hash a document to 64 bits, the same on every machine."""
+    data = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")

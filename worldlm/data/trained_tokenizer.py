@@ -1,0 +1,168 @@
+"""A tokenizer trained on the text of a recipe: byte-level BPE."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from worldlm.data.corpora import Corpus, digest, naming
+from worldlm.data.locks import one_at_a_time
+from worldlm.data.tokenizers import FileTokenizer
+
+_FORMAT = 1
+_END_OF_TEXT = "<|endoftext|>"
+_SMALLEST = 257  # all bytes, and the end of a text
+_WORDS = (
+    r" ?[\p{L}\p{M}]{1,64}(?:['’](?=\p{L}))?"  # a word with its space, marks and elision: l'|acqua
+    r"|\p{N}{1,3}"  # no number of more digits becomes one token
+    r"| ?[^\s\p{L}\p{M}\p{N}]+"
+    r"|\s+(?!\S)|\s+"
+)
+_PIECE_CHARACTERS = 2**16
+_Titled: TypeAlias = dict[str, tuple[str, Corpus]]
+"""Corpora with what errors call them, by name, sorted."""
+_log = logging.getLogger("worldlm.data")
+
+
+# no dataclass: where a setting may be text or an object, older releases of jsonargparse lose one without init_args
+class TrainedBPE:
+    """A byte-level BPE, trained on the first text of each corpus and kept in the cache.
+
+    It encodes any text without loss. The same settings and corpora give the same tokenizer on every
+    machine that has the same release of `tokenizers`.
+
+    **What it reveals.** The tokens are statistics of the pooled training text of all corpora, and
+    everyone who has the tokenizer can read them: a rare word that a single participant uses, such as a
+    name in a hospital's notes, may become a token of its own. This travels outside what the privacy
+    settings of a topology bound and account for. Use `bytes` or a public tokenizer where that is not
+    acceptable; a larger `min_frequency` makes it rarer, and guarantees nothing.
+
+    Args:
+        vocab_size: Tokens at most: all bytes, the end of a text, and as many others as fit; at least 257.
+        megabytes: Text to take from the beginning of each corpus, in millions of bytes; a corpus that
+            has less is taken whole.
+        min_frequency: Times that two tokens must stand side by side for both to become one.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    def __init__(self, vocab_size: int = 8192, megabytes: float = 10.0, min_frequency: int = 2) -> None:
+        if vocab_size < _SMALLEST:
+            raise ValueError(
+                f"vocab_size is {vocab_size}; it must be at least {_SMALLEST}: 256 bytes and the end of a text"
+            )
+        if not 0 < megabytes < math.inf:
+            raise ValueError(f"megabytes is {megabytes}; it must be a number above 0")
+        if min_frequency < 1:
+            raise ValueError(f"min_frequency is {min_frequency}; it must be at least 1")
+        self.vocab_size = vocab_size
+        self.megabytes = megabytes
+        self.min_frequency = min_frequency
+
+    def load(
+        self, corpora: Mapping[str, Corpus], cache_dir: str | Path, titles: Mapping[str, str] | None = None
+    ) -> FileTokenizer:
+        """Train the tokenizer, or open it if that was done before.
+
+        Of several processes that want it at once, one trains it and the others wait.
+
+        Args:
+            corpora: The corpora to train on, by name, in any order.
+            cache_dir: Folder to keep the tokenizer in, in `tokenizers/`; made if it is missing.
+            titles: What errors call the corpora, by name, such as `node 'wk', corpus 'wikipedia'`.
+
+        Raises:
+            ValueError: If a corpus cannot be read, or has no text.
+        """
+        if not corpora:
+            raise ValueError("there is no corpus to train a tokenizer on")
+        titled = {name: ((titles or {}).get(name, f"corpus {name!r}"), corpora[name]) for name in sorted(corpora)}
+        path = Path(cache_dir).expanduser() / "tokenizers" / f"bpe-{self._key(titled)}.json"
+        tokenizer = _open(path) or self._train_alone(titled, path)
+        if tokenizer.vocab_size < self.vocab_size:
+            _log.warning(
+                "the text gave a tokenizer of %d tokens, not %d: raise megabytes, or lower vocab_size or min_frequency",
+                tokenizer.vocab_size,
+                self.vocab_size,
+            )
+        return tokenizer
+
+    def _key(self, corpora: _Titled) -> str:
+        from tokenizers import __version__
+
+        settings = (self.vocab_size, float(self.megabytes), self.min_frequency)
+        fingerprints = []
+        for name, (title, corpus) in corpora.items():
+            with naming(title):
+                fingerprints.append((name, corpus.fingerprint()))
+        return digest(_FORMAT, __version__, settings, fingerprints)
+
+    def _train_alone(self, corpora: _Titled, path: Path) -> FileTokenizer:
+        """Train unless another process has, and put the file in its place, whole."""
+        with one_at_a_time(path, "training the tokenizer"):
+            if found := _open(path):
+                return found
+            started = time.perf_counter()
+            sizes: dict[str, int] = {}
+            backend = self._train(corpora, sizes)
+            new = path.with_suffix(".new")
+            with new.open("w", encoding="utf-8") as stream:
+                stream.write(backend.to_str())
+                stream.flush()
+                os.fsync(stream.fileno())
+            new.replace(path)
+        megabytes, seconds = sum(sizes.values()) / 1e6, time.perf_counter() - started
+        text = f"{megabytes:.1f} MB of {len(sizes)} {'corpus' if len(sizes) == 1 else 'corpora'}"
+        size = backend.get_vocab_size()
+        print(f"Trained a BPE of {size} tokens on {text} in {seconds:.1f} s: {path}", file=sys.stderr)
+        return FileTokenizer(path)
+
+    def _train(self, corpora: _Titled, sizes: dict[str, int]) -> Any:
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        backend = Tokenizer(models.BPE())
+        words = pre_tokenizers.Split(Regex(_WORDS), "isolated")
+        letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            min_frequency=self.min_frequency,
+            special_tokens=[_END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=sys.stderr.isatty(),
+        )
+        backend.train_from_iterator(self._texts(corpora, sizes), trainer)
+        return backend
+
+    def _texts(self, corpora: _Titled, sizes: dict[str, int]) -> Iterator[str]:
+        """Read the same amount of every corpus, in pieces, and count its bytes."""
+        limit = int(self.megabytes * 1e6) or 1
+        for name, (title, corpus) in corpora.items():
+            sizes[name] = 0
+            with naming(title):
+                for document in corpus.documents("train"):
+                    data = document.encode(errors="replace")[: limit - sizes[name]]
+                    sizes[name] += len(data)
+                    text = data.decode(errors="ignore")  # the last character may be cut
+                    for start in range(0, len(text), _PIECE_CHARACTERS):
+                        yield text[start : start + _PIECE_CHARACTERS]
+                    if sizes[name] == limit:
+                        break
+        if empty := [name for name, size in sizes.items() if not size]:
+            raise ValueError(f"there is no text to train a tokenizer on in {', '.join(map(repr, empty))}")
+
+
+def _open(path: Path) -> FileTokenizer | None:
+    """Open a tokenizer, if it is there and in order."""
+    with suppress(ValueError):
+        return FileTokenizer(path)
+    return None
