@@ -1,12 +1,15 @@
 """Attention over key layers, upward and downward."""
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from worldlm.callbacks.scalars import log_scalars
 from worldlm.federation.attention import Attended, Granularity, KeyValue, Similarity, attend
+from worldlm.federation.averaging import weighted_mean
 from worldlm.federation.messages import Download, Upload
-from worldlm.federation.parameters import Part, copy_
+from worldlm.federation.parameters import Part, Tensors, copy_
 from worldlm.loop import Context, FederationCallback, WorldTrainer
+
+Query: TypeAlias = Literal["own", "mean"]
 
 
 class AttentionAggregation(FederationCallback):
@@ -18,6 +21,8 @@ class AttentionAggregation(FederationCallback):
 
     Args:
         temperature: Above 0; small is selective, large averages.
+        query: What a federation asks with, upward: the `mean` of its participants' keys, or its `own` keys of the last
+            round. Those are mostly the keys of the child that was heard most, which is then heard more and more.
         similarity: `cosine` or `dot` of what was learnt since the common initial keys.
         granularity: One weight per candidate for the whole `model`, or one per `block`.
         downward: Whether children attend to their parent's layers.
@@ -31,24 +36,27 @@ class AttentionAggregation(FederationCallback):
     def __init__(
         self,
         temperature: float = 0.1,
+        query: Query = "own",
         similarity: Similarity = "cosine",
         granularity: Granularity = "model",
         downward: bool = True,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
+        if query not in ("own", "mean"):
+            raise ValueError(f"query must be own or mean, got {query!r}")
         if similarity not in ("cosine", "dot"):
             raise ValueError(f"similarity must be cosine or dot, got {similarity!r}")
         if granularity not in ("model", "block"):
             raise ValueError(f"granularity must be model or block, got {granularity!r}")
         self.temperature = temperature
+        self.query: Query = query
         self.similarity: Similarity = similarity
         self.granularity: Granularity = granularity
         self.downward = downward
 
-    def _attend(self, context: Context, candidates: list[KeyValue]) -> Attended:
+    def _attend(self, context: Context, query: Tensors, candidates: list[KeyValue]) -> Attended:
         reference = context.world.reference
-        query = context.part("keys")
         attended = attend(
             query,
             candidates,
@@ -68,17 +76,16 @@ class AttentionAggregation(FederationCallback):
         if context.node.is_leaf:
             candidates |= self._residuals(context)
         if len(candidates) > 1:
-            self._log(
-                trainer,
-                context,
-                "attention_down",
-                candidates,
-                self._attend(context, [*candidates.values()]),
-            )
+            attended = self._attend(context, context.part("keys"), [*candidates.values()])
+            self._log(trainer, context, "attention_down", candidates, attended)
 
     def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
         candidates = {one.node: KeyValue(one.parts["keys"], one.parts["values"]) for one in uploads}
-        attended = self._attend(context, [*candidates.values(), *(residuals := self._residuals(context)).values()])
+        residuals = self._residuals(context)
+        query = context.part("keys")
+        if self.query == "mean":
+            query = weighted_mean([one.keys for one in candidates.values()], [1.0] * len(candidates))
+        attended = self._attend(context, query, [*candidates.values(), *residuals.values()])
         weights = dict(zip(candidates, attended.mean_weights, strict=False))
         context.state.attention = weights
         self._log(trainer, context, "attention", {**candidates, **residuals}, attended)

@@ -1,0 +1,33 @@
+"""What a federation asks with decides whom it hears."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from worldlm.callbacks import AttentionAggregation
+from worldlm.federation.messages import Upload
+
+
+def _upload(node: str, keys: list[float]) -> Upload:
+    parts = {"keys": {"k": torch.tensor(keys)}, "values": {"v": torch.tensor(keys[:1])}}
+    return Upload(node=node, round=0, parts=parts, num_tokens=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("query", "weight"), [("own", math.e**2 / (math.e**2 + 1)), ("mean", 0.5)])
+def test_a_federation_asks_with_its_own_keys_or_with_the_mean(query: Any, weight: float) -> None:
+    parameters = {"k": torch.tensor([3.0, 0.0]), "v": torch.zeros(1)}  # after a round in which it took those of a
+    state = SimpleNamespace(parameters=parameters, inbox=[], attention={})
+    world = SimpleNamespace(reference={"k": torch.zeros(2), "v": torch.zeros(1)})
+    context: Any = SimpleNamespace(world=world, state=state, round=0, node=SimpleNamespace(name="q"))
+    context.part = lambda part: {"k": parameters["k"]}
+    trainer: Any = SimpleNamespace(loggers=[])
+    callback = AttentionAggregation(temperature=0.5, query=query)
+    callback.on_aggregate(trainer, context, [_upload("a", [2.0, 0.0]), _upload("b", [0.0, 2.0])])
+    assert state.attention == pytest.approx({"a": weight, "b": 1 - weight})
+    assert parameters["k"].tolist() == pytest.approx([2 * weight, 2 * (1 - weight)])
+    assert parameters["v"].tolist() == pytest.approx([2 * weight])
