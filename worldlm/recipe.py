@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from worldlm.topology.compose import line_of, pairs
 from worldlm.topology.lines import LinesError, Reader, read_text, suggest
@@ -18,6 +19,18 @@ from worldlm.topology.lines import LinesError, Reader, read_text, suggest
 
 class RecipeError(LinesError):
     """All mistakes of a recipe, one line each."""
+
+
+class LayRecipe(ActionConfigFile):
+    """Lays a recipe over those before it: lists and mappings are replaced, `federation.settings` key by key."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Read one recipe more."""
+        before = cfg.get("federation.settings")
+        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+        after = cfg.get("federation.settings")
+        if isinstance(before, dict) and isinstance(after, dict):
+            cfg["federation.settings"] = {**before, **after}
 
 
 def read_recipe(path: Path, known: Collection[str]) -> Reader:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -24,8 +24,8 @@ from worldlm.data import CorpusDataModule
 from worldlm.federation.parameters import PARTS
 from worldlm.loop import WorldTrainer
 from worldlm.models import LanguageModule
-from worldlm.recipe import RecipeError, explain, read_recipe
-from worldlm.topology import find_file
+from worldlm.recipe import LayRecipe, RecipeError, explain, read_recipe
+from worldlm.topology import Shape, find_file
 from worldlm.topology.lines import Reader
 
 ALWAYS: dict[str, tuple[type[Callback], ...]] = {
@@ -86,17 +86,22 @@ class RecipeCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = self.parser_class(**kwargs)
-        parser.add_argument("--recipe", action=ActionConfigFile, help="name or path of a recipe; may be repeated")
+        parser.add_argument("--recipe", action=LayRecipe, help="name or path of a recipe; may be repeated")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--federation.topology", type=str, help="name or path of a topology")
-        parser.add_argument("--name", type=str | None, help="name of the run's folder; by default the recipe's")
+        parser.add_argument("--name", type=str | None, help="name of the run's folder; by default the recipes'")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument(
             "--federation.settings", type=dict[str, Any] | None, help="settings laid over those at the topology's top"
         )
-        parser.link_arguments("federation.topology", "trainer.topology")
+        parser.add_argument("--federation.shape", type=Shape, default="tree", help="another shape for the topology")
+        parser.add_argument(
+            "--federation.num_subrounds", type=int | None, help="sub-rounds of federations below the root, steps shared"
+        )
+        for name in ("topology", "shape", "num_subrounds"):
+            parser.link_arguments(f"federation.{name}", f"trainer.{name}")
         parser.link_arguments("federation.settings", "trainer.settings")
         parser.link_arguments("seed_everything", "trainer.seed")
         parser.set_defaults({"trainer.enable_model_summary": False})
@@ -118,7 +123,7 @@ class RecipeCLI(LightningCLI):
         if self.subcommand == "prepare":
             config.trainer.logger = config.trainer.enable_progress_bar = False
             return
-        name = config.name or (self.recipes[-1].stem if self.recipes else "world")
+        name = config.name or "-".join(path.stem for path in self.recipes) or "world"
         runs = Path(config.runs) / name
         self.checkpoint = _checkpoint(config.ckpt_path, runs)
         config.ckpt_path = str(self.checkpoint) if self.checkpoint else None
@@ -181,8 +186,10 @@ def _headline(trainer: WorldTrainer, module: LanguageModule) -> str:
     for name, part in module.partition().items():
         sizes[part] += module.get_parameter(name).numel()
     parts = ", ".join(f"{part} {size / 1e6:.2f} M" for part, size in sizes.items())
+    listening = sum(node.listens for node in tree.data_nodes)
     return (
-        f"{tree.name}: {len(tree.nodes)} nodes in {tree.depth} levels, {len(tree.data_nodes)} with data; "
+        f"{tree.name}: {len(tree.nodes)} nodes in {tree.depth} levels, {len(tree.data_nodes)} with data"
+        f"{f', of which {listening} listen' if listening else ''}; "
         f"{sum(sizes.values()) / 1e6:.2f} M parameters ({parts})"
     )
 

@@ -158,7 +158,11 @@ def test_every_mistake_of_a_recipe_at_once(shore: Path, capsys: pytest.CaptureFi
         ("max_epochs: 2", "max_steps: 2", "tiny.yaml:14: max_steps is 2: a world is counted in rounds"),
         ("shore.yaml", "shores.yaml", "no file 'shores.yaml', nor any of that name in topologies"),
         ("train: sea.txt", "train: see.txt", "node 'sea', corpus 'sea': no such file: see.txt"),
-        ("    sea: {", "    see: {", "node 'sea': unknown corpus 'sea'; known are hills, see; did you mean 'see'?"),
+        (
+            "    sea: {",
+            "    see: {",
+            "node 'sea': unknown corpus 'sea'; known are hills, see, all; did you mean 'see'?",
+        ),
         ("vocab_size: 257", "vocab_size: 99", "the tokenizer has 257 tokens, the model's vocab_size is 99"),
         ("norm_f", "norm_g", "tiny.yaml:5: split.values pattern 'norm_g\\\\.' matches no parameter"),
         ("    - class_path: worldlm.callbacks.UpdatePrivacy\n", "", "the topology shore asks for privacy at land"),

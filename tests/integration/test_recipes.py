@@ -288,4 +288,4 @@ def test_a_large_recipe_shrunk_runs_on_local_files(
     assert main(["fit", "--recipe", name, "--recipe", "shrunk.yaml", *local]) == 0
     told = capsys.readouterr()
     assert "round 1/1: mean perplexity after fit" in told.err
-    assert told.out.splitlines()[-1].startswith("done. results: runs/shrunk/version_0")
+    assert told.out.splitlines()[-1].startswith(f"done. results: runs/{name}-shrunk/version_0")

@@ -181,3 +181,10 @@ root:
     ]
     assert len(lengths) == 2
     assert all(0 < length <= 0.05 * (1 + 1e-5) for length in lengths)
+
+
+def test_what_sends_nothing_spends_nothing(star: Make, fit: Make) -> None:
+    privacy = UpdatePrivacy()
+    trainer = fit(star("ab", "privacy: {clip_norm: 0.5, noise_multiplier: 1.0}"), [privacy])
+    assert trainer.world.exchange.bytes_up == {"a": 0, "b": 0}
+    assert privacy.ledgers == {}

@@ -3,12 +3,15 @@
 from worldlm.callbacks.attention import AttentionAggregation
 from worldlm.callbacks.averaging import Averaging
 from worldlm.callbacks.example_privacy import ExamplePrivacy
+from worldlm.callbacks.fedamp import FedAMP
 from worldlm.callbacks.last_checkpoint import LastCheckpoint
 from worldlm.callbacks.node_metrics import NodeMetrics
 from worldlm.callbacks.node_validation import NodeValidation
 from worldlm.callbacks.progress import RoundProgress
+from worldlm.callbacks.proximal import Proximal
 from worldlm.callbacks.residual_exchange import ResidualExchange
 from worldlm.callbacks.summary import Summary
+from worldlm.callbacks.token_rows import TokenRows
 from worldlm.callbacks.traffic import Traffic
 from worldlm.callbacks.update_privacy import UpdatePrivacy
 
@@ -16,12 +19,15 @@ __all__ = [
     "AttentionAggregation",
     "Averaging",
     "ExamplePrivacy",
+    "FedAMP",
     "LastCheckpoint",
     "NodeMetrics",
     "NodeValidation",
+    "Proximal",
     "ResidualExchange",
     "RoundProgress",
     "Summary",
+    "TokenRows",
     "Traffic",
     "UpdatePrivacy",
 ]

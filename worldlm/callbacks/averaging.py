@@ -1,15 +1,16 @@
 """Weighted averaging of chosen parts, with any outer optimizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
 
 from worldlm.callbacks.scalars import log_scalars
-from worldlm.federation.averaging import outer_step_, weighted_mean
+from worldlm.federation.averaging import move_towards_, outer_step_, weighted_mean
 from worldlm.federation.messages import Download, Upload
-from worldlm.federation.parameters import PARTS, Part, Tensors, copy_, norm, subtract
+from worldlm.federation.parameters import PARTS, Part, Tensors, norm, subtract
+from worldlm.federation.token_rows import weighted_mean_by_rows
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.topology import Node
 
@@ -17,7 +18,9 @@ from worldlm.topology import Node
 class Averaging(FederationCallback):
     """Averages parts of the model over a federation's participants, and steps an outer optimizer with the result.
 
-    On download a node overwrites these parts with its parent's. With SGD(lr=1), the default, and all parts, this is
+    On download a node overwrites these parts with its parent's, or moves only part of the way towards them (a soft
+    download): `B_q <- (1 - rate) B_q + rate B_p`. What a federation then holds is what its own children get, and where
+    its pseudo-gradients start. With SGD(lr=1), the default, and all parts, this is
     FedAvg (McMahan et al., arXiv 1602.05629); on a tree HierFAVG (Liu et al., arXiv 1905.06641); with the backbone
     alone FedPer (Arivazhagan et al., arXiv 1912.00818); with Nesterov SGD(0.7, 0.9) DiLoCo (arXiv 2311.08105).
 
@@ -27,9 +30,12 @@ class Averaging(FederationCallback):
             `weight` in the topology replaces its number of tokens.
         optimizer: Name of a class of `torch.optim`; a federation's `outer_optimizer` in the topology wins.
         arguments: Its keyword arguments.
+        download_rate: How far a federation moves towards its parent on download; above 0, at most 1, which copies.
+        leaf_download_rate: The same for a leaf.
 
     Raises:
-        ValueError: If a part or an optimizer does not exist, or the optimizer refuses its arguments.
+        ValueError: If a rate is out of its range, a part or an optimizer does not exist, or the optimizer refuses its
+            arguments.
     """
 
     honours = frozenset({"outer_optimizer", "weight"})
@@ -40,14 +46,23 @@ class Averaging(FederationCallback):
         weights: Literal["num_tokens", "uniform"] = "num_tokens",
         optimizer: str = "SGD",
         arguments: Mapping[str, Any] | None = None,
+        download_rate: float = 1.0,
+        leaf_download_rate: float = 1.0,
     ) -> None:
         if not parts or set(parts) - set(PARTS):
             raise ValueError(f"parts must be some of {', '.join(PARTS)}, got {list(parts)}")
         if weights not in ("num_tokens", "uniform"):
             raise ValueError(f"weights must be num_tokens or uniform, got {weights!r}")
+        for name, rate in (("download_rate", download_rate), ("leaf_download_rate", leaf_download_rate)):
+            if not 0 < rate <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, got {rate}")
         self.parts = frozenset(parts)
         self.weights = weights
         self.default = (optimizer, dict(arguments or {"lr": 1.0}))
+        self.download_rate = download_rate
+        self.leaf_download_rate = leaf_download_rate
+        self.row_shares: Callable[[Context, Upload], Tensors] | None = None
+        """How an upload's say is spread over the rows of some tensors, by name; set by `TokenRows`."""
         self._states: dict[str, Any] = {}
         find_optimizer(*self.default)
 
@@ -67,14 +82,14 @@ class Averaging(FederationCallback):
         return (own.name, dict(own.arguments)) if own else self.default
 
     def on_receive(self, trainer: WorldTrainer, context: Context, download: Download) -> None:
+        rate = self.leaf_download_rate if context.node.is_leaf else self.download_rate
         for part in self.parts:
-            copy_(context.state.parameters, download.parts[part])
+            move_towards_(context.state.parameters, download.parts[part], rate)
 
     def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
         name, nodes = context.node.name, context.world.topology.nodes
-        models = [self._tensors(upload) for upload in uploads]
         weights = [self._weight(nodes[upload.node], upload) for upload in uploads]
-        mean = weighted_mean(models, weights)
+        mean = self._mean(context, uploads, weights)
         optimizer, arguments = self._optimizer(context.node)
         length = norm(subtract(mean, context.state.parameters))
         self._states[name] = outer_step_(
@@ -85,6 +100,13 @@ class Averaging(FederationCallback):
             self._states.get(name),
         )
         log_scalars(trainer, {f"{name}/pseudo_gradient_norm": length}, context.round)
+
+    def _mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:
+        models = [self._tensors(upload) for upload in uploads]
+        if self.row_shares is None:
+            return weighted_mean(models, weights)
+        shares = [self.row_shares(context, upload) for upload in uploads]
+        return weighted_mean_by_rows(models, weights, shares, context.state.parameters)
 
     def _tensors(self, upload: Upload) -> Tensors:
         return {name: tensor for part in PARTS if part in self.parts for name, tensor in upload.parts[part].items()}

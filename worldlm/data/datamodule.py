@@ -21,6 +21,7 @@ from worldlm.data.preparing import Request, open_prepared, prepare
 from worldlm.data.samplers import NodeSampler, make_sampler, spread
 from worldlm.data.tokenizers import Tokenizer, load_tokenizer
 from worldlm.data.trained_tokenizer import TrainedBPE
+from worldlm.topology import ALL
 from worldlm.topology.lines import suggest
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class CorpusDataModule(LightningDataModule):
     draws its own batches of it. A batch is int64, shape [batch_size, max_seq_len + 1].
 
     Args:
-        corpora: The corpora by the names that the topology's nodes use.
+        corpora: The corpora by the names that the topology's nodes use. `all` mixes all that are no mixtures
+            themselves, unless it is among them.
         tokenizer: `bytes`, the path of a `tokenizer.json`, the name of a tokenizer on the Hugging Face
             Hub, or one to be trained on all corpora of the recipe.
         batch_size: Blocks of a batch, where a node's settings say nothing else.
@@ -74,6 +76,9 @@ class CorpusDataModule(LightningDataModule):
         self.mixtures = {name: corpus for name, corpus in corpora.items() if isinstance(corpus, Mixture)}
         plain = {name: corpus for name, corpus in corpora.items() if name not in self.mixtures}
         self.corpora = {name: one.under(folder) for name, one in local_corpora(plain, local or {}).items()}
+        self._mixes_all = ALL not in corpora
+        if self._mixes_all:
+            self.mixtures[ALL] = Mixture()
         if isinstance(tokenizer, str):
             self.tokenizer = load_tokenizer(tokenizer)
         self._trained = None if isinstance(tokenizer, str) else tokenizer
@@ -91,9 +96,7 @@ class CorpusDataModule(LightningDataModule):
                 names node and corpus.
         """
         requests = self._requests()
-        used = {request.name for request in requests}
-        if unused := ", ".join(name for name in self.corpora if name not in used):
-            warnings.warn(f"no node uses the corpora {unused}", stacklevel=2)
+        self._warn_of_unused()
         try:
             self._load_tokenizer({request.name: request.title for request in requests})
             prepare(requests, self.tokenizer, self.cache_dir)
@@ -157,7 +160,7 @@ class CorpusDataModule(LightningDataModule):
                 self._trainer().seed,
                 node.name,
                 weights=weights,
-                poisson=node.settings.example_privacy is not None,
+                poisson=node.fits and node.settings.example_privacy is not None,
             )
         sampler.length = node.settings.num_local_steps or sampler.length
         return self._loader(blocks, sampler)
@@ -207,6 +210,15 @@ class CorpusDataModule(LightningDataModule):
             for name in self._members(node):
                 users.setdefault(name, []).append(node)
         return [Request(name, self.corpora[name], _title(nodes)) for name, nodes in users.items()]
+
+    def _warn_of_unused(self) -> None:
+        """Warn of corpora that no node has of its own, even if `all`, which the recipe does not define, holds them."""
+        nodes = list(self._data_nodes().values())
+        own = [node for node in nodes if node.corpus != ALL or not self._mixes_all] or nodes
+        used = {name for node in own for name in self._members(node)}
+        if unused := ", ".join(name for name in self.corpora if name not in used):
+            nobody = "no node" if len(own) == len(nodes) else f"no node but that of {ALL!r}"
+            warnings.warn(f"{nobody} uses the corpora {unused}", stacklevel=3)
 
     def _members(self, node: Node) -> list[str]:
         """Return the names of the corpora that a node's text is made of."""

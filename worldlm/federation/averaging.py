@@ -35,6 +35,22 @@ def weighted_mean(models: Sequence[Mapping[str, Tensor]], weights: Sequence[floa
 
 
 @torch.no_grad()
+def move_towards_(target: Mapping[str, Tensor], source: Mapping[str, Tensor], rate: float) -> None:
+    """Move, in place, the tensors of `target` that `source` names: `target <- (1 - rate) target + rate source`.
+
+    Args:
+        target: Tensors by name; overwritten.
+        source: Where they move to, by name.
+        rate: In [0, 1]; at 1 they become exact copies.
+
+    Raises:
+        KeyError: If `source` names one that `target` does not hold.
+    """
+    for name, tensor in source.items():
+        target[name].copy_(tensor) if rate == 1.0 else target[name].lerp_(tensor, rate)
+
+
+@torch.no_grad()
 def outer_step_(
     parameters: Mapping[str, Tensor],
     mean: Mapping[str, Tensor],

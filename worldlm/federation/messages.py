@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from worldlm.federation.parameters import Part, Tensors, num_bytes
 
 
@@ -63,6 +65,9 @@ class Upload:
     """The child's tensors, by part; a part that does not travel is missing."""
     num_tokens: int
     """Tokens the sender, and all that is below it, trained on since its last upload."""
+    row_counts: Mapping[str, Tensor] = field(default_factory=dict)
+    """How often the token of each row occurred in that, float32 [vocab], by the name of a tensor that is averaged
+    row by row; empty where rows are not told apart, or the sender is private."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Figures about the sender's fit; empty where the sender is private."""
     residuals: tuple[Residual, ...] = ()
@@ -71,7 +76,7 @@ class Upload:
     @property
     def num_bytes(self) -> int:
         """Payload in bytes."""
-        return _num_bytes(self)
+        return _num_bytes(self) + num_bytes(self.row_counts)
 
 
 MessageT = TypeVar("MessageT", Download, Upload)
@@ -80,8 +85,9 @@ MessageT = TypeVar("MessageT", Download, Upload)
 def message_state(message: Download | Upload | Residual) -> dict[str, Any]:
     """Return a message as plain containers and tensors, not copied, for a checkpoint."""
     state = {one.name: getattr(message, one.name) for one in fields(message)}
-    if "parts" in state:
-        state["parts"] = dict(state["parts"])
+    for name in ("parts", "row_counts"):
+        if name in state:
+            state[name] = dict(state[name])
     if "residuals" in state:
         state["residuals"] = [message_state(residual) for residual in state["residuals"]]
     return state

@@ -32,23 +32,31 @@ def compile_round(topology: Topology) -> tuple[Step, ...]:
 
 
 def _federation(node: Node, outer: int) -> list[Step]:
-    """Compile a node's own federation; `outer` counts the visits of the node earlier in this round."""
+    """Compile a node's own federation; `outer` counts the visits of the node earlier in this round.
+
+    Listeners receive first, before anybody trains; they need no waiting for. Where all children listen, there is
+    nothing to aggregate: the node trains as if it were alone.
+    """
     steps = []
     for subround in range(outer * node.settings.num_subrounds, (outer + 1) * node.settings.num_subrounds):
         steps.append(Step("open", node.name, subround))
-        if node.holds_data:
+        for child in (child for child in node.children if child.listens):
+            steps.append(Step("receive", child.name, subround))
+            steps.extend(_federation(child, subround) if child.children else [])
+        if node.fits:
             steps.append(Step("fit", node.name, subround))
-        for child in node.children:
+        participants = [child for child in node.children if not child.listens]
+        for child in participants:
             steps.append(Step("receive", child.name, subround))
             steps.extend(_federation(child, subround) if child.children else [Step("fit", child.name, subround)])
             steps.append(Step("upload", child.name, subround))
-        if node.children:
+        if participants:
             steps.append(Step("aggregate", node.name, subround))
     return steps
 
 
 def num_visits(topology: Topology) -> dict[str, int]:
-    """Count the fits of every data node in one round of the world, all nodes participating."""
+    """Count the fits of every data node in one round of the world, all nodes participating; 0 for a listener."""
     visits = dict.fromkeys((node.name for node in topology.data_nodes), 0)
     for step in compile_round(topology):
         if step.kind == "fit":

@@ -26,6 +26,9 @@ class Exchange(Protocol):
     def receive_download(self, child: str) -> Download:
         """Return the last download of a child; it stays until `receive_uploads` of the parent clears it."""
 
+    def drop_download(self, child: str) -> None:
+        """Forget the download of a child that sends nothing back."""
+
     def send_upload(self, parent: str, upload: Upload) -> None:
         """Send what a child hands to its parent."""
 
@@ -54,6 +57,9 @@ class InProcessExchange:
 
     def receive_download(self, child: str) -> Download:
         return self._downloads[child]
+
+    def drop_download(self, child: str) -> None:
+        del self._downloads[child]
 
     def send_upload(self, parent: str, upload: Upload) -> None:
         self.bytes_up[upload.node] += upload.num_bytes

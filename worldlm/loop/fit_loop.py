@@ -123,7 +123,7 @@ class FederatedFitLoop(_FitLoop):
         steps = self.topology.nodes[name].settings.num_local_steps
         assert steps is not None, "checked when the topology was read"
         number, limit = steps * self.trainer.accumulate_grad_batches, self.trainer.limit_train_batches
-        return min(number, limit) if isinstance(limit, int) else max(1, int(number * limit))
+        return min(number, limit if isinstance(limit, int) else max(1, int(number * limit)))
 
     def setup_data(self) -> None:
         """Make every data node's loader, once, and the world with its initial weights."""

@@ -9,12 +9,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from worldlm.federation.parameters import PARTS
 from worldlm.federation.program import num_visits
 from worldlm.loop.checkpoint_io import AtomicCheckpointIO
 from worldlm.loop.fit_loop import FederatedFitLoop
 from worldlm.loop.hooks import FederationCallback
 from worldlm.loop.world import World
-from worldlm.topology import Settings, Topology, load_topology
+from worldlm.topology import Settings, Shape, Topology, load_topology, reshape, split_rounds
 
 
 class WorldTrainer(pl.Trainer):
@@ -27,6 +28,10 @@ class WorldTrainer(pl.Trainer):
     Args:
         topology: A topology, or the name or path of its YAML file.
         settings: Laid over the settings at the top of the topology's file; those of its nodes win over both.
+        shape: `tree`, as the topology is; `star`, all data nodes below the root; `single` or `single_all_tokens`, one
+            model on the text of all, measured at every node. See `worldlm.topology.reshape`.
+        num_subrounds: Sub-rounds of every federation below the root, among which the local steps are divided; by
+            default those that the topology sets. See `worldlm.topology.split_rounds`.
         seed: Seed of all random draws of the federation; by default that of `seed_everything`, else 0.
         **kwargs: As `lightning.Trainer`; `devices` is 1 and, on a GPU, `precision` bf16-mixed unless given.
 
@@ -42,12 +47,16 @@ class WorldTrainer(pl.Trainer):
         *args: Any,
         topology: Topology | Path | str,
         settings: dict[str, Any] | None = None,
+        shape: Shape = "tree",
+        num_subrounds: int | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(topology, Topology) and settings:
             raise ValueError("settings are laid over a topology's file: build them into the Topology that is given")
-        self.topology = topology if isinstance(topology, Topology) else load_topology(topology, settings)
+        tree = topology if isinstance(topology, Topology) else load_topology(topology, settings)
+        shaped = reshape(tree, shape)
+        self.topology = shaped if num_subrounds is None else split_rounds(shaped, num_subrounds)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.share_memory: bool | None = None
         plugins = kwargs.get("plugins") or []
@@ -68,6 +77,7 @@ class WorldTrainer(pl.Trainer):
         ours = [one for one in self.callbacks if isinstance(one, FederationCallback)]  # type: ignore[attr-defined]
         check_settings(self.topology, ours)
         check_parts(ours)
+        check_handed_out(self.topology, shape, ours)
 
     def prepare(self, model: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
         """Tokenise and pack the text of all nodes, without training.
@@ -114,7 +124,7 @@ class WorldTrainer(pl.Trainer):
         visits, loop = num_visits(self.topology), self.fit_loop
         steps = {n: v * -(-loop.num_batches(n) // self.accumulate_grad_batches) for n, v in visits.items()}
         active = loop._slot.name if loop._slot is not None else ""
-        return max(self.max_epochs, 1) * steps.get(active, max(steps.values()))
+        return max(self.max_epochs, 1) * (steps.get(active) or max(steps.values()))
 
 
 def default_precision(accelerator: object) -> str:
@@ -136,6 +146,20 @@ def check_parts(callbacks: list[FederationCallback]) -> None:
                     f"{shared}: merged by {type(one).__name__} and by {type(other).__name__} too; "
                     "let one callback merge each part"
                 )
+
+
+def check_handed_out(topology: Topology, shape: Shape, callbacks: list[FederationCallback]) -> None:
+    """Check that the one model of a centralised run reaches, as a whole, the nodes that it is measured at.
+
+    Raises:
+        ValueError: If no callback merges all parts of the model.
+    """
+    is_whole = any(callback.parts == set(PARTS) for callback in callbacks)
+    if shape in ("single", "single_all_tokens") and topology.root.children and not is_whole:
+        raise ValueError(
+            f"shape {shape} measures one whole model at every node: let one callback merge {', '.join(PARTS)}, as "
+            "--recipe methods/centralized_steps does"
+        )
 
 
 def check_settings(topology: Topology, callbacks: list[FederationCallback]) -> None:

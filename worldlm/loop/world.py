@@ -83,7 +83,8 @@ class World:
             return False
         name = step.node
         while (parent := self.topology.parent(name)) is not None:
-            if name not in self.participants.get(parent.name, ()):  # nor opened, where the parent takes no part
+            listens = self.topology.nodes[name].listens
+            if not listens and name not in self.participants.get(parent.name, ()):  # nor opened, where that takes none
                 return False
             name = parent.name
         return True
@@ -107,16 +108,16 @@ class World:
 
     def _open(self, context: Context) -> None:
         node = context.node
-        names = sorted(child.name for child in node.children)
-        names = [name for name in names if self._may_take_part(name, context.subround)]
+        children = sorted(child.name for child in node.children if not child.listens)
+        names = [name for name in children if self._may_take_part(name, context.subround)]
         if names and node.settings.participation < 1:
-            size = max(1, round(node.settings.participation * len(node.children)))
+            size = max(1, round(node.settings.participation * len(children)))
             drawn = random.Random(context.seed("participation"))
             names = sorted(drawn.sample(names, min(size, len(names))))
-        if node.holds_data and self._may_take_part(node.name, context.subround):
+        if node.fits and self._may_take_part(node.name, context.subround):
             names.append(node.name)
         self.participants[node.name] = tuple(names)
-        if node.holds_data and node.children:
+        if node.fits and children:
             self._starts[node.name] = clone(context.state.parameters)  # its own fit must not reach its children
 
     def _may_take_part(self, name: str, subround: int) -> bool:
@@ -137,7 +138,9 @@ class World:
             download = callback.on_route(self.trainer, context, download)
         for callback in self.callbacks:
             callback.on_receive(self.trainer, context, download)
-        if context.node.is_leaf:
+        if context.node.listens:
+            self.exchange.drop_download(context.node.name)
+        if all(child.listens for child in context.node.children):
             self.merged(context)
 
     def _upload(self, context: Context) -> None:

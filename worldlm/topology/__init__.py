@@ -4,19 +4,28 @@ from worldlm.topology.draw import draw_tree
 from worldlm.topology.find import find_file
 from worldlm.topology.load import TopologyError, load_topology, parse_topology
 from worldlm.topology.settings import Link, OuterOptimizer, Privacy, Residuals, Settings
+from worldlm.topology.shape import ALL, SHAPES, Shape, reshape, single, split_rounds, star, steps_per_round
 from worldlm.topology.tree import Node, Topology
 
 __all__ = [
+    "ALL",
+    "SHAPES",
     "Link",
     "Node",
     "OuterOptimizer",
     "Privacy",
     "Residuals",
     "Settings",
+    "Shape",
     "Topology",
     "TopologyError",
     "draw_tree",
     "find_file",
     "load_topology",
     "parse_topology",
+    "reshape",
+    "single",
+    "split_rounds",
+    "star",
+    "steps_per_round",
 ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from worldlm.topology.settings import Link, OuterOptimizer, Privacy, Residuals, Settings
+from worldlm.topology.settings import FOR_CHILDREN, Link, OuterOptimizer, Privacy, Residuals, Settings
 from worldlm.topology.tree import Node, Topology
 
 
 def draw_tree(topology: Topology) -> str:
     """Draw the tree, one node a line, for terminals and TensorBoard.
 
-    A node that holds data tells its corpus and local steps; any other setting is told where it
+    A node that holds data tells its corpus and local steps, or that it only listens; any other setting is told where it
     begins to hold, and then holds for all below until one of them tells another.
     """
     head = f"{topology.name}: {topology.description}" if topology.description else topology.name
@@ -36,11 +36,12 @@ def _facts(node: Node, above: Node | None) -> Iterator[str]:
     here, before = node.settings, above.settings if above else Settings()
     if node.holds_data:
         yield f"corpus {node.corpus}"
-        yield f"{here.num_local_steps} steps"
+        yield f"{here.num_local_steps} steps" if node.fits else "listens"
     if node.weight is not None:
         yield f"weight {node.weight:g}"
+    idle = FOR_CHILDREN if above and node.is_leaf else ()
     for key, told in _told(here).items():
-        if getattr(here, key) != getattr(before, key):
+        if getattr(here, key) != getattr(before, key) and key not in idle:
             yield told
 
 

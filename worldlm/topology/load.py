@@ -15,13 +15,12 @@ from worldlm.topology.compose import Entry, line_of
 from worldlm.topology.find import find_file
 from worldlm.topology.lines import LinesError, Reader, read_text, suggest
 from worldlm.topology.scalars import is_null
-from worldlm.topology.settings import Link, OuterOptimizer, Privacy, Residuals, Settings
+from worldlm.topology.settings import FOR_CHILDREN, Link, OuterOptimizer, Privacy, Residuals, Settings
 from worldlm.topology.tree import Node, Topology
 
 _TOP_KEYS = ("name", "description", "settings", "root")
 _NODE_KEYS = ("name", "corpus", "weight", "settings", "children")
 _SETTINGS_KEYS = tuple(field.name for field in fields(Settings))
-_PARENTS_ONLY = ("num_subrounds", "participation", "outer_optimizer")
 _HINTS = get_type_hints(Settings)
 
 # What stands in for a value that could not be read, so that the rest of its file is still checked.
@@ -111,6 +110,9 @@ class _Loading:
             self.reader.report(top["name"].line, f"name {wrong}")
         inherited = self._override(self._settings(top, _Inherited(Settings(), frozenset())))
         values["root"] = self._node(top["root"], inherited) if "root" in top else _STAND_IN
+        if values["root"].listens and not self.reader.num_mistakes:
+            told = "nobody trains: num_local_steps is 0 at every node that holds data"
+            self.reader.report(top["root"].line, told)
         return values
 
     def _node(self, entry: Entry, above: _Inherited, parent: str | None = None) -> Node:
@@ -160,7 +162,7 @@ class _Loading:
         if not is_leaf or "settings" not in entries or is_null(entries["settings"].node):
             return
         written = self.reader.mapping(entries["settings"].node, "settings", _SETTINGS_KEYS)
-        for key in _PARENTS_ONLY:
+        for key in FOR_CHILDREN:
             if key in written:
                 told = f"{key} has no effect at a leaf: it is for a node's children"
                 self.reader.report(written[key].line, told)

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from worldlm.topology.checks import bad_name, out_of_range, refuse
 
+FOR_CHILDREN = ("num_subrounds", "participation", "outer_optimizer")
+"""Settings of a federation, which have no effect at a leaf."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Privacy:
@@ -146,7 +149,7 @@ class Settings:
     """
 
     num_local_steps: int | None = None
-    """Optimizer steps of one fit; at least 1. A node that holds data needs it."""
+    """Optimizer steps of one fit; at least 0. A node that holds data needs it; a leaf with 0 only listens."""
 
     batch_size: int | None = None
     """Sequences of one local step; at least 1. None takes the data module's."""
@@ -183,7 +186,7 @@ class Settings:
         state = self.optimizer_state
         refuse(
             {
-                "num_local_steps": out_of_range(self.num_local_steps, at_least=1),
+                "num_local_steps": out_of_range(self.num_local_steps, at_least=0),
                 "batch_size": out_of_range(self.batch_size, at_least=1),
                 "num_subrounds": out_of_range(self.num_subrounds, at_least=1),
                 "participation": out_of_range(self.participation, above=0, at_most=1),

@@ -17,7 +17,7 @@ class Node:
 
     Raises:
         FieldError: (a ValueError) for a bad name or weight, a leaf without a corpus, or a corpus
-            without `num_local_steps`.
+            without `num_local_steps`, which may be 0 only at a leaf.
     """
 
     name: str
@@ -40,14 +40,12 @@ class Node:
 
     def __post_init__(self) -> None:
         """Check the node by itself."""
-        steps_missing = self.holds_data and self.settings.num_local_steps is None
-        told = f"is needed at node {self.name!r}, which holds data: set neither here nor above"
         refuse(
             {
                 "name": bad_name(self.name),
                 "weight": out_of_range(self.weight, above=0),
                 "corpus": _bad_corpus(self),
-                "num_local_steps": told if steps_missing else "",
+                "num_local_steps": _bad_steps(self),
             }
         )
 
@@ -58,8 +56,18 @@ class Node:
 
     @property
     def holds_data(self) -> bool:
-        """Whether this node fits a corpus of its own."""
+        """Whether this node has a corpus of its own."""
         return self.corpus is not None
+
+    @property
+    def fits(self) -> bool:
+        """Whether this node trains on its corpus."""
+        return self.holds_data and self.settings.num_local_steps != 0
+
+    @property
+    def listens(self) -> bool:
+        """Whether nobody here or below trains: a listener receives and is evaluated, and sends nothing."""
+        return not self.fits and all(child.listens for child in self.children)
 
     def walk(self) -> Iterator[Node]:
         """Yield this node and all below it, parents first, siblings in order."""
@@ -77,7 +85,7 @@ class Topology:
     """A named tree of nodes.
 
     Raises:
-        FieldError: for a bad name, or two nodes with one name.
+        FieldError: for a bad name, two nodes with one name, or a world in which nobody trains.
     """
 
     name: str
@@ -93,7 +101,7 @@ class Topology:
         """Check what only the whole tree can tell."""
         counts = Counter(node.name for node in self.root.walk())
         doubled = [name for name, count in counts.items() if count > 1]
-        wrong = f"must not hold one name twice, but holds {', '.join(doubled)}" if doubled else ""
+        wrong = f"must not hold one name twice, but holds {', '.join(doubled)}" if doubled else _idle(self.root)
         refuse({"name": bad_name(self.name), "root": wrong})
 
     @cached_property
@@ -115,7 +123,7 @@ class Topology:
 
     @property
     def data_nodes(self) -> list[Node]:
-        """The nodes that fit a corpus, in preorder."""
+        """The nodes that hold a corpus, in preorder; listeners are among them."""
         return [node for node in self.root.walk() if node.holds_data]
 
     @cached_property
@@ -132,3 +140,16 @@ def _bad_corpus(node: Node) -> str:
     if node.corpus is not None:
         return bad_name(node.corpus)
     return f"is needed at node {node.name!r}, which has no children" if node.is_leaf else ""
+
+
+def _bad_steps(node: Node) -> str:
+    steps = node.settings.num_local_steps
+    if node.holds_data and steps is None:
+        return f"is needed at node {node.name!r}, which holds data: set neither here nor above"
+    if node.holds_data and steps == 0 and node.children:
+        return f"is 0 at node {node.name!r}, which has children: only a leaf can just listen"
+    return ""
+
+
+def _idle(root: Node) -> str:
+    return "must hold a node that trains, but num_local_steps is 0 wherever there is data" if root.listens else ""

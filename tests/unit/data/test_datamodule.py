@@ -205,7 +205,7 @@ def test_a_recipe_can_name_all_of_it() -> None:
     module = parser.instantiate(parser.parse_object({"data": settings}))["data"]
     files = TextFiles(train="b/train/*.txt", validation="b/validation/*.txt")
     assert module.corpora == {"manual": StandardLibrary(area="topics"), "files": files}
-    assert module.mixtures == {"both": Mixture(corpora=["manual", "files"], weights=[1, 3])}
+    assert module.mixtures == {"both": Mixture(corpora=["manual", "files"], weights=[1, 3]), "all": Mixture()}
     assert module.batch_size == 3
     for tokenizer in ("bytes", {"class_path": "worldlm.data.TrainedBPE", "init_args": {"vocab_size": 300}}):
         settings = {"class_path": "CorpusDataModule", "init_args": arguments | {"tokenizer": tokenizer}}
@@ -239,6 +239,42 @@ def test_weights_set_the_share_of_each_part(corpora: dict[str, TextFiles], tmp_p
     _attach(module, _topology(both=private))
     with pytest.raises(ValueError, match="node 'both', corpus 'both'.*weights of a mixture do not go with"):
         module.train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("defined", "members"),
+    [({}, ["alpha", "beta"]), ({"all": Mixture(corpora=["beta"])}, ["beta"]), ({"all": None}, ["alpha"])],
+    ids=["default", "mixture", "text"],
+)
+def test_all_is_the_mixture_of_all_unless_the_recipe_says_otherwise(
+    corpora: dict[str, TextFiles], tmp_path: Path, defined: dict[str, Corpus | None], members: list[str]
+) -> None:
+    known: dict[str, Corpus] = {"alpha": corpora["alpha"], "beta": corpora["beta"]}
+    own = {name: corpora["alpha"] if corpus is None else corpus for name, corpus in defined.items()}
+    module = CorpusDataModule({**known, **own}, batch_size=4, cache_dir=str(tmp_path / "cache"))
+    _attach(module, _topology(all=STEPS, alpha=Settings(num_local_steps=0), beta=STEPS))
+    module.prepare_data()
+    module.setup()
+    sizes = {name: len(blocks) for name, blocks in module.blocks["train"].items()}
+    assert sizes["alpha"] != sizes["beta"]
+    assert sizes["all"] == sum(sizes[name] for name in members)
+
+
+def test_what_only_all_holds_is_told(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+    known: dict[str, Corpus] = {name: corpora[name] for name in ("alpha", "gamma")}
+    listens = Settings(num_local_steps=0)
+    module = CorpusDataModule(known, batch_size=4, cache_dir=str(tmp_path / "cache"))
+    with pytest.warns(UserWarning, match="no node but that of 'all' uses the corpora gamma"):
+        _attach(module, _topology(all=STEPS, alpha=listens)).prepare_data()
+    _attach(module, _topology(all=STEPS)).prepare_data()  # where all read the mixture, nothing is odd
+
+
+def test_a_listener_draws_no_batches_for_private_training(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+    """Its text may be shorter than a Poisson-sampled batch, since it never trains."""
+    private = Settings(num_local_steps=0, batch_size=99, example_privacy=Privacy(clip_norm=1.0))
+    module = CorpusDataModule({"beta": corpora["beta"], "alpha": corpora["alpha"]}, cache_dir=str(tmp_path / "cache"))
+    _attach(module, _topology(beta=private, alpha=STEPS)).setup()
+    assert isinstance(module.train_dataloader()["beta"].batch_sampler, BlockBatchSampler)
 
 
 def test_a_limited_validation_of_a_mixture_reads_all_parts(corpora: dict[str, TextFiles], tmp_path: Path) -> None:

@@ -132,3 +132,36 @@ def test_visits_multiply_with_the_subrounds_above() -> None:
 
 def test_visits_of_a_node_alone() -> None:
     assert num_visits(world(leaf("me", num_subrounds=4))) == {"me": 4}
+
+
+def listener(name: str, *children: Node) -> Node:
+    corpus = None if children else "text"
+    return Node(name=name, corpus=corpus, settings=Settings(num_local_steps=0), children=children)
+
+
+def test_listeners_receive_before_anybody_trains_and_send_nothing() -> None:
+    west = node("west", leaf("it"), listener("sc"), corpus="text")
+    assert written(node("world", west, listener("deaf", listener("uk")))) == [
+        "open world 0",
+        "receive deaf 0",
+        "open deaf 0",
+        "receive uk 0",
+        "receive west 0",
+        "open west 0",
+        "receive sc 0",
+        "fit west 0",
+        "receive it 0",
+        "fit it 0",
+        "upload it 0",
+        "aggregate west 0",
+        "upload west 0",
+        "aggregate world 0",
+    ]
+
+
+def test_a_node_that_is_only_listened_to_aggregates_nothing() -> None:
+    assert written(node("world", listener("it"), corpus="text")) == ["open world 0", "receive it 0", "fit world 0"]
+
+
+def test_a_listener_makes_no_visits() -> None:
+    assert num_visits(world(node("world", leaf("it"), listener("sc")))) == {"it": 1, "sc": 0}

@@ -64,3 +64,32 @@ def test_what_is_nowhere_is_told_with_the_known_names(name: str) -> None:
     assert "known: mc4_three_level, pile_three_level, " in told
     assert "\n" not in told
     assert ("did you mean 'quickstart'?" in told) == ("quick" in name)
+
+
+@pytest.mark.parametrize("name", ["methods/fedavg", "methods/fedavg.yaml", Path("methods") / "fedavg"])
+def test_a_name_may_begin_with_a_folder(name: str | Path) -> None:
+    assert find_file("recipes", name) == TOP / "recipes" / "methods" / "fedavg.yaml"
+
+
+def test_a_folder_here_wins_over_the_shipped(elsewhere: Path) -> None:
+    mine = write(elsewhere / "recipes" / "methods" / "fedavg.yaml")
+    assert find_file("recipes", "methods/fedavg").resolve() == mine.resolve()
+    assert find_file("recipes", "methods/fedper") == TOP / "recipes" / "methods" / "fedper.yaml"
+
+
+def test_what_is_in_a_folder_is_not_found_without_it() -> None:
+    with pytest.raises(FileNotFoundError, match="no file 'fedavg', .*; did you mean 'methods/fedavg'"):
+        find_file("recipes", "fedavg")
+
+
+def test_installed_folders_are_found(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = write(elsewhere / "share" / "worldlm" / "recipes" / "methods" / "far.yaml")
+
+    class Installed(PackagePath):
+        def locate(self) -> Path:
+            return shipped
+
+    monkeypatch.setattr(find, "files", lambda _: [Installed("../../share/worldlm/recipes/methods/far.yaml")])
+    assert find_file("recipes", "methods/far") == shipped
+    with pytest.raises(FileNotFoundError):
+        find_file("recipes", "far")

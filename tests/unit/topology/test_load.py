@@ -214,7 +214,7 @@ def test_settings_from_elsewhere_are_laid_over_those_at_the_top() -> None:
     ("settings", "message"),
     [
         ({"num_local_step": 3}, "federation.settings:2: .*'num_local_step'.*did you mean 'num_local_steps'"),
-        ({"batch_size": 4, "num_local_steps": 0}, "federation.settings:3: num_local_steps"),
+        ({"batch_size": 4, "num_local_steps": -1}, "federation.settings:3: num_local_steps"),
         ({"privacy": None}, "privacy may only be tightened below a private federation, but is removed"),
         ({"privacy": {"noise_multiplier": 0.1}}, "may only be tightened: at least 0.5"),
     ],
@@ -222,3 +222,12 @@ def test_settings_from_elsewhere_are_laid_over_those_at_the_top() -> None:
 def test_mistakes_in_settings_from_elsewhere(settings: dict[str, object], message: str) -> None:
     with pytest.raises(TopologyError, match=message):
         parse_topology(OVERRIDDEN, "two.yaml", settings)
+
+
+def test_a_world_in_which_nobody_trains_is_refused() -> None:
+    text = (
+        "name: t\nsettings: {num_local_steps: 1}\nroot: {name: w, children: [{name: a, corpus: c, settings: SETTINGS}]}"
+    )
+    assert parse(text.replace("SETTINGS", "{}")).nodes["a"].fits
+    told = mistakes(text.replace("SETTINGS", "{num_local_steps: 0}"))
+    assert told == ["t.yaml:3: nobody trains: num_local_steps is 0 at every node that holds data"]

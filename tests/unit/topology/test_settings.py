@@ -87,7 +87,7 @@ def test_privacy_is_never_loosened(written: str, field: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ("{num_local_steps: 0}", "num_local_steps must be a finite number at least 1, but is 0"),
+        ("{num_local_steps: -1}", "num_local_steps must be a finite number at least 0, but is -1"),
         ("{num_local_steps: abc}", "num_local_steps must be a whole number, but is 'abc'"),
         (
             "{num_local_steps: '5'}",

@@ -55,7 +55,7 @@ def test_all_bad_fields_are_told_together() -> None:
         Node(name="a b", weight=float("nan"))
     assert set(caught.value.mistakes) == {"name", "weight", "corpus"}
     with pytest.raises(FieldError) as caught:
-        Settings(num_local_steps=0, participation=0.0, optimizer_state="lose")  # type: ignore[arg-type]
+        Settings(num_local_steps=-1, participation=0.0, optimizer_state="lose")  # type: ignore[arg-type]
     assert set(caught.value.mistakes) == {"num_local_steps", "participation", "optimizer_state"}
 
 
@@ -83,3 +83,25 @@ def test_loosening_is_named() -> None:
 def test_accept_from_must_be_a_list() -> None:
     with pytest.raises(FieldError, match="must be a list of names, but is 'eu'"):
         Residuals(accept_from="eu")  # type: ignore[arg-type]
+
+
+def listener(name: str) -> Node:
+    return Node(name=name, corpus="text", settings=Settings(num_local_steps=0))
+
+
+def test_a_leaf_without_steps_listens() -> None:
+    assert (listener("it").listens, listener("it").fits, listener("it").holds_data) == (True, False, True)
+    assert (leaf("it").listens, leaf("it").fits) == (False, True)
+    assert Node(name="west", children=(listener("it"), listener("fr"))).listens
+    assert not Node(name="west", children=(listener("it"), leaf("fr"))).listens
+    assert not Node(name="west", corpus="text", settings=STEPS, children=(listener("it"),)).listens
+
+
+def test_a_parent_with_data_cannot_just_listen() -> None:
+    with pytest.raises(FieldError, match="num_local_steps is 0 at node 'west', which has children"):
+        Node(name="west", corpus="text", settings=Settings(num_local_steps=0), children=(leaf("it"),))
+
+
+def test_somebody_must_train() -> None:
+    with pytest.raises(FieldError, match="root must hold a node that trains"):
+        Topology(name="t", root=Node(name="world", children=(listener("it"),)))

@@ -1,0 +1,236 @@
+"""Methods that are laid over any recipe: each says what it is to be, and runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from worldlm import callbacks
+from worldlm.cli import main
+from worldlm.loop import FederationCallback
+from worldlm.loop.trainer import check_settings
+from worldlm.recipe import read_recipe
+from worldlm.run import RecipeCLI
+from worldlm.topology import find_file, load_topology, steps_per_round
+
+BASES = ("quickstart", "pile_tiny")
+FOLDER = find_file("recipes", "methods/fedavg").parent
+METHODS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "private")
+PARTS = {"backbone", "keys", "values"}
+PERSONAL = {"local", "fedper", "fedper_tree", "worldlm", "worldlm_without_residuals", "worldlm_without_attention"}
+
+
+class Reading(RecipeCLI):
+    """The command line up to where it would build anything."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def after_instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def reading() -> Iterator[Reading]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+        patch.setenv("PL_GLOBAL_SEED", "0")
+        base = find_file("recipes", "quickstart")
+        patch.setattr(sys, "argv", ["worldlm", "fit", "--recipe", str(base)])
+        yield Reading([base])
+
+
+def laid(cli: Reading, *recipes: str, given: tuple[str, ...] = ()) -> Any:
+    """The settings that recipes come to, laid over one another."""
+    paths = [find_file("recipes", name) for name in recipes]
+    for path in paths:
+        read_recipe(path, cli.known)
+    arguments = [part for path in paths for part in ("--recipe", str(path))]
+    return cli.parser.parse_args(["fit", *arguments, *given]).fit
+
+
+def build(cli: Reading, settings: Any) -> Any:
+    """The trainer that settings come to."""
+    options = settings.clone()
+    options.trainer.logger = False
+    options.data.tokenizer = "bytes"  # others may need the network
+    with torch.device("meta"):
+        built = cli.parser.instantiate_classes({"subcommand": "fit", "fit": options}).fit
+    own = built.trainer.pop("callbacks")
+    return cli.trainer_class(**built.trainer, callbacks=own)
+
+
+def ours(trainer: Any) -> list[FederationCallback]:
+    return [one for one in trainer.callbacks if isinstance(one, FederationCallback)]
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_over_a_recipe(base: str, method: str, reading: Reading) -> None:
+    """Nothing is left of the recipe's own callbacks; model, text and steps are the recipe's."""
+    plain, over = laid(reading, base), laid(reading, base, f"methods/{method}")
+    listed = [
+        one["class_path"] for one in yaml.safe_load((FOLDER / f"{method}.yaml").read_text())["trainer"]["callbacks"]
+    ]
+    assert [one.class_path for one in over.trainer.callbacks] == listed
+    assert (over.model, over.data) == (plain.model, plain.data)
+    assert over.federation.topology == plain.federation.topology
+    assert over.federation.settings == plain.federation.settings
+    trainer = build(reading, over)
+    tree = load_topology(over.federation.topology, over.federation.settings)
+    each = steps_per_round(tree)
+    if method.startswith("centralized"):
+        total = max(each.values()) if method == "centralized_steps" else sum(each.values())
+        assert steps_per_round(trainer.topology) == {trainer.topology.root.name: total} | dict.fromkeys(each, 0)
+    else:
+        assert steps_per_round(trainer.topology) == each
+    parts = frozenset().union(*(one.parts for one in ours(trainer)))
+    if "worldlm" not in method:
+        assert parts == (set() if method == "local" else {"backbone"} if method in PERSONAL else PARTS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_privacy_over_every_method(method: str, reading: Reading) -> None:
+    over = laid(reading, "pile_tiny", f"methods/{method}", "methods/private")
+    assert over.federation.settings == {
+        "num_local_steps": 25,
+        "privacy": {"clip_norm": 0.5, "noise_multiplier": 1.0},
+    }
+    if method.startswith("centralized"):
+        with pytest.raises(ValueError, match="shape single pools .* but privacy is asked for at cc, wk, pba, pbc"):
+            build(reading, over)
+        return
+    trainer = build(reading, over)
+    assert {node.settings.privacy.clip_norm for node in trainer.topology.data_nodes} == {0.5}
+    for kind in ("privacy", "example_privacy"):
+        given = (f"--federation.settings.{kind}", json.dumps({"clip_norm": 0.5, "noise_multiplier": 1.0}))
+        asking = laid(reading, "pile_tiny", f"methods/{method}", given=given).federation.settings
+        assert asking["num_local_steps"] == 25
+        check_settings(load_topology("pile_three_level", asking), ours(trainer))
+
+
+def test_the_order_of_fragments_does_not_matter(reading: Reading) -> None:
+    one = laid(reading, "pile_tiny", "methods/fedper", "methods/private")
+    other = laid(reading, "pile_tiny", "methods/private", "methods/fedper")
+    assert one.federation == other.federation
+    assert one.trainer == other.trainer
+
+
+def test_the_command_line_wins_over_a_fragment(reading: Reading) -> None:
+    given = ("--federation.shape", "tree", "--federation.settings.num_local_steps", "7")
+    over = laid(reading, "pile_tiny", "methods/fedavg", "methods/private", given=given).federation
+    assert (over.shape, over.settings["num_local_steps"], set(over.settings)) == (
+        "tree",
+        7,
+        {"num_local_steps", "privacy"},
+    )
+
+
+def test_servers(reading: Reading) -> None:
+    """Every server optimizer takes its arguments as a recipe writes them, and is the one that is meant."""
+
+    def server(method: str) -> tuple[str, dict[str, Any]]:
+        (one,) = (c for c in ours(build(reading, laid(reading, "quickstart", f"methods/{method}"))) if is_averaging(c))
+        return one.default  # type: ignore[attr-defined,no-any-return]
+
+    def is_averaging(one: Any) -> bool:
+        return isinstance(one, callbacks.Averaging)
+
+    assert server("fedavg") == ("SGD", {"lr": 1.0})
+    assert server("fedavgm") == ("SGD", {"lr": 1.0, "momentum": 0.9})
+    assert server("diloco") == ("SGD", {"lr": 0.7, "momentum": 0.9, "nesterov": True})
+    assert server("fedadam") == ("Adam", {"lr": 0.01, "betas": [0.9, 0.99], "eps": 0.001})
+
+
+# ---------------------------------------------------------------------- run
+
+
+SHORE = """\
+seed_everything: 7
+federation: {topology: shore.yaml}
+model:
+  architecture: {num_blocks: 2, d_model: 16, num_heads: 2, max_seq_len: 16, vocab_size: 257}
+  split: {keys: ['blocks\\.1\\.(norm_1|attn)\\.'], values: ['blocks\\.1\\.', 'norm_f\\.']}
+  optimizer: {lr: 6e-3, warmup_steps: 2}
+data:
+  cache_dir: cache
+  batch_size: 4
+  corpora:
+    hills: {class_path: worldlm.data.TextFiles, init_args: {train: hills.txt, validation: hills_too.txt}}
+    sea: {class_path: worldlm.data.TextFiles, init_args: {train: sea.txt, validation: sea_too.txt}}
+trainer:
+  accelerator: cpu
+  max_epochs: 1
+  log_every_n_steps: 1
+  callbacks: [{class_path: worldlm.callbacks.ResidualExchange}] # what no method is left with
+"""
+
+TOPOLOGY = """\
+name: shore
+settings: {num_local_steps: 5}
+root:
+  name: world
+  children:
+    - name: land
+      children: [{name: hills, corpus: hills}, {name: woods, corpus: hills}]
+    - {name: sea, corpus: sea}
+"""
+
+
+@pytest.fixture
+def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["worldlm"])
+    Path("shore.yaml").write_text(TOPOLOGY)
+    Path("tiny.yaml").write_text(SHORE)
+    for name, words in {"hills": "up and down the hill ", "sea": "wave after wave, salt; "}.items():
+        Path(f"{name}.txt").write_text(words * 60)
+        Path(f"{name}_too.txt").write_text(words * 10 + "the end")
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("centralized_tokens", []),
+        ("local", ["--recipe", "methods/private"]),
+        ("fedadam", ["--recipe", "methods/private"]),
+        ("hierfavg", []),
+        ("worldlm_without_attention", []),
+    ],
+)
+def test_a_round_of_a_method(shore: None, method: str, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--recipe", "tiny.yaml", "--recipe", f"methods/{method}", *more]) == 0
+    told = capsys.readouterr()
+    name = f"tiny-{method}-private" if more else f"tiny-{method}"
+    assert told.out.splitlines()[-1].startswith(f"done. results: runs/{name}/version_0")
+    state = torch.load(f"runs/{name}/version_0/checkpoints/last.ckpt", weights_only=True)
+    world = state["loops"]["fit_loop"]["state_dict"]["world"]
+    tokens = {node: one["num_tokens"] // (4 * 16) for node, one in world["states"].items() if one["num_tokens"]}
+    assert tokens == ({"world": 15} if method == "centralized_tokens" else {"hills": 5, "woods": 5, "sea": 5})
+
+
+def test_a_fragment_that_cannot_be_laid_is_told_in_a_line(shore: None, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*arguments: str) -> str:
+        assert main(["fit", "--recipe", "tiny.yaml", *arguments]) == 2
+        (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("worldlm: ")]
+        return line.removeprefix("worldlm: ")
+
+    told = refused("--recipe", "methods/centralized_steps", "--recipe", "methods/private")
+    assert "centralized_steps.yaml:2: shape single pools the text of all nodes, but privacy is " in told
+    assert told.endswith(" at hills, woods, sea")
+    assert refused("--recipe", "methods/fedavgs").endswith("did you mean 'methods/fedavg'?")
+    told = refused("--recipe", "methods/hierfavg", "--federation.num_subrounds", "2")
+    assert told == "num_subrounds is 2, which does not divide the local steps: 5 of hills, 5 of woods"
+    told = refused("--recipe", "methods/fedavg", "--federation.num_subrounds", "2")
+    assert told == "num_subrounds is 2: shore has no federation below its root"
+    assert "shape" in refused("--federation.shape", "ring")

@@ -1,0 +1,101 @@
+"""A run of the other methods' pieces that was interrupted anywhere ends as if it had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback
+
+from worldlm.callbacks import (
+    AttentionAggregation,
+    Averaging,
+    FedAMP,
+    LastCheckpoint,
+    NodeMetrics,
+    Proximal,
+    TokenRows,
+    UpdatePrivacy,
+)
+from worldlm.topology import Topology
+
+Make = Callable[..., Any]
+HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_train_epoch_end")
+
+
+def soft_rows() -> list[Callback]:
+    averaging = Averaging(
+        arguments={"lr": 0.7, "momentum": 0.9, "nesterov": True}, download_rate=0.5, leaf_download_rate=0.75
+    )
+    return [TokenRows(), Proximal(0.3), averaging, AttentionAggregation(), UpdatePrivacy(), NodeMetrics()]
+
+
+def amp() -> list[Callback]:
+    return [FedAMP(self_weight=0.3, sigma=0.5), Proximal(0.3), NodeMetrics()]
+
+
+@pytest.mark.parametrize("saver_first", [True, False], ids=["saved before", "saved after"])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_resume_from_every_step(
+    accumulate: int,
+    saver_first: bool,
+    busy_tree: Topology,
+    fit: Make,
+    make_module: Make,
+    save_everywhere: Make,
+    snapshot: Make,
+    differences: Make,
+) -> None:
+    options: dict[str, Any] = {"limit_val_batches": 0, "accumulate_grad_batches": accumulate}
+    saver = save_everywhere(*HOOKS)
+    callbacks = [saver, *soft_rows()] if saver_first else [*soft_rows(), saver]
+    whole = snapshot(fit(busy_tree, callbacks, **options))
+    assert len(saver.saved) == 2 * (2 * accumulate * (2 * 3 + 2) + 1)
+    for path in saver.saved[:: 2 * accumulate**2 - 1]:  # all, or every seventh
+        resumed = fit(busy_tree, soft_rows(), resume=path, module=make_module(99), **options)
+        assert differences(snapshot(resumed), whole) == [], path.name
+
+
+def test_resume_within_a_longer_fit_with_copied_weights(
+    tree: Topology, fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make, differences: Make
+) -> None:
+    saver = save_everywhere("on_train_batch_start", "on_train_batch_end")
+    options: dict[str, Any] = {"limit_val_batches": 0, "accumulate_grad_batches": 2}
+    options |= {"share_memory": False, "limit_train_batches": 3}  # the last optimizer step is of one batch
+    whole = snapshot(fit(tree, [*soft_rows(), saver], **options))
+    for path in saver.saved[::3]:
+        resumed = fit(tree, soft_rows(), resume=path, module=make_module(99), **options)
+        assert differences(snapshot(resumed), whole) == [], path.name
+
+
+def test_resume_of_fedamp(
+    star: Make, fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make, differences: Make
+) -> None:
+    saver = save_everywhere(*HOOKS)
+    topology, options = star("abc", "participation: 0.67"), {"limit_val_batches": 0, "max_epochs": 3}
+    whole = snapshot(fit(topology, [*amp(), saver], **options))
+    for path in saver.saved:
+        resumed = fit(topology, amp(), resume=path, module=make_module(99), **options)
+        assert differences(snapshot(resumed), whole) == [], path.name
+
+
+def test_a_run_told_to_stop_counts_every_token_once(
+    tree: Topology, fit: Make, make_module: Make, snapshot: Make, differences: Make
+) -> None:
+    class Terminate(Callback):
+        def __init__(self, batch: int) -> None:
+            self.left = batch
+
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            self.left -= 1
+            if not self.left:
+                trainer._signal_connector.received_sigterm = True
+
+    options = {"limit_val_batches": 0}
+    whole = snapshot(fit(tree, soft_rows(), **options))
+    for batch in (1, 2, 5, 6, 8, 12):
+        trainer = fit(tree, [*soft_rows(), Terminate(batch), LastCheckpoint()], **options)
+        path = LastCheckpoint.path(trainer)
+        resumed = fit(tree, soft_rows(), resume=path, module=make_module(99), **options)
+        assert differences(snapshot(resumed), whole) == [], f"SIGTERM during batch {batch}"

@@ -1,0 +1,113 @@
+"""The pieces of other methods say at once what is wrong with their arguments, or with their company."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from worldlm.callbacks import AttentionAggregation, Averaging, ExamplePrivacy, FedAMP, Proximal, TokenRows
+from worldlm.loop.trainer import check_parts
+from worldlm.topology import Node, Settings, Topology
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Averaging(download_rate=0.0), "download_rate must be above 0 and at most 1, got 0.0"),
+        (lambda: Averaging(download_rate=1.5), "download_rate must be above 0 and at most 1, got 1.5"),
+        (lambda: Averaging(leaf_download_rate=-0.5), "leaf_download_rate must be above 0 and at most 1, got -0.5"),
+        (lambda: Proximal(mu=-0.1), "mu must be at least 0, got -0.1"),
+        (lambda: Proximal(mu=float("nan")), "mu must be at least 0, got nan"),
+        (lambda: FedAMP(self_weight=1.0), "self_weight must be at least 0 and below 1, got 1.0"),
+        (lambda: FedAMP(self_weight=-0.1), "self_weight must be at least 0 and below 1, got -0.1"),
+        (lambda: FedAMP(sigma=0.0), "sigma must be above 0 and finite, got 0.0"),
+    ],
+)
+def test_arguments_out_of_range(build: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        build()
+
+
+def _leaf(name: str) -> Node:
+    return Node(name=name, corpus="a", settings=Settings(num_local_steps=1))
+
+
+def _trainer(*callbacks: Any, root: Node | None = None) -> Any:
+    star = Node(name="world", children=(_leaf("a"),))
+    return SimpleNamespace(callbacks=[*callbacks], topology=Topology(name="mine", root=root or star))
+
+
+class Module:
+    """Three parameters, of which two end alike."""
+
+    def partition(self) -> dict[str, str]:
+        return {"model.wte.weight": "backbone", "model.other.weight": "keys", "model.norm.weight": "values"}
+
+    def get_parameter(self, name: str) -> torch.Tensor:
+        assert name == "model.wte.weight"
+        return torch.zeros(7, 2)
+
+
+def _setup(rows: TokenRows, *others: Any) -> None:
+    module: Any = Module()
+    rows.setup(_trainer(rows, *others), module, "fit")
+
+
+def test_token_rows_find_their_tensor_and_who_averages_it() -> None:
+    averagings = Averaging(parts=["keys"]), Averaging(parts=["backbone"])
+    _setup(TokenRows("wte.weight"), *averagings)
+    assert averagings[0].row_shares is None
+    assert averagings[1].row_shares is not None
+    _setup(TokenRows("model.wte.weight"), Averaging())
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ("te.weight", r"no parameter is called 'te\.weight'; parameters are model\.wte\.weight, model\.other\.weight"),
+        ("weight", r"3 parameters are called 'weight'; parameters are"),
+    ],
+)
+def test_token_rows_without_a_tensor_of_that_name(parameter: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _setup(TokenRows(parameter), Averaging())
+
+
+def test_token_rows_need_somebody_who_averages_them() -> None:
+    message = r"TokenRows needs an Averaging of the backbone, the part that model\.wte\.weight belongs to"
+    with pytest.raises(ValueError, match=message):
+        _setup(TokenRows("wte.weight"), Averaging(parts=["keys"]), AttentionAggregation())
+    with pytest.raises(ValueError, match="more than once"):
+        _setup(TokenRows("wte.weight"), Averaging(), TokenRows("wte.weight"))
+
+
+def test_after_a_run_an_averaging_stands_alone_again() -> None:
+    rows, averaging = TokenRows("wte.weight"), Averaging()
+    _setup(rows, averaging)
+    rows.teardown(_trainer(rows, averaging), None, "fit")  # type: ignore[arg-type]
+    assert averaging.row_shares is None
+
+
+def test_example_privacy_must_not_overwrite_the_proximal_term() -> None:
+    proximal, privacy = Proximal(0.1), ExamplePrivacy()
+    with pytest.raises(ValueError, match="list Proximal after it"):
+        proximal.setup(_trainer(proximal, privacy), None, "fit")  # type: ignore[arg-type]
+    proximal.setup(_trainer(privacy, proximal), None, "fit")  # type: ignore[arg-type]
+
+
+def test_fedamp_needs_a_star() -> None:
+    north = Node(name="north", children=(_leaf("a"), _leaf("b")))
+    tree = Node(name="world", children=(north, _leaf("c")))
+    for root, levels in ((tree, 3), (_leaf("alone"), 1)):
+        with pytest.raises(ValueError, match=f"^FedAMP needs a star, a root and its leaves: mine has {levels} levels$"):
+            FedAMP().setup(_trainer(root=root), None, "fit")  # type: ignore[arg-type]
+    FedAMP().setup(_trainer(), None, "fit")  # type: ignore[arg-type]
+
+
+def test_fedamp_merges_everything() -> None:
+    with pytest.raises(ValueError, match="backbone: merged by FedAMP and by Averaging too"):
+        check_parts([FedAMP(), Averaging()])

@@ -1,0 +1,97 @@
+"""Rows weighted by their tokens, against numbers written by hand and a plain loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from worldlm.federation.averaging import weighted_mean
+from worldlm.federation.token_rows import Tally, mean_of_rows, row_shares, weighted_mean_by_rows
+
+START = torch.tensor([[9.0, 9.0], [9.0, 9.0], [9.0, 9.0], [7.0, 5.0]])
+ONE = torch.tensor([[0.0, 8.0], [1.0, 2.0], [2.0, 4.0], [50.0, 50.0]])
+TWO = torch.tensor([[4.0, 0.0], [30.0, 30.0], [6.0, 8.0], [60.0, 60.0]])
+
+
+def float64(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_rows_by_hand() -> None:
+    mean = mean_of_rows([ONE, TWO], [float64(3, 5, 1, 0), float64(1, 0, 1, 0)], START)
+    # 3 : 1, only the first, alike, nobody
+    assert mean.tolist() == [[1.0, 6.0], [1.0, 2.0], [4.0, 6.0], [7.0, 5.0]]
+
+
+def test_one_participant_is_copied_where_it_read_something() -> None:
+    mean = mean_of_rows([ONE], [float64(0.1, 2, 0, 3e-9)], START)
+    assert mean.tolist() == [ONE[0].tolist(), ONE[1].tolist(), START[2].tolist(), ONE[3].tolist()]
+
+
+def test_nothing_given_is_written_into() -> None:
+    given = [ONE.clone(), TWO.clone(), START.clone()]
+    mean_of_rows(given[:2], [float64(1, 0, 1, 0), float64(1, 0, 0, 0)], given[2])
+    assert [one.tolist() for one in given] == [one.tolist() for one in (ONE, TWO, START)]
+
+
+def test_shares_by_hand() -> None:
+    assert row_shares(torch.tensor([1, 0, 3]), 3).tolist() == [0.25, 0.0, 0.75]
+    assert row_shares(torch.zeros(3), 3).tolist() == [0.0, 0.0, 0.0]
+    assert row_shares(None, 4).tolist() == [0.25] * 4
+
+
+def test_a_model_is_averaged_by_rows_and_by_weights() -> None:
+    models = [{"a": torch.tensor([4.0]), "rows": ONE, "b": torch.tensor([0.0])}]
+    models.append({"a": torch.tensor([8.0]), "rows": TWO, "b": torch.tensor([16.0])})
+    shares = [{"rows": float64(0.5, 0.5, 0, 0)}, {"rows": float64(0.5, 0, 0.5, 0)}]
+    mean = weighted_mean_by_rows(models, [3.0, 1.0], shares, {"rows": START})
+    assert list(mean) == ["a", "rows", "b"]  # an outer optimizer's state goes by the order
+    assert (mean["a"].item(), mean["b"].item()) == (5.0, 4.0)
+    assert mean["rows"].tolist() == [[1.0, 6.0], [1.0, 2.0], [6.0, 8.0], [7.0, 5.0]]
+
+
+def test_weights_are_those_of_a_plain_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    models = [{"e": torch.randn(6, 3, generator=generator)} for _ in range(4)]
+    counts = [torch.randint(0, 5, (6,), generator=generator) for _ in range(4)]
+    counts[2][:] = 0  # it read nothing
+    weights, start = [5.0, 0.5, 2.0, 0.0], {"e": torch.randn(6, 3, generator=generator)}
+    found = weighted_mean_by_rows(models, weights, [{"e": row_shares(c, 6)} for c in counts], start)["e"]
+    for row in range(6):
+        says = [w * float(c[row]) / max(1.0, float(c.sum())) for w, c in zip(weights, counts, strict=True)]
+        for column in range(3):
+            pairs = zip(says, models, strict=True)
+            total = sum(say * float(model["e"][row, column]) for say, model in pairs)
+            expected = total / sum(says) if sum(says) else float(start["e"][row, column])
+            assert float(found[row, column]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_alike_for_all_rows_is_the_plain_mean() -> None:
+    models = [{"e": ONE}, {"e": TWO}]
+    found = weighted_mean_by_rows(models, [3.0, 1.0], [{"e": row_shares(None, 4)}] * 2, {"e": START})
+    torch.testing.assert_close(found, weighted_mean(models, [3.0, 1.0]), rtol=1e-6, atol=1e-6)
+
+
+# ---------------------------------------------------------------- the tally
+
+
+def test_a_tally_counts_every_token_of_every_batch() -> None:
+    tally = Tally.empty(4)
+    tally.add_(torch.tensor([[0, 1, 1], [3, 1, 0]]), 0, 1)
+    tally.add_(torch.tensor([[3, 3, 3]]), 1, 1)
+    tally.add_(torch.empty(0, 3, dtype=torch.int64), 2, 1)  # Poisson sampling may draw nothing
+    assert tally.total.tolist() == [2, 3, 0, 4]
+
+
+def test_batches_that_are_trained_again_count_once() -> None:
+    batches = [torch.tensor([[i, 4]]) for i in range(4)]
+    tally = Tally.empty(5)
+    for position in (0, 1, 2):
+        tally.add_(batches[position], position, 2)
+    for position in (2, 3):  # a restart after the first optimizer step, within the second
+        tally.add_(batches[position], position, 2)
+    assert tally.total.tolist() == [1, 1, 1, 1, 4]
+    tally = Tally.empty(5)
+    for position in (0, 0, 1, 2, 2, 3):
+        tally.add_(batches[position], position, 1)
+    assert tally.total.tolist() == [1, 1, 1, 1, 4]

@@ -1,0 +1,64 @@
+"""FedProx: local steps are drawn back to where they began."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch.optim import Optimizer
+
+from worldlm.callbacks.example_privacy import ExamplePrivacy
+from worldlm.federation.parameters import Tensors, clone
+from worldlm.federation.proximal import add_proximal_gradient_
+from worldlm.loop import Context, FederationCallback, WorldTrainer
+
+
+class Proximal(FederationCallback):
+    """Adds `mu / 2 * |w - w_start|^2` to the loss of every fit (FedProx, Li et al., arXiv 1812.06127).
+
+    `w_start` is what the node held when its fit began: what its parent sent, in all parts that another callback copies
+    on download. It is the gradient, `mu * (w - w_start)`, that is added: once per optimizer step, to the accumulated
+    gradient, before Lightning clips it, so that what is clipped is the gradient of the whole loss; the loss that is
+    logged is without it. With `ExamplePrivacy`, list `Proximal` after it: the term tells nothing of the text, and is
+    added to the noised gradient.
+
+    Args:
+        mu: Strength of the pull, at least 0; 0 changes nothing.
+
+    Raises:
+        ValueError: If `mu` is negative, or `ExamplePrivacy` would overwrite what is added.
+    """
+
+    def __init__(self, mu: float) -> None:
+        if not 0 <= mu < float("inf"):
+            raise ValueError(f"mu must be at least 0, got {mu}")
+        self.mu = mu
+        self._anchor: Tensors = {}  # of the fit that runs
+
+    def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(one, ExamplePrivacy) for one in callbacks[callbacks.index(self) :]):
+            raise ValueError("ExamplePrivacy comes after Proximal and would overwrite its term: list Proximal after it")
+
+    def on_local_fit_start(self, trainer: WorldTrainer, context: Context) -> None:
+        live = dict(trainer.lightning_module.named_parameters())
+        if self._anchor and trainer.fit_loop.visiting:
+            self._anchor = {name: tensor.to(live[name].device) for name, tensor in self._anchor.items()}
+        elif self.mu > 0:
+            self._anchor = clone(live)
+
+    def on_before_optimizer_step(  # type: ignore[override]
+        self, trainer: WorldTrainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self.mu == 0:
+            return
+        live = dict(pl_module.named_parameters())
+        gradients = {name: one.grad for name, one in live.items() if one.grad is not None}
+        add_proximal_gradient_(gradients, live, self._anchor, self.mu)
+
+    def on_local_fit_end(self, trainer: WorldTrainer, context: Context) -> None:
+        self._anchor = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"anchor": dict(self._anchor)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._anchor = dict(state_dict["anchor"])

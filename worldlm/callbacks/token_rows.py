@@ -1,0 +1,148 @@
+"""Rows of the embedding, weighted by how often their token was read."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from worldlm.callbacks.averaging import Averaging
+from worldlm.federation.messages import Upload
+from worldlm.federation.parameters import Tensors
+from worldlm.federation.token_rows import Tally, row_shares
+from worldlm.loop import Context, FederationCallback, WorldTrainer
+
+log = logging.getLogger(__name__)
+
+
+class TokenRows(FederationCallback):
+    """Lets `Averaging` average the embedding row by row (this project's reading; not in arXiv 2405.14446).
+
+    Row r is averaged over the participants in proportion to how often token r occurred in what each of them, with all
+    below it, trained on since its last upload; a row that nobody met stays the federation's own. A participant's weight
+    in the mean stays what `Averaging` and the topology make it: the counts say how it is spread over the rows. The
+    outer optimizer then steps the embedding as it does all else.
+
+    The counts of all tokens of the batches, inputs and targets, travel in the upload: 4 bytes a row. They tell what was
+    read, so they stay at home where a node's settings ask for `privacy` or `example_privacy`: its weight is then spread
+    alike over all rows, which is logged once.
+
+    Args:
+        parameter: Name of the tensor whose rows are tokens, or the end of its name from a dot on.
+
+    Raises:
+        ValueError: If there is no such tensor, no `Averaging` of the part it belongs to, or a second `TokenRows`.
+    """
+
+    def __init__(self, parameter: str = "transformer.wte.weight") -> None:
+        self.parameter = parameter
+        self._name = ""
+        self._num_rows = 0
+        self._tally: Tally | None = None  # of the fit that runs
+        self._fits: dict[str, Tensor] = {}  # by federation that holds data: its own last fit
+        self._unsent: dict[str, Tensor] = {}  # by node: since its last upload
+        self._told: set[str] = set()
+
+    def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
+        module: Any = pl_module
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        parts = module.partition()
+        names = [name for name in parts if f".{name}".endswith(f".{self.parameter}")]
+        if len(names) != 1:
+            found = f"{len(names)} parameters are" if names else "no parameter is"
+            raise ValueError(f"TokenRows: {found} called {self.parameter!r}; parameters are {', '.join(parts)}")
+        self._name, part = names[0], parts[names[0]]
+        self._num_rows = module.get_parameter(self._name).shape[0]
+        if sum(isinstance(one, TokenRows) for one in callbacks) > 1:
+            raise ValueError("TokenRows is among trainer.callbacks more than once")
+        averaging = [one for one in callbacks if isinstance(one, Averaging) and part in one.parts]
+        if not averaging:
+            raise ValueError(f"TokenRows needs an Averaging of the {part}, the part that {self._name} belongs to")
+        averaging[0].row_shares = self.row_shares
+
+    def teardown(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
+        for one in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(one, Averaging):
+                one.row_shares = None
+
+    def row_shares(self, context: Context, upload: Upload) -> Tensors:
+        """Return how an upload's say is spread over the rows, float64 [vocab] summing to 1, by the tensor's name."""
+        return {self._name: row_shares(self._counts(context, upload), self._num_rows)}
+
+    def _counts(self, context: Context, upload: Upload) -> Tensor | None:
+        """Return what is known of an upload's tokens: in the message, or here if it is the federation's own fit."""
+        if upload.node == context.node.name:
+            return self._fits.get(upload.node)
+        return upload.row_counts.get(self._name)
+
+    # ------------------------------------------------------------------ counting
+
+    def on_local_fit_start(self, trainer: WorldTrainer, context: Context) -> None:
+        if context.node.settings.example_privacy is not None:
+            self._tally = None  # the federation's model would tell the tokens to whoever sees it
+            self._tell(context)
+        elif self._tally is None or not trainer.fit_loop.visiting:
+            self._tally = Tally.empty(self._num_rows, trainer.strategy.root_device)
+        else:
+            self._tally = self._tally.to(trainer.strategy.root_device)
+
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: WorldTrainer, pl_module: LightningModule, batch: Tensor, batch_idx: int
+    ) -> None:
+        if self._tally is not None:
+            self._tally.add_(batch, batch_idx, trainer.accumulate_grad_batches)
+
+    def on_local_fit_end(self, trainer: WorldTrainer, context: Context) -> None:
+        name, tally, self._tally = context.node.name, self._tally, None
+        if tally is None:
+            return
+        if all(child.listens for child in context.node.children):  # nobody to aggregate with
+            self._add(name, tally.total)
+        else:
+            self._fits[name] = tally.total.cpu()
+
+    def _add(self, name: str, counts: Tensor) -> None:
+        exact = counts.to("cpu").double()
+        self._unsent[name] = self._unsent[name] + exact if name in self._unsent else exact
+
+    # ------------------------------------------------------------------ sending on
+
+    def on_upload(self, trainer: WorldTrainer, context: Context, upload: Upload) -> Upload:
+        counts, settings = self._unsent.pop(context.node.name, None), context.node.settings
+        if settings.privacy is not None or settings.example_privacy is not None:
+            self._tell(context)
+            return upload
+        if counts is None:
+            return upload
+        return replace(upload, row_counts={**upload.row_counts, self._name: counts.float()})
+
+    def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
+        if context.world.topology.parent(context.node.name) is None:
+            return
+        for upload in uploads:
+            counts = self._counts(context, upload)
+            known = upload.num_tokens * row_shares(None, self._num_rows) if counts is None else counts
+            self._add(context.node.name, known)
+
+    def _tell(self, context: Context) -> None:
+        if context.node.name not in self._told:
+            self._told.add(context.node.name)
+            log.info(
+                "%s: its privacy keeps its token counts at home; it weighs alike on all rows of %s",
+                context.node.name, self._name,
+            )  # fmt: skip
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        tally = self._tally
+        return {
+            "tally": None if tally is None else [tally.settled, tally.running, tally.start],
+            "fits": dict(self._fits),
+            "unsent": dict(self._unsent),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._tally = None if state_dict["tally"] is None else Tally(*state_dict["tally"])
+        self._fits, self._unsent = dict(state_dict["fits"]), dict(state_dict["unsent"])
