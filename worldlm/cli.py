@@ -15,6 +15,7 @@ HELP = f"""worldlm {__version__}: language models trained across federations of 
   worldlm prepare --recipe NAME_OR_PATH                     only download, tokenise and pack the text; fit does it too
   worldlm fit --recipe NAME_OR_PATH --print_config          show every setting, with its value
   worldlm validate --recipe NAME_OR_PATH --ckpt_path last   evaluate every node of a run
+  worldlm compare --recipe NAME --methods A,B --seeds 1,2   run methods side by side: a table and pictures
   worldlm topology check FILE                               find the mistakes in a topology
   worldlm topology show FILE                                draw a topology
   worldlm --version
@@ -23,7 +24,7 @@ Recipes and topologies are found by path, or by name in ./recipes and ./topologi
 WorldLM. `worldlm fit --help` lists all settings. Several --recipe are laid over one another, the last one wins.
 """
 
-COMMANDS = ("fit", "validate", "prepare", "topology")
+COMMANDS = ("fit", "validate", "prepare", "compare", "topology")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands after `worldlm`; by default that of this process.
 
     Returns:
-        The exit status: 0 if all went well, 2 for what a user can put right, 130 or 143 if stopped by a signal.
+        The exit status: 0 if all went well, 1 if a run of a comparison failed, 2 for what a user can put right, 130 or
+        143 if stopped by a signal.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -56,6 +58,10 @@ def _run(given: list[str]) -> int:
         return 0
     if given[0] == "topology":
         return topology(given[1:])
+    if given[0] == "compare":
+        from worldlm.compare import compare
+
+        return compare(given[1:])
     if given[0] in COMMANDS:
         # two threads that spin while they wait make a busy machine many times slower; read when torch is imported
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

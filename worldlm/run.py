@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.logging import RichHandler
 
-from worldlm.callbacks import LastCheckpoint, NodeMetrics, NodeValidation, RoundProgress, Summary, Traffic
+from worldlm.callbacks import LastCheckpoint, NodeMetrics, NodeValidation, Record, RoundProgress, Summary, Traffic
 from worldlm.data import CorpusDataModule
 from worldlm.federation.parameters import PARTS
 from worldlm.loop import WorldTrainer
@@ -29,7 +29,7 @@ from worldlm.topology import Shape, find_file
 from worldlm.topology.lines import Reader
 
 ALWAYS: dict[str, tuple[type[Callback], ...]] = {
-    "fit": (NodeMetrics, Traffic, LastCheckpoint, RoundProgress, Summary),
+    "fit": (NodeMetrics, Traffic, Record, LastCheckpoint, RoundProgress, Summary),
     "validate": (NodeValidation,),
     "prepare": (),
 }

@@ -107,7 +107,7 @@ def test_no_arguments_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "fitt") == [
-        "no command 'fitt'; there are fit, validate, prepare, topology; did you mean 'fit'?"
+        "no command 'fitt'; there are fit, validate, prepare, compare, topology; did you mean 'fit'?"
     ]
 
 

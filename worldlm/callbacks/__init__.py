@@ -9,6 +9,7 @@ from worldlm.callbacks.node_metrics import NodeMetrics
 from worldlm.callbacks.node_validation import NodeValidation
 from worldlm.callbacks.progress import RoundProgress
 from worldlm.callbacks.proximal import Proximal
+from worldlm.callbacks.record import Record
 from worldlm.callbacks.residual_exchange import ResidualExchange
 from worldlm.callbacks.summary import Summary
 from worldlm.callbacks.token_rows import TokenRows
@@ -24,6 +25,7 @@ __all__ = [
     "NodeMetrics",
     "NodeValidation",
     "Proximal",
+    "Record",
     "ResidualExchange",
     "RoundProgress",
     "Summary",

@@ -1,0 +1,142 @@
+"""A real comparison: two methods, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from worldlm.cli import main
+
+RECIPE = """\
+federation: {topology: TOPOLOGY}
+model:
+  architecture: {num_blocks: 2, d_model: 16, num_heads: 2, max_seq_len: 16, vocab_size: 257}
+  split: {keys: ['blocks\\.1\\.(norm_1|attn)\\.'], values: ['blocks\\.1\\.', 'norm_f\\.']}
+  optimizer: {lr: 6e-3, warmup_steps: 2}
+data:
+  cache_dir: CACHE
+  batch_size: 4
+  corpora:
+    hills: {class_path: worldlm.data.TextFiles, init_args: {train: hills.txt, validation: hills_too.txt}}
+    sea: {class_path: worldlm.data.TextFiles, init_args: {train: sea.txt, validation: sea_too.txt}}
+"""
+
+TOPOLOGY = """\
+name: shore
+settings: {num_local_steps: 3}
+root:
+  name: world
+  children: [{name: hills, corpus: hills}, {name: sea, corpus: sea}]
+"""
+
+FEDAVG = """\
+trainer:
+  callbacks:
+    - class_path: worldlm.callbacks.Averaging
+      init_args: {parts: [backbone, keys, values]}
+    - class_path: worldlm.callbacks.Record
+"""
+
+WORLDLM = """\
+trainer:
+  callbacks:
+    - class_path: worldlm.callbacks.Averaging
+      init_args: {parts: [backbone]}
+    - class_path: worldlm.callbacks.AttentionAggregation
+    - class_path: worldlm.callbacks.Record
+"""
+
+
+@pytest.fixture(autouse=True)
+def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a recipe, two methods, a topology and text, to stand in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["worldlm"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "shore.yaml").write_text(TOPOLOGY)
+    for name, words in {"hills": "up and down the hill ", "sea": "wave after wave, salt; "}.items():
+        (tmp_path / f"{name}.txt").write_text(words * 60)
+        (tmp_path / f"{name}_too.txt").write_text(words * 10 + "the end")
+    (tmp_path / "tiny.yaml").write_text(
+        RECIPE.replace("TOPOLOGY", "shore.yaml").replace("CACHE", str(tmp_path / "cache"))
+    )
+    (tmp_path / "fedavg.yaml").write_text(FEDAVG)
+    (tmp_path / "worldlm.yaml").write_text(WORLDLM)
+    return tmp_path
+
+
+def compare(*more: str, seeds: str = "1") -> int:
+    methods = ["--methods", "fedavg.yaml,worldlm.yaml"]
+    return main(
+        [
+            "compare",
+            "--recipe",
+            "tiny.yaml",
+            *methods,
+            "--seeds",
+            seeds,
+            "--name",
+            "it",
+            "--trainer.max_epochs=2",
+            *more,
+        ]
+    )
+
+
+def test_a_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare("--jobs", "2") == 0, capsys.readouterr().err
+    folder, first = Path("runs/it"), capsys.readouterr()
+    assert "NO " not in first.out
+    table = (folder / "table.md").read_text().splitlines()
+    assert table[0].startswith("| method | seeds | after_merge | after_fit |")
+    assert [line.split(" | ")[0] for line in table[2:4]] == ["| fedavg", "| worldlm"]
+    pictures = {"perplexity_by_round", "perplexity_by_megabytes", "attention_worldlm"}
+    assert {path.stem for path in folder.glob("*.png")} == pictures
+    record = json.loads((folder / "worldlm-1" / "version_0" / "results.json").read_text())
+    assert record["finished"]
+    assert record["data_nodes"]["sea"]["text"][0].startswith("sea-")
+    assert [len(record["rounds"]), record["rounds"][1]["nodes"]["sea"]["tokens"]] == [2, 2 * 3 * 4 * 16]
+    assert compare() == 0
+    again = capsys.readouterr()
+    assert again.err.splitlines() == [
+        "[1/2] fedavg, seed 1: finished before",
+        "[2/2] worldlm, seed 1: finished before",
+    ]
+    assert again.out == first.out
+    assert compare("--data.batch_size", "2") == 2
+    assert "runs/it/fedavg-1 was begun with another command line" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_interrupted_comparison_goes_on(shore: Path) -> None:
+    """Ctrl-C ends all processes; the same command goes on, to the record of a comparison that nobody disturbed."""
+    methods = ["--methods", "fedavg.yaml,worldlm.yaml", "--jobs", "2", "--trainer.max_epochs", "30"]
+    command = [sys.executable, "-m", "worldlm", "compare", "--recipe", "tiny.yaml", *methods]
+    process = subprocess.Popen([*command, "--name", "again"], stderr=subprocess.PIPE, text=True)
+    results = [Path(f"runs/again/{method}-1/version_0/results.json") for method in ("fedavg", "worldlm")]
+    while not any(path.is_file() for path in results):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "stopping; Ctrl-C again stops at once" in told
+    begun = [json.loads(path.read_text()) for path in results if path.is_file()]
+    assert all(1 <= one["rounds_done"] < 30 and not one["finished"] for one in begun)
+    assert subprocess.run([*command, "--name", "again"]).returncode == 0
+    assert subprocess.run([*command, "--name", "whole"]).returncode == 0
+    for method in ("fedavg", "worldlm"):
+        one, other = (json.loads((newest(name, method) / "results.json").read_text()) for name in ("again", "whole"))
+        assert one.pop("seconds") > 0
+        assert other.pop("seconds") > 0
+        assert one == other
+
+
+def newest(name: str, method: str) -> Path:
+    return sorted(Path(f"runs/{name}/{method}-1").glob("version_*"))[-1]

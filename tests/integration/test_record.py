@@ -1,0 +1,124 @@
+"""What a run writes down for programs to read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+from worldlm.callbacks import LastCheckpoint, NodeMetrics, Record
+from worldlm.callbacks.record import weights_digest, write_json
+from worldlm.topology import Topology
+
+Make = Callable[..., Any]
+
+
+def read(path: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> NoReturn:
+        raise AssertionError(f"{constant} is no JSON")
+
+    content: dict[str, Any] = json.loads(path.read_text(), parse_constant=refuse)
+    return content
+
+
+def without_time(content: dict[str, Any]) -> dict[str, Any]:
+    assert content["seconds"] > 0
+    return {name: value for name, value in content.items() if name != "seconds"}
+
+
+def test_the_record_of_a_run(tree: Topology, fit: Make, make_module: Make, whole_method: Make) -> None:
+    trainer = fit(tree, [*whole_method(), Record()])
+    content = read(trainer.folder / "results.json")
+    assert (content["finished"], content["rounds_done"], content["rounds_wanted"]) == (True, 2, 2)
+    assert content["seed"] == 7
+    initial = {name: value.detach() for name, value in make_module().named_parameters()}
+    assert content["initial_weights"] == weights_digest(initial)
+    root = content["topology"]["root"]
+    assert [one["name"] for one in root["children"]] == ["north", "south"]
+    assert root["children"][0]["children"][1] == {"name": "b", "corpus": "b", "children": []}
+    facts = {"text": None, "blocks": 13, "batch_size": 2, "steps": 2, "fits": 1}
+    assert content["data_nodes"]["a"] == {**facts, "held_out_text": None, "held_out_blocks": 3}
+    assert content["data_nodes"]["c"]["steps"] == 1
+    first, second = content["rounds"]
+    a = second["nodes"]["a"]
+    assert (first["nodes"]["a"]["tokens"], a["tokens"]) == (2 * 2 * 8, 2 * 2 * 2 * 8)
+    assert a["passes"] == 2 * 2 * 2 / 13
+    assert a["bytes_down"] == 2 * first["nodes"]["a"]["bytes_down"] > 0
+    metrics = next(one for one in trainer.callbacks if isinstance(one, NodeMetrics))
+    score = metrics.scores["a"]["after_fit"]
+    assert a["after_fit"] == {"perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
+    assert "after_fit" not in second["nodes"]["world"]
+    assert 0 < first["nodes"]["c"]["epsilon"] < second["nodes"]["c"]["epsilon"]
+    assert "epsilon" not in a
+    assert sorted(second["attention"]) == ["north", "south", "world"]
+    assert math.isclose(sum(second["attention"]["north"].values()), 1.0, abs_tol=1e-6)
+    exchange = next(one for one in trainer.callbacks if type(one).__name__ == "ResidualExchange")
+    total = {path: first["routes"].get(path, 0) + second["routes"].get(path, 0) for path in exchange.routes}
+    assert total == dict(exchange.routes)
+    assert sum(second["routes"].values()) > 0
+
+
+def test_a_resumed_run_writes_what_an_undisturbed_one_does(
+    tree: Topology, fit: Make, make_module: Make, whole_method: Make, save_everywhere: Make
+) -> None:
+    saver = save_everywhere("on_train_batch_end", "on_train_epoch_end")
+    whole = fit(tree, [*whole_method(), Record(), saver])
+    expected = without_time(read(whole.folder / "results.json"))
+    for path in saver.saved[2:-1:3]:
+        folder = path.with_suffix("")
+        fit(tree, [*whole_method(), Record()], resume=path, module=make_module(99), default_root_dir=folder)
+        assert without_time(read(folder / "results.json")) == expected, path.name
+
+
+def test_the_seconds_of_all_starts_count(tree: Topology, fit: Make, whole_method: Make, tmp_path: Path) -> None:
+    trainer = fit(tree, [*whole_method(), Record(), LastCheckpoint()])
+    checkpoint = torch.load(LastCheckpoint.path(trainer), weights_only=True)
+    checkpoint["worldlm_seconds"] = 1000.0
+    torch.save(checkpoint, tmp_path / "slow.ckpt")
+    more = fit(tree, [*whole_method(), Record()], resume=tmp_path / "slow.ckpt", max_epochs=3)
+    assert 1000 < read(more.folder / "results.json")["seconds"] < 1300
+
+
+def test_a_run_that_goes_on_without_a_record_has_no_initial_weights(
+    tree: Topology, fit: Make, whole_method: Make
+) -> None:
+    first = fit(tree, [*whole_method(), LastCheckpoint()])
+    more = fit(tree, [*whole_method(), Record()], resume=LastCheckpoint.path(first), max_epochs=3)
+    content = read(more.folder / "results.json")
+    assert content["initial_weights"] is None
+    assert [one["round"] for one in content["rounds"]] == [2]
+
+
+def test_what_was_not_measured_is_missing_and_what_is_no_number_null(
+    tree: Topology, fit: Make, make_data: Make, whole_method: Make
+) -> None:
+    data = make_data()
+    data.nodes = lambda: data.trainer.topology.data_nodes  # nobody knows the bytes of a token
+    trainer = fit(tree, [*whole_method(), Record()], data=data, max_epochs=3, check_val_every_n_epoch=2)
+    content = read(trainer.folder / "results.json")
+    measured = [sorted(one["nodes"]["a"].keys() & {"after_merge", "after_fit"}) for one in content["rounds"]]
+    assert measured == [[], ["after_fit", "after_merge"], ["after_fit", "after_merge"]]
+    assert content["rounds"][1]["nodes"]["a"]["after_fit"]["bits_per_byte"] is None
+
+
+def test_a_digest_tells_names_shapes_and_types_apart() -> None:
+    one = torch.zeros(2, 3)
+    variants = [{"a": one}, {"b": one}, {"a": one.T}, {"a": one.double()}, {"a": one, "b": one}, {"a": one + 1}]
+    assert len({weights_digest(each) for each in variants}) == len(variants)
+    assert weights_digest({"a": one, "b": one + 1}) == weights_digest({"b": one + 1, "a": one})
+    assert weights_digest({"a": torch.arange(6).reshape(2, 3).T}) == weights_digest(
+        {"a": torch.tensor([[0, 3], [1, 4], [2, 5]])}
+    )
+
+
+def test_a_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
+    write_json(tmp_path / "it.json", {"a": 1})
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "it.json", {"a": math.nan})
+    assert read(tmp_path / "it.json") == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["it.json"]

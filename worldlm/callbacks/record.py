@@ -1,0 +1,214 @@
+"""What a run came to, round by round, for programs to read: results.json in the run's folder."""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import LightningModule
+
+from worldlm import __version__
+from worldlm.callbacks.node_metrics import MOMENTS
+from worldlm.callbacks.residual_exchange import ResidualExchange
+from worldlm.callbacks.summary import row
+from worldlm.federation.parameters import Tensors
+from worldlm.federation.program import num_visits
+from worldlm.loop import FederationCallback, WorldTrainer
+from worldlm.topology import Node
+
+FORMAT = 1
+"""Counted up whenever results.json changes its meaning."""
+
+_SECONDS = "worldlm_seconds"
+
+
+class Record(FederationCallback):
+    """Writes `results.json` into the run's folder at the end of every round: strict JSON, whole or not there.
+
+    It says what the run was (seed, tree, digest of the initial weights, text and batches of every data node,
+    versions) and what became of it: for every round and node the figures of the closing table, the attention weights
+    of the federations, and the residuals that found a home. A perplexity of a round in which nothing was evaluated is
+    missing; that of a node that took no part is its last one, for the node is as it was. Figures that are no finite
+    number are null. A run that was interrupted and taken up again writes what one that never stopped would have,
+    but for `seconds`.
+    """
+
+    def __init__(self) -> None:
+        self.rounds: list[dict[str, Any]] = []
+        """What each finished round came to."""
+        self.initial_weights: str | None = None
+        """Digest of the weights that all nodes started from; None where the run goes on from another's checkpoint."""
+        self._goes_on = False
+        self._seconds = 0.0  # before this start
+        self._started = time.monotonic()
+
+    @staticmethod
+    def path(trainer: WorldTrainer) -> Path:
+        """Return where the record of a run lies."""
+        return trainer.folder / "results.json"
+
+    def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        self._started = time.monotonic()
+        if self.initial_weights is None and not self._goes_on:
+            self.initial_weights = weights_digest(trainer.world.states[trainer.topology.root.name].parameters)
+
+    def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        number = trainer.world.round
+        self.rounds = [one for one in self.rounds if one["round"] < number]
+        self.rounds.append(self._round(trainer))
+        self._write(trainer, finished=number + 1 == trainer.max_epochs)
+
+    def on_train_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        self._write(trainer, finished=True)  # also where something else than max_epochs ended it
+
+    # ------------------------------------------------------------------ what is written
+
+    def _round(self, trainer: WorldTrainer) -> dict[str, Any]:
+        before = sum((Counter(one["routes"]) for one in self.rounds), Counter[str]())
+        routes = sum(
+            (one.routes for one in trainer.callbacks if isinstance(one, ResidualExchange)),  # type: ignore[attr-defined]
+            Counter[str](),
+        )
+        states = trainer.world.states
+        return {
+            "round": trainer.world.round,
+            "nodes": {node.name: _figures(trainer, node) for node in trainer.topology.nodes.values()},
+            "attention": {
+                name: {one: _finite(weight) for one, weight in state.attention.items()}
+                for name, state in states.items()
+                if state.attention
+            },
+            "routes": dict(sorted((routes - before).items())),
+        }
+
+    def _write(self, trainer: WorldTrainer, *, finished: bool) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # leaves nothing behind
+        wanted = trainer.max_epochs
+        content = {
+            "format": FORMAT,
+            "finished": finished,
+            "rounds_done": len(self.rounds),
+            "rounds_wanted": wanted if wanted is not None and wanted >= 0 else None,
+            "seed": trainer.seed,
+            "topology": {"name": trainer.topology.name, "root": _tree(trainer.topology.root)},
+            "initial_weights": self.initial_weights,
+            "data_nodes": data_facts(trainer),
+            "versions": {
+                "worldlm": __version__,
+                "torch": torch.__version__,
+                "lightning": lightning.__version__,
+                "python": platform.python_version(),
+            },
+            "seconds": round(self._elapsed(), 3),
+            "rounds": self.rounds,
+        }
+        write_json(self.path(trainer), content)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _elapsed(self) -> float:
+        return self._seconds + time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"initial_weights": self.initial_weights, "rounds": list(self.rounds)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.initial_weights, self.rounds = state_dict["initial_weights"], list(state_dict["rounds"])
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_SECONDS] = self._elapsed()  # beside the state, which is the same however often a run stopped
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._goes_on, self._seconds = True, float(checkpoint.get(_SECONDS, 0.0))
+
+
+def weights_digest(weights: Tensors) -> str:
+    """Return a digest of named tensors: of their names, types, shapes and bytes, in the order of their names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write strict JSON: at any moment `path` is the old file or the new one.
+
+    Raises:
+        ValueError: If the content holds NaN or infinity.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def data_facts(trainer: WorldTrainer) -> dict[str, dict[str, Any]]:
+    """Tell by node what was trained on and how: two runs are comparable where these are the same.
+
+    Returns:
+        By data node `text` (names of the folders of packed text, which end in a digest of their content; null where
+        the data module does not say), `blocks`, `batch_size`, `steps` of one fit and `fits` of one round; and, of
+        nodes with held-out text, `held_out_text` and `held_out_blocks`, those that are evaluated.
+    """
+    loop, fits, facts = trainer.fit_loop, num_visits(trainer.topology), {}
+    for name, loader in loop.loaders.items():
+        facts[name] = {
+            "text": _text(loader.dataset),
+            "blocks": _length(loader.dataset),
+            "batch_size": getattr(loader.batch_sampler, "batch_size", None),
+            "steps": -(-loop.num_batches(name) // trainer.accumulate_grad_batches),
+            "fits": fits.get(name, 0),
+        }
+    held_out = loop.val_loaders()
+    for (name, loader), limit in zip(held_out.items(), trainer.num_val_batches if held_out else (), strict=True):
+        size, blocks = getattr(loader.batch_sampler, "batch_size", None), _length(loader.dataset)
+        used = blocks if size is None or blocks is None or math.isinf(limit) else min(blocks, int(limit) * size)
+        facts.setdefault(name, {}).update(held_out_text=_text(loader.dataset), held_out_blocks=used)
+    return facts
+
+
+def _figures(trainer: WorldTrainer, node: Node) -> dict[str, Any]:
+    found, figures = row(trainer, node), dict[str, Any]()
+    for moment in MOMENTS:
+        if moment in found and (moment == MOMENTS[0] or trainer.fit_loop.evaluates):
+            figures[moment] = {
+                "perplexity": _finite(found[moment]),
+                "bits_per_byte": _finite(found.get(f"{moment} bits", math.nan)),
+            }
+    names = {"tokens": "tokens", "passes": "passes", "epsilon": "epsilon", "example epsilon": "example_epsilon"}
+    figures |= {ours: _finite(found[theirs]) for theirs, ours in names.items() if theirs in found}
+    figures |= {f"bytes_{way}": round(found[f"MB {way}"] * 1e6) for way in ("down", "up") if f"MB {way}" in found}
+    return figures
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _tree(node: Node) -> dict[str, Any]:
+    return {"name": node.name, "corpus": node.corpus, "children": [_tree(child) for child in node.children]}
+
+
+def _text(blocks: Any) -> list[str] | None:
+    parts = getattr(blocks, "parts", (blocks,))
+    paths = [getattr(getattr(part, "packed", None), "path", None) for part in parts]
+    names = [Path(path).parent.name if path is not None else "" for path in paths]
+    return names if all(names) else None
+
+
+def _length(dataset: Any) -> int | None:
+    return len(dataset) if hasattr(dataset, "__len__") else None

@@ -1,0 +1,184 @@
+"""Pictures of a comparison, each a pure function from records to a figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+
+from worldlm.compare.records import Moment, RunRecord, by_method, common_nodes
+from worldlm.compare.table import MOMENTS, Spread, spread
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c8c")
+"""By Okabe and Ito: told apart whatever colours one sees."""
+_STYLES = dict(zip(MOMENTS, ("solid", "dotted"), strict=True))
+_MARKERS = (None, "o", "s", "^")
+"""Of the first methods, and of those for which no colour is left."""
+_INCHES, _DPI = 10.0, 120  # 1200 pixels wide
+
+
+def draw_all(records: Sequence[RunRecord]) -> dict[str, Figure]:
+    """Return all pictures that the records have something for, by name."""
+    figures = {"perplexity_by_round": by_round(records), "perplexity_by_megabytes": by_megabytes(records)}
+    for method, group in by_method(records).items():
+        if any(one["attention"] for record in group for one in record.rounds):
+            figures[f"attention_{method}"] = attention(group)
+    return figures
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture as PNG and as SVG.
+
+    Args:
+        figure: The picture.
+        path: Where to, without a suffix.
+    """
+    with matplotlib.rc_context({"svg.hashsalt": "worldlm"}):  # the same picture is the same file
+        figure.savefig(path.with_name(f"{path.name}.png"), dpi=_DPI)
+        figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
+
+
+def by_round(records: Sequence[RunRecord]) -> Figure:
+    """Draw perplexity by round, a panel for each node: after_merge solid, after_fit dotted.
+
+    Lines are means over seeds; the band around after_merge is a standard deviation to either side.
+    """
+    nodes = common_nodes(records)
+    columns = min(math.ceil(math.sqrt(len(nodes))), 3)
+    lines = math.ceil(len(nodes) / columns)
+    figure = Figure(figsize=(_INCHES, 1.0 + 3.2 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
+    for node, axes in zip(nodes, panels, strict=False):
+        for (method, group), look in zip(by_method(records).items(), _looks(), strict=False):
+            for moment in MOMENTS:
+                curve = mean_curve([one.series(node, moment) for one in group])
+                _draw_curve(axes, curve, look, moment, method if moment == MOMENTS[0] else None)
+        axes.set_title(node)
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _scale(axes)
+    for axes in panels[len(nodes) :]:
+        axes.set_axis_off()
+    for i in range(0, len(nodes), columns):
+        panels[i].set_ylabel("perplexity")
+    several = any(len(group) > 1 for group in by_method(records).values())
+    _legend(figure, panels[0], "held-out perplexity by round", "; band: standard deviation" if several else "")
+    return figure
+
+
+def by_megabytes(records: Sequence[RunRecord]) -> Figure:
+    """Draw the mean perplexity over data nodes against what was moved; a method that moves nothing is a level line."""
+    nodes = common_nodes(records)
+    figure = Figure(figsize=(_INCHES, 5.6), layout="constrained")
+    axes = figure.subplots()
+    for (method, group), look in zip(by_method(records).items(), _looks(), strict=False):
+        moved = mean_curve([one.megabytes() for one in group])
+        for moment in MOMENTS:
+            curve = mean_curve([_mean_over_nodes(one, nodes, moment) for one in group])
+            shared = sorted(curve.keys() & moved.keys())
+            label, style = method if moment == MOMENTS[0] else None, _STYLES[moment]
+            if shared and not any(figure.mean for figure in moved.values()):
+                axes.axhline(curve[shared[-1]].mean, **look, linestyle=style, label=label)
+                continue
+            x, y = [moved[one].mean for one in shared], [curve[one].mean for one in shared]
+            axes.plot(x, y, **look, linestyle=style, label=label)
+    axes.set_xlabel("MB moved over all edges")
+    axes.set_ylabel("perplexity, mean over data nodes")
+    _scale(axes)
+    _legend(figure, axes, "held-out perplexity by traffic")
+    return figure
+
+
+def attention(group: Sequence[RunRecord]) -> Figure:
+    """Draw a method's attention weights by round, a panel for each federation, as means over seeds."""
+    federations: dict[str, list[str]] = {}
+    for one in (one for record in group for one in record.rounds):
+        for name, weights in one["attention"].items():
+            known = federations.setdefault(name, [])
+            known += [child for child in weights if child not in known]
+    heights = [len(children) for children in federations.values()]
+    figure = Figure(figsize=(_INCHES, 1.2 + sum(0.7 + 0.4 * height for height in heights)), layout="constrained")
+    panels = figure.subplots(len(federations), 1, squeeze=False, height_ratios=heights).flatten().tolist()
+    rounds = sorted({one["round"] + 1 for record in group for one in record.rounds})
+    for (name, children), axes in zip(federations.items(), panels, strict=True):
+        grid = [[_weight(group, number, name, child) for number in rounds] for child in children]
+        edges = (rounds[0] - 0.5, rounds[-1] + 0.5, len(children) - 0.5, -0.5)
+        image = axes.imshow(grid, aspect="auto", extent=edges, vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
+        axes.set_yticks(range(len(children)), children)
+        axes.set_title(f"{name} attends to", loc="left", fontsize="medium")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[-1].set_xlabel("round")
+    figure.colorbar(image, ax=panels, label="attention weight", fraction=0.04)
+    figure.suptitle(f"{group[0].method}: attention of the federations, mean over {len(group)} seeds")
+    return figure
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+def mean_curve(curves: Sequence[dict[int, float]]) -> dict[int, Spread]:
+    """Return mean and standard deviation by round, for the rounds that all curves have."""
+    shared = [x for x in curves[0] if all(x in curve for curve in curves)]
+    found = {x: spread(curve[x] for curve in curves) for x in shared}
+    return {x: one for x, one in found.items() if one is not None}
+
+
+def _mean_over_nodes(record: RunRecord, nodes: Sequence[str], moment: Moment) -> dict[int, float]:
+    return {x: one.mean for x, one in mean_curve([record.series(node, moment) for node in nodes]).items()}
+
+
+def _weight(group: Sequence[RunRecord], number: int, federation: str, child: str) -> float:
+    weights = [
+        one["attention"].get(federation, {}).get(child)
+        for record in group
+        for one in record.rounds
+        if one["round"] + 1 == number
+    ]
+    found = spread(weights)
+    return math.nan if found is None else found.mean
+
+
+# ---------------------------------------------------------------------- strokes
+
+
+def _looks() -> list[dict[str, Any]]:
+    """Return what tells methods apart, in their order."""
+    return [
+        {"color": colour, "marker": marker, "markersize": 4, "markevery": 0.1, "linewidth": 1.4}
+        for marker in _MARKERS
+        for colour in COLOURS
+    ]
+
+
+def _draw_curve(axes: Axes, curve: dict[int, Spread], look: dict[str, Any], moment: Moment, label: str | None) -> None:
+    x, means = list(curve), [one.mean for one in curve.values()]
+    axes.plot(x, means, **{**look, "marker": "o"} if len(x) == 1 else look, linestyle=_STYLES[moment], label=label)
+    if moment == MOMENTS[0] and any(one.deviation for one in curve.values()):
+        low = [one.mean - (one.deviation or 0.0) for one in curve.values()]
+        high = [one.mean + (one.deviation or 0.0) for one in curve.values()]
+        axes.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+
+
+def _scale(axes: Axes) -> None:
+    """Take a logarithmic axis where perplexities differ by more than four times, with plain numbers on it."""
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    low, high = axes.dataLim.intervaly
+    if not 0 < 4 * low < high:
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Figure, axes: Axes, title: str, more: str = "") -> None:
+    figure.suptitle(f"{title}: solid after_merge, dotted after_fit{more}")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
