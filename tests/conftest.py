@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -38,3 +40,27 @@ class Recorder(Logger):
 def recorder() -> Recorder:
     """A logger for `logger=`."""
     return Recorder()
+
+
+@pytest.fixture(scope="module")
+def reading() -> Iterator[Any]:
+    """Yield the command line up to where it would build anything; making its parser is what takes the time."""
+    from worldlm.run import RecipeCLI
+    from worldlm.topology import find_file
+
+    class Reading(RecipeCLI):
+        def instantiate_classes(self) -> None:
+            pass
+
+        def after_instantiate_classes(self) -> None:
+            pass
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            pass
+
+    base = find_file("recipes", "quickstart")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+        patch.setenv("PL_GLOBAL_SEED", "0")
+        patch.setattr(sys, "argv", ["worldlm", "fit", "--recipe", str(base)])
+        yield Reading([base])

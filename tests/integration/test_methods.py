@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from worldlm.cli import main
 from worldlm.loop import FederationCallback
 from worldlm.loop.trainer import check_settings
 from worldlm.recipe import read_recipe
-from worldlm.run import RecipeCLI
 from worldlm.topology import find_file, load_topology, steps_per_round
 
 BASES = ("quickstart", "pile_tiny")
@@ -27,30 +25,7 @@ PARTS = {"backbone", "keys", "values"}
 PERSONAL = {"local", "fedper", "fedper_tree", "worldlm", "worldlm_without_residuals", "worldlm_without_attention"}
 
 
-class Reading(RecipeCLI):
-    """The command line up to where it would build anything."""
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def after_instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def reading() -> Iterator[Reading]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-        patch.setenv("PL_GLOBAL_SEED", "0")
-        base = find_file("recipes", "quickstart")
-        patch.setattr(sys, "argv", ["worldlm", "fit", "--recipe", str(base)])
-        yield Reading([base])
-
-
-def laid(cli: Reading, *recipes: str, given: tuple[str, ...] = ()) -> Any:
+def laid(cli: Any, *recipes: str, given: tuple[str, ...] = ()) -> Any:
     """The settings that recipes come to, laid over one another."""
     paths = [find_file("recipes", name) for name in recipes]
     for path in paths:
@@ -59,7 +34,7 @@ def laid(cli: Reading, *recipes: str, given: tuple[str, ...] = ()) -> Any:
     return cli.parser.parse_args(["fit", *arguments, *given]).fit
 
 
-def build(cli: Reading, settings: Any) -> Any:
+def build(cli: Any, settings: Any) -> Any:
     """The trainer that settings come to."""
     options = settings.clone()
     options.trainer.logger = False
@@ -76,7 +51,7 @@ def ours(trainer: Any) -> list[FederationCallback]:
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_over_a_recipe(base: str, method: str, reading: Reading) -> None:
+def test_a_method_over_a_recipe(base: str, method: str, reading: Any) -> None:
     """Nothing is left of the recipe's own callbacks; model, text and steps are the recipe's."""
     plain, over = laid(reading, base), laid(reading, base, f"methods/{method}")
     listed = [
@@ -100,7 +75,7 @@ def test_a_method_over_a_recipe(base: str, method: str, reading: Reading) -> Non
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_privacy_over_every_method(method: str, reading: Reading) -> None:
+def test_privacy_over_every_method(method: str, reading: Any) -> None:
     over = laid(reading, "pile_tiny", f"methods/{method}", "methods/private")
     assert over.federation.settings == {
         "num_local_steps": 25,
@@ -119,14 +94,14 @@ def test_privacy_over_every_method(method: str, reading: Reading) -> None:
         check_settings(load_topology("pile_three_level", asking), ours(trainer))
 
 
-def test_the_order_of_fragments_does_not_matter(reading: Reading) -> None:
+def test_the_order_of_fragments_does_not_matter(reading: Any) -> None:
     one = laid(reading, "pile_tiny", "methods/fedper", "methods/private")
     other = laid(reading, "pile_tiny", "methods/private", "methods/fedper")
     assert one.federation == other.federation
     assert one.trainer == other.trainer
 
 
-def test_the_command_line_wins_over_a_fragment(reading: Reading) -> None:
+def test_the_command_line_wins_over_a_fragment(reading: Any) -> None:
     given = ("--federation.shape", "tree", "--federation.settings.num_local_steps", "7")
     over = laid(reading, "pile_tiny", "methods/fedavg", "methods/private", given=given).federation
     assert (over.shape, over.settings["num_local_steps"], set(over.settings)) == (
@@ -136,7 +111,7 @@ def test_the_command_line_wins_over_a_fragment(reading: Reading) -> None:
     )
 
 
-def test_servers(reading: Reading) -> None:
+def test_servers(reading: Any) -> None:
     """Every server optimizer takes its arguments as a recipe writes them, and is the one that is meant."""
 
     def server(method: str) -> tuple[str, dict[str, Any]]:

@@ -5,7 +5,6 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +30,6 @@ LARGE = {  # as rounded in millions
     "mc4_250m": 277.0,
 }
 NUM_TOKENS = {"bytes": 257, "EleutherAI/gpt-neox-20b": 50_277, "FacebookAI/xlm-roberta-base": 250_002}
-
-
-class Reading(RecipeCLI):
-    """The command line up to where it would build anything."""
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def after_instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
 
 
 class Built:
@@ -78,14 +64,9 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def recipes() -> Iterator[dict[str, Any]]:
-    """All recipes, built through one parser: making it is what takes the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-        patch.setattr(sys, "argv", ["worldlm", "fit", "--recipe", str(RECIPES["quickstart"])])
-        patch.setenv("PL_GLOBAL_SEED", "0")
-        cli = Reading([RECIPES["quickstart"]])
-        yield {name: Built(cli, name) for name in RECIPES}
+def recipes(reading: Any) -> dict[str, Any]:
+    """All recipes, built through one parser."""
+    return {name: Built(reading, name) for name in RECIPES}
 
 
 @pytest.mark.parametrize("path", TOPOLOGIES, ids=lambda path: path.stem)
