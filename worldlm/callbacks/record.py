@@ -189,8 +189,10 @@ def _figures(trainer: WorldTrainer, node: Node) -> dict[str, Any]:
                 "perplexity": _finite(found[moment]),
                 "bits_per_byte": _finite(found.get(f"{moment} bits", math.nan)),
             }
-    names = {"tokens": "tokens", "passes": "passes", "epsilon": "epsilon", "example epsilon": "example_epsilon"}
-    figures |= {ours: _finite(found[theirs]) for theirs, ours in names.items() if theirs in found}
+    figures |= {name: _finite(found[name]) for name in ("tokens", "passes") if name in found}
+    # the last bits of what an accountant integrates depend on the number of threads
+    epsilons = {"epsilon": "epsilon", "example epsilon": "example_epsilon"}
+    figures |= {ours: _finite(round(found[theirs], 9)) for theirs, ours in epsilons.items() if theirs in found}
     figures |= {f"bytes_{way}": round(found[f"MB {way}"] * 1e6) for way in ("down", "up") if f"MB {way}" in found}
     return figures
 
