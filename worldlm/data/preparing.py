@@ -104,8 +104,7 @@ def open_prepared(request: Request, tokenizer: Tokenizer, cache_dir: str | Path)
     Raises:
         ValueError: If it is not there.
     """
-    folder = folder_of(request, tokenizer, cache_dir)
-    return {split: PackedCorpus.open(folder / f"{split}.bin") for split in ("train", "validation")}
+    return open_folder(folder_of(request, tokenizer, cache_dir), verify=False)
 
 
 def _fill(missing: Mapping[Path, Request], tokenizer: Tokenizer) -> None:
