@@ -202,7 +202,13 @@ def _finite(value: float) -> float | None:
 
 
 def _tree(node: Node) -> dict[str, Any]:
-    return {"name": node.name, "corpus": node.corpus, "children": [_tree(child) for child in node.children]}
+    privacy = node.settings.privacy
+    return {
+        "name": node.name,
+        "corpus": node.corpus,
+        "noise_multiplier": None if privacy is None else privacy.noise_multiplier,
+        "children": [_tree(child) for child in node.children],
+    }
 
 
 def _text(blocks: Any) -> list[str] | None:

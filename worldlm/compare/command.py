@@ -120,8 +120,9 @@ def report(records: Sequence[RunRecord], target: Path) -> None:
 
 
 _LEGEND = (
-    "Perplexity per token on held-out text, mean over the data nodes, ± standard deviation over seeds; by node",
-    "after_merge / after_fit; tokens of all nodes, MB over all edges both ways, the largest epsilon, wall seconds.",
+    "Perplexity per token on held-out text, mean over the data nodes, ± standard deviation over seeds; best after_fit:",
+    "of each node at the round in which it was best, as if stopped there; by node after_merge / after_fit; tokens of",
+    "all nodes, MB over all edges both ways, the largest epsilon, wall seconds.",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from worldlm.compare.table import MOMENTS, Spread, spread
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c8c")
 """By Okabe and Ito: told apart whatever colours one sees."""
 _STYLES = dict(zip(MOMENTS, ("solid", "dotted"), strict=True))
+_TOLD = ": solid after_merge, dotted after_fit"
 _MARKERS = (None, "o", "s", "^")
 """Of the first methods, and of those for which no colour is left."""
 _INCHES, _DPI = 10.0, 120  # 1200 pixels wide
@@ -29,6 +31,12 @@ def draw_all(records: Sequence[RunRecord]) -> dict[str, Figure]:
     for method, group in by_method(records).items():
         if any(one["attention"] for record in group for one in record.rounds):
             figures[f"attention_{method}"] = attention(group)
+        if any(record.routes for record in group):
+            figures[f"residuals_{method}"] = residuals(group)
+    if len({one.topology for one in records}) > 1 and len({one.root for one in records}) == 1:
+        figures["perplexity_by_topology"] = by_round(records, [records[0].root, *common_nodes(records)])
+    if any(one.noise_multiplier is not None for one in records):
+        figures["perplexity_by_noise"] = by_noise(records)
     return figures
 
 
@@ -44,12 +52,13 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
 
 
-def by_round(records: Sequence[RunRecord]) -> Figure:
+def by_round(records: Sequence[RunRecord], nodes: Sequence[str] = ()) -> Figure:
     """Draw perplexity by round, a panel for each node: after_merge solid, after_fit dotted.
 
-    Lines are means over seeds; the band around after_merge is a standard deviation to either side.
+    Lines are means over seeds; the band around after_merge is a standard deviation to either side. The nodes are by
+    default the data nodes that all runs have.
     """
-    nodes = common_nodes(records)
+    nodes = nodes or common_nodes(records)
     columns = min(math.ceil(math.sqrt(len(nodes))), 3)
     lines = math.ceil(len(nodes) / columns)
     figure = Figure(figsize=(_INCHES, 1.0 + 3.2 * lines), layout="constrained")
@@ -68,7 +77,7 @@ def by_round(records: Sequence[RunRecord]) -> Figure:
     for i in range(0, len(nodes), columns):
         panels[i].set_ylabel("perplexity")
     several = any(len(group) > 1 for group in by_method(records).values())
-    _legend(figure, panels[0], "held-out perplexity by round", "; band: standard deviation" if several else "")
+    _legend(figure, panels[0], f"held-out perplexity by round{_TOLD}{'; band: standard deviation' if several else ''}")
     return figure
 
 
@@ -91,7 +100,7 @@ def by_megabytes(records: Sequence[RunRecord]) -> Figure:
     axes.set_xlabel("MB moved over all edges")
     axes.set_ylabel("perplexity, mean over data nodes")
     _scale(axes)
-    _legend(figure, axes, "held-out perplexity by traffic")
+    _legend(figure, axes, f"held-out perplexity by traffic{_TOLD}")
     return figure
 
 
@@ -119,7 +128,59 @@ def attention(group: Sequence[RunRecord]) -> Figure:
     return figure
 
 
+def by_noise(records: Sequence[RunRecord]) -> Figure:
+    """Draw the mean perplexity over data nodes after the last round against the noise, a line for each method.
+
+    What stands before the first `+` of a method's name is the method; where it was run without privacy too, that is a
+    level line, dashed.
+    """
+    nodes = common_nodes(records)
+    figure = Figure(figsize=(_INCHES, 5.6), layout="constrained")
+    axes = figure.subplots()
+    families: dict[str, dict[float | None, list[RunRecord]]] = {}
+    for one in records:
+        family = families.setdefault(one.method.partition("+")[0], {})
+        family.setdefault(one.noise_multiplier, []).append(one)
+    for (method, groups), look in zip(families.items(), _looks(), strict=False):
+        found = {
+            noise: spread(_mean_over_nodes(one, nodes, "after_merge")[len(one.rounds)] for one in group)
+            for noise, group in groups.items()
+        }
+        noisy = sorted((noise, one.mean) for noise, one in found.items() if noise is not None and one is not None)
+        axes.plot(*zip(*noisy, strict=True), **{**look, "marker": "o", "markevery": 1}, label=method) if noisy else None
+        if (plain := found.get(None)) is not None:
+            axes.axhline(plain.mean, **look, linestyle="dashed", label=None if noisy else method)
+    axes.set_xscale("symlog", linthresh=min((one for one in _noises(records) if one > 0), default=1.0))
+    axes.set_xticks(_noises(records), [f"{one:g}" for one in _noises(records)])
+    axes.set_xlabel("noise multiplier; 0 only clips; dashed: without privacy")
+    axes.set_ylabel("perplexity after_merge, mean over data nodes")
+    _scale(axes)
+    _legend(figure, axes, "held-out perplexity under update-level privacy")
+    return figure
+
+
+def residuals(group: Sequence[RunRecord]) -> Figure:
+    """Draw which homes a method's residuals found, by origin: how many in all rounds, as means over seeds."""
+    counts = sum((one.routes for one in group), Counter[tuple[str, str]]())
+    origins, homes = sorted({origin for origin, _ in counts}), sorted({home for _, home in counts})
+    grid = [[counts[origin, home] / len(group) for home in homes] for origin in origins]
+    figure = Figure(figsize=(_INCHES, 1.6 + 0.6 * len(origins)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(grid, aspect="auto", vmin=0, cmap="cividis")
+    axes.set_xticks(range(len(homes)), homes)
+    axes.set_yticks(range(len(origins)), origins)
+    axes.set_xlabel("went to")
+    axes.set_ylabel("residual of")
+    figure.colorbar(image, ax=axes, label="residuals a run")
+    figure.suptitle(f"{group[0].method}: where residuals found a home, mean over {len(group)} seeds")
+    return figure
+
+
 # ---------------------------------------------------------------------- numbers
+
+
+def _noises(records: Sequence[RunRecord]) -> list[float]:
+    return sorted({one.noise_multiplier for one in records if one.noise_multiplier is not None})
 
 
 def mean_curve(curves: Sequence[dict[int, float]]) -> dict[int, Spread]:
@@ -178,7 +239,7 @@ def _scale(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Figure, axes: Axes, title: str, more: str = "") -> None:
-    figure.suptitle(f"{title}: solid after_merge, dotted after_fit{more}")
+def _legend(figure: Figure, axes: Axes, title: str) -> None:
+    figure.suptitle(title)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)

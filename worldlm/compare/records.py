@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,32 @@ class RunRecord:
         """Names of the nodes that have a corpus, in the order of the tree."""
         return [node["name"] for node in _walk(self.content["topology"]["root"]) if node["corpus"] is not None]
 
+    @property
+    def topology(self) -> str:
+        """Name of the topology."""
+        return str(self.content["topology"]["name"])
+
+    @property
+    def root(self) -> str:
+        """Name of the root."""
+        return str(self.content["topology"]["root"]["name"])
+
+    @property
+    def noise_multiplier(self) -> float | None:
+        """The largest that update-level privacy asks for at a node; None where it is asked for at none."""
+        found = (node.get("noise_multiplier") for node in _walk(self.content["topology"]["root"]))
+        return max((float(one) for one in found if one is not None), default=None)
+
+    @property
+    def routes(self) -> Counter[tuple[str, str]]:
+        """How many residuals of each origin found each home."""
+        found: Counter[tuple[str, str]] = Counter()
+        for one in self.rounds:
+            for path, number in one["routes"].items():
+                origin, _, home = path.partition(" > ")
+                found[origin, home] += number
+        return found
+
     def series(self, node: str, moment: Moment, measure: str = "perplexity") -> dict[int, float]:
         """Return a node's scores by round, counted from 1; rounds without one are left out."""
         found = {}
@@ -63,6 +90,10 @@ class RunRecord:
         """Return a node's last score; None if there is none."""
         series = self.series(node, moment, measure)
         return series[max(series)] if series else None
+
+    def best(self, node: str, moment: Moment, measure: str = "perplexity") -> float | None:
+        """Return a node's lowest score of all rounds: what stopping it early would have kept; None if there is none."""
+        return min(self.series(node, moment, measure).values(), default=None)
 
     def tokens(self, node: str) -> int:
         """Return the tokens that a node trained on; 0 if it did not."""
@@ -138,6 +169,8 @@ def is_finished(folder: Path) -> bool:
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     """Read the finished runs in folders: of one run, of its version_N, or of a whole comparison.
 
+    A method that was run on several topologies is told apart by the topology's name.
+
     Raises:
         LinesError: If a folder holds none, a run is not finished, or two have one method and seed.
     """
@@ -147,6 +180,12 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
         if not found:
             raise LinesError([f"{folder}: no {RESULTS} there, nor in a run's folder below"])
         records += [RunRecord(method=_method(one), folder=one, content=read_results(path)) for one, path in found]
+    trees: dict[str, set[str]] = {}
+    for one in records:
+        trees.setdefault(one.method, set()).add(one.topology)
+    records = [
+        replace(one, method=f"{one.method} on {one.topology}") if len(trees[one.method]) > 1 else one for one in records
+    ]
     wrong = [f"{one.folder}: not finished" for one in records if not one.content["finished"]]
     seen: dict[tuple[str, int], RunRecord] = {}
     for one in records:

@@ -34,7 +34,8 @@ class MethodRow:
     num_seeds: int
     """Over how many runs."""
     figures: dict[str, Spread | None]
-    """After_merge, after_fit and their bits per byte: means over data nodes. `NODE after_merge`: of one."""
+    """After_merge, after_fit and their bits per byte: means over data nodes; best after_fit: the same, of each node at
+    the round in which it was best. `NODE after_merge`: of one."""
 
 
 MOMENTS: tuple[Moment, Moment] = ("after_merge", "after_fit")
@@ -74,6 +75,7 @@ def _row(method: str, group: Sequence[RunRecord], nodes: Sequence[str]) -> Metho
         figures[moment] = spread(_over_nodes(one, nodes, moment, "perplexity") for one in group)
     for moment in MOMENTS:
         figures[f"{moment} {_BITS}"] = spread(_over_nodes(one, nodes, moment, "bits_per_byte") for one in group)
+    figures["best after_fit"] = spread(_mean(one.best(node, "after_fit") for node in nodes) for one in group)
     for node in nodes:
         for moment in MOMENTS:
             figures[f"{node} {moment}"] = spread(one.last(node, moment) for one in group)
@@ -88,7 +90,11 @@ def _row(method: str, group: Sequence[RunRecord], nodes: Sequence[str]) -> Metho
 
 
 def _over_nodes(record: RunRecord, nodes: Sequence[str], moment: Moment, measure: str) -> float | None:
-    found = spread(record.last(node, moment, measure) for node in nodes)
+    return _mean(record.last(node, moment, measure) for node in nodes)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = spread(values)
     return None if found is None else found.mean
 
 

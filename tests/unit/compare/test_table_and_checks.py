@@ -61,13 +61,13 @@ def test_the_table_as_text(record: Make) -> None:
     table = rows([record("z", 1), record("z", 2, (10.0, 6.0), (6.0, 4.0)), record("a", 1)])
     assert [row.method for row in table] == ["z", "a"]  # as given
     lines = markdown(table).splitlines()
-    bits = "after_merge bits per byte | after_fit bits per byte"
+    bits = "after_merge bits per byte | after_fit bits per byte | best after_fit"
     assert lines[0] == f"| method | seeds | after_merge | after_fit | {bits} | a | b | tokens | MB moved | seconds |"
     assert lines[2] == (
-        "| z | 2 | 7.00 ± 1.41 | 4.50 ± 0.71 | 1.750 ± 0.354 | 1.125 ± 0.177 "
+        "| z | 2 | 7.00 ± 1.41 | 4.50 ± 0.71 | 1.750 ± 0.354 | 1.125 ± 0.177 | 4.50 ± 0.71 "
         "| 9.00 / 6.00 | 5.00 / 3.00 | 2,000 | 12.0 | 60 |"
     )
-    assert lines[3] == "| a | 1 | 6.00 | 4.00 | 1.500 | 1.000 | 8.00 / 6.00 | 4.00 / 2.00 | 2,000 | 12.0 | 60 |"
+    assert lines[3] == "| a | 1 | 6.00 | 4.00 | 1.500 | 1.000 | 4.00 | 8.00 / 6.00 | 4.00 / 2.00 | 2,000 | 12.0 | 60 |"
     assert cells(table)[1][0] == [cell.strip() for cell in lines[2].strip("| ").split("|")]
     read = list(csv.DictReader(io.StringIO(comma_separated(table))))
     assert float(read[0]["after_merge deviation"]) == math.sqrt(2.0)
