@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldlm.callbacks import Averaging, UpdatePrivacy
+from worldlm.callbacks import AttentionAggregation, Averaging, UpdatePrivacy
+from worldlm.federation.attention import similarities
 from worldlm.federation.parameters import PARTS, clone
+from worldlm.federation.schedule import in_round
 from worldlm.loop import FederationCallback
 from worldlm.topology import Topology
 
@@ -91,3 +94,78 @@ def test_a_private_update_is_counted_from_what_the_parent_sent(tree: Topology, f
     callbacks = [Averaging(parts=PARTS, leaf_download_rate=0.5), Last(), UpdatePrivacy()]
     fit(tree, callbacks, logger=recorder)
     assert recorder.last("c/update_norm") == pytest.approx(uploads["norm"], rel=1e-5)
+
+
+# ---------------------------------------------------------------------- as far as attention says
+
+
+@pytest.mark.parametrize("granularity", ["model", "block"])
+@pytest.mark.parametrize("similarity", ["cosine", "distance"])
+@pytest.mark.parametrize("own", [None, 0.5])
+def test_attention_says_how_far_a_node_moves(
+    own: float | None, similarity: Any, granularity: Any, tree: Topology, fit: Make, recorder: Any
+) -> None:
+    """The weight of the parent's keys beside a node's own, before either has moved, times the rate of the round."""
+    before, sent, after = Around(), Around(sent=True), Around()
+    options = {"similarity": similarity, "granularity": granularity}
+    attention = AttentionAggregation(temperature=0.3, self_similarity=own, **options)
+    averaging = Averaging(download_rate=(1.0, 0.2), leaf_download_rate=0.4, attentive=True)
+    trainer = fit(tree, [before, sent, averaging, after, attention, UpdatePrivacy()], logger=recorder, max_epochs=3)
+    world, weights = trainer.world, set()
+    for (number, name), mine in before.seen.items():
+        query = {key: mine[key] for key, part in world.partition.items() if part == "keys"}
+        start = {key: world.reference[key] for key in query}
+        ours, theirs = (similarities(query, keys, start, **options) for keys in (query, sent.seen[number, name]))
+        if own is not None:
+            ours = {block: own if value else 0.0 for block, value in ours.items()}
+        shares = [1 / (1 + math.exp((ours[block] - theirs[block]) / 0.3)) for block in ours]
+        weight = sum(shares) / len(shares)
+        rate = weight * (0.4 if name in "abcd" else (1.0, 0.6, 0.2)[number])
+        weights.add(round(weight, 6))
+        for key in (key for key, part in world.partition.items() if part == "backbone"):
+            expected = mine[key] + rate * (sent.seen[number, name][key] - mine[key])
+            torch.testing.assert_close(after.seen[number, name][key], expected, rtol=1e-5, atol=1e-7)
+        if number == 2:
+            assert recorder.last(f"{name}/download_rate") == pytest.approx(rate)
+    assert 0.5 in weights  # all alike before anything was learnt
+    assert len(weights) > 2
+
+
+def test_keys_and_values_move_part_of_the_way_too(tree: Topology, fit: Make) -> None:
+    before, sent, after = Around(), Around(sent=True), Around()
+    attention = AttentionAggregation(temperature=1e6, download_rate=(1.0, 0.5), leaf_download_rate=(0.5, 0.25))
+    trainer = fit(tree, [before, sent, attention, after, UpdatePrivacy()])
+    rates = {"federation": (1.0, 0.5), "leaf": (0.5, 0.25)}
+    moved = 0
+    for (number, name), own in before.seen.items():
+        rate = rates["leaf" if name in "abcd" else "federation"][number] / 2  # half is its own, at this temperature
+        for key in (key for key, part in trainer.world.partition.items() if part != "backbone"):
+            expected = own[key] + rate * (sent.seen[number, name][key] - own[key])
+            torch.testing.assert_close(after.seen[number, name][key], expected, rtol=1e-5, atol=1e-6)
+            moved += not torch.equal(after.seen[number, name][key], own[key])
+    assert moved > 0
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        (lambda: [Averaging(attentive=True)], "needs an AttentionAggregation among trainer.callbacks"),
+        (lambda: [Averaging(attentive=True), AttentionAggregation(downward=False)], "with downward: true"),
+        (lambda: [AttentionAggregation(), Averaging(attentive=True)], "must come before the AttentionAggregation"),
+    ],
+)
+def test_attention_must_be_there_to_be_asked(callbacks: Any, message: str, tree: Topology, fit: Make) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(tree, [*callbacks(), UpdatePrivacy()])
+
+
+def test_a_rate_that_moves_needs_an_end(tree: Topology, fit: Make) -> None:
+    with pytest.raises(ValueError, match=r"a rate of \[1.0, 0.1\] moves towards the last round: .*max_epochs"):
+        fit(tree, [Averaging(download_rate=(1.0, 0.1)), UpdatePrivacy()], max_epochs=-1)
+
+
+def test_rates_of_rounds_by_hand() -> None:
+    assert [in_round((1.0, 0.1), number, 4) for number in range(4)] == pytest.approx([1.0, 0.7, 0.4, 0.1])
+    assert in_round((1.0, 0.1), 0, 1) == 1.0
+    assert in_round((1.0, 0.1), 9, 4) == pytest.approx(0.1)  # a run that goes on beyond what was planned
+    assert in_round(0.3, 5, None) == 0.3

@@ -2,11 +2,15 @@
 
 from typing import Any, Literal, TypeAlias
 
+from lightning.pytorch import LightningModule
+
+from worldlm.callbacks.averaging import Averaging
 from worldlm.callbacks.scalars import log_scalars
 from worldlm.federation.attention import Attended, Granularity, KeyValue, Similarity, attend
-from worldlm.federation.averaging import weighted_mean
+from worldlm.federation.averaging import move_towards_, weighted_mean
 from worldlm.federation.messages import Download, Upload
-from worldlm.federation.parameters import Part, Tensors, copy_
+from worldlm.federation.parameters import Part, Tensors
+from worldlm.federation.schedule import Rate, check_rate, in_round
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 
 Query: TypeAlias = Literal["own", "mean"]
@@ -23,12 +27,19 @@ class AttentionAggregation(FederationCallback):
         temperature: Above 0; small is selective, large averages.
         query: What a federation asks with, upward: the `mean` of its participants' keys, or its `own` keys of the last
             round. Those are mostly the keys of the child that was heard most, which is then heard more and more.
-        similarity: `cosine` or `dot` of what was learnt since the common initial keys.
+        similarity: `cosine`, `dot` or `distance` of what was learnt since the common initial keys.
         granularity: One weight per candidate for the whole `model`, or one per `block`.
         downward: Whether children attend to their parent's layers.
+        self_similarity: How like itself a node counts its own layers when it attends downward. By default as they are:
+            with `cosine` that is 1, and nobody else comes near it, however much there is to learn. Less lets a node
+            follow a parent that is more like it than this, and keep its own beside one that is less.
+        download_rate: How far a federation moves, on download, from its own layers to what it attended to; above 0, at
+            most 1, which takes it. Two are those of the first and of the last round.
+        leaf_download_rate: The same for a leaf.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or a rate moves in a run without an end; or if an attentive
+            `Averaging` comes after this, when the keys have moved, or there is no downward attention for it.
     """
 
     parts: frozenset[Part] = frozenset({"keys", "values"})
@@ -40,13 +51,16 @@ class AttentionAggregation(FederationCallback):
         similarity: Similarity = "cosine",
         granularity: Granularity = "model",
         downward: bool = True,
+        self_similarity: float | None = None,
+        download_rate: Rate = 1.0,
+        leaf_download_rate: Rate = 1.0,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if query not in ("own", "mean"):
             raise ValueError(f"query must be own or mean, got {query!r}")
-        if similarity not in ("cosine", "dot"):
-            raise ValueError(f"similarity must be cosine or dot, got {similarity!r}")
+        if similarity not in ("cosine", "dot", "distance"):
+            raise ValueError(f"similarity must be cosine, dot or distance, got {similarity!r}")
         if granularity not in ("model", "block"):
             raise ValueError(f"granularity must be model or block, got {granularity!r}")
         self.temperature = temperature
@@ -54,29 +68,48 @@ class AttentionAggregation(FederationCallback):
         self.similarity: Similarity = similarity
         self.granularity: Granularity = granularity
         self.downward = downward
+        self.self_similarity = self_similarity
+        self.download_rate = check_rate("download_rate", download_rate)
+        self.leaf_download_rate = check_rate("leaf_download_rate", leaf_download_rate)
 
-    def _attend(self, context: Context, query: Tensors, candidates: list[KeyValue]) -> Attended:
+    def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for one in (one for one in callbacks if isinstance(one, Averaging) and one.attentive):
+            if not self.downward:
+                raise ValueError("an attentive Averaging needs an AttentionAggregation with downward: true")
+            if callbacks.index(one) > callbacks.index(self):
+                raise ValueError("an attentive Averaging must come before the AttentionAggregation that it asks")
+            one.parent_weight = self.parent_weight
+
+    def parent_weight(self, context: Context, download: Download) -> float:
+        """Return the weight that a node's keys give to its parent's beside its own, in (0, 1)."""
+        query = context.part("keys")
+        candidates = [KeyValue(query, {}), KeyValue(download.parts["keys"], {})]
+        return self._attend(context, query, candidates, down=True).mean_weights[1]
+
+    def _attend(self, context: Context, query: Tensors, candidates: list[KeyValue], *, down: bool = False) -> Attended:
         reference = context.world.reference
-        attended = attend(
+        return attend(
             query,
             candidates,
             {name: reference[name] for name in query},
             temperature=self.temperature,
             similarity=self.similarity,
             granularity=self.granularity,
+            self_similarity=self.self_similarity if down else None,
         )
-        copy_(context.state.parameters, attended.keys)
-        copy_(context.state.parameters, attended.values)
-        return attended
 
     def on_receive(self, trainer: WorldTrainer, context: Context, download: Download) -> None:
         candidates = {"self": KeyValue(context.part("keys"), context.part("values"))}
         if self.downward:
             candidates["parent"] = KeyValue(download.parts["keys"], download.parts["values"])
-        if context.node.is_leaf:
+        leaf = context.node.is_leaf
+        if leaf:
             candidates |= self._residuals(context)
         if len(candidates) > 1:
-            attended = self._attend(context, context.part("keys"), [*candidates.values()])
+            attended = self._attend(context, context.part("keys"), [*candidates.values()], down=True)
+            rate = in_round(self.leaf_download_rate if leaf else self.download_rate, context.round, trainer.max_epochs)
+            move_towards_(context.state.parameters, {**attended.keys, **attended.values}, rate)
             self._log(trainer, context, "attention_down", candidates, attended)
 
     def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
@@ -86,6 +119,7 @@ class AttentionAggregation(FederationCallback):
         if self.query == "mean":
             query = weighted_mean([one.keys for one in candidates.values()], [1.0] * len(candidates))
         attended = self._attend(context, query, [*candidates.values(), *residuals.values()])
+        move_towards_(context.state.parameters, {**attended.keys, **attended.values}, 1.0)
         weights = dict(zip(candidates, attended.mean_weights, strict=False))
         context.state.attention = weights
         self._log(trainer, context, "attention", {**candidates, **residuals}, attended)

@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
 from worldlm.callbacks.scalars import log_scalars
 from worldlm.federation.averaging import move_towards_, outer_step_, weighted_mean
 from worldlm.federation.messages import Download, Upload
 from worldlm.federation.parameters import PARTS, Part, Tensors, norm, subtract
+from worldlm.federation.schedule import Rate, check_rate, in_round
 from worldlm.federation.token_rows import weighted_mean_by_rows
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.topology import Node
@@ -30,12 +32,16 @@ class Averaging(FederationCallback):
             `weight` in the topology replaces its number of tokens.
         optimizer: Name of a class of `torch.optim`; a federation's `outer_optimizer` in the topology wins.
         arguments: Its keyword arguments.
-        download_rate: How far a federation moves towards its parent on download; above 0, at most 1, which copies.
+        download_rate: How far a federation moves towards its parent on download; above 0, at most 1, which copies. Two
+            are those of the first and of the last round: `[1.0, 0.1]` shares all at first and little in the end.
         leaf_download_rate: The same for a leaf.
+        attentive: Whether these rates are multiplied by the weight that downward attention gives to the parent's keys
+            beside the node's own: a parent that is unlike the node, as one that noise has carried away, is not
+            followed.
 
     Raises:
-        ValueError: If a rate is out of its range, a part or an optimizer does not exist, or the optimizer refuses its
-            arguments.
+        ValueError: If a rate is out of its range, or moves in a run without an end; a part or an optimizer does not
+            exist; the optimizer refuses its arguments; or there is no attention to ask.
     """
 
     honours = frozenset({"outer_optimizer", "weight"})
@@ -46,21 +52,22 @@ class Averaging(FederationCallback):
         weights: Literal["num_tokens", "uniform"] = "num_tokens",
         optimizer: str = "SGD",
         arguments: Mapping[str, Any] | None = None,
-        download_rate: float = 1.0,
-        leaf_download_rate: float = 1.0,
+        download_rate: Rate = 1.0,
+        leaf_download_rate: Rate = 1.0,
+        attentive: bool = False,
     ) -> None:
         if not parts or set(parts) - set(PARTS):
             raise ValueError(f"parts must be some of {', '.join(PARTS)}, got {list(parts)}")
         if weights not in ("num_tokens", "uniform"):
             raise ValueError(f"weights must be num_tokens or uniform, got {weights!r}")
-        for name, rate in (("download_rate", download_rate), ("leaf_download_rate", leaf_download_rate)):
-            if not 0 < rate <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, got {rate}")
         self.parts = frozenset(parts)
         self.weights = weights
         self.default = (optimizer, dict(arguments or {"lr": 1.0}))
-        self.download_rate = download_rate
-        self.leaf_download_rate = leaf_download_rate
+        self.download_rate = check_rate("download_rate", download_rate)
+        self.leaf_download_rate = check_rate("leaf_download_rate", leaf_download_rate)
+        self.attentive = attentive
+        self.parent_weight: Callable[[Context, Download], float] | None = None
+        """What attention gives to a node's parent; set by `AttentionAggregation` where this is attentive."""
         self.row_shares: Callable[[Context, Upload], Tensors] | None = None
         """How an upload's say is spread over the rows of some tensors, by name; set by `TokenRows`."""
         self._states: dict[str, Any] = {}
@@ -81,8 +88,16 @@ class Averaging(FederationCallback):
         own = node.settings.outer_optimizer
         return (own.name, dict(own.arguments)) if own else self.default
 
+    def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        if self.attentive and self.parent_weight is None:
+            raise ValueError("an attentive Averaging needs an AttentionAggregation among trainer.callbacks")
+
     def on_receive(self, trainer: WorldTrainer, context: Context, download: Download) -> None:
-        rate = self.leaf_download_rate if context.node.is_leaf else self.download_rate
+        leaf = context.node.is_leaf
+        rate = in_round(self.leaf_download_rate if leaf else self.download_rate, context.round, trainer.max_epochs)
+        if self.parent_weight is not None:
+            rate *= self.parent_weight(context, download)
+            log_scalars(trainer, {f"{context.node.name}/download_rate": rate}, context.round)
         for part in self.parts:
             move_towards_(context.state.parameters, download.parts[part], rate)
 

@@ -31,7 +31,7 @@ class ResidualExchange(FederationCallback):
     Args:
         num_residuals: Residuals that a federation sends per aggregation, at least 1.
         min_similarity: A home must fit better than this.
-        similarity: `cosine` or `dot`, as in attention.
+        similarity: `cosine`, `dot` or `distance`, as in attention.
 
     Raises:
         ValueError: If num_residuals is below 1, or the recipe has no AttentionAggregation to use the residuals.

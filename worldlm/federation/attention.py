@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worldlm.federation.parameters import Tensors
 
-Similarity: TypeAlias = Literal["cosine", "dot"]
+Similarity: TypeAlias = Literal["cosine", "dot", "distance"]
 Granularity: TypeAlias = Literal["model", "block"]
 
 # A change this small beside the layer itself is float32 rounding, and has no direction.
@@ -62,14 +62,16 @@ def similarities(
     """Compare what two nodes' key layers learnt since the common initial keys.
 
     With dQ = query - reference and dK = keys - reference, flattened: `cosine` is dQ.dK / (|dQ| |dK|), in
-    [-1, 1] up to rounding; `dot` is dQ.dK / sqrt(d), d the number of coordinates. A change of zero, up to
-    float32 rounding, is like nothing else: its similarity is 0.
+    [-1, 1] up to rounding; `dot` is dQ.dK / sqrt(d), d the number of coordinates; `distance` is
+    1 - |dQ - dK|^2 / (2 |dQ|^2), which is the cosine where both are equally long, 1/2 for a candidate that learnt
+    nothing, and far below 0 for one that noise has carried away. A query without change, up to float32 rounding, is
+    like nothing: all similarities are 0; so is, but for `distance`, that of a candidate without change.
 
     Args:
         query: Key layers of the asking node, by name.
         keys: Key layers of the candidate, same names and shapes.
         reference: The common initial key layers K0, same names and shapes.
-        similarity: `cosine` or `dot`.
+        similarity: `cosine`, `dot` or `distance`.
         granularity: One figure for the whole `model`, or one per `block`.
 
     Returns:
@@ -86,8 +88,11 @@ def similarities(
 
 
 def _similarity(kind: Similarity, product: float, asked: float, answer: float, start: float, size: float) -> float:
-    if min(asked, answer) <= _ROUNDING**2 * start or min(asked, answer) == 0.0:
+    least = asked if kind == "distance" else min(asked, answer)
+    if least <= _ROUNDING**2 * start or least == 0.0:
         return 0.0
+    if kind == "distance":
+        return 1.0 - (asked - 2 * product + answer) / (2 * asked)
     return float(product / ((asked * answer) ** 0.5 if kind == "cosine" else size**0.5))
 
 
@@ -107,6 +112,7 @@ def attend(
     temperature: float,
     similarity: Similarity = "cosine",
     granularity: Granularity = "model",
+    self_similarity: float | None = None,
 ) -> Attended:
     """Attend over the candidates' key layers and take the weighted sum of their keys and values.
 
@@ -121,6 +127,8 @@ def attend(
         temperature: Above 0; towards 0 the best match is taken alone, towards infinity the mean of all.
         similarity: See `similarities`.
         granularity: One weight per candidate for the whole `model`, or one per `block`.
+        self_similarity: Similarity of the first candidate, who asks, in the place of what it is; not where the query
+            is without change, and all are alike.
 
     Returns:
         New tensors, and the weights in the order of the candidates.
@@ -129,6 +137,8 @@ def attend(
         similarities(query, candidate.keys, reference, similarity=similarity, granularity=granularity)
         for candidate in candidates
     ]
+    if self_similarity is not None:
+        found[0] = {block: self_similarity if own else own for block, own in found[0].items()}
     weights = {block: softmax_weights([f[block] for f in found], temperature) for block in found[0]}
     mean = [sum(column) / len(column) for column in zip(*weights.values(), strict=True)]
 

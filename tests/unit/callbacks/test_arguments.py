@@ -24,7 +24,7 @@ from worldlm.topology import Node, OuterOptimizer, Settings, Topology
         (lambda: Averaging(optimizer="SGD", arguments={"lr": -1.0}), "Invalid learning rate"),
         (lambda: AttentionAggregation(temperature=0.0), "temperature must be above 0"),
         (lambda: AttentionAggregation(query="child"), "query must be own or mean, got 'child'"),  # type: ignore[arg-type]
-        (lambda: AttentionAggregation(similarity="near"), "similarity must be cosine or dot"),  # type: ignore[arg-type]
+        (lambda: AttentionAggregation(similarity="near"), "similarity must be cosine, dot or distance"),  # type: ignore[arg-type]
         (lambda: AttentionAggregation(granularity="layer"), "granularity must be"),  # type: ignore[arg-type]
         (lambda: ResidualExchange(num_residuals=0), "num_residuals must be at least 1"),
     ],

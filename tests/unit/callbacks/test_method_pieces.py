@@ -13,13 +13,20 @@ from worldlm.callbacks import AttentionAggregation, Averaging, ExamplePrivacy, F
 from worldlm.loop.trainer import check_parts
 from worldlm.topology import Node, Settings, Topology
 
+RATE = "must be above 0 and at most 1, or two such, first and last"
+
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Averaging(download_rate=0.0), "download_rate must be above 0 and at most 1, got 0.0"),
-        (lambda: Averaging(download_rate=1.5), "download_rate must be above 0 and at most 1, got 1.5"),
-        (lambda: Averaging(leaf_download_rate=-0.5), "leaf_download_rate must be above 0 and at most 1, got -0.5"),
+        (lambda: Averaging(download_rate=0.0), f"download_rate {RATE}, got 0.0"),
+        (lambda: Averaging(download_rate=1.5), f"download_rate {RATE}, got 1.5"),
+        (lambda: Averaging(leaf_download_rate=-0.5), f"leaf_download_rate {RATE}, got -0.5"),
+        (lambda: Averaging(leaf_download_rate=(1.0, 0.0)), f"leaf_download_rate {RATE}, got \\(1.0, 0.0\\)"),
+        (lambda: Averaging(download_rate=[1.0, 0.5, 0.1]), f"download_rate {RATE}, got \\[1.0, 0.5, 0.1\\]"),
+        (lambda: Averaging(download_rate="half"), f"download_rate {RATE}, got 'half'"),
+        (lambda: AttentionAggregation(download_rate=float("nan")), f"download_rate {RATE}, got nan"),
+        (lambda: AttentionAggregation(leaf_download_rate=()), f"leaf_download_rate {RATE}, got \\(\\)"),
         (lambda: Proximal(mu=-0.1), "mu must be at least 0, got -0.1"),
         (lambda: Proximal(mu=float("nan")), "mu must be at least 0, got nan"),
         (lambda: FedAMP(self_weight=1.0), "self_weight must be at least 0 and below 1, got 1.0"),

@@ -43,13 +43,17 @@ def slow_weights(query, keys, reference, names, similarity, temperature) -> np.n
     for one in keys:
         answer = change(one)
         lengths = np.sqrt((asked**2).sum() * (answer**2).sum())
-        scores.append((asked * answer).sum() / (lengths if similarity == "cosine" else np.sqrt(len(asked))))
+        apart = ((asked - answer) ** 2).sum() / (asked**2).sum()
+        product = (asked * answer).sum()
+        scores.append(
+            {"cosine": product / lengths, "dot": product / np.sqrt(len(asked)), "distance": 1 - apart / 2}[similarity]
+        )
     powers = np.exp(np.array(scores) / temperature - np.max(scores) / temperature)
     return powers / powers.sum()
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "distance"])
 @pytest.mark.parametrize("granularity", ["model", "block"])
 def test_is_the_slow_reference(granularity, similarity, temperature) -> None:
     query, reference, candidates = draw(1), draw(0), [candidate(seed) for seed in (2, 3, 4)]
@@ -95,6 +99,30 @@ def test_dot_is_scaled_by_the_root_of_the_dimension() -> None:
         similarity="dot",
     )
     assert found == {"": 3.0}  # (0 + 1 + 2 + 3) / 2
+
+
+def test_distance_is_the_cosine_of_equals_and_knows_the_silent_and_the_drowned() -> None:
+    def distance(query: list[float], keys: list[float]) -> float:
+        told = {"k": torch.tensor(query)}, {"k": torch.tensor(keys)}
+        return similarities(*told, {"k": torch.zeros(2)}, similarity="distance")[""]
+
+    assert distance([3.0, 4.0], [3.0, 4.0]) == 1.0
+    assert distance([3.0, 4.0], [4.0, 3.0]) == pytest.approx(0.96)  # 24 / 25
+    assert distance([3.0, 4.0], [0.0, 0.0]) == 0.5  # learnt nothing, or was clipped to it
+    assert distance([3.0, 4.0], [-3.0, -4.0]) == -1.0
+    assert distance([3.0, 4.0], [400.0, -300.0]) == pytest.approx(-4999.5)  # 1 - (25 + 250000) / 50
+    assert distance([0.0, 0.0], [3.0, 4.0]) == 0.0  # a query without a direction
+
+
+def test_how_like_itself_a_node_counts_its_own() -> None:
+    own, near, far = key_value(3.0, 4.0, value=1.0), key_value(4.0, 3.0, value=2.0), key_value(-4.0, 3.0, value=3.0)
+    weights = attend_to([3.0, 4.0], [own, near, far], 0.1, self_similarity=0.5).weights[""]
+    powers = np.exp([5.0, 9.6, 0.0])
+    assert weights == pytest.approx(powers / powers.sum())
+    as_it_is = attend_to([3.0, 4.0], [own, near, far], 0.1).weights[""]
+    assert as_it_is == pytest.approx(np.exp([10.0, 9.6, 0.0]) / np.exp([10.0, 9.6, 0.0]).sum())
+    untrained = attend_to([0.0, 0.0], [key_value(0.0, 0.0), near], 0.1, self_similarity=0.5)
+    assert untrained.weights[""] == [0.5, 0.5]
 
 
 def test_the_reference_is_subtracted_from_both() -> None:
