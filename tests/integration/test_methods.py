@@ -20,7 +20,7 @@ from worldlm.topology import find_file, load_topology, steps_per_round
 
 BASES = ("quickstart", "pile_tiny")
 FOLDER = find_file("recipes", "methods/fedavg").parent
-METHODS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "private")
+METHODS = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("private"))
 PARTS = {"backbone", "keys", "values"}
 PERSONAL = {"local", "fedper", "fedper_tree", "worldlm", "worldlm_without_residuals", "worldlm_without_attention"}
 
