@@ -22,7 +22,7 @@ BASES = ("quickstart", "pile_tiny")
 FOLDER = find_file("recipes", "methods/fedavg").parent
 METHODS = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("private"))
 PARTS = {"backbone", "keys", "values"}
-PERSONAL = {"local", "fedper", "fedper_tree", "worldlm", "worldlm_without_residuals", "worldlm_without_attention"}
+BACKBONE_ALONE = {"fedper", "fedper_tree", "fedper_fading"}
 
 
 def laid(cli: Any, *recipes: str, given: tuple[str, ...] = ()) -> Any:
@@ -70,8 +70,7 @@ def test_a_method_over_a_recipe(base: str, method: str, reading: Any) -> None:
     else:
         assert steps_per_round(trainer.topology) == each
     parts = frozenset().union(*(one.parts for one in ours(trainer)))
-    if "worldlm" not in method:
-        assert parts == (set() if method == "local" else {"backbone"} if method in PERSONAL else PARTS)
+    assert parts == (set() if method == "local" else {"backbone"} if method in BACKBONE_ALONE else PARTS)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -180,7 +179,9 @@ def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("local", ["--recipe", "methods/private"]),
         ("fedadam", ["--recipe", "methods/private"]),
         ("hierfavg", []),
+        ("worldlm", ["--recipe", "methods/private"]),
         ("worldlm_without_attention", []),
+        ("fedavg_fading", []),
     ],
 )
 def test_a_round_of_a_method(shore: None, method: str, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:

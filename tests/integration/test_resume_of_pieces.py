@@ -25,10 +25,12 @@ HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_train_epoch_end")
 
 
 def soft_rows() -> list[Callback]:
-    averaging = Averaging(
-        arguments={"lr": 0.7, "momentum": 0.9, "nesterov": True}, download_rate=0.5, leaf_download_rate=0.75
+    outer: dict[str, Any] = {"arguments": {"lr": 0.7, "momentum": 0.9, "nesterov": True}}
+    averaging = Averaging(**outer, download_rate=0.5, leaf_download_rate=(1.0, 0.25), attentive=True)
+    attention = AttentionAggregation(
+        query="mean", similarity="distance", self_similarity=0.7, download_rate=(0.75, 0.5), leaf_download_rate=0.5
     )
-    return [TokenRows(), Proximal(0.3), averaging, AttentionAggregation(), UpdatePrivacy(), NodeMetrics()]
+    return [TokenRows(), Proximal(0.3), averaging, attention, UpdatePrivacy(), NodeMetrics()]
 
 
 def amp() -> list[Callback]:
