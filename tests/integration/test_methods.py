@@ -20,7 +20,7 @@ from worldlm.topology import find_file, load_topology, steps_per_round
 
 BASES = ("quickstart", "pile_tiny")
 FOLDER = find_file("recipes", "methods/fedavg").parent
-METHODS = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("private"))
+METHODS = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith(("private", "lr_")))
 PARTS = {"backbone", "keys", "values"}
 BACKBONE_ALONE = {"fedper", "fedper_tree", "fedper_fading"}
 

@@ -188,3 +188,22 @@ def test_what_sends_nothing_spends_nothing(star: Make, fit: Make) -> None:
     trainer = fit(star("ab", "privacy: {clip_norm: 0.5, noise_multiplier: 1.0}"), [privacy])
     assert trainer.world.exchange.bytes_up == {"a": 0, "b": 0}
     assert privacy.ledgers == {}
+
+
+def test_noise_that_drowns_a_parent_leaves_every_node_as_if_it_trained_alone(
+    star: Make, fit: Make, differences: Make
+) -> None:
+    """Keys by distance follow no parent that noise carried away: not a bit of it gets into a leaf."""
+
+    def leaves(*callbacks: Any) -> dict[str, Any]:
+        topology = star("abc", "privacy: {clip_norm: 0.5, noise_multiplier: 10.0}")
+        world = fit(topology, [*callbacks, UpdatePrivacy()], max_epochs=3).world
+        return {name: world.states[name].parameters for name in "abc"}
+
+    def whole(**options: Any) -> dict[str, Any]:
+        attention = AttentionAggregation(temperature=0.05, query="mean", **options)
+        return leaves(Averaging(download_rate=(1.0, 0.01), attentive=True), attention)
+
+    alone = leaves()
+    assert differences(whole(similarity="distance", self_similarity=0.7), alone) == []
+    assert differences(whole(similarity="cosine"), alone) != []
