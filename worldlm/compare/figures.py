@@ -242,4 +242,5 @@ def _scale(axes: Axes) -> None:
 def _legend(figure: Figure, axes: Axes, title: str) -> None:
     figure.suptitle(title)
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+    columns = max(1, min(len(labels), 5, 110 // (max(map(len, labels), default=0) + 8)))  # 110 letters are 10 inches
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)

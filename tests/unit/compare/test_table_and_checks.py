@@ -122,6 +122,8 @@ def test_every_difference_is_named(record: Make) -> None:
     assert other(change_nodes(batch_size=8)) == [
         "same batches in the same order at every node: differing are seed 1: x | y"
     ]
+    assert other(change_nodes(steps=1, fits=5)) == []  # sub-rounds read the same batches
+    assert other(change_nodes(steps=4)) == ["same batches in the same order at every node: differing are seed 1: x | y"]
     text = other(change_nodes(text=["sea-2"]))
     assert [line.split(":")[0] for line in text] == [
         "same training text of all nodes together",
