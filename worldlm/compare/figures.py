@@ -132,7 +132,7 @@ def by_noise(records: Sequence[RunRecord]) -> Figure:
     """Draw the mean perplexity over data nodes after the last round against the noise, a line for each method.
 
     What stands before the first `+` of a method's name is the method; where it was run without privacy too, that is a
-    level line, dashed.
+    level line, dashed. Where a perplexity is no finite number, the line has no point.
     """
     nodes = common_nodes(records)
     figure = Figure(figsize=(_INCHES, 5.6), layout="constrained")
@@ -143,7 +143,7 @@ def by_noise(records: Sequence[RunRecord]) -> Figure:
         family.setdefault(one.noise_multiplier, []).append(one)
     for (method, groups), look in zip(families.items(), _looks(), strict=False):
         found = {
-            noise: spread(_mean_over_nodes(one, nodes, "after_merge")[len(one.rounds)] for one in group)
+            noise: spread(_mean_over_nodes(one, nodes, "after_merge").get(len(one.rounds)) for one in group)
             for noise, group in groups.items()
         }
         noisy = sorted((noise, one.mean) for noise, one in found.items() if noise is not None and one is not None)

@@ -82,3 +82,10 @@ def test_perplexity_by_noise(record: Make) -> None:
     assert list(level.get_ydata()) == [6.0, 6.0]
     assert level.get_linestyle() == of_y.get_linestyle() == "--"
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["x", "y"]
+
+
+def test_a_diverged_run_is_no_point(record: Make) -> None:
+    quiet, lost = noisy(record("x+quiet"), 0.0), noisy(record("x+loud"), 0.5)
+    lost.rounds[-1]["nodes"]["a"]["after_merge"]["perplexity"] = None
+    (axes,) = draw_all([quiet, lost])["perplexity_by_noise"].axes
+    assert list(axes.lines[0].get_xdata()) == [0.0]
