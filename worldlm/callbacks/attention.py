@@ -6,10 +6,10 @@ from lightning.pytorch import LightningModule
 
 from worldlm.callbacks.averaging import Averaging
 from worldlm.callbacks.scalars import log_scalars
-from worldlm.federation.attention import Attended, Granularity, KeyValue, Similarity, attend
+from worldlm.federation.attention import Attended, Granularity, KeyValue, Similarity, attend, attention_weights
 from worldlm.federation.averaging import move_towards_, weighted_mean
 from worldlm.federation.messages import Download, Upload
-from worldlm.federation.parameters import Part, Tensors
+from worldlm.federation.parameters import Part, copy_
 from worldlm.federation.schedule import Rate, check_rate, in_round
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 
@@ -84,20 +84,18 @@ class AttentionAggregation(FederationCallback):
     def parent_weight(self, context: Context, download: Download) -> float:
         """Return the weight that a node's keys give to its parent's beside its own, in (0, 1)."""
         query = context.part("keys")
-        candidates = [KeyValue(query, {}), KeyValue(download.parts["keys"], {})]
-        return self._attend(context, query, candidates, down=True).mean_weights[1]
+        by_block = attention_weights(query, [query, download.parts["keys"]], **self._how(context, down=True))
+        return sum(parent for _, parent in by_block.values()) / len(by_block)
 
-    def _attend(self, context: Context, query: Tensors, candidates: list[KeyValue], *, down: bool = False) -> Attended:
-        reference = context.world.reference
-        return attend(
-            query,
-            candidates,
-            {name: reference[name] for name in query},
-            temperature=self.temperature,
-            similarity=self.similarity,
-            granularity=self.granularity,
-            self_similarity=self.self_similarity if down else None,
-        )
+    def _how(self, context: Context, *, down: bool) -> dict[str, Any]:
+        """Return how a node attends, upward or downward, as keyword arguments."""
+        return {
+            "reference": {name: context.world.reference[name] for name in context.part("keys")},
+            "temperature": self.temperature,
+            "similarity": self.similarity,
+            "granularity": self.granularity,
+            "self_similarity": self.self_similarity if down else None,
+        }
 
     def on_receive(self, trainer: WorldTrainer, context: Context, download: Download) -> None:
         candidates = {"self": KeyValue(context.part("keys"), context.part("values"))}
@@ -107,7 +105,7 @@ class AttentionAggregation(FederationCallback):
         if leaf:
             candidates |= self._residuals(context)
         if len(candidates) > 1:
-            attended = self._attend(context, context.part("keys"), [*candidates.values()], down=True)
+            attended = attend(context.part("keys"), [*candidates.values()], **self._how(context, down=True))
             rate = in_round(self.leaf_download_rate if leaf else self.download_rate, context.round, trainer.max_epochs)
             move_towards_(context.state.parameters, {**attended.keys, **attended.values}, rate)
             self._log(trainer, context, "attention_down", candidates, attended)
@@ -118,8 +116,8 @@ class AttentionAggregation(FederationCallback):
         query = context.part("keys")
         if self.query == "mean":
             query = weighted_mean([one.keys for one in candidates.values()], [1.0] * len(candidates))
-        attended = self._attend(context, query, [*candidates.values(), *residuals.values()])
-        move_towards_(context.state.parameters, {**attended.keys, **attended.values}, 1.0)
+        attended = attend(query, [*candidates.values(), *residuals.values()], **self._how(context, down=False))
+        copy_(context.state.parameters, {**attended.keys, **attended.values})
         weights = dict(zip(candidates, attended.mean_weights, strict=False))
         context.state.attention = weights
         self._log(trainer, context, "attention", {**candidates, **residuals}, attended)

@@ -8,7 +8,7 @@ their initialisation, so that every score would be alike.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -103,6 +103,23 @@ def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
     return [float(weight) for weight in torch.softmax(scaled, dim=0)]
 
 
+def attention_weights(
+    query: Mapping[str, Tensor],
+    keys: Sequence[Mapping[str, Tensor]],
+    reference: Mapping[str, Tensor],
+    *,
+    temperature: float,
+    similarity: Similarity = "cosine",
+    granularity: Granularity = "model",
+    self_similarity: float | None = None,
+) -> dict[str, list[float]]:
+    """Return the weight of every candidate by block; arguments as `attend`, which takes no more than keys to weigh."""
+    found = [similarities(query, one, reference, similarity=similarity, granularity=granularity) for one in keys]
+    if self_similarity is not None:
+        found[0] = {block: self_similarity if own else own for block, own in found[0].items()}
+    return {block: softmax_weights([f[block] for f in found], temperature) for block in found[0]}
+
+
 @torch.no_grad()
 def attend(
     query: Mapping[str, Tensor],
@@ -133,13 +150,8 @@ def attend(
     Returns:
         New tensors, and the weights in the order of the candidates.
     """
-    found = [
-        similarities(query, candidate.keys, reference, similarity=similarity, granularity=granularity)
-        for candidate in candidates
-    ]
-    if self_similarity is not None:
-        found[0] = {block: self_similarity if own else own for block, own in found[0].items()}
-    weights = {block: softmax_weights([f[block] for f in found], temperature) for block in found[0]}
+    asked: dict[str, Any] = {"similarity": similarity, "granularity": granularity, "self_similarity": self_similarity}
+    weights = attention_weights(query, [c.keys for c in candidates], reference, temperature=temperature, **asked)
     mean = [sum(column) / len(column) for column in zip(*weights.values(), strict=True)]
 
     def weighted(tensors: list[Mapping[str, Tensor]]) -> Tensors:
