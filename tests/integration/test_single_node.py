@@ -30,6 +30,7 @@ CASES: list[dict[str, Any]] = [
     {"accumulate_grad_batches": 2},
     {"accumulate_grad_batches": 2, "limit_train_batches": 5, "gradient_clip_val": 0.3},
     {"precision": "bf16-mixed"},
+    {"precision": "bf16-mixed", "gradient_clip_val": 0.3},
 ]
 
 

@@ -185,6 +185,9 @@ class LanguageModule(LightningModule):
             weight_decay=chosen.weight_decay,
             fused=True,
         )
+        # Lightning refuses to clip where an optimizer unscales by itself, as the fused one would under mixed
+        # precision; without this flag the scaler does it, where there is one.
+        optimizer._step_supports_amp_scaling = False
         factor = partial(
             warmup_cosine,
             warmup_steps=chosen.warmup_steps,
