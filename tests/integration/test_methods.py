@@ -121,9 +121,9 @@ def test_servers(reading: Any) -> None:
         return isinstance(one, callbacks.Averaging)
 
     assert server("fedavg") == ("SGD", {"lr": 1.0})
-    assert server("fedavgm") == ("SGD", {"lr": 1.0, "momentum": 0.9})
+    assert server("fedavgm") == ("SGD", {"lr": 1.0, "momentum": 0.3})
     assert server("diloco") == ("SGD", {"lr": 0.7, "momentum": 0.9, "nesterov": True})
-    assert server("fedadam") == ("Adam", {"lr": 0.01, "betas": [0.9, 0.99], "eps": 0.001})
+    assert server("fedadam") == ("Adam", {"lr": 0.03, "betas": [0.9, 0.99], "eps": 0.001})
 
 
 # ---------------------------------------------------------------------- run
