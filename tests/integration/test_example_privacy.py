@@ -81,9 +81,10 @@ def test_noise_reaches_the_weights_and_the_ledger_counts_steps(star: Make, fit: 
         assert not torch.allclose(value, _weights(quiet, "a")[name], atol=1e-4)
         assert torch.equal(value, _weights(again, "a")[name])
     for name in "ab":
-        assert privacy.ledgers[name].history == [(2.0, 2 / 13, noisy.world.states[name].num_steps)]
+        ledger = privacy.ledger(noisy.world.states[name])
+        assert ledger.history == [(2.0, 2 / 13, noisy.world.states[name].num_steps)]
         assert noisy.world.states[name].num_steps == 4
-        assert 0 < privacy.epsilon(name, 1e-5) < 20
+        assert 0 < ledger.epsilon(1e-5) < 20
 
 
 def _no_traces(module: torch.nn.Module) -> bool:
@@ -124,8 +125,8 @@ def test_resume_from_every_step_and_after_sigterm(
 
 def test_a_spent_budget_ends_a_nodes_part(star: Make, fit: Make, caplog: pytest.LogCaptureFixture) -> None:
     alone = ExamplePrivacy()
-    fit(star("ab", _private(0.1, 2.0)), [Averaging(), alone], max_epochs=2)
-    spent = alone.epsilon("a", 1e-5)
+    world = fit(star("ab", _private(0.1, 2.0)), [Averaging(), alone], max_epochs=2).world
+    spent = alone.ledger(world.states["a"]).epsilon(1e-5)
     limited = star("ab", a=f"settings: {{{_private(0.1, 2.0, f', max_epsilon: {spent + 0.01:.4f}')}}}")
     with caplog.at_level(logging.WARNING, "worldlm"):
         trainer = fit(limited, [Averaging(), ExamplePrivacy()], max_epochs=4)

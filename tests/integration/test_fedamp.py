@@ -73,7 +73,8 @@ def test_every_child_gets_its_own_mixture(star: Make, fit: Make, make_module: Ma
     assert sum(recorder.last(f"a/mixture/{other}") for other in "abc") == pytest.approx(1.0)
     assert recorder.last("a/mixture/a") == 0.4
     total = 2 * sum(4 * value.numel() for value in start.values())
-    assert trainer.world.exchange.bytes_down == trainer.world.exchange.bytes_up == dict.fromkeys("abc", total)
+    states = trainer.world.states
+    assert all((states[name].bytes_down, states[name].bytes_up) == (total, total) for name in "abc")
 
 
 def test_the_federations_own_model_is_the_mean_by_tokens(star: Make, fit: Make) -> None:

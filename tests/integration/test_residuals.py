@@ -62,18 +62,23 @@ def _run(fit: Make, max_epochs: int, logger: Any = False, **settings: str) -> tu
     )
 
 
-def _in_flight(residuals: ResidualExchange) -> list[tuple[str, str, int]]:
-    boxes = residuals.state_dict()["outbox"]
-    return [(child, one["origin"], one["round"]) for child, box in boxes.items() for one in box]
+def _outbox(trainer: Any, residuals: ResidualExchange, name: str = "world") -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = residuals.memory(trainer.world.states[name]).get("outbox", {})
+    return found
+
+
+def _in_flight(trainer: Any, residuals: ResidualExchange) -> list[tuple[str, str, int]]:
+    boxes = [_outbox(trainer, residuals, name) for name in trainer.world.states]
+    return [(child, one["origin"], one["round"]) for box in boxes for child, found in box.items() for one in found]
 
 
 def test_it_climbs_and_waits_at_the_root(fit: Make) -> None:
     trainer, residuals, _ = _run(fit, 1)
     # nothing was learnt before round 0, so that all weights are alike and the first name is chosen
     assert trainer.world.states["A"].attention == pytest.approx({"a1": 0.5, "a2": 0.5})
-    assert _in_flight(residuals) == [("B", "a1", 0)]
-    assert residuals.routes == {"b1 > dropped": 1}  # b1 is like nobody in A
-    kept = residuals.state_dict()["outbox"]["B"][0]
+    assert _in_flight(trainer, residuals) == [("B", "a1", 0)]
+    assert residuals.routes(trainer.world) == {"b1 > dropped": 1}  # b1 is like nobody in A
+    kept = _outbox(trainer, residuals)["B"][0]
     assert kept["federation"] == "A"
     sent = trainer.world.states["a1"].parameters
     assert all(torch.equal(kept["keys"][name], sent[name]) for name in kept["keys"])
@@ -83,14 +88,14 @@ def test_it_climbs_and_waits_at_the_root(fit: Make) -> None:
 
 def test_it_descends_to_the_leaf_it_fits_and_is_used_once(fit: Make, recorder: Any) -> None:
     trainer, residuals, learn = _run(fit, 3, recorder)
-    assert residuals.routes["a1 > b2"] >= 1
+    assert residuals.routes(trainer.world)["a1 > b2"] >= 1
     used = [(tag, step) for tag, _, step in recorder.scalars if "/residual_" in tag]
     assert ("b2/attention_down/residual_0_a1", 1) in used
-    assert sum(tag.endswith("_a1") for tag, _ in used) == residuals.routes["a1 > b2"]
+    assert sum(tag.endswith("_a1") for tag, _ in used) == residuals.routes(trainer.world)["a1 > b2"]
     assert all(waiting == 0 for _, waiting in learn.inboxes)
     assert all(not state.inbox for state in trainer.world.states.values())
-    assert all(number == 2 for _, _, number in _in_flight(residuals))  # those of earlier rounds are gone
-    assert not residuals.refusals
+    assert all(number == 2 for _, _, number in _in_flight(trainer, residuals))  # those of earlier rounds are gone
+    assert not residuals.refusals(trainer.world)
 
 
 def test_it_brings_its_values_along(fit: Make, recorder: Any) -> None:
@@ -123,12 +128,12 @@ def test_it_brings_its_values_along(fit: Make, recorder: Any) -> None:
     ids=["federation refuses", "leaf refuses", "origin keeps", "federation keeps"],
 )
 def test_rules_are_obeyed_and_counted(settings: dict[str, str], reason: str, route: str, fit: Make) -> None:
-    _, residuals, _ = _run(fit, 2, **settings)
-    assert any(found.startswith(reason) and count >= 1 for found, count in residuals.refusals.items())
-    assert residuals.routes["a1 > b2"] == 0
+    trainer, residuals, _ = _run(fit, 2, **settings)
+    assert any(found.startswith(reason) and count >= 1 for found, count in residuals.refusals(trainer.world).items())
+    assert residuals.routes(trainer.world)["a1 > b2"] == 0
     if route:
-        assert residuals.routes[route] >= 1
+        assert residuals.routes(trainer.world)[route] >= 1
     else:
-        assert not any(path.startswith("a1 ") for path in residuals.routes)
+        assert not any(path.startswith("a1 ") for path in residuals.routes(trainer.world))
     if not route.endswith("> B"):
-        assert all(origin != "a1" for child, origin, _ in _in_flight(residuals))
+        assert all(origin != "a1" for child, origin, _ in _in_flight(trainer, residuals))

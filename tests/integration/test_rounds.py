@@ -100,27 +100,30 @@ def _sizes(module: Any) -> dict[str, int]:
 
 @pytest.mark.parametrize("parts", [("backbone",), ("keys", "values"), PARTS], ids=str)
 def test_bytes_are_the_parts_that_travel(parts: Any, star: Make, fit: Make, make_module: Make) -> None:
-    exchange = fit(star("ab"), [Averaging(parts=parts)]).world.exchange
+    states = fit(star("ab"), [Averaging(parts=parts)]).world.states
     expected = 2 * sum(_sizes(make_module())[part] for part in parts)
-    assert exchange.bytes_down == exchange.bytes_up == {"a": expected, "b": expected}
+    found = {name: (state.bytes_down, state.bytes_up) for name, state in states.items()}
+    assert found == {"world": (0, 0), "a": (expected, expected), "b": (expected, expected)}
 
 
 def test_bytes_of_residuals(tree: Topology, fit: Make, make_module: Make, recorder: Any, whole_method: Make) -> None:
     exchange_callback = ResidualExchange(min_similarity=-2.0)
     callbacks = [exchange_callback if isinstance(one, ResidualExchange) else one for one in whole_method()]
     world = fit(tree, callbacks, logger=recorder).world
+    states = world.states
     size = _sizes(make_module())
     model, residual = sum(size.values()), size["keys"] + size["values"]
-    homes = {name: sum(n for r, n in exchange_callback.routes.items() if r.endswith(f" > {name}")) for name in "abcd"}
+    routes = exchange_callback.routes(world).items()
+    homes = {name: sum(n for r, n in routes if r.endswith(f" > {name}")) for name in "abcd"}
     for name in "abcd":  # leaves send no residuals
-        assert world.exchange.bytes_up[name] == 2 * model
-        assert world.exchange.bytes_down[name] == 2 * model + homes[name] * residual
+        assert states[name].bytes_up == 2 * model
+        assert states[name].bytes_down == 2 * model + homes[name] * residual
     for name in ("north", "south"):  # each sends one a round, and the other's of round 0 arrives in round 1
-        assert world.exchange.bytes_up[name] == 2 * (model + residual)
-        assert world.exchange.bytes_down[name] == 2 * model + residual
-    total = sum(world.exchange.bytes_up.values()) + sum(world.exchange.bytes_down.values())
+        assert states[name].bytes_up == 2 * (model + residual)
+        assert states[name].bytes_down == 2 * model + residual
+    total = sum(state.bytes_up + state.bytes_down for state in states.values())
     assert recorder.last("world/bytes") == total
-    assert recorder.last("a/bytes_up") == world.exchange.bytes_up["a"]
+    assert recorder.last("a/bytes_up") == states["a"].bytes_up
 
 
 class Tap(FederationCallback):

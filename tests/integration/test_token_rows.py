@@ -192,9 +192,10 @@ def test_who_takes_no_part_has_no_say(star: Make, fit: Make, make_data: Make) ->
 
 
 def test_bytes_are_the_parts_and_four_a_row(star: Make, fit: Make) -> None:
-    plain, rows = (fit(star("ab"), [Averaging(), *more]).world.exchange for more in ([], [TokenRows()]))
-    assert rows.bytes_down == plain.bytes_down
-    assert rows.bytes_up == {name: plain.bytes_up[name] + 2 * 4 * VOCAB_SIZE for name in "ab"}
+    plain, rows = (fit(star("ab"), [Averaging(), *more]).world.states for more in ([], [TokenRows()]))
+    for name in "ab":
+        assert rows[name].bytes_down == plain[name].bytes_down
+        assert rows[name].bytes_up == plain[name].bytes_up + 2 * 4 * VOCAB_SIZE
 
 
 # ---------------------------------------------------------------------- privacy
@@ -261,8 +262,9 @@ root:
 """
     tap, rows = Tap(), TokenRows()
     with caplog.at_level(logging.INFO, "worldlm"):
-        fit(parse_topology(text, "mixed.yaml"), [Averaging(), rows, ExamplePrivacy(), NodeMetrics(), tap])
+        callbacks = [Averaging(), rows, ExamplePrivacy(), NodeMetrics(), tap]
+        world = fit(parse_topology(text, "mixed.yaml"), callbacks).world
     assert not any(one.row_counts for _, _, one in tap.uploads)
-    state = rows.state_dict()
-    assert (state["tally"], state["fits"], state["unsent"]) == (None, {}, {})
+    assert rows.state_dict() == {"tally": None}
+    assert not any(rows.memory(state) for state in world.states.values())
     assert sum("keeps its token counts at home" in message for message in caplog.messages) == 3

@@ -78,9 +78,7 @@ class Scripted(NodeMetrics):
         self.script = script
 
     def _score(self, trainer: WorldTrainer, context: Any, moment: str, node: Any) -> None:
-        from worldlm.callbacks.node_metrics import Score
-
-        self.scores.setdefault(context.node.name, {})[moment] = Score(self.script[trainer.world.round], math.nan)
+        self.memory(context.state)[moment] = [self.script[trainer.world.round], math.nan]
 
 
 def test_early_stopping_follows_the_rounds(star: Make, fit: Make) -> None:
@@ -145,12 +143,13 @@ def test_rounds_without_evaluation(star: Make, fit: Make, recorder: Any) -> None
 def test_metrics_are_the_mean_of_the_data_nodes(star: Make, fit: Make) -> None:
     metrics = NodeMetrics()
     trainer = fit(star("ab"), [fedavg(), metrics])
+    scores = {name: metrics.scores(state) for name, state in trainer.world.states.items()}
     for moment in ("after_merge", "after_fit"):
-        values = [metrics.scores[name][moment].perplexity for name in "ab"]
+        values = [scores[name][moment].perplexity for name in "ab"]
         assert float(trainer.callback_metrics[f"perplexity_{moment}"]) == pytest.approx(sum(values) / 2)
         assert float(trainer.callback_metrics[f"a/perplexity_{moment}"]) == pytest.approx(values[0])
-    assert metrics.scores["a"]["after_fit"].perplexity < metrics.scores["a"]["before"].perplexity
-    module, world = trainer.lightning_module, metrics.scores["world"]
+    assert scores["a"]["after_fit"].perplexity < scores["a"]["before"].perplexity
+    module, world = trainer.lightning_module, scores["world"]
     loaders = trainer.fit_loop.val_loaders()
     pooled = [module.evaluate(loaders[name]) for name in "ab"]  # the live module is the root's
     assert world["after_merge"].perplexity == pytest.approx(math.exp(sum(one.nats for one in pooled) / 2))

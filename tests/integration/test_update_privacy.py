@@ -12,7 +12,7 @@ import torch
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange, UpdatePrivacy
 from worldlm.federation.parameters import PARTS, clone, num_bytes
-from worldlm.loop import FederationCallback
+from worldlm.loop import FederationCallback, World
 from worldlm.topology import Topology, parse_topology
 
 Make = Callable[..., Any]
@@ -51,6 +51,11 @@ def _flat(parts: Mapping[Any, Mapping[str, torch.Tensor]]) -> dict[str, torch.Te
 
 def _length(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> float:
     return sum(float((left[name].double() - right[name].double()).square().sum()) for name in left) ** 0.5
+
+
+def _history(privacy: UpdatePrivacy, world: World) -> dict[str, list[tuple[float, float, int]]]:
+    ledgers = {name: privacy.ledger(state) for name, state in world.states.items()}
+    return {name: ledger.history for name, ledger in ledgers.items() if ledger.history}
 
 
 def _method(border: Border) -> list[Any]:
@@ -97,8 +102,7 @@ def test_noise_is_in_what_leaves_and_in_nothing_else(star: Make, fit: Make) -> N
         assert abs(float(noises[-1].mean())) < 5 * 0.1 / len(noises[-1]) ** 0.5
     assert not torch.allclose(*noises)
     privacy = next(one for one in trainer.callbacks if isinstance(one, UpdatePrivacy))
-    assert privacy.ledgers["a"].history == [(0.5, 1.0, 2)]
-    assert "world" not in privacy.ledgers  # the root sends to nobody
+    assert _history(privacy, trainer.world) == {"a": [(0.5, 1.0, 2)], "b": [(0.5, 1.0, 2)]}  # the root sends to nobody
 
 
 def test_a_spent_budget_ends_a_nodes_part_and_the_world_goes_on(
@@ -115,16 +119,15 @@ def test_a_spent_budget_ends_a_nodes_part_and_the_world_goes_on(
     assert len(warnings) == 1
     assert warnings[0].startswith("a takes no more part from round 1")
     privacy = next(one for one in trainer.callbacks if isinstance(one, UpdatePrivacy))
-    assert 0 < privacy.epsilon("a", 1e-5) <= 5.5
+    assert 0 < privacy.ledger(trainer.world.states["a"]).epsilon(1e-5) <= 5.5
 
 
 def test_a_climbing_residual_is_a_release_of_its_own(tree: Topology, fit: Make) -> None:
     privacy = UpdatePrivacy()
     callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(min_similarity=-2.0), privacy]
-    fit(tree, callbacks)
-    assert privacy.ledgers["south"].history == [(0.3, 1.0, 4)]  # two uploads, each with one child's residual
-    assert privacy.ledgers["c"].history == privacy.ledgers["d"].history == [(0.3, 1.0, 2)]
-    assert set(privacy.ledgers) == {"south", "c", "d"}
+    found = _history(privacy, fit(tree, callbacks).world)
+    # two uploads, each with one child's residual
+    assert found == {"south": [(0.3, 1.0, 4)], "c": [(0.3, 1.0, 2)], "d": [(0.3, 1.0, 2)]}
 
 
 def test_a_residual_beyond_the_budget_stays(fit: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -145,9 +148,9 @@ root:
         trainer = fit(parse_topology(text, "tight.yaml"), callbacks, max_epochs=1)
     ((upload, _, _),) = border.of("south")
     assert upload.residuals == ()
-    assert privacy.ledgers["south"].history == [(1.0, 1.0, 1)]
+    assert _history(privacy, trainer.world)["south"] == [(1.0, 1.0, 1)]
     assert "stays in south" in caplog.text
-    assert trainer.world.exchange.bytes_up["south"] == num_bytes(trainer.world.states["south"].parameters)
+    assert trainer.world.states["south"].bytes_up == num_bytes(trainer.world.states["south"].parameters)
 
 
 def test_privacy_that_nobody_provides_is_an_error_before_the_first_step(star: Make, trainer_for: Make) -> None:
@@ -186,8 +189,8 @@ root:
 def test_what_sends_nothing_spends_nothing(star: Make, fit: Make) -> None:
     privacy = UpdatePrivacy()
     trainer = fit(star("ab", "privacy: {clip_norm: 0.5, noise_multiplier: 1.0}"), [privacy])
-    assert trainer.world.exchange.bytes_up == {"a": 0, "b": 0}
-    assert privacy.ledgers == {}
+    assert [trainer.world.states[name].bytes_up for name in "ab"] == [0, 0]
+    assert _history(privacy, trainer.world) == {}
 
 
 def test_noise_that_drowns_a_parent_leaves_every_node_as_if_it_trained_alone(

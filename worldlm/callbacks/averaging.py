@@ -70,7 +70,6 @@ class Averaging(FederationCallback):
         """What attention gives to a node's parent; set by `AttentionAggregation` where this is attentive."""
         self.row_shares: Callable[[Context, Upload], Tensors] | None = None
         """How an upload's say is spread over the rows of some tensors, by name; set by `TokenRows`."""
-        self._states: dict[str, Any] = {}
         find_optimizer(*self.default)
 
     @property
@@ -102,17 +101,17 @@ class Averaging(FederationCallback):
             move_towards_(context.state.parameters, download.parts[part], rate)
 
     def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
-        name, nodes = context.node.name, context.world.topology.nodes
+        name, nodes, memory = context.node.name, context.world.topology.nodes, self.memory(context.state)
         weights = [self._weight(nodes[upload.node], upload) for upload in uploads]
         mean = self._mean(context, uploads, weights)
         optimizer, arguments = self._optimizer(context.node)
         length = norm(subtract(mean, context.state.parameters))
-        self._states[name] = outer_step_(
+        memory["optimizer"] = outer_step_(
             context.state.parameters,
             mean,
             find_optimizer(optimizer, arguments),
             arguments,
-            self._states.get(name),
+            memory.get("optimizer"),
         )
         log_scalars(trainer, {f"{name}/pseudo_gradient_norm": length}, context.round)
 
@@ -130,12 +129,6 @@ class Averaging(FederationCallback):
         if node.weight is not None:
             return node.weight
         return upload.num_tokens if self.weights == "num_tokens" else 1.0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"states": dict(self._states)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._states = dict(state_dict["states"])
 
 
 def find_optimizer(name: str, arguments: Mapping[str, Any]) -> type[Optimizer]:

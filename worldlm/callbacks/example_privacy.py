@@ -9,7 +9,6 @@ from opacus.optimizers import DPOptimizer
 from torch.optim import Optimizer
 
 from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
-from worldlm.federation.privacy import PrivacyLedger
 from worldlm.federation.seeds import derive_seed
 from worldlm.loop import Context, WorldTrainer
 
@@ -82,13 +81,12 @@ class ExamplePrivacy(PrivacyLedgers):
     ) -> None:
         if self._optimizer is None or self._context is None:
             return
-        name, privacy = self._context.node.name, self._context.node.settings.example_privacy
+        state, name, privacy = self._context.state, self._context.node.name, self._context.node.settings.example_privacy
         assert privacy is not None and self._optimizer.generator is not None
-        ledger = self.ledgers.setdefault(name, PrivacyLedger())
-        taken = sum(steps for _, _, steps in ledger.history)
+        taken = sum(steps for _, _, steps in self.ledger(state).history)
         self._optimizer.generator.manual_seed(derive_seed(trainer.seed, name, taken, "gradient noise"))
         self._optimizer.pre_step()  # p.grad becomes the clipped, noised mean
-        ledger.step(privacy.noise_multiplier, _sample_rate(trainer, name))
+        self._spend(state, privacy.noise_multiplier, _sample_rate(trainer, name))
 
     def on_train_batch_end(self, trainer: WorldTrainer, *args: Any) -> None:  # type: ignore[override]
         if self._optimizer is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from lightning.pytorch import LightningModule
 
@@ -41,9 +40,6 @@ class FedAMP(FederationCallback):
             raise ValueError(f"sigma must be above 0 and finite, got {sigma}")
         self.self_weight = self_weight
         self.sigma = sigma
-        self._models: dict[str, Tensors] = {}
-        self._tokens: dict[str, int] = {}
-        self._weights: dict[str, dict[str, float]] = {}
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
         tree = trainer.topology
@@ -51,9 +47,10 @@ class FedAMP(FederationCallback):
             raise ValueError(f"FedAMP needs a star, a root and its leaves: {tree.name} has {tree.depth} levels")
 
     def on_download(self, trainer: WorldTrainer, context: Context, child: Node, download: Download) -> Download:
-        if child.name not in self._weights:
+        memory = self.memory(context.state)
+        if child.name not in memory.get("weights", {}):
             return download
-        mixture = self._mix(self._weights[child.name])
+        mixture = _mix(memory["models"], memory["weights"][child.name])
         parts = {part: {name: mixture[name] for name in tensors} for part, tensors in download.parts.items()}
         return replace(download, parts=parts)
 
@@ -62,25 +59,18 @@ class FedAMP(FederationCallback):
             copy_(context.state.parameters, tensors)
 
     def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
+        memory = self.memory(context.state)
+        models, tokens = memory.setdefault("models", {}), memory.setdefault("tokens", {})
         for upload in uploads:
             tensors = {name: tensor for part in PARTS for name, tensor in upload.parts[part].items()}
-            self._models[upload.node], self._tokens[upload.node] = clone(tensors), upload.num_tokens
-        models = {name: self._models[name] for name in sorted(self._models)}
-        self._weights = mixture_weights(models, self_weight=self.self_weight, sigma=self.sigma)
-        own = self._weights.get(context.node.name, self._tokens)
-        copy_(context.state.parameters, self._mix(own))
-        scalars = {
-            f"{name}/mixture/{other}": weight for name, row in self._weights.items() for other, weight in row.items()
-        }
+            models[upload.node], tokens[upload.node] = clone(tensors), upload.num_tokens
+        ordered = {name: models[name] for name in sorted(models)}
+        weights = memory["weights"] = mixture_weights(ordered, self_weight=self.self_weight, sigma=self.sigma)
+        copy_(context.state.parameters, _mix(models, weights.get(context.node.name, tokens)))
+        scalars = {f"{name}/mixture/{other}": weight for name, row in weights.items() for other, weight in row.items()}
         log_scalars(trainer, scalars, context.round)
 
-    def _mix(self, weights: Mapping[str, float]) -> Tensors:
-        names = sorted(self._models)
-        return weighted_mean([self._models[name] for name in names], [weights[name] for name in names])
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"models": dict(self._models), "tokens": dict(self._tokens), "weights": dict(self._weights)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._models, self._tokens = dict(state_dict["models"]), dict(state_dict["tokens"])
-        self._weights = dict(state_dict["weights"])
+def _mix(models: Mapping[str, Tensors], weights: Mapping[str, float]) -> Tensors:
+    names = sorted(models)
+    return weighted_mean([models[name] for name in names], [weights[name] for name in names])

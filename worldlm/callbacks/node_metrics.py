@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from worldlm.callbacks.scalars import log_scalars
+from worldlm.federation.state import NodeState
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.models import Evaluation
 from worldlm.topology import Node
@@ -68,11 +69,13 @@ class NodeMetrics(FederationCallback):
     """
 
     def __init__(self) -> None:
-        self.scores: dict[str, dict[str, Score]] = {}
-        """Last score by node and moment: `before` (as all nodes started), `after_merge`, `after_fit`."""
         self.last_loss = math.nan
         self.tokens_per_second = math.nan
         self._clock = (0.0, 0)
+
+    def scores(self, state: NodeState) -> dict[str, Score]:
+        """Return a node's last scores by moment: `before` (as all nodes started), `after_merge`, `after_fit`."""
+        return {moment: Score(*pair) for moment, pair in self.memory(state).items()}
 
     # ------------------------------------------------------------------ evaluation
 
@@ -82,17 +85,19 @@ class NodeMetrics(FederationCallback):
         limits = dict(zip(loaders, trainer.num_val_batches, strict=True))
         score = evaluate_node(trainer, node, loaders, limits)
         name = context.node.name
-        self.scores.setdefault(name, {})[moment] = score
+        self.memory(context.state)[moment] = [score.perplexity, score.bits_per_byte]
         scalars = {f"{name}/perplexity_{moment}": score.perplexity}
         if not math.isnan(score.bits_per_byte):
             scalars[f"{name}/bits_per_byte_{moment}"] = score.bits_per_byte
         log_scalars(trainer, scalars, context.state.num_steps or context.round)
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        if self.scores or not trainer.fit_loop.val_loaders():
+        if not trainer.fit_loop.val_loaders():
             return
         for node in trainer.topology.nodes.values():
-            self._score(trainer, trainer.world.context(node.name), "before", node)
+            context = trainer.world.context(node.name)
+            if not self.memory(context.state):
+                self._score(trainer, context, "before", node)
 
     def on_merged(self, trainer: WorldTrainer, context: Context) -> None:
         if trainer.fit_loop.evaluates:
@@ -105,12 +110,9 @@ class NodeMetrics(FederationCallback):
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         metrics: dict[str, float] = {}
+        scores = {node.name: self.scores(trainer.world.states[node.name]) for node in trainer.topology.data_nodes}
         for moment in MOMENTS[1:]:
-            values = {
-                node.name: self.scores[node.name][moment].perplexity
-                for node in trainer.topology.data_nodes
-                if moment in self.scores.get(node.name, {})
-            }
+            values = {name: found[moment].perplexity for name, found in scores.items() if moment in found}
             metrics |= {f"{name}/perplexity_{moment}": value for name, value in values.items()}
             if values:
                 metrics[f"perplexity_{moment}"] = sum(values.values()) / len(values)
@@ -149,19 +151,6 @@ class NodeMetrics(FederationCallback):
             f"{name}/tokens_per_second": self.tokens_per_second,
         }
         log_scalars(trainer, scalars, trainer.world.states[name].num_steps + step)
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            name: {moment: [score.perplexity, score.bits_per_byte] for moment, score in scores.items()}
-            for name, scores in self.scores.items()
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.scores = {
-            name: {moment: Score(*pair) for moment, pair in scores.items()} for name, scores in state_dict.items()
-        }
 
 
 def _batches(loader: Iterable[Any], limit: float) -> Iterable[Any]:

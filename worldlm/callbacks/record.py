@@ -74,7 +74,11 @@ class Record(FederationCallback):
     def _round(self, trainer: WorldTrainer) -> dict[str, Any]:
         before = sum((Counter(one["routes"]) for one in self.rounds), Counter[str]())
         routes = sum(
-            (one.routes for one in trainer.callbacks if isinstance(one, ResidualExchange)),  # type: ignore[attr-defined]
+            (
+                one.routes(trainer.world)
+                for one in trainer.callbacks  # type: ignore[attr-defined]
+                if isinstance(one, ResidualExchange)
+            ),
             Counter[str](),
         )
         states = trainer.world.states

@@ -14,9 +14,9 @@ from worldlm.federation.messages import (
     message_state,
     residual_from_state,
 )
-from worldlm.federation.parameters import Tensors, clone
+from worldlm.federation.parameters import clone
 from worldlm.federation.residuals import Route, route, select_residuals
-from worldlm.loop import Context, FederationCallback, WorldTrainer
+from worldlm.loop import Context, FederationCallback, World, WorldTrainer
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +45,6 @@ class ResidualExchange(FederationCallback):
         self.num_residuals = num_residuals
         self.min_similarity = min_similarity
         self.similarity: Similarity = similarity
-        self.routes: Counter[str] = Counter()
-        """How often "origin > home" happened, since the run began."""
-        self.refusals: Counter[str] = Counter()
-        """How often a rule kept a residual out or in, by reason."""
-        self._outbox: dict[str, list[Residual]] = {}  # by the child that gets them with its next download
-        self._climbing: dict[str, list[Residual]] = {}  # by the federation that sends them with its next upload
-        self._children_keys: dict[str, dict[str, Tensors]] = {}  # by federation: what its children last uploaded
 
     def setup(self, trainer: WorldTrainer, pl_module: Any, stage: str) -> None:  # type: ignore[override]
         if "keys" not in frozenset().union(*(getattr(c, "parts", ()) for c in trainer.callbacks)):  # type: ignore[attr-defined]
@@ -59,10 +52,22 @@ class ResidualExchange(FederationCallback):
                 "ResidualExchange needs AttentionAggregation among trainer.callbacks: it uses the residuals"
             )
 
+    def routes(self, world: World) -> Counter[str]:
+        """Count how often "origin > home" happened, since the run began."""
+        return self._counts(world, "routes")
+
+    def refusals(self, world: World) -> Counter[str]:
+        """Count how often a rule kept a residual out or in, by reason."""
+        return self._counts(world, "refusals")
+
+    def _counts(self, world: World, what: str) -> Counter[str]:
+        return sum((Counter(self.memory(state).get(what, {})) for state in world.states.values()), Counter[str]())
+
     # ------------------------------------------------------------------ down
 
     def on_download(self, trainer: WorldTrainer, context: Context, child: Any, download: Download) -> Download:
-        return replace(download, residuals=(*download.residuals, *self._outbox.pop(child.name, ())))
+        waiting = self.memory(context.state).get("outbox", {}).pop(child.name, ())
+        return replace(download, residuals=(*download.residuals, *map(residual_from_state, waiting)))
 
     def on_route(self, trainer: WorldTrainer, context: Context, download: Download) -> Download:
         kept = []
@@ -75,18 +80,19 @@ class ResidualExchange(FederationCallback):
                 kept.append(residual)
                 self._count(trainer, context, residual, context.node.name)
             else:
-                self._outbox.setdefault(found.home, []).append(residual)
+                self._hand_on(context, found.home, residual)
         context.state.inbox.extend(kept)
         return replace(download, residuals=tuple(kept))
 
     # ------------------------------------------------------------------ up
 
     def on_upload(self, trainer: WorldTrainer, context: Context, upload: Upload) -> Upload:
-        return replace(upload, residuals=(*upload.residuals, *self._climbing.pop(context.node.name, ())))
+        climbing = self.memory(context.state).pop("climbing", ())
+        return replace(upload, residuals=(*upload.residuals, *map(residual_from_state, climbing)))
 
     def on_emit(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
         children = {child.name for child in context.node.children}
-        known = self._children_keys.setdefault(context.node.name, {})
+        known = self.memory(context.state).setdefault("children_keys", {})
         known.update({one.node: clone(one.parts["keys"]) for one in uploads if one.node in children})
         climbing: list[Residual] = []
         for upload in uploads:
@@ -95,16 +101,16 @@ class ResidualExchange(FederationCallback):
                 if found.home is None:
                     climbing.append(residual)
                 else:
-                    self._outbox.setdefault(found.home, []).append(residual)
+                    self._hand_on(context, found.home, residual)
         if context.world.topology.parent(context.node.name) is None:
             for residual in climbing:
                 self._count(trainer, context, residual, "dropped")
             return
         climbing += self._selected(context, uploads)
         if climbing and not context.node.settings.residuals.share:
-            self._refuse(f"{context.node.name} does not share residuals")
+            self._refuse(context, f"{context.node.name} does not share residuals")
             return
-        self._climbing.setdefault(context.node.name, []).extend(climbing)
+        self.memory(context.state)["climbing"] = [message_state(residual) for residual in climbing]
 
     def _selected(self, context: Context, uploads: list[Upload]) -> list[Residual]:
         by_name = {upload.node: upload for upload in uploads}
@@ -114,7 +120,7 @@ class ResidualExchange(FederationCallback):
         for name in select_residuals(weights, children, self.num_residuals):
             settings = context.world.topology.nodes[name].settings
             if not settings.residuals.share:
-                self._refuse(f"{name} does not share residuals")
+                self._refuse(context, f"{name} does not share residuals")
                 continue
             upload = by_name[name]
             chosen.append(
@@ -136,44 +142,31 @@ class ResidualExchange(FederationCallback):
         found = route(
             residual,
             children,
-            self._children_keys.get(context.node.name, {}),
+            self.memory(context.state).get("children_keys", {}),
             {name: context.world.reference[name] for name in residual.keys},
             min_fit=min_fit,
             similarity=self.similarity,
         )
         for reason in found.refusals:
-            self._refuse(f"residual of {residual.origin}: {reason}")
+            self._refuse(context, f"residual of {residual.origin}: {reason}")
         return found
 
-    def _refuse(self, reason: str) -> None:
-        if not self.refusals[reason]:
+    def _hand_on(self, context: Context, child: str, residual: Residual) -> None:
+        """Keep a residual for a child's next download."""
+        outbox = self.memory(context.state).setdefault("outbox", {})
+        outbox.setdefault(child, []).append(message_state(residual))
+
+    def _add_one(self, context: Context, what: str, name: str) -> int:
+        counts = self.memory(context.state).setdefault(what, {})
+        counts[name] = counts.get(name, 0) + 1
+        return int(counts[name])
+
+    def _refuse(self, context: Context, reason: str) -> None:
+        if self._add_one(context, "refusals", reason) == 1:
             log.info("%s", reason)
-        self.refusals[reason] += 1
 
     def _count(self, trainer: WorldTrainer, context: Context, residual: Residual, home: str) -> None:
         path = f"{residual.origin} > {home}"
-        self.routes[path] += 1
-        log_scalars(trainer, {f"residuals/{residual.origin}/{home}": self.routes[path]}, context.round)
+        count = self._add_one(context, "routes", path)
+        log_scalars(trainer, {f"residuals/{residual.origin}/{home}": count}, context.round)
         log_text(trainer, "residuals", f"round {context.round}: {path}", context.round)
-
-    def state_dict(self) -> dict[str, Any]:
-        def plain(boxes: dict[str, list[Residual]]) -> dict[str, Any]:
-            return {name: [message_state(residual) for residual in box] for name, box in boxes.items()}
-
-        return {
-            "outbox": plain(self._outbox),
-            "climbing": plain(self._climbing),
-            "children_keys": {name: dict(keys) for name, keys in self._children_keys.items()},
-            "routes": dict(self.routes),
-            "refusals": dict(self.refusals),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        def messages(boxes: dict[str, Any]) -> dict[str, list[Residual]]:
-            return {name: [residual_from_state(one) for one in box] for name, box in boxes.items()}
-
-        self._outbox = messages(state_dict["outbox"])
-        self._climbing = messages(state_dict["climbing"])
-        self._children_keys = {name: dict(keys) for name, keys in state_dict["children_keys"].items()}
-        self.routes = Counter(state_dict["routes"])
-        self.refusals = Counter(state_dict["refusals"])

@@ -45,11 +45,13 @@ class Summary(FederationCallback):
                 weights = ", ".join(f"{one} {weight:.2f}" for one, weight in state.attention.items())
                 console.print(f"{name} attended to {weights}", highlight=False)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ResidualExchange) and callback.routes:
-                routes = ", ".join(f"{path} ({count})" for path, count in callback.routes.most_common())
+            if not isinstance(callback, ResidualExchange):
+                continue
+            if went := callback.routes(trainer.world):
+                routes = ", ".join(f"{path} ({count})" for path, count in went.most_common())
                 console.print(f"residuals went {routes}", highlight=False)
-            if isinstance(callback, ResidualExchange) and callback.refusals:
-                refusals = "; ".join(f"{reason} ({count})" for reason, count in callback.refusals.most_common())
+            if refused := callback.refusals(trainer.world):
+                refusals = "; ".join(f"{reason} ({count})" for reason, count in refused.most_common())
                 console.print(f"residuals refused: {refusals}", highlight=False)
         for line in _LEGEND:
             console.print(line, highlight=False)
@@ -105,25 +107,25 @@ def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
     """Gather a node's figures, by column; what does not apply to it is missing."""
     name, figures = node.name, {}
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    exchange, state = trainer.world.exchange, trainer.world.states[name]
+    state = trainer.world.states[name]
     for callback in callbacks:
         if isinstance(callback, NodeMetrics):
-            for moment in MOMENTS:
-                if (score := callback.scores.get(name, {}).get(moment)) is not None:
-                    figures[moment] = score.perplexity
-                    if not math.isnan(score.bits_per_byte):
-                        figures[f"{moment} bits"] = score.bits_per_byte
-        if isinstance(callback, UpdatePrivacy) and (privacy := node.settings.privacy) and name in callback.ledgers:
-            figures["epsilon"] = callback.epsilon(name, privacy.delta)
+            for moment, score in callback.scores(state).items():
+                figures[moment] = score.perplexity
+                if not math.isnan(score.bits_per_byte):
+                    figures[f"{moment} bits"] = score.bits_per_byte
+        if isinstance(callback, UpdatePrivacy) and (privacy := node.settings.privacy):
+            ledger = callback.ledger(state)
+            figures |= {"epsilon": ledger.epsilon(privacy.delta)} if ledger.history else {}
         if isinstance(callback, ExamplePrivacy) and (privacy := node.settings.example_privacy) and node.holds_data:
-            figures["example epsilon"] = callback.epsilon(name, privacy.delta)
+            figures["example epsilon"] = callback.ledger(state).epsilon(privacy.delta)
     if node.holds_data:
         figures["tokens"] = state.num_tokens
         text: Any = trainer.fit_loop.loaders[name].dataset
         figures["passes"] = state.num_tokens / (len(text) * getattr(text, "seq_len", 1))
     if trainer.topology.parent(name) is not None:
-        figures["MB down"] = exchange.bytes_down[name] / 1e6
-        figures["MB up"] = exchange.bytes_up[name] / 1e6
+        figures["MB down"] = state.bytes_down / 1e6
+        figures["MB up"] = state.bytes_up / 1e6
     return figures
 
 

@@ -40,8 +40,6 @@ class TokenRows(FederationCallback):
         self._name = ""
         self._num_rows = 0
         self._tally: Tally | None = None  # of the fit that runs
-        self._fits: dict[str, Tensor] = {}  # by federation that holds data: its own last fit
-        self._unsent: dict[str, Tensor] = {}  # by node: since its last upload
         self._told: set[str] = set()
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
@@ -73,7 +71,8 @@ class TokenRows(FederationCallback):
     def _counts(self, context: Context, upload: Upload) -> Tensor | None:
         """Return what is known of an upload's tokens: in the message, or here if it is the federation's own fit."""
         if upload.node == context.node.name:
-            return self._fits.get(upload.node)
+            own_fit: Tensor | None = self.memory(context.state).get("own_fit")
+            return own_fit
         return upload.row_counts.get(self._name)
 
     # ------------------------------------------------------------------ counting
@@ -94,22 +93,23 @@ class TokenRows(FederationCallback):
             self._tally.add_(batch, batch_idx, trainer.accumulate_grad_batches)
 
     def on_local_fit_end(self, trainer: WorldTrainer, context: Context) -> None:
-        name, tally, self._tally = context.node.name, self._tally, None
+        tally, self._tally = self._tally, None
         if tally is None:
             return
         if all(child.listens for child in context.node.children):  # nobody to aggregate with
-            self._add(name, tally.total)
+            self._add(context, tally.total)
         else:
-            self._fits[name] = tally.total.cpu()
+            self.memory(context.state)["own_fit"] = tally.total.cpu()
 
-    def _add(self, name: str, counts: Tensor) -> None:
-        exact = counts.to("cpu").double()
-        self._unsent[name] = self._unsent[name] + exact if name in self._unsent else exact
+    def _add(self, context: Context, counts: Tensor) -> None:
+        """Count tokens that the node's next upload will tell of."""
+        exact, memory = counts.to("cpu").double(), self.memory(context.state)
+        memory["unsent"] = memory["unsent"] + exact if "unsent" in memory else exact
 
     # ------------------------------------------------------------------ sending on
 
     def on_upload(self, trainer: WorldTrainer, context: Context, upload: Upload) -> Upload:
-        counts, settings = self._unsent.pop(context.node.name, None), context.node.settings
+        counts, settings = self.memory(context.state).pop("unsent", None), context.node.settings
         if settings.privacy is not None or settings.example_privacy is not None:
             self._tell(context)
             return upload
@@ -123,7 +123,7 @@ class TokenRows(FederationCallback):
         for upload in uploads:
             counts = self._counts(context, upload)
             known = upload.num_tokens * row_shares(None, self._num_rows) if counts is None else counts
-            self._add(context.node.name, known)
+            self._add(context, known)
 
     def _tell(self, context: Context) -> None:
         if context.node.name not in self._told:
@@ -137,12 +137,7 @@ class TokenRows(FederationCallback):
 
     def state_dict(self) -> dict[str, Any]:
         tally = self._tally
-        return {
-            "tally": None if tally is None else [tally.settled, tally.running, tally.start],
-            "fits": dict(self._fits),
-            "unsent": dict(self._unsent),
-        }
+        return {"tally": None if tally is None else [tally.settled, tally.running, tally.start]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._tally = None if state_dict["tally"] is None else Tally(*state_dict["tally"])
-        self._fits, self._unsent = dict(state_dict["fits"]), dict(state_dict["unsent"])

@@ -6,8 +6,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from worldlm.callbacks.scalars import log_scalars
-from worldlm.federation.messages import Download, Upload
-from worldlm.loop import Context, FederationCallback, WorldTrainer
+from worldlm.loop import FederationCallback, WorldTrainer
 
 
 class Traffic(FederationCallback):
@@ -21,30 +20,23 @@ class Traffic(FederationCallback):
 
     def __init__(self) -> None:
         self._bytes: Counter[str] = Counter()  # up to the last round's end
-        self._messages: Counter[str] = Counter()  # of this round
-
-    def on_receive(self, trainer: WorldTrainer, context: Context, download: Download) -> None:
-        self._messages[context.node.name] += 1
-
-    def on_upload(self, trainer: WorldTrainer, context: Context, upload: Upload) -> Upload:
-        self._messages[context.node.name] += 1
-        return upload
+        self._messages: Counter[str] = Counter()
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        exchange = trainer.world.exchange
         scalars: dict[str, float] = {}
+        total = 0
         for name, node in trainer.topology.nodes.items():
             if trainer.topology.parent(name) is None:
                 continue
-            down, up = exchange.bytes_down[name], exchange.bytes_up[name]
-            scalars |= {f"{name}/bytes_down": down, f"{name}/bytes_up": up}
-            new = down + up - self._bytes[name]
-            self._bytes[name] = down + up
+            state = trainer.world.states[name]
+            scalars |= {f"{name}/bytes_down": state.bytes_down, f"{name}/bytes_up": state.bytes_up}
+            both = state.bytes_down + state.bytes_up
+            new, messages = both - self._bytes[name], state.num_messages - self._messages[name]
+            self._bytes[name], self._messages[name] = both, state.num_messages
             if (link := node.settings.link) is not None and new:
-                latency = self._messages[name] * link.latency_ms / 1000
-                scalars[f"{name}/link_seconds"] = latency + new * 8 / (link.bandwidth_mbps * 1e6)
-        self._messages.clear()
-        total = sum(exchange.bytes_down.values()) + sum(exchange.bytes_up.values())
+                seconds = messages * link.latency_ms / 1000 + new * 8 / (link.bandwidth_mbps * 1e6)
+                scalars[f"{name}/link_seconds"] = seconds
+            total += both
         log_scalars(trainer, {**scalars, "world/bytes": total}, trainer.world.round)
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
 from worldlm.callbacks.scalars import log_scalars
 from worldlm.federation.messages import Download, Residual, Upload
 from worldlm.federation.parameters import Tensors
-from worldlm.federation.privacy import PrivacyLedger, Sanitised, sanitise
+from worldlm.federation.privacy import Sanitised, sanitise
 from worldlm.loop import Context, WorldTrainer
 from worldlm.topology import Privacy
 
@@ -58,7 +58,7 @@ class UpdatePrivacy(PrivacyLedgers):
 
     def _release(self, context: Context, privacy: Privacy, model: Tensors, start: Tensors, purpose: str) -> Sanitised:
         """Clip and noise what is about to leave, and write it down."""
-        self.ledgers.setdefault(context.node.name, PrivacyLedger()).step(privacy.noise_multiplier)
+        self._spend(context.state, privacy.noise_multiplier)
         generator = torch.Generator().manual_seed(context.seed(purpose))
         bounds = {"clip_norm": privacy.clip_norm, "noise_multiplier": privacy.noise_multiplier}
         return sanitise(model, start, **bounds, generator=generator)
@@ -74,7 +74,7 @@ class UpdatePrivacy(PrivacyLedgers):
     def _is_affordable(self, context: Context, privacy: Privacy, residual: Residual) -> bool:
         if privacy.max_epsilon is None:
             return True
-        after = self.ledgers[context.node.name].epsilon_after(privacy.noise_multiplier, privacy.delta)
+        after = self.ledger(context.state).epsilon_after(privacy.noise_multiplier, privacy.delta)
         if after > privacy.max_epsilon:
             log.warning(
                 "residual of %s stays in %s: it would bring it to epsilon %.2f, beyond its max_epsilon of %g",

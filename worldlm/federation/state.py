@@ -1,16 +1,27 @@
-"""What a node is between rounds."""
+"""All that a node is: what a checkpoint keeps of it, and what moves with it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from worldlm.federation.messages import Residual, message_state, residual_from_state
+from worldlm.federation.messages import (
+    Download,
+    Residual,
+    Upload,
+    download_from_state,
+    message_state,
+    residual_from_state,
+    upload_from_state,
+)
 from worldlm.federation.parameters import PARTS, Part, Tensors
 
 
 @dataclass(slots=True, kw_only=True)
 class NodeState:
-    """The weights of a node and how far it has come. Its optimizer is kept by the loop."""
+    """The weights of a node, how far it has come, and where it stands in the round.
+
+    Its inner optimizer is kept by the loop.
+    """
 
     parameters: Tensors
     """All weights, by name."""
@@ -26,11 +37,30 @@ class NodeState:
     """Tokens of the last fit."""
     unsent_tokens: int = 0
     """Tokens trained on, here and below, since the last upload."""
+    bytes_down: int = 0
+    """Bytes that its parent sent to it, all rounds together."""
+    bytes_up: int = 0
+    """Bytes that it sent to its parent."""
+    num_messages: int = 0
+    """Messages between it and its parent, both ways."""
+
+    takes_part: bool = False
+    """Whether it takes part in what its parent's federation does now."""
+    participants: tuple[str, ...] = ()
+    """Its children, and itself where it holds data, that take part in its own federation's sub-round."""
+    start: Tensors | None = None
+    """What its children receive, where the node trains first and they must not see what it learnt."""
+    download: Download | None = None
+    """What its parent sent last, until it has answered."""
+    uploads: dict[str, Upload] = field(default_factory=dict)
+    """Uploads that wait to be aggregated, by sender."""
 
     attention: dict[str, float] = field(default_factory=dict)
     """Weight that the node's last aggregation gave to every participant."""
     inbox: list[Residual] = field(default_factory=list)
     """Residuals delivered here, waiting to be attended to, once."""
+    memory: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What every piece of the method keeps at this node, by its `state_key`: plain containers and tensors."""
 
     def part(self, part: Part, partition: Mapping[str, Part]) -> Tensors:
         """Return the tensors of one part, not copied."""
@@ -43,9 +73,18 @@ class NodeState:
     def state_dict(self) -> dict[str, Any]:
         """Return plain containers and tensors, not copied."""
         state = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {**state, "inbox": [message_state(residual) for residual in self.inbox]}
+        state["download"] = None if self.download is None else message_state(self.download)
+        state["uploads"] = [message_state(upload) for upload in self.uploads.values()]
+        state["inbox"] = [message_state(residual) for residual in self.inbox]
+        return state
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "NodeState":
         """Undo `state_dict`."""
-        return cls(**{**state, "inbox": [residual_from_state(one) for one in state["inbox"]]})
+        download, uploads = state["download"], [upload_from_state(one) for one in state["uploads"]]
+        messages = {
+            "download": None if download is None else download_from_state(download),
+            "uploads": {upload.node: upload for upload in uploads},
+            "inbox": [residual_from_state(one) for one in state["inbox"]],
+        }
+        return cls(**{**state, **messages})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
@@ -67,15 +67,21 @@ class FederationCallback(Callback):
         |   on_merged(q)
 
     Lightning's `on_train_epoch_start` and `on_train_epoch_end` are the start and the end of the round. Hooks that are
-    handed a message return it, changed or not: messages are frozen, use `dataclasses.replace`. State that must
-    survive a restart goes through `state_dict` and `load_state_dict`, as in any Lightning callback, and may hold plain
-    containers and tensors only.
+    handed a message return it, changed or not: messages are frozen, use `dataclasses.replace`.
+
+    State that must survive a restart: what belongs to a node goes into `memory`, which is saved with the node and
+    follows it; what belongs to the run goes through `state_dict` and `load_state_dict`, as in any Lightning callback.
+    Both hold plain containers and tensors only.
     """
 
     parts: frozenset[Part] = frozenset()
     """Parts of the model that this piece merges, and that therefore travel, down and up. No two may merge one part."""
     honours: frozenset[str] = frozenset()
     """Names of the topology's settings that this piece obeys. A setting that nobody obeys is an error."""
+
+    def memory(self, state: NodeState) -> dict[str, Any]:
+        """Return what this piece keeps at a node; write into it."""
+        return state.memory.setdefault(self.state_key, {})
 
     def participates(self, trainer: WorldTrainer, context: Context) -> bool:
         """Say whether a node may take part in its federation's next sub-round."""

@@ -14,14 +14,16 @@ from worldlm.federation.messages import Download, Upload
 from worldlm.federation.parameters import Part, Tensors, clone
 from worldlm.federation.program import Step
 from worldlm.federation.state import NodeState
-from worldlm.loop.exchange import Exchange, InProcessExchange
 from worldlm.loop.hooks import Context, FederationCallback
-from worldlm.topology import Topology
+from worldlm.topology import Node, Topology
 
 if TYPE_CHECKING:
     from worldlm.loop.trainer import WorldTrainer
 
 log = logging.getLogger(__name__)
+
+_FORMAT = 2
+"""Counted up whenever what a checkpoint says of the world changes its meaning."""
 
 
 class World:
@@ -48,14 +50,11 @@ class World:
         self.partition = partition
         self.seed = seed
         self.round = 0
-        self.exchange: Exchange = InProcessExchange()
         self.states = {name: NodeState(parameters=clone(initial)) for name in topology.nodes}
-        self.participants: dict[str, tuple[str, ...]] = {}
-        """By federation: its children, and itself where it holds data, that take part in its sub-round."""
+        self.states[topology.root.name].takes_part = True
         personal = {name: tensor for name, tensor in initial.items() if partition[name] != "backbone"}
         self.reference: Tensors = clone(personal)
         """The common initial keys and values."""
-        self._starts: dict[str, Tensors] = {}
 
     # ------------------------------------------------------------------ who takes part
 
@@ -76,18 +75,11 @@ class World:
         return Context(world=self, node=node, state=self.states[name], round=self.round, subround=subround)
 
     def takes_part(self, step: Step) -> bool:
-        """Whether a step of the program happens: the node and all federations above it take part."""
-        parent = self.topology.parent(step.node)
-        own_fit = step.kind == "fit" and (parent is None or bool(self.topology.nodes[step.node].children))
-        if own_fit and step.node not in self.participants.get(step.node, ()):
-            return False
-        name = step.node
-        while (parent := self.topology.parent(name)) is not None:
-            listens = self.topology.nodes[name].listens
-            if not listens and name not in self.participants.get(parent.name, ()):  # nor opened, where that takes none
-                return False
-            name = parent.name
-        return True
+        """Whether a step of the program happens: the node, and with it all federations above it, take part."""
+        state, node = self.states[step.node], self.topology.nodes[step.node]
+        if step.kind == "fit" and (node.children or step.node == self.topology.root.name):
+            return state.takes_part and step.node in state.participants
+        return state.takes_part or step.kind == "receive"  # which is where a node learns whether it does
 
     def run(self, step: Step) -> None:
         """Carry out one step in which nodes talk."""
@@ -116,32 +108,45 @@ class World:
             names = sorted(drawn.sample(names, min(size, len(names))))
         if node.fits and self._may_take_part(node.name, context.subround):
             names.append(node.name)
-        self.participants[node.name] = tuple(names)
+        context.state.participants = tuple(names)
         if node.fits and children:
-            self._starts[node.name] = clone(context.state.parameters)  # its own fit must not reach its children
+            context.state.start = clone(context.state.parameters)  # its own fit must not reach its children
 
     def _may_take_part(self, name: str, subround: int) -> bool:
         context = self.context(name, subround)
         return all(callback.participates(self.trainer, context) for callback in self.callbacks)
 
     def _receive(self, context: Context) -> None:
-        parent = self.topology.parent(context.node.name)
-        assert parent is not None, "the root receives nothing"
-        sender = self.context(parent.name, context.subround)
-        parameters = self._starts.get(parent.name, sender.state.parameters)
-        start = NodeState(parameters=parameters)
-        download = Download(round=self.round, parts=start.parts(self.parts, self.partition))
-        for callback in self.callbacks:
-            download = callback.on_download(self.trainer, sender, context.node, download)
-        self.exchange.send_download(context.node.name, download)
+        node, state = context.node, context.state
+        download = self._compose(node, context.subround)
+        state.takes_part = download is not None
+        if download is None:
+            return
+        state.download = download
+        state.bytes_down += download.num_bytes
+        state.num_messages += 1
         for callback in self.callbacks:
             download = callback.on_route(self.trainer, context, download)
         for callback in self.callbacks:
             callback.on_receive(self.trainer, context, download)
-        if context.node.listens:
-            self.exchange.drop_download(context.node.name)
-        if all(child.listens for child in context.node.children):
+        if node.listens:
+            state.download = None  # it sends nothing back
+        if all(child.listens for child in node.children):
             self.merged(context)
+
+    def _compose(self, child: Node, subround: int) -> Download | None:
+        """Write what a child's parent sends to it; None where the child takes no part."""
+        parent = self.topology.parent(child.name)
+        assert parent is not None, "the root receives nothing"
+        sender = self.context(parent.name, subround)
+        state = sender.state
+        if not state.takes_part or not (child.listens or child.name in state.participants):
+            return None
+        start = NodeState(parameters=state.parameters if state.start is None else state.start)
+        download = Download(round=self.round, parts=start.parts(self.parts, self.partition))
+        for callback in self.callbacks:
+            download = callback.on_download(self.trainer, sender, child, download)
+        return download
 
     def _upload(self, context: Context) -> None:
         parent = self.topology.parent(context.node.name)
@@ -155,25 +160,28 @@ class World:
         )
         for callback in self.callbacks:
             upload = callback.on_upload(self.trainer, context, upload)
-        download = self.exchange.receive_download(context.node.name)
+        assert state.download is not None, "who takes part was sent something"
         for callback in self.callbacks:
-            upload = callback.on_sanitise(self.trainer, context, upload, download)
+            upload = callback.on_sanitise(self.trainer, context, upload, state.download)
+        state.download = None
         state.unsent_tokens = 0
-        self.exchange.send_upload(parent.name, upload)
+        state.bytes_up += upload.num_bytes
+        state.num_messages += 1
+        self.states[parent.name].uploads[upload.node] = upload
 
     def _aggregate(self, context: Context) -> None:
         name, state = context.node.name, context.state
-        uploads = self.exchange.receive_uploads(name)
+        uploads, state.uploads = [*state.uploads.values()], {}
         state.unsent_tokens += sum(upload.num_tokens for upload in uploads)
-        if name in self._starts:
-            own, state.parameters = state.parameters, self._starts.pop(name)
-            if name in self.participants[name]:
+        if state.start is not None:
+            own, state.parameters, state.start = state.parameters, state.start, None
+            if name in state.participants:
                 parts = NodeState(parameters=own).parts(self.parts, self.partition)
-                upload = Upload(node=name, round=self.round, parts=parts, num_tokens=state.fit_tokens)
-                uploads = sorted([*uploads, upload], key=lambda one: one.node)
+                uploads.append(Upload(node=name, round=self.round, parts=parts, num_tokens=state.fit_tokens))
         if not uploads:
             log.warning("round %d: nobody took part in %s, its model stays as it is", self.round, name)
             return
+        uploads.sort(key=lambda one: one.node)
         for callback in self.callbacks:
             callback.on_aggregate(self.trainer, context, uploads)
         for callback in self.callbacks:
@@ -185,22 +193,25 @@ class World:
     def state_dict(self) -> dict[str, Any]:
         """Return the whole world as plain containers and tensors, not copied."""
         return {
+            "format": _FORMAT,
             "round": self.round,
             "seed": self.seed,
             "topology": {name: [child.name for child in node.children] for name, node in self.topology.nodes.items()},
             "states": {name: state.state_dict() for name, state in self.states.items()},
-            "participants": {name: list(names) for name, names in self.participants.items()},
             "reference": self.reference,
-            "starts": self._starts,
-            "exchange": self.exchange.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict`.
 
         Raises:
-            ValueError: If the checkpoint is of another tree or seed.
+            ValueError: If the checkpoint is of another tree, seed or version.
         """
+        if state.get("format") != _FORMAT:
+            raise ValueError(
+                f"the checkpoint is of format {state.get('format', 1)}, this WorldLM reads format {_FORMAT}: "
+                "go on with the version that wrote it, or start anew"
+            )
         tree = {name: [child.name for child in node.children] for name, node in self.topology.nodes.items()}
         if {n: sorted(c) for n, c in tree.items()} != {n: sorted(c) for n, c in state["topology"].items()}:
             raise ValueError(
@@ -214,7 +225,4 @@ class World:
             )
         self.round = state["round"]
         self.states = {name: NodeState.from_state_dict(one) for name, one in state["states"].items()}
-        self.participants = {name: tuple(names) for name, names in state["participants"].items()}
         self.reference = state["reference"]
-        self._starts = state["starts"]
-        self.exchange.load_state_dict(state["exchange"])

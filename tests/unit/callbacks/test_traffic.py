@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from worldlm.callbacks import Traffic
+from worldlm.federation.state import NodeState
 from worldlm.topology import Link, Node, Settings, Topology
 
 
@@ -19,32 +19,30 @@ def _trainer(logged: dict[str, float]) -> Any:
         Node(name="b", corpus="b", settings=Settings(num_local_steps=1)),
     )
     topology = Topology(name="star", root=Node(name="world", children=children))
-    exchange = SimpleNamespace(bytes_down=Counter(), bytes_up=Counter())
+    states = {name: NodeState(parameters={}) for name in topology.nodes}
     logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.update(metrics))
-    return SimpleNamespace(topology=topology, world=SimpleNamespace(exchange=exchange, round=0), loggers=[logger])
+    return SimpleNamespace(topology=topology, world=SimpleNamespace(states=states, round=0), loggers=[logger])
 
 
-def _send(traffic: Traffic, trainer: Any, name: str, times: int) -> None:
-    context: Any = SimpleNamespace(node=trainer.topology.nodes[name])
-    for _ in range(times):
-        traffic.on_receive(trainer, context, None)  # type: ignore[arg-type]
-        traffic.on_upload(trainer, context, None)  # type: ignore[arg-type]
-        trainer.world.exchange.bytes_down[name] += 3_000_000
-        trainer.world.exchange.bytes_up[name] += 1_000_000
+def _send(trainer: Any, name: str, times: int) -> None:
+    state = trainer.world.states[name]
+    state.num_messages += 2 * times
+    state.bytes_down += 3_000_000 * times
+    state.bytes_up += 1_000_000 * times
 
 
 def test_seconds_of_a_link() -> None:
     logged: dict[str, float] = {}
     trainer, traffic = _trainer(logged), Traffic()
-    _send(traffic, trainer, "a", 1)
-    _send(traffic, trainer, "b", 1)
+    _send(trainer, "a", 1)
+    _send(trainer, "b", 1)
     traffic.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
     assert logged["a/link_seconds"] == pytest.approx(2 * 0.05 + 4.0)  # 4 MB at 1 MB/s
     assert "b/link_seconds" not in logged
     assert logged["world/bytes"] == 8_000_000
 
     restored = Traffic()
-    _send(traffic, trainer, "a", 2)  # its federation had two sub-rounds
+    _send(trainer, "a", 2)  # its federation had two sub-rounds
     restored.load_state_dict(traffic.state_dict())
     for one in (traffic, restored):
         logged.clear()

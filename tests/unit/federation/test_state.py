@@ -1,11 +1,11 @@
-"""What a node is between rounds."""
+"""All that a node is: it survives a checkpoint whole."""
 
 from dataclasses import fields
 
 import pytest
 import torch
 
-from worldlm.federation.messages import Residual
+from worldlm.federation.messages import Download, Residual, Upload
 from worldlm.federation.state import NodeState
 
 PARTITION = {"head": "values", "attn": "keys", "embed": "backbone", "ffn": "values"}
@@ -14,6 +14,10 @@ PARTITION = {"head": "values", "attn": "keys", "embed": "backbone", "ffn": "valu
 def residual(origin: str) -> Residual:
     tensors = {"attn": torch.ones(2)}
     return Residual(keys=tensors, values={}, origin=origin, federation="south", jurisdiction=None, round=1)
+
+
+def upload(node: str) -> Upload:
+    return Upload(node=node, round=1, parts={}, num_tokens=3, row_counts={"wte": torch.arange(4.0)})
 
 
 def state() -> NodeState:
@@ -25,8 +29,17 @@ def state() -> NodeState:
         num_tokens=4,
         fit_tokens=5,
         unsent_tokens=6,
+        bytes_down=7,
+        bytes_up=8,
+        num_messages=9,
+        takes_part=True,
+        participants=("fr", "it"),
+        start={"embed": torch.ones(2)},
+        download=Download(round=1, parts={"keys": {"attn": torch.full((2,), 7.0)}}, residuals=(residual("bg"),)),
+        uploads={"uk": upload("uk"), "bg": upload("bg")},
         attention={"it": 0.25, "fr": 0.75},
         inbox=[residual("it"), residual("fr")],
+        memory={"Piece": {"optimizer": {0: {"step": torch.ones(1)}}}},
     )
 
 
@@ -34,11 +47,28 @@ def test_survives_a_checkpoint(tmp_path) -> None:
     torch.save(state().state_dict(), tmp_path / "state.pt")
     found = NodeState.from_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     torch.testing.assert_close(found.parameters, state().parameters, rtol=0, atol=0)
-    for name in [one.name for one in fields(NodeState) if one.name not in ("parameters", "inbox")]:
+    tensors = ("parameters", "start", "download", "uploads", "inbox", "memory")
+    for name in [one.name for one in fields(NodeState) if one.name not in tensors]:
         assert getattr(found, name) == getattr(state(), name) != getattr(NodeState(parameters={}), name)
     assert [one.origin for one in found.inbox] == ["it", "fr"]
     assert found.inbox[0].keys["attn"].tolist() == [1.0, 1.0]
     assert all(isinstance(one, Residual) for one in found.inbox)
+    assert found.start is not None
+    assert found.start["embed"].tolist() == [1.0, 1.0]
+    assert found.memory["Piece"]["optimizer"][0]["step"].tolist() == [1.0]
+
+
+def test_messages_under_way_survive_a_checkpoint(tmp_path) -> None:
+    torch.save(state().state_dict(), tmp_path / "state.pt")
+    found = NodeState.from_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert found.download is not None
+    assert found.download.parts["keys"]["attn"].tolist() == [7.0, 7.0]
+    assert found.download.residuals[0].origin == "bg"
+    assert [(name, one.node, one.num_tokens) for name, one in found.uploads.items()] == [
+        ("uk", "uk", 3),
+        ("bg", "bg", 3),
+    ]
+    assert found.uploads["bg"].row_counts["wte"].tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_the_state_does_not_copy_the_weights() -> None:
