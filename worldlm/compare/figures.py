@@ -23,6 +23,7 @@ _TOLD = ": solid after_merge, dotted after_fit"
 _MARKERS = (None, "o", "s", "^")
 """Of the first methods, and of those for which no colour is left."""
 _INCHES, _DPI = 10.0, 120  # 1200 pixels wide
+_TOP = 1e6  # knowing nothing has the perplexity of the vocabulary, which is smaller
 
 
 def draw_all(records: Sequence[RunRecord]) -> dict[str, Figure]:
@@ -227,15 +228,21 @@ def _draw_curve(axes: Axes, curve: dict[int, Spread], look: dict[str, Any], mome
 
 
 def _scale(axes: Axes) -> None:
-    """Take a logarithmic axis where perplexities differ by more than four times, with plain numbers on it."""
+    """Take a logarithmic axis where perplexities differ by more than four times, with plain numbers on it.
+
+    A line that climbs far beyond any vocabulary leaves the picture, which would otherwise show nothing else.
+    """
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     low, high = axes.dataLim.intervaly
     if not 0 < 4 * low < high:
         return
+    if low < _TOP < high:
+        axes.set_ylim(low / 1.3, _TOP)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_major_formatter(plain := ScalarFormatter())
+    plain.set_scientific(False)
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -89,3 +89,11 @@ def test_a_diverged_run_is_no_point(record: Make) -> None:
     lost.rounds[-1]["nodes"]["a"]["after_merge"]["perplexity"] = None
     (axes,) = draw_all([quiet, lost])["perplexity_by_noise"].axes
     assert list(axes.lines[0].get_xdata()) == [0.0]
+
+
+def test_a_run_that_lost_all_leaves_the_picture_and_does_not_spoil_it(record: Make) -> None:
+    quiet, lost = noisy(record("x+quiet"), 0.0), noisy(record("x+loud", 1, (10.0, 1e300)), 0.5)
+    (axes,) = draw_all([quiet, lost])["perplexity_by_noise"].axes
+    assert len(axes.lines[0].get_xdata()) == 2
+    low, high = axes.get_ylim()
+    assert 0 < low < min(axes.lines[0].get_ydata()) < high == 1e6
