@@ -113,6 +113,14 @@ def test_another_tree_or_seed_is_refused(last: Path, tree: Topology, star: Make,
         fit(tree, whole_method(), resume=last, seed=8)
 
 
+def test_one_of_another_format_is_refused(last: Path, tree: Topology, fit: Make, whole_method: Make) -> None:
+    checkpoint = torch.load(last, weights_only=True)
+    del checkpoint["loops"]["fit_loop"]["state_dict"]["world"]["format"]
+    torch.save(checkpoint, last)
+    with pytest.raises(ValueError, match="the checkpoint is of format 1, this WorldLM reads format 2"):
+        fit(tree, whole_method(), resume=last)
+
+
 def test_the_last_checkpoint_is_of_the_last_round_asked_for(tree: Topology, fit: Make, whole_method: Make) -> None:
     found = []
 
