@@ -26,8 +26,13 @@ class LayRecipe(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Read one recipe more."""
-        before = cfg.get("federation.settings")
+        before, callbacks = cfg.get("federation.settings"), cfg.get("trainer.callbacks")
+        if callbacks is not None:
+            # jsonargparse would let a list of as many callbacks inherit the arguments that it leaves out
+            cfg["trainer.callbacks"] = None
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+        if callbacks is not None and cfg.get("trainer.callbacks") is None:
+            cfg["trainer.callbacks"] = callbacks
         after = cfg.get("federation.settings")
         if isinstance(before, dict) and isinstance(after, dict):
             cfg["federation.settings"] = {**before, **after}

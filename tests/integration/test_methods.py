@@ -110,6 +110,21 @@ def test_the_command_line_wins_over_a_fragment(reading: Any) -> None:
     )
 
 
+def test_a_method_inherits_no_arguments_of_the_recipe(reading: Any, tmp_path: Path) -> None:
+    """Not even where it has as many callbacks, of the same classes."""
+    (recipe := tmp_path / "one.yaml").write_text(
+        "trainer:\n  callbacks: [{class_path: Averaging, init_args: {download_rate: 0.5, leaf_download_rate: 0.5}}]\n"
+    )
+    (method := tmp_path / "two.yaml").write_text("trainer:\n  callbacks: [{class_path: Averaging}]\n")
+    rates = [
+        laid(reading, "quickstart", *map(str, names)).trainer.callbacks[0].init_args.download_rate
+        for names in ([recipe], [recipe, method])
+    ]
+    assert rates == [0.5, 1.0]
+    kept = laid(reading, "quickstart", str(recipe), "methods/lr_1.5e-3").trainer.callbacks
+    assert kept[0].init_args.download_rate == 0.5
+
+
 def test_servers(reading: Any) -> None:
     """Every server optimizer takes its arguments as a recipe writes them, and is the one that is meant."""
 
