@@ -26,13 +26,11 @@ class LayRecipe(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Read one recipe more."""
-        before, callbacks = cfg.get("federation.settings"), cfg.get("trainer.callbacks")
-        if callbacks is not None:
-            # jsonargparse would let a list of as many callbacks inherit the arguments that it leaves out
-            cfg["trainer.callbacks"] = None
+        before = cfg.get("federation.settings")
+        for key in _lists(Reader(read_text(Path(values), RecipeError), str(values), RecipeError).root, ""):
+            if isinstance(cfg.get(key), list):  # a list as long would inherit the arguments that its items leave out
+                cfg[key] = None
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
-        if callbacks is not None and cfg.get("trainer.callbacks") is None:
-            cfg["trainer.callbacks"] = callbacks
         after = cfg.get("federation.settings")
         if isinstance(before, dict) and isinstance(after, dict):
             cfg["federation.settings"] = {**before, **after}
@@ -88,6 +86,14 @@ def _keys(node: yaml.Node, prefix: str) -> list[tuple[str, int, Any]]:
         for i, item in enumerate(node.value):
             found += _keys(item, f"{prefix}.{i}")
     return found
+
+
+def _lists(node: yaml.Node, prefix: str) -> list[str]:
+    """List the dotted path of every key whose value is a list, down to the first list on each way."""
+    if isinstance(node, yaml.SequenceNode):
+        return [prefix]
+    below = pairs(node) if isinstance(node, yaml.MappingNode) else ()
+    return [path for key, entry in below for path in _lists(entry.node, f"{prefix}.{key.value}".removeprefix("."))]
 
 
 def _check_keys(reader: Reader, node: yaml.Node, prefix: str, known: Collection[str]) -> None:

@@ -123,6 +123,10 @@ def test_a_method_inherits_no_arguments_of_the_recipe(reading: Any, tmp_path: Pa
     assert rates == [0.5, 1.0]
     kept = laid(reading, "quickstart", str(recipe), "methods/lr_1.5e-3").trainer.callbacks
     assert kept[0].init_args.download_rate == 0.5
+    (more := tmp_path / "more.yaml").write_text("trainer:\n  callbacks+: [{class_path: TokenRows}]\n")
+    added = laid(reading, "quickstart", str(recipe), str(more)).trainer.callbacks
+    assert [one.class_path.rpartition(".")[2] for one in added] == ["Averaging", "TokenRows"]
+    assert added[0].init_args.download_rate == 0.5
 
 
 def test_servers(reading: Any) -> None:
