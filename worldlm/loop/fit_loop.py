@@ -1,8 +1,8 @@
 """Federated rounds as a Lightning loop: one epoch is one round of the world, one run of the epoch loop one fit.
 
-The one file that touches Lightning's private loops (2.6), which is why the dependency is pinned to it. All stepping
-(precision, gradient clipping, accumulation, schedulers, hooks, loggers) stays Lightning's; what is replaced is
-which batches, weights and optimizer it sees, and how an interrupted run is taken up again.
+With `epoch_loop.py` the one place that touches Lightning's private loops (2.6), which is why the dependency is pinned.
+All stepping (precision, gradient clipping, accumulation, schedulers, hooks, loggers) stays Lightning's; what is
+replaced is which batches, weights and optimizer it sees, and how an interrupted run is taken up again.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning.pytorch.loops.fetchers import _DataFetcher, _PrefetchDataFetcher
+from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.fit_loop import RestartStage, _FitLoop
-from lightning.pytorch.loops.progress import _ProcessedTracker, _Progress
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer.connectors.data_connector import _process_dataloader, _request_dataloader
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
@@ -21,7 +19,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from worldlm.federation.program import Step, compile_round
-from worldlm.federation.seeds import derive_seed, seed_torch
+from worldlm.federation.seeds import seed_torch
+from worldlm.loop.epoch_loop import NodeEpochLoop, trackers
 from worldlm.loop.followers import Follower, find_followers, set_following
 from worldlm.loop.loaders import check_loaders, num_tokens
 from worldlm.loop.node_slot import NodeSlot
@@ -30,55 +29,6 @@ from worldlm.topology import Topology
 
 if TYPE_CHECKING:
     from worldlm.loop.trainer import WorldTrainer
-
-
-class NodeEpochLoop(_TrainingEpochLoop):
-    """The local steps of one node's fit."""
-
-    trainer: WorldTrainer
-
-    def reset(self) -> None:
-        """Set the counters for a new fit, or take up an interrupted one at its last finished optimizer step."""
-        progress, optimizer = self.batch_progress, self.automatic_optimization.optim_progress
-        if not self.restarting:
-            progress.reset_on_run()
-            self.scheduler_progress.reset_on_run()
-            optimizer.reset_on_run()
-        else:
-            trackers = _trackers(progress)
-            finished = trackers[0].processed
-            if finished < self.trainer.num_training_batches:  # the last batch of a fit always steps
-                finished -= finished % self.trainer.accumulate_grad_batches
-            again = trackers[0].ready - finished  # begun, but not part of a finished optimizer step
-            for tracker in trackers:
-                ready = tracker.ready - again
-                tracker.ready = tracker.started = tracker.processed = tracker.completed = ready
-            progress.is_last_batch = False
-            self.scheduler_progress.reset_on_restart()
-            optimizer.reset_on_restart()
-        self._batches_that_stepped = self.global_step
-
-    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
-        """Leave the fetcher alone: the sampler already starts at the first batch that is wanted."""
-        data_fetcher._start_profiler = self._on_before_fetch
-        data_fetcher._stop_profiler = self._on_after_fetch
-
-    def advance(self, data_fetcher: _DataFetcher) -> None:
-        fit_loop = self.trainer.fit_loop
-        name = fit_loop.slot.name
-        position = fit_loop.world.states[name].num_batches + self.batch_progress.current.ready
-        seed_torch(derive_seed(fit_loop.seed, name, position, "batch"), self.trainer.strategy.root_device)
-        super().advance(data_fetcher)
-
-    def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
-        return False  # nodes are evaluated where the round says so, not wherever an epoch loop ends
-
-
-def _trackers(progress: _Progress) -> tuple[_ProcessedTracker, _ProcessedTracker]:
-    """Return the current and the total counts, which are annotated as less than they are."""
-    assert isinstance(progress.current, _ProcessedTracker)
-    assert isinstance(progress.total, _ProcessedTracker)
-    return progress.current, progress.total
 
 
 class FederatedFitLoop(_FitLoop):
@@ -183,7 +133,7 @@ class FederatedFitLoop(_FitLoop):
     def reset(self) -> None:
         """Find out where an interrupted run stopped."""
         torch.set_grad_enabled(True)
-        current, total = _trackers(self.epoch_progress)
+        current, total = trackers(self.epoch_progress)
         within_round = current.started > current.processed
         total.ready -= current.ready - current.started
         current.ready = current.started
@@ -199,7 +149,7 @@ class FederatedFitLoop(_FitLoop):
     def on_advance_start(self) -> None:
         if not self.restarted_mid_epoch:
             self.cursor = 0
-        self.world.round = _trackers(self.epoch_progress)[0].processed
+        self.world.round = trackers(self.epoch_progress)[0].processed
         set_following(self._followers, True)
         super().on_advance_start()
 
