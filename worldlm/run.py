@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.logging import RichHandler
@@ -22,9 +23,10 @@ from rich.logging import RichHandler
 from worldlm.callbacks import LastCheckpoint, NodeMetrics, NodeValidation, Record, RoundProgress, Summary, Traffic
 from worldlm.data import CorpusDataModule
 from worldlm.federation.parameters import PARTS
-from worldlm.loop import WorldTrainer
+from worldlm.loop import RankLost, WorldTrainer
 from worldlm.models import LanguageModule
 from worldlm.recipe import LayRecipe, RecipeError, explain, read_recipe
+from worldlm.run_folder import find_checkpoint, find_version
 from worldlm.topology import Shape, find_file
 from worldlm.topology.lines import Reader
 
@@ -120,19 +122,21 @@ class RecipeCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if self.subcommand != "fit":
+            config.trainer.devices = config.trainer.num_nodes = config.trainer.devices_per_node = 1
         if self.subcommand == "prepare":
             config.trainer.logger = config.trainer.enable_progress_bar = False
             return
         name = config.name or "-".join(path.stem for path in self.recipes) or "world"
         runs = Path(config.runs) / name
-        self.checkpoint = _checkpoint(config.ckpt_path, runs)
+        self.checkpoint = find_checkpoint(config.ckpt_path, runs)
         config.ckpt_path = str(self.checkpoint) if self.checkpoint else None
         if self.subcommand == "validate":
             if self.checkpoint is None:
                 raise UsageError(f"validate needs a checkpoint: --ckpt_path FILE, or last for the last of {runs}")
             config.trainer.logger = config.trainer.enable_progress_bar = False
         elif config.trainer.logger in (None, True):
-            version = _version(self.checkpoint, runs)
+            version = find_version(self.checkpoint, runs)
             logger = {"save_dir": config.runs, "name": name, "version": version, "default_hp_metric": False}
             config.trainer.logger = _namespace("lightning.pytorch.loggers.TensorBoardLogger", logger)
 
@@ -166,13 +170,14 @@ class RecipeCLI(LightningCLI):
         """Train the world, and stop between two steps on SIGTERM and on the first Ctrl-C."""
         trainer: WorldTrainer = self.trainer  # type: ignore[assignment]
         self.folder = trainer.folder
-        print(_headline(trainer, self.model) + (f"; goes on from {self.checkpoint}" if self.checkpoint else ""))
+        from_there = f"; goes on from {self.checkpoint}" if self.checkpoint else ""
+        rank_zero_only(print)(_headline(trainer, self.model) + from_there)
         before = signal.signal(signal.SIGINT, lambda *_: _interrupt(trainer))
         try:
             trainer.fit(**kwargs)
         finally:
             signal.signal(signal.SIGINT, before)
-        print(f"done. results: {self.folder} (tensorboard --logdir {Path(self.folder).parts[0]})")
+        rank_zero_only(print)(f"done. results: {self.folder} (tensorboard --logdir {Path(self.folder).parts[0]})")
 
     def validate(self, **kwargs: Any) -> None:
         """Evaluate every node of a checkpoint."""
@@ -198,31 +203,11 @@ def _interrupt(trainer: WorldTrainer) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if not trainer.training:
         raise KeyboardInterrupt
-    print("\nstopping after this step; Ctrl-C again stops at once, without a checkpoint", file=sys.stderr)
+    if trainer.num_ranks == 1:
+        print("\nstopping after this step; Ctrl-C again stops at once, without a checkpoint", file=sys.stderr)
+    elif trainer.is_global_zero:
+        print("\nstopping; what was done since the last finished round is lost", file=sys.stderr)
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _checkpoint(ckpt_path: str | None, runs: Path) -> Path | None:
-    """Find the checkpoint a run starts from."""
-    if ckpt_path is None:
-        return None
-    if ckpt_path != "last":
-        if not Path(ckpt_path).is_file():
-            raise FileNotFoundError(f"no checkpoint at {ckpt_path}; --ckpt_path takes a file, or last")
-        return Path(ckpt_path)
-    found = sorted(runs.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        print(f"worldlm: no checkpoint under {runs} yet: starting from the beginning", file=sys.stderr)
-    return found[-1] if found else None
-
-
-def _version(checkpoint: Path | None, runs: Path) -> int:
-    """Number of the run's folder: that of the run that goes on, else a new one."""
-    numbers = {int(p.name[8:]): p for p in runs.glob("version_*") if p.name[8:].isdigit()}
-    for number, folder in numbers.items():
-        if checkpoint is not None and checkpoint.is_relative_to(folder):
-            return number
-    return max(numbers, default=-1) + 1
 
 
 def _namespace(class_path: str, init_args: dict[str, Any]) -> Any:
@@ -254,19 +239,26 @@ def run(given: list[str]) -> int:
     if not recipes and not {"-h", "--help"} & set(given):
         told = f"{given[0]} needs a recipe: worldlm {given[0]} --recipe NAME_OR_PATH; try --recipe quickstart"
         raise RecipeError([told])
-    sys.argv = ["worldlm", *given]
+    script = Path(sys.argv[0])  # which the other processes of a run are started with
+    sys.argv = [str(script) if script.name == "worldlm" else "worldlm", *given]
     cli = RecipeCLI.__new__(RecipeCLI)
     try:
         with _log_to_terminal():
             cli.__init__(recipes)  # type: ignore[misc]
     except SIGTERMException:
         again = " ".join(f"--recipe {path}" for path in recipes)
-        print(f"stopped; go on with: worldlm fit {again} --ckpt_path last. results so far: {cli.folder}")
+        told = f"stopped; go on with: worldlm fit {again} --ckpt_path last. results so far: {cli.folder}"
+        rank_zero_only(print)(told)
         return 143
+    except RankLost as error:
+        print(f"worldlm: {error}; go on with --ckpt_path last", file=sys.stderr)
+        return 1
     except (ValueError, MisconfigurationException, FileNotFoundError) as error:
         if os.environ.get("WORLDLM_DEBUG"):
             raise
-        raise RecipeError(explain(str(error), cli.readers, cli.known, given).splitlines()) from error
+        rank: int = getattr(rank_zero_only, "rank", 0)
+        told = explain(str(error), cli.readers, cli.known, given)
+        raise RecipeError([f"process {rank}: {line}" if rank else line for line in told.splitlines()]) from error
     return 0
 
 

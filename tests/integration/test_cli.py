@@ -1,10 +1,12 @@
 """The command line as a user meets it."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +230,45 @@ def test_a_stopped_run_ends_like_one_that_never_stopped(shore: Path) -> None:
         assert main([*fit, "--name", stop.name, "--ckpt_path", "last"]) == 0
         assert same(last(stop.name)["callbacks"], last("whole")["callbacks"])
         assert same(last(stop.name)["loops"], last("whole")["loops"])
+
+
+def test_several_processes(shore: Path) -> None:
+    """They come to what one comes to, and speak with one voice; validate needs but one."""
+    two = worldlm_command("fit", "--recipe", str(shore), "--trainer.devices", "2")
+    assert (two.returncode, two.stdout.count("shore: 5 nodes"), two.stdout.count("done.")) == (0, 1, 1), two.stderr
+    assert main(["fit", "--recipe", str(shore), "--name", "one"]) == 0
+    records = [json.loads(Path(f"runs/{name}/version_0/results.json").read_text()) for name in ("tiny", "one")]
+    assert {**records[0], "seconds": 0} == {**records[1], "seconds": 0}
+    assert same(
+        last("tiny")["loops"]["fit_loop"]["state_dict"]["world"],
+        last("one")["loops"]["fit_loop"]["state_dict"]["world"],
+    )
+    assert main(["validate", "--recipe", str(shore), "--ckpt_path", "last", "--trainer.devices", "2"]) == 0
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed(shore: Path) -> None:
+    """The others end with a line that says so, and the run goes on from its last round, on as many as one likes."""
+    given = ["fit", "--recipe", str(shore), "--trainer.max_epochs", "12"]
+    command = [sys.executable, "-m", "worldlm", *given, "--trainer.devices", "3"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    checkpoint = Path("runs/tiny/version_0/checkpoints/last.ckpt")
+    for _ in range(600):
+        if checkpoint.is_file():
+            break
+        time.sleep(0.1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search("process 2 of the run ended with signal 9|another process of the run is gone", told)
+    assert "go on with --ckpt_path last" in told
+    assert main([*given, "--ckpt_path", "last"]) == 0
+    assert main([*given, "--name", "whole"]) == 0
+    assert same(
+        last("tiny")["loops"]["fit_loop"]["state_dict"]["world"],
+        last("whole")["loops"]["fit_loop"]["state_dict"]["world"],
+    )
 
 
 def last(name: str) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from typing import Any, Literal, TypeAlias
 from lightning.pytorch import LightningModule
 
 from worldlm.callbacks.averaging import Averaging
-from worldlm.callbacks.scalars import log_scalars
 from worldlm.federation.attention import Attended, Granularity, KeyValue, Similarity, attend, attention_weights
 from worldlm.federation.averaging import move_towards_, weighted_mean
 from worldlm.federation.messages import Download, Upload
 from worldlm.federation.parameters import Part, copy_
 from worldlm.federation.schedule import Rate, check_rate, in_round
 from worldlm.loop import Context, FederationCallback, WorldTrainer
+from worldlm.loop.scalars import log_scalars
 
 Query: TypeAlias = Literal["own", "mean"]
 

@@ -7,13 +7,13 @@ import torch
 from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
-from worldlm.callbacks.scalars import log_scalars
 from worldlm.federation.averaging import move_towards_, outer_step_, weighted_mean
 from worldlm.federation.messages import Download, Upload
 from worldlm.federation.parameters import PARTS, Part, Tensors, norm, subtract
 from worldlm.federation.schedule import Rate, check_rate, in_round
 from worldlm.federation.token_rows import weighted_mean_by_rows
 from worldlm.loop import Context, FederationCallback, WorldTrainer
+from worldlm.loop.scalars import log_scalars
 from worldlm.topology import Node
 
 

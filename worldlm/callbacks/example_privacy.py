@@ -42,6 +42,11 @@ class ExamplePrivacy(PrivacyLedgers):
                 f"accumulate_grad_batches is {trainer.accumulate_grad_batches}, but example_privacy at "
                 f"{', '.join(private)} needs 1: Poisson sampling draws every step's batch anew"
             )
+        if private and trainer.devices_per_node > 1:
+            raise ValueError(
+                f"devices_per_node is {trainer.devices_per_node}, but example_privacy at {', '.join(private)} needs 1: "
+                "its noise is drawn for a whole batch"
+            )
         if private and trainer.scaler is not None:
             raise ValueError(
                 f"precision is {trainer.precision}, but example_privacy at {', '.join(private)} would clip gradients "

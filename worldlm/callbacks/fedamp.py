@@ -5,12 +5,12 @@ from dataclasses import replace
 
 from lightning.pytorch import LightningModule
 
-from worldlm.callbacks.scalars import log_scalars
 from worldlm.federation.averaging import weighted_mean
 from worldlm.federation.messages import Download, Upload
 from worldlm.federation.mixture import mixture_weights
 from worldlm.federation.parameters import PARTS, Part, Tensors, clone, copy_
 from worldlm.loop import Context, FederationCallback, WorldTrainer
+from worldlm.loop.scalars import log_scalars
 from worldlm.topology import Node
 
 

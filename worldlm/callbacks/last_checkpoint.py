@@ -14,8 +14,8 @@ from worldlm.loop import WorldTrainer
 class LastCheckpoint(Checkpoint):
     """Keeps one `checkpoints/last.ckpt` in the run's folder: the whole world, as it last stood.
 
-    Written at the end of rounds, between steps once enough time has gone by, and on SIGTERM. Use Lightning's
-    ModelCheckpoint beside it to keep more.
+    Written at the end of rounds, between steps once enough time has gone by, and on SIGTERM; where several processes
+    share the world, at the end of rounds only. Use Lightning's ModelCheckpoint beside it to keep more.
 
     Args:
         every_n_rounds: Rounds between two checkpoints.
@@ -50,7 +50,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(self, trainer: WorldTrainer, *args: Any) -> None:  # type: ignore[override]
-        if time.monotonic() - self._saved_at > 60 * self.every_n_minutes:
+        if trainer.num_ranks == 1 and time.monotonic() - self._saved_at > 60 * self.every_n_minutes:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
@@ -61,5 +61,6 @@ class LastCheckpoint(Checkpoint):
     def on_exception(  # type: ignore[override]
         self, trainer: WorldTrainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        if isinstance(exception, SIGTERMException):  # raised between two steps: everything is in order
+        # raised between two steps, where everything is in order if all of the world is here
+        if trainer.num_ranks == 1 and isinstance(exception, SIGTERMException):
             self._save(trainer)

@@ -9,9 +9,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
-from worldlm.callbacks.scalars import log_scalars
 from worldlm.federation.state import NodeState
 from worldlm.loop import Context, FederationCallback, WorldTrainer
+from worldlm.loop.scalars import log_scalars
 from worldlm.models import Evaluation
 from worldlm.topology import Node
 
@@ -96,7 +96,7 @@ class NodeMetrics(FederationCallback):
             return
         for node in trainer.topology.nodes.values():
             context = trainer.world.context(node.name)
-            if not self.memory(context.state):
+            if trainer.world.wire.here(node.name) and not self.memory(context.state):
                 self._score(trainer, context, "before", node)
 
     def on_merged(self, trainer: WorldTrainer, context: Context) -> None:
@@ -116,7 +116,7 @@ class NodeMetrics(FederationCallback):
             metrics |= {f"{name}/perplexity_{moment}": value for name, value in values.items()}
             if values:
                 metrics[f"perplexity_{moment}"] = sum(values.values()) / len(values)
-        pl_module.log_dict(metrics, logger=False)
+        pl_module.log_dict(metrics, logger=False, sync_dist=True)  # all processes know the same: nothing is exchanged
         means = {f"world/mean_{name}": value for name, value in metrics.items() if "/" not in name}
         log_scalars(trainer, means, trainer.world.round)
 

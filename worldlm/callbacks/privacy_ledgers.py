@@ -3,10 +3,10 @@
 import logging
 import math
 
-from worldlm.callbacks.scalars import log_scalars
 from worldlm.federation.privacy import PrivacyLedger
 from worldlm.federation.state import NodeState
 from worldlm.loop import Context, FederationCallback, WorldTrainer
+from worldlm.loop.scalars import log_scalars
 from worldlm.topology import Privacy
 
 log = logging.getLogger(__name__)

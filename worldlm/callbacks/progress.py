@@ -21,7 +21,7 @@ from worldlm.loop import WorldTrainer
 
 
 class RoundProgress(ProgressBar):
-    """Shows the world, the round, the node at work, its loss and tokens per second."""
+    """Shows the world, the round, the node at work, its loss and tokens per second; of process 0, if there are more."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,9 +45,8 @@ class RoundProgress(ProgressBar):
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not (self._enabled and self._console.is_terminal):
             return
-        batches = {
-            name: visits * trainer.fit_loop.num_batches(name) for name, visits in num_visits(trainer.topology).items()
-        }
+        visits, here = num_visits(trainer.topology), trainer.world.wire.here
+        batches = {name: number * trainer.fit_loop.num_batches(name) for name, number in visits.items() if here(name)}
         rounds = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -60,7 +59,7 @@ class RoundProgress(ProgressBar):
         )
         total = rounds * sum(batches.values()) if rounds else None
         self._task = self._bar.add_task(trainer.topology.name, total=total)
-        self._done = sum(state.num_batches for state in trainer.world.states.values())
+        self._done = sum(state.num_batches for name, state in trainer.world.states.items() if here(name))
         self._bar.start()
 
     def on_train_batch_end(  # type: ignore[override]

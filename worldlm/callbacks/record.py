@@ -94,8 +94,8 @@ class Record(FederationCallback):
         }
 
     def _write(self, trainer: WorldTrainer, *, finished: bool) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return  # leaves nothing behind
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return  # a trial leaves nothing behind, and one process writes
         wanted = trainer.max_epochs
         content = {
             "format": FORMAT,

@@ -5,7 +5,6 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from worldlm.callbacks.scalars import log_scalars, log_text
 from worldlm.federation.attention import Similarity, similarities
 from worldlm.federation.messages import (
     Download,
@@ -17,6 +16,7 @@ from worldlm.federation.messages import (
 from worldlm.federation.parameters import clone
 from worldlm.federation.residuals import Route, route, select_residuals
 from worldlm.loop import Context, FederationCallback, World, WorldTrainer
+from worldlm.loop.scalars import log_scalars, log_text
 
 log = logging.getLogger(__name__)
 

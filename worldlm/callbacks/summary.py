@@ -11,9 +11,9 @@ from rich.table import Table
 from worldlm.callbacks.example_privacy import ExamplePrivacy
 from worldlm.callbacks.node_metrics import MOMENTS, NodeMetrics
 from worldlm.callbacks.residual_exchange import ResidualExchange
-from worldlm.callbacks.scalars import log_text
 from worldlm.callbacks.update_privacy import UpdatePrivacy
 from worldlm.loop import FederationCallback, WorldTrainer
+from worldlm.loop.scalars import log_text
 from worldlm.topology import Node, draw_tree
 
 
@@ -21,9 +21,12 @@ class Summary(FederationCallback):
     """Describes the run on the board when it starts, and closes it with a table per node and the run's folder."""
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        log_text(trainer, "topology", "```text\n" + draw_tree(trainer.topology) + "\n```")
+        if trainer.is_global_zero:
+            log_text(trainer, "topology", "```text\n" + draw_tree(trainer.topology) + "\n```")
 
     def on_train_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        if not trainer.is_global_zero:
+            return
         rows = {node.name: row(trainer, node) for node in trainer.topology.nodes.values()}
         self._log_hparams(trainer, pl_module, rows)
         table = Table(title=f"{trainer.topology.name} after {trainer.world.round + 1} rounds")

@@ -5,8 +5,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
-from worldlm.callbacks.scalars import log_scalars
 from worldlm.loop import FederationCallback, WorldTrainer
+from worldlm.loop.scalars import log_scalars
 
 
 class Traffic(FederationCallback):

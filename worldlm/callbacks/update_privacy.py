@@ -6,11 +6,11 @@ from dataclasses import replace
 import torch
 
 from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
-from worldlm.callbacks.scalars import log_scalars
 from worldlm.federation.messages import Download, Residual, Upload
 from worldlm.federation.parameters import Tensors
 from worldlm.federation.privacy import Sanitised, sanitise
 from worldlm.loop import Context, WorldTrainer
+from worldlm.loop.scalars import log_scalars
 from worldlm.topology import Privacy
 
 log = logging.getLogger(__name__)

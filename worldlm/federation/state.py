@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from torch import Tensor
+
 from worldlm.federation.messages import (
     Download,
     Residual,
@@ -78,6 +80,12 @@ class NodeState:
         state["inbox"] = [message_state(residual) for residual in self.inbox]
         return state
 
+    def figures(self) -> dict[str, Any]:
+        """Return what is known of the node without its tensors, and so without what waits to be sent or merged."""
+        state = {one.name: getattr(self, one.name) for one in fields(self)}
+        found = {name: _without_tensors(value) for name, value in state.items() if name not in _HEAVY}
+        return {**found, "parameters": {}}
+
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "NodeState":
         """Undo `state_dict`."""
@@ -88,3 +96,20 @@ class NodeState:
             "inbox": [residual_from_state(one) for one in state["inbox"]],
         }
         return cls(**{**state, **messages})
+
+
+_HEAVY = ("parameters", "start", "download", "uploads", "inbox")
+
+
+def _without_tensors(value: Any) -> Any:
+    """Drop from dicts, at any depth, what is a tensor or a list of anything but plain values."""
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _without_tensors(one) for key, one in value.items() if not isinstance(one, Tensor)}
+    return {key: one for key, one in kept.items() if not (isinstance(one, list | tuple) and not _is_plain(one))}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)

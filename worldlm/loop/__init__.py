@@ -2,6 +2,7 @@
 
 from worldlm.loop.hooks import Context, FederationCallback
 from worldlm.loop.trainer import WorldTrainer
+from worldlm.loop.wire import RankLost
 from worldlm.loop.world import World
 
-__all__ = ["Context", "FederationCallback", "World", "WorldTrainer"]
+__all__ = ["Context", "FederationCallback", "RankLost", "World", "WorldTrainer"]

@@ -43,6 +43,15 @@ class NodeEpochLoop(_TrainingEpochLoop):
             optimizer.reset_on_restart()
         self._batches_that_stepped = self.global_step
 
+    def count(self, num_steps: int, num_batches: int) -> None:
+        """Set the optimizer steps and batches of all nodes since the run began, which Lightning calls global."""
+        batches, steps = (
+            trackers(self.batch_progress)[1],
+            self.automatic_optimization.optim_progress.optimizer.step.total,
+        )
+        batches.ready = batches.started = batches.processed = batches.completed = num_batches
+        steps.ready = steps.completed = self._batches_that_stepped = num_steps
+
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Leave the fetcher alone: the sampler already starts at the first batch that is wanted."""
         data_fetcher._start_profiler = self._on_before_fetch

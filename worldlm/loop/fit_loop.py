@@ -18,12 +18,15 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
-from worldlm.federation.program import Step, compile_round
+from worldlm.federation.placement import place
+from worldlm.federation.program import Step, num_visits
 from worldlm.federation.seeds import seed_torch
 from worldlm.loop.epoch_loop import NodeEpochLoop, trackers
 from worldlm.loop.followers import Follower, find_followers, set_following
 from worldlm.loop.loaders import check_loaders, num_tokens
 from worldlm.loop.node_slot import NodeSlot
+from worldlm.loop.scalars import Told, write
+from worldlm.loop.wire import Wire
 from worldlm.loop.world import World
 from worldlm.topology import Topology
 
@@ -43,13 +46,14 @@ class FederatedFitLoop(_FitLoop):
         self.epoch_loop = NodeEpochLoop(trainer)
         self.topology = topology
         self.seed = seed
-        self.program = compile_round(topology)
         self.cursor = 0
         self.visiting = False
         self.loaders: dict[str, DataLoader[Any]] = {}
         self._world: World | None = None
         self._slot: NodeSlot | None = None
         self._restored: dict[str, Any] = {}
+        self.told: list[Told] = []
+        """What the nodes held here have told since the last round's end, where process 0 is another."""
         self._half_way = False  # within a step in which nodes talk: nothing that could be saved
         self._followers: list[Follower] = []
 
@@ -80,7 +84,7 @@ class FederatedFitLoop(_FitLoop):
         if self._combined_loader is not None:
             return
         names = [node.name for node in self.topology.data_nodes]
-        loaders = check_loaders(_request_dataloader(self._data_source), names)
+        loaders = check_loaders(_request_dataloader(self._data_source), names, self.trainer.devices_per_node)
         stage = (self.trainer, TrainerFn.FITTING, RunningStage.TRAINING)
         self.loaders = {
             name: cast(DataLoader[Any], _process_dataloader(*stage, loader)) for name, loader in loaders.items()
@@ -90,6 +94,8 @@ class FederatedFitLoop(_FitLoop):
         self.trainer.val_check_batch = float("inf")
         self._followers = self._followers or find_followers(self.trainer.callbacks)  # type: ignore[attr-defined]
         set_following(self._followers, True)
+        self.trainer.agree_on_folder()
+        self.val_loaders()  # of which Lightning wants all processes to know at the same point
         self._make_world()
 
     @property
@@ -118,15 +124,29 @@ class FederatedFitLoop(_FitLoop):
                 raise RuntimeError("the last fit broke off while nodes talked: resume from a checkpoint")
             return  # a second fit goes on where the first one ended
         live = {name: parameter.detach().cpu() for name, parameter in module.named_parameters()}
-        self._world = World(self.trainer, self.topology, module.partition(), live, self.seed)
+        live = self.trainer.strategy.broadcast(live)
+        wire = self._make_wire()
+        self._world = World(self.trainer, self.topology, module.partition(), live, self.seed, wire)
         self._slot = NodeSlot(module, self.trainer.strategy, self.trainer.share_memory)
         start = self.topology.root.name
         if self._restored:
             self._world.load_state_dict(self._restored["world"])
-            self._slot.load_state_dict(self._restored["optimizers"])
+            self._slot.load_state_dict({n: one for n, one in self._restored["optimizers"].items() if wire.here(n)})
             start = self._restored["active"]
         self._restored, self._half_way = {}, False
-        self._slot.put_weights(start, self._world.states[start])
+        self.visiting = self.visiting and wire.here(self._world.program[self.cursor].node)
+        if wire.here(start):
+            self._slot.put_weights(start, self._world.states[start])
+
+    def _make_wire(self) -> Wire:
+        """Share the nodes out over the processes, by the tokens that they train on in a round."""
+        trainer, costs = self.trainer, dict[str, float]()
+        for name, visits in num_visits(self.topology).items():
+            costs[name] = visits * num_tokens(self.loaders[name], self.num_batches(name))
+        places = place(self.topology, costs, trainer.num_ranks // trainer.devices_per_node)
+        return Wire(
+            self.topology, places, trainer.global_rank, trainer.devices_per_node, lambda: trainer.received_sigterm
+        )
 
     # ------------------------------------------------------------------ starting and restarting
 
@@ -144,7 +164,7 @@ class FederatedFitLoop(_FitLoop):
 
     @property
     def _can_stop_early(self) -> bool:  # early stopping and max_time take effect at the end of a round
-        return super()._can_stop_early and self.cursor >= len(self.program)
+        return super()._can_stop_early and self.cursor >= len(self.world.program)
 
     def on_advance_start(self) -> None:
         if not self.restarted_mid_epoch:
@@ -156,6 +176,7 @@ class FederatedFitLoop(_FitLoop):
     def on_advance_end(self) -> None:
         set_following(self._followers, self.evaluates or not self.val_loaders())
         super().on_advance_end()
+        self.told = []  # of the round as a whole, which process 0 told too
 
     # ------------------------------------------------------------------ one round
 
@@ -163,20 +184,38 @@ class FederatedFitLoop(_FitLoop):
         """Run one round of the world from the cursor on."""
         device = self.trainer.strategy.root_device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            while self.cursor < len(self.program):
-                step = self.program[self.cursor]
-                if self.world.takes_part(step):
+            self.world.begin(self.cursor)
+            while self.cursor < len(self.world.program):
+                step = self.world.program[self.cursor]
+                if self.world.wire.here(step.node):
                     self._half_way = step.kind != "fit"
                     self._fit(step) if step.kind == "fit" else self.world.run(step)
                 self.cursor += 1
                 self._half_way = False
-                if self.trainer.received_sigterm and self.cursor < len(self.program):
+                if self.trainer.received_sigterm and self.cursor < len(self.world.program):
                     raise SIGTERMException
         root = self.topology.root.name  # what Lightning saves as the model is the root's
-        self.slot.put_weights(root, self.world.states[root])
+        if self.world.wire.here(root):
+            self.slot.put_weights(root, self.world.states[root])
+        if self.trainer.num_ranks > 1:
+            self._meet()
+
+    def _meet(self) -> None:
+        """Let all processes know what the nodes of the others came to, and whether one of them is to stop."""
+        world, trainer = self.world, self.trainer
+        world.wire.settle()
+        own = {"figures": world.figures(), "told": self.told, "stop": trainer.should_stop}
+        for other in world.wire.gather(own):
+            world.take_figures(other["figures"])
+            trainer.should_stop = trainer.should_stop or other["stop"]
+            write(trainer, other["told"] if trainer.is_global_zero else ())
+        states = world.states.values()
+        self.epoch_loop.count(sum(state.num_steps for state in states), sum(state.num_batches for state in states))
 
     def _fit(self, step: Step) -> None:
-        """Train one node for its local steps."""
+        """Train one node for its local steps, if it takes part."""
+        if not self.world.takes_part(step):
+            return
         world, name, loop = self.world, step.node, self.epoch_loop
         context, state = world.context(name, step.subround), world.states[name]
         settings = context.node.settings
@@ -230,14 +269,19 @@ class FederatedFitLoop(_FitLoop):
             raise RuntimeError(
                 "a checkpoint cannot be saved while nodes talk, only within Lightning's own hooks of a batch or a round"
             )
+        if self.trainer.num_ranks > 1 and self.cursor < len(self.world.program):
+            raise RuntimeError("several processes can save a checkpoint at the end of a round only, where they meet")
         if self.visiting:
             self.slot.take_back()
+        world, optimizers = self.world.state_dict(), self.slot.state_dict()
+        own = {name: (state, optimizers.get(name)) for name, state in world["states"].items()}
+        found = self.world.wire.collect(own)
         return {
             "cursor": self.cursor,
             "visiting": self.visiting,
             "active": self.slot.name,
-            "world": self.world.state_dict(),
-            "optimizers": self.slot.state_dict(),
+            "world": {**world, "states": {name: state for name, (state, _) in found.items()}},
+            "optimizers": {name: optimizer for name, (_, optimizer) in found.items() if optimizer is not None},
         }
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:

@@ -6,15 +6,17 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 
-def check_loaders(loaders: Any, names: Sequence[str]) -> dict[str, DataLoader[Any]]:
+def check_loaders(loaders: Any, names: Sequence[str], team_size: int = 1) -> dict[str, DataLoader[Any]]:
     """Return one loader for each data node, in the order of the names.
 
     Args:
         loaders: What `train_dataloader` gave.
         names: The data nodes.
+        team_size: Devices that share every batch of a node.
 
     Raises:
-        ValueError: If it is no dict of one loader for each, or a loader cannot go on where a node stopped.
+        ValueError: If it is no dict of one loader for each, or a loader cannot go on where a node stopped, or its
+            batches cannot be shared alike.
     """
     if not isinstance(loaders, dict) or sorted(loaders) != sorted(names):
         found = ", ".join(loaders) if isinstance(loaders, dict) else type(loaders).__name__
@@ -27,6 +29,10 @@ def check_loaders(loaders: Any, names: Sequence[str]) -> dict[str, DataLoader[An
             raise ValueError(
                 f"train_dataloader, {name}: a node goes on where it stopped, so its batch_sampler needs `start` and "
                 "`length`, as worldlm.data.BlockBatchSampler has"
+            )
+        if (size := getattr(sampler, "batch_size", team_size)) % team_size:
+            raise ValueError(
+                f"{name}: {team_size} devices cannot share its batches of {size} alike; see devices_per_node"
             )
     return {name: loaders[name] for name in names}
 

@@ -14,6 +14,7 @@ from worldlm.federation.program import num_visits
 from worldlm.loop.checkpoint_io import AtomicCheckpointIO
 from worldlm.loop.fit_loop import FederatedFitLoop
 from worldlm.loop.hooks import FederationCallback
+from worldlm.loop.processes import check_followers, choose_processes
 from worldlm.loop.world import World
 from worldlm.topology import Settings, Shape, Topology, load_topology, reshape, split_rounds
 
@@ -33,7 +34,9 @@ class WorldTrainer(pl.Trainer):
         num_subrounds: Sub-rounds of every federation below the root, among which the local steps are divided; by
             default those that the topology sets. See `worldlm.topology.split_rounds`.
         seed: Seed of all random draws of the federation; by default that of `seed_everything`, else 0.
-        **kwargs: As `lightning.Trainer`; `devices` is 1 and, on a GPU, `precision` bf16-mixed unless given.
+        devices_per_node: Devices, and processes, that train one node together, each on its share of every batch.
+        **kwargs: As `lightning.Trainer`. `devices` and `num_nodes` (machines) say how many processes share the nodes'
+            fits out among them: by default 1, or as torchrun says. On a GPU `precision` is bf16-mixed unless given.
 
     Raises:
         ValueError: If a Trainer option has no meaning in a world of rounds, or the topology demands what no callback
@@ -50,6 +53,7 @@ class WorldTrainer(pl.Trainer):
         shape: Shape = "tree",
         num_subrounds: int | None = None,
         seed: int | None = None,
+        devices_per_node: int = 1,
         **kwargs: Any,
     ) -> None:
         if isinstance(topology, Topology) and settings:
@@ -59,6 +63,7 @@ class WorldTrainer(pl.Trainer):
         self.topology = shaped if num_subrounds is None else split_rounds(shaped, num_subrounds)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.share_memory: bool | None = None
+        self._folder: Path | None = None
         plugins = kwargs.get("plugins") or []
         kwargs["plugins"] = [
             *(plugins if isinstance(plugins, list) else [plugins]),
@@ -66,13 +71,14 @@ class WorldTrainer(pl.Trainer):
         ]
         self._refuse(kwargs)
         kwargs["num_sanity_val_steps"] = 0
-        if kwargs.get("devices") in (None, "auto"):
-            kwargs["devices"] = 1
+        kwargs["use_distributed_sampler"] = False
         if kwargs.get("precision") is None:
             kwargs["precision"] = default_precision(kwargs.get("accelerator") or "auto")
+        self.num_ranks = choose_processes(kwargs, devices_per_node)
+        """Processes that share the world."""
+        self.devices_per_node = devices_per_node
         super().__init__(*args, **kwargs)
-        if self.num_devices * self.num_nodes > 1:
-            raise ValueError("devices, num_nodes: one process trains the whole world; use devices: 1")
+        check_followers(self.callbacks, self.num_ranks)  # type: ignore[attr-defined]
         self.fit_loop = FederatedFitLoop(self, self.topology, self.seed, self.min_epochs, self.max_epochs)
         ours = [one for one in self.callbacks if isinstance(one, FederationCallback)]  # type: ignore[attr-defined]
         check_settings(self.topology, ours)
@@ -108,8 +114,13 @@ class WorldTrainer(pl.Trainer):
 
     @property
     def folder(self) -> Path:
-        """The run's folder: its logger's, else `default_root_dir`."""
-        return Path(self.log_dir or self.default_root_dir)
+        """The run's folder: its logger's, else `default_root_dir`. Only process 0 writes there."""
+        return self._folder or Path(self.log_dir or self.default_root_dir)
+
+    def agree_on_folder(self) -> None:
+        """Let process 0 say which the run's folder is; all processes call this at the same point."""
+        self._folder = None
+        self._folder = self.folder
 
     @property
     def active_node(self) -> str:

@@ -21,7 +21,8 @@ def _trainer(logged: dict[str, float]) -> Any:
     topology = Topology(name="star", root=Node(name="world", children=children))
     states = {name: NodeState(parameters={}) for name in topology.nodes}
     logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.update(metrics))
-    return SimpleNamespace(topology=topology, world=SimpleNamespace(states=states, round=0), loggers=[logger])
+    world = SimpleNamespace(states=states, round=0)
+    return SimpleNamespace(topology=topology, world=world, loggers=[logger], is_global_zero=True)
 
 
 def _send(trainer: Any, name: str, times: int) -> None:

@@ -1,0 +1,81 @@
+"""How many processes share a world, and what then cannot be done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks.timer import Interval
+
+from worldlm.loop.strategy import WorldStrategy
+
+
+def choose_processes(options: dict[str, Any], devices_per_node: int) -> int:
+    """Complete a Trainer's options for as many processes as they ask for.
+
+    Args:
+        options: Keyword arguments of a Lightning Trainer: `devices` and `num_nodes` are filled in, from torchrun's
+            environment where the user says nothing, `strategy` and `plugins` as several processes need them.
+        devices_per_node: Processes that train one node together.
+
+    Returns:
+        The number of processes.
+
+    Raises:
+        ValueError: If they cannot be divided into teams, or shared out by another strategy.
+    """
+    if devices_per_node < 1:
+        raise ValueError(f"devices_per_node must be at least 1, got {devices_per_node}")
+    if options.get("devices") in (None, "auto"):
+        options["devices"] = devices_per_node
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            options["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
+            options["num_nodes"] = int(os.environ["WORLD_SIZE"]) // options["devices"]
+    number = _count(options["devices"]) * (options.get("num_nodes") or 1)
+    if number % devices_per_node:
+        raise ValueError(f"{number} processes cannot be divided into teams of devices_per_node: {devices_per_node}")
+    if number == 1:
+        return 1
+    if options.get("strategy") not in (None, "auto"):
+        raise ValueError(
+            f"strategy is {options['strategy']!r}: WorldTrainer shares the nodes out over processes by itself; leave "
+            "it out, and use devices_per_node for a node that several devices train"
+        )
+    options["strategy"] = WorldStrategy(devices_per_node)
+    if SLURMEnvironment.detect():  # which would save in the middle of a round, when it is requeued
+        options["plugins"] = [*options["plugins"], SLURMEnvironment(auto_requeue=False)]
+    return number
+
+
+def _count(devices: Any) -> int:
+    """Return how many devices of a machine are meant, in any of Lightning's ways to say it."""
+    if isinstance(devices, str) and devices.strip("-").isdigit():
+        devices = int(devices)
+    if isinstance(devices, str):
+        return len([one for one in devices.split(",") if one.strip()])
+    if isinstance(devices, int):
+        return devices if devices >= 0 else max(1, torch.cuda.device_count())
+    return len(devices)
+
+
+def check_followers(callbacks: Iterable[Callback], num_ranks: int) -> None:
+    """Check that nothing wants to save, or to talk to other processes, in the middle of a round.
+
+    Raises:
+        ValueError: If a ModelCheckpoint is to save between two steps, where processes do not meet.
+    """
+    for callback in callbacks:
+        if isinstance(callback, Timer):  # what it decides takes effect at the end of a round anyway
+            callback._interval = Interval.epoch
+        if num_ranks == 1 or not isinstance(callback, ModelCheckpoint):
+            continue
+        if callback._every_n_train_steps > 0 or callback._train_time_interval is not None:
+            raise ValueError(
+                f"ModelCheckpoint saves between two steps, and {num_ranks} processes meet at the end of rounds only: "
+                "use every_n_epochs"
+            )

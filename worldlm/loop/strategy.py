@@ -1,0 +1,115 @@
+"""Lightning's launching and process groups, without its training in step.
+
+Lightning's DDP trains one model, all processes at once. Here every process trains nodes of its own, and only those of
+one team (`devices_per_node`) train in step.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for another: longer than any fit."""
+
+
+class WorldStrategy(DDPStrategy):
+    """One process a team, or `team_size` of them, each team with nodes of its own.
+
+    Args:
+        team_size: Processes that train one node together, each on its share of every batch.
+    """
+
+    def __init__(self, team_size: int = 1) -> None:
+        super().__init__(timeout=PATIENCE)
+        self.team_size = team_size
+
+    @property
+    def world_size(self) -> int:
+        """1: Lightning takes more for processes in step, and would talk to all of them in every batch."""
+        return 1
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    def _get_process_group_backend(self) -> str:
+        """Waiting nodes live in host memory, and so do their messages: these always travel by gloo."""
+        return "gloo" if self.root_device.type == "cpu" else f"cpu:gloo,{self.root_device.type}:nccl"
+
+    def reduce(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return what is logged as it is: processes that train different nodes have no figure in common."""
+        return tensor
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Decide together, at the end of rounds, where all processes meet."""
+        votes = torch.tensor(int(decision), device=self.root_device)
+        dist.all_reduce(votes)
+        return int(votes) == dist.get_world_size() if all else int(votes) > 0
+
+    def configure_ddp(self) -> None:
+        """Train in step with the own team, if there is one."""
+        if self.team_size == 1:
+            return
+        teams = dist.get_world_size() // self.team_size
+        groups = [dist.new_group([*range(i * self.team_size, (i + 1) * self.team_size)]) for i in range(teams)]
+        self._ddp_kwargs["process_group"] = groups[self.global_rank // self.team_size]
+        super().configure_ddp()
+
+    def training_step(self, batch: Tensor, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Train on the own share of a batch, of which hooks see the whole."""
+        share = batch[self.global_rank % self.team_size :: self.team_size]
+        return super().training_step(share, *args, **kwargs)
+
+
+class Launcher(_SubprocessScriptLauncher):
+    """Starts the other processes of this machine; if one of them fails, all end, with a line that says so."""
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        """Start them, then run the function in this one.
+
+        Args:
+            function: What all processes run.
+            *args: Its arguments.
+            trainer: As Lightning hands it over.
+            **kwargs: Its keyword arguments.
+        """
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not self.cluster_environment.creates_processes_externally:
+            self._call_children_scripts()
+            threading.Thread(target=self._watch, daemon=True, name="watch").start()
+        try:
+            return function(*args, **kwargs)
+        except BaseException:
+            self._end_others()
+            raise
+
+    def _watch(self) -> None:
+        while not any(process.poll() for process in self.procs):
+            if all(process.poll() == 0 for process in self.procs):
+                return
+            time.sleep(0.5)
+        time.sleep(2)  # the main process notices by itself when it waits for a message, and then ends in good order
+        failed = next(process for process in self.procs if process.returncode)
+        number = self.procs.index(failed) + 1
+        end = f"signal {-failed.returncode}" if failed.returncode < 0 else f"status {failed.returncode}"
+        told = f"process {number} of the run ended with {end}, and all others with it; go on with --ckpt_path last"
+        print(f"worldlm: {told}", file=sys.stderr)
+        self._end_others()
+        os._exit(1)
+
+    def _end_others(self) -> None:
+        for process in self.procs:
+            process.kill()
