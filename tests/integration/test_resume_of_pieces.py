@@ -15,10 +15,12 @@ from worldlm.callbacks import (
     LastCheckpoint,
     NodeMetrics,
     Proximal,
+    ResidualExchange,
     TokenRows,
+    Traffic,
     UpdatePrivacy,
 )
-from worldlm.topology import Topology
+from worldlm.topology import Topology, parse_topology
 
 Make = Callable[..., Any]
 HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_train_epoch_end")
@@ -79,6 +81,36 @@ def test_resume_of_fedamp(
     whole = snapshot(fit(topology, [*amp(), saver], **options))
     for path in saver.saved:
         resumed = fit(topology, amp(), resume=path, module=make_module(99), **options)
+        assert differences(snapshot(resumed), whole) == [], path.name
+
+
+def test_resume_with_misses_jitter_and_poisson_draws(
+    fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make, differences: Make
+) -> None:
+    text = """
+name: missing
+settings: {num_local_steps: 1, batch_size: 2, dropout: 0.4, deadline_seconds: 0.2}
+root:
+  name: world
+  children:
+    - name: north
+      settings: {participation: 0.7, sampling: poisson, link: {bandwidth_mbps: 3, jitter: 0.6}}
+      children: [{name: a, corpus: a}, {name: b, corpus: b}]
+    - name: south
+      settings: {privacy: {clip_norm: 0.5, noise_multiplier: 0.3}, participation: 0.7}
+      children: [{name: c, corpus: c}, {name: d, corpus: d}]
+"""
+    topology, options = parse_topology(text, "missing.yaml"), {"limit_val_batches": 0, "max_epochs": 4}
+
+    def pieces() -> list[Callback]:
+        attention = AttentionAggregation(query="mean")
+        return [TokenRows(), Averaging(), attention, ResidualExchange(min_similarity=-2.0), UpdatePrivacy(), Traffic()]
+
+    saver = save_everywhere(*HOOKS)
+    whole = snapshot(fit(topology, [*pieces(), saver], **options))
+    assert sum(state["num_missed"] for state in whole["world"]["states"].values()) > 2
+    for path in saver.saved[::2]:
+        resumed = fit(topology, pieces(), resume=path, module=make_module(99), **options)
         assert differences(snapshot(resumed), whole) == [], path.name
 
 

@@ -87,8 +87,14 @@ class ResidualExchange(FederationCallback):
     # ------------------------------------------------------------------ up
 
     def on_upload(self, trainer: WorldTrainer, context: Context, upload: Upload) -> Upload:
-        climbing = self.memory(context.state).pop("climbing", ())
-        return replace(upload, residuals=(*upload.residuals, *map(residual_from_state, climbing)))
+        memory = self.memory(context.state)
+        climbing = [*memory.pop("missed", ()), *memory.pop("climbing", ())]
+        newest = {one["origin"]: residual_from_state(one) for one in climbing}
+        return replace(upload, residuals=(*upload.residuals, *newest.values()))
+
+    def on_missed(self, trainer: WorldTrainer, context: Context, upload: Upload) -> None:
+        if upload.residuals:
+            self.memory(context.state)["missed"] = [message_state(residual) for residual in upload.residuals]
 
     def on_emit(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
         children = {child.name for child in context.node.children}

@@ -93,6 +93,7 @@ _COLUMNS = {
     "passes": "{:.2f}",
     "MB down": "{:.1f}",
     "MB up": "{:.1f}",
+    "missed": "{:,}",
     "epsilon": "{:.2f}",
     "example epsilon": "{:.2f}",
 }
@@ -129,6 +130,7 @@ def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
     if trainer.topology.parent(name) is not None:
         figures["MB down"] = state.bytes_down / 1e6
         figures["MB up"] = state.bytes_up / 1e6
+        figures |= {"missed": state.num_missed} if state.num_missed else {}
     return figures
 
 

@@ -117,6 +117,10 @@ class TokenRows(FederationCallback):
             return upload
         return replace(upload, row_counts={**upload.row_counts, self._name: counts.float()})
 
+    def on_missed(self, trainer: WorldTrainer, context: Context, upload: Upload) -> None:
+        if (counts := upload.row_counts.get(self._name)) is not None:
+            self._add(context, counts)
+
     def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
         if context.world.topology.parent(context.node.name) is None:
             return

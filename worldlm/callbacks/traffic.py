@@ -1,6 +1,5 @@
 """Bytes on every edge, and how long its link would take for them."""
 
-from collections import Counter
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -12,15 +11,15 @@ from worldlm.loop.scalars import log_scalars
 class Traffic(FederationCallback):
     """Logs, once a round, the bytes sent over every edge in each direction since the run began.
 
-    Where the topology describes a node's `link`, also the seconds that its messages of the round would take:
-    latency once per message, plus bytes over bandwidth.
+    Where the topology describes a node's `link`, also the seconds that its messages of the round would take: latency
+    once per message, plus bytes over bandwidth, slowed down by its jitter. And how often nothing of a node arrived,
+    from the first time on.
     """
 
     honours = frozenset({"link"})
 
     def __init__(self) -> None:
-        self._bytes: Counter[str] = Counter()  # up to the last round's end
-        self._messages: Counter[str] = Counter()
+        self._seconds: dict[str, float] = {}  # up to the last round's end
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         scalars: dict[str, float] = {}
@@ -30,17 +29,16 @@ class Traffic(FederationCallback):
                 continue
             state = trainer.world.states[name]
             scalars |= {f"{name}/bytes_down": state.bytes_down, f"{name}/bytes_up": state.bytes_up}
-            both = state.bytes_down + state.bytes_up
-            new, messages = both - self._bytes[name], state.num_messages - self._messages[name]
-            self._bytes[name], self._messages[name] = both, state.num_messages
-            if (link := node.settings.link) is not None and new:
-                seconds = messages * link.latency_ms / 1000 + new * 8 / (link.bandwidth_mbps * 1e6)
-                scalars[f"{name}/link_seconds"] = seconds
-            total += both
+            if node.settings.link is not None and (new := state.link_seconds - self._seconds.get(name, 0.0)):
+                scalars[f"{name}/link_seconds"] = new
+                self._seconds[name] = state.link_seconds
+            if state.num_missed:
+                scalars[f"{name}/missed"] = state.num_missed
+            total += state.bytes_down + state.bytes_up
         log_scalars(trainer, {**scalars, "world/bytes": total}, trainer.world.round)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"bytes": dict(self._bytes), "messages": dict(self._messages)}
+        return {"seconds": dict(self._seconds)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._bytes, self._messages = Counter(state_dict["bytes"]), Counter(state_dict["messages"])
+        self._seconds = dict(state_dict.get("seconds", {}))

@@ -45,6 +45,10 @@ class NodeState:
     """Bytes that it sent to its parent."""
     num_messages: int = 0
     """Messages between it and its parent, both ways."""
+    num_missed: int = 0
+    """Sub-rounds of its parent's in which it took part and nothing of it arrived."""
+    link_seconds: float = 0.0
+    """Simulated seconds that its messages spent on its link."""
 
     takes_part: bool = False
     """Whether it takes part in what its parent's federation does now."""

@@ -26,6 +26,7 @@ from worldlm.loop.followers import Follower, find_followers, set_following
 from worldlm.loop.loaders import check_loaders, num_tokens
 from worldlm.loop.node_slot import NodeSlot
 from worldlm.loop.scalars import Told, write
+from worldlm.loop.steps import Steps
 from worldlm.loop.wire import Wire
 from worldlm.loop.world import World
 from worldlm.topology import Topology
@@ -184,12 +185,16 @@ class FederatedFitLoop(_FitLoop):
         """Run one round of the world from the cursor on."""
         device = self.trainer.strategy.root_device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            self.world.begin(self.cursor)
+            steps = Steps(self.world)
+            steps.begin(self.cursor)
             while self.cursor < len(self.world.program):
                 step = self.world.program[self.cursor]
                 if self.world.wire.here(step.node):
                     self._half_way = step.kind != "fit"
-                    self._fit(step) if step.kind == "fit" else self.world.run(step)
+                    if step.kind != "fit":
+                        steps.run(step)
+                    elif steps.takes_part(step):
+                        self._fit(step)
                 self.cursor += 1
                 self._half_way = False
                 if self.trainer.received_sigterm and self.cursor < len(self.world.program):
@@ -213,9 +218,7 @@ class FederatedFitLoop(_FitLoop):
         self.epoch_loop.count(sum(state.num_steps for state in states), sum(state.num_batches for state in states))
 
     def _fit(self, step: Step) -> None:
-        """Train one node for its local steps, if it takes part."""
-        if not self.world.takes_part(step):
-            return
+        """Train one node for its local steps."""
         world, name, loop = self.world, step.node, self.epoch_loop
         context, state = world.context(name, step.subround), world.states[name]
         settings = context.node.settings

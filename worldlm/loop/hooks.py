@@ -61,6 +61,7 @@ class FederationCallback(Callback):
         |   |   |   on_local_fit_end(c)         c stands as it trained itself: measure `after_fit` here
         |   |   else: c runs its own federation, as q does
         |   |   on_upload(c, upload)            c composes what it sends
+        |   |   on_missed(c, upload)              instead of all below, where nothing of c arrives in this sub-round
         |   |   on_sanitise(c, upload, download)    c makes it safe to leave; nothing is added after this
         |   on_aggregate(q, uploads)            q merges what its participants sent, ordered by name
         |   on_emit(q, uploads)                 q decides what it could not absorb, and what climbs on
@@ -110,6 +111,9 @@ class FederationCallback(Callback):
     def on_upload(self, trainer: WorldTrainer, context: Context, upload: Upload) -> Upload:
         """Change what a node sends to its parent, before it is sanitised."""
         return upload
+
+    def on_missed(self, trainer: WorldTrainer, context: Context, upload: Upload) -> None:
+        """See an upload that does not leave its node: keep here what is to go with the next one."""
 
     def on_sanitise(self, trainer: WorldTrainer, context: Context, upload: Upload, download: Download) -> Upload:
         """Make an upload safe to leave its node."""

@@ -50,6 +50,9 @@ def _told(settings: Settings) -> dict[str, str]:
         "batch_size": f"batch {settings.batch_size or 'by default'}",
         "num_subrounds": f"sub-rounds {settings.num_subrounds}",
         "participation": f"participation {settings.participation:g}",
+        "sampling": f"sampling {settings.sampling}",
+        "dropout": f"dropout {settings.dropout:g}",
+        "deadline_seconds": f"deadline {f'{settings.deadline_seconds:g} s' if settings.deadline_seconds else 'none'}",
         "outer_optimizer": _outer_optimizer(settings.outer_optimizer),
         "optimizer_state": f"optimizer state {settings.optimizer_state}",
         "jurisdiction": f"jurisdiction {settings.jurisdiction or 'none'}",
@@ -81,4 +84,7 @@ def _residuals(residuals: Residuals) -> str:
 
 
 def _link(link: Link | None) -> str:
-    return f"link {link.bandwidth_mbps:g} Mbit/s {link.latency_ms:g} ms" if link else "link none"
+    if link is None:
+        return "link none"
+    jitter = f" jitter {link.jitter:g}" if link.jitter else ""
+    return f"link {link.bandwidth_mbps:g} Mbit/s {link.latency_ms:g} ms{jitter}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -13,10 +13,11 @@ import yaml
 from worldlm.topology.checks import FieldError, bad_name
 from worldlm.topology.compose import Entry, line_of
 from worldlm.topology.find import find_file
-from worldlm.topology.lines import LinesError, Reader, read_text, suggest
+from worldlm.topology.lines import LinesError, Reader, read_text
 from worldlm.topology.scalars import is_null
 from worldlm.topology.settings import FOR_CHILDREN, Link, OuterOptimizer, Privacy, Residuals, Settings
 from worldlm.topology.tree import Node, Topology
+from worldlm.topology.vain import in_vain
 
 _TOP_KEYS = ("name", "description", "settings", "root")
 _NODE_KEYS = ("name", "corpus", "weight", "settings", "children")
@@ -58,7 +59,7 @@ def load_topology(name_or_path: str | Path, settings: Mapping[str, Any] | None =
 def parse_topology(text: str, source: str, settings: Mapping[str, Any] | None = None) -> Topology:
     """Read a topology from YAML text.
 
-    Warns of a jurisdiction in `accept_from` that no node has.
+    Warns of settings that have no effect, and of a jurisdiction in `accept_from` that no node has.
 
     Args:
         text: the YAML.
@@ -72,21 +73,9 @@ def parse_topology(text: str, source: str, settings: Mapping[str, Any] | None = 
     values = _Loading(reader, settings or {}).topology()
     reader.finish()
     topology = Topology(**values)
-    for warning in _unknown_jurisdictions(topology):
+    for warning in in_vain(topology):
         warnings.warn(warning, UserWarning, stacklevel=2)
     return topology
-
-
-def _unknown_jurisdictions(topology: Topology) -> Iterator[str]:
-    known = {node.settings.jurisdiction or "" for node in topology.nodes.values()} - {""}
-    for node in topology.nodes.values():
-        residuals, parent = node.settings.residuals, topology.parent(node.name)
-        if parent is not None and parent.settings.residuals == residuals:
-            continue
-        for name in residuals.accept_from or ():
-            if name not in known:
-                told = f"{node.source}: node {node.name!r} accepts residuals from {name!r}, "
-                yield f"{told}which is the jurisdiction of no node{suggest(name, known)}"
 
 
 class _Loading:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from worldlm.topology.checks import bad_name, out_of_range, refuse
 
-FOR_CHILDREN = ("num_subrounds", "participation", "outer_optimizer")
+FOR_CHILDREN = ("num_subrounds", "participation", "sampling", "deadline_seconds", "outer_optimizer")
 """Settings of a federation, which have no effect at a leaf."""
 
 
@@ -92,7 +92,7 @@ class Residuals:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Link:
-    """The line from a node to its parent, for the time estimate.
+    """The line from a node to its parent: what its messages take, in simulated seconds.
 
     Raises:
         FieldError: naming every field that is out of range.
@@ -104,14 +104,22 @@ class Link:
     latency_ms: float = 0.0
     """Milliseconds before a message's first byte arrives; at least 0."""
 
+    jitter: float = 0.0
+    """How unsteady the line is: in a sub-round it takes exp(jitter * N(0, 1)) times as long; at least 0."""
+
     def __post_init__(self) -> None:
         """Check the ranges."""
         refuse(
             {
                 "bandwidth_mbps": out_of_range(self.bandwidth_mbps, above=0),
                 "latency_ms": out_of_range(self.latency_ms, at_least=0),
+                "jitter": out_of_range(self.jitter, at_least=0),
             }
         )
+
+    def seconds(self, num_bytes: float) -> float:
+        """Return the seconds that a message of so many bytes takes on a steady line: latency, and bytes / bandwidth."""
+        return self.latency_ms / 1000 + num_bytes * 8 / (self.bandwidth_mbps * 1e6)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +168,17 @@ class Settings:
     participation: float = 1.0
     """Fraction of the children that take part in a sub-round; above 0, at most 1."""
 
+    sampling: Literal["auto", "fixed", "poisson"] = "auto"
+    """How they are drawn: `fixed` draws that fraction, `poisson` each child by itself with that probability, `auto`
+    as poisson where a child's uploads are noised, else as fixed."""
+
+    dropout: float = 0.0
+    """Probability that what the node would send up in a sub-round does not leave it; at least 0, below 1."""
+
+    deadline_seconds: float | None = None
+    """Seconds on its link, download and upload together, after which a child is left out of a sub-round; above 0. None
+    waits for all."""
+
     outer_optimizer: OuterOptimizer | None = None
     """Applies the mean pseudo-gradient of the children. None leaves it to the callback."""
 
@@ -176,21 +195,28 @@ class Settings:
     """The name of the law the node is under, as `eu`."""
 
     link: Link | None = None
-    """The line to the parent. None counts no time."""
+    """The line to the parent. None takes no time."""
 
     optimizer_state: Literal["keep", "reset"] = "keep"
     """Whether the inner optimizer's moments live on between a node's visits."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        state = self.optimizer_state
+        state, sampling = self.optimizer_state, self.sampling
         refuse(
             {
                 "num_local_steps": out_of_range(self.num_local_steps, at_least=0),
                 "batch_size": out_of_range(self.batch_size, at_least=1),
                 "num_subrounds": out_of_range(self.num_subrounds, at_least=1),
                 "participation": out_of_range(self.participation, above=0, at_most=1),
+                "sampling": _one_of(sampling, "auto", "fixed", "poisson"),
+                "dropout": out_of_range(self.dropout, at_least=0, below=1),
+                "deadline_seconds": out_of_range(self.deadline_seconds, above=0),
                 "jurisdiction": "" if self.jurisdiction is None else bad_name(self.jurisdiction),
-                "optimizer_state": "" if state in ("keep", "reset") else f"must be 'keep' or 'reset', but is {state!r}",
+                "optimizer_state": _one_of(state, "keep", "reset"),
             }
         )
+
+
+def _one_of(value: str, *allowed: str) -> str:
+    return "" if value in allowed else f"must be {' or '.join(map(repr, allowed))}, but is {value!r}"

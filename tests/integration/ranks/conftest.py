@@ -38,7 +38,7 @@ root:
             - {name: b, corpus: b, settings: {num_local_steps: 3}}
             - name: core
               children: [{name: c, corpus: c}, {name: heard, corpus: h, settings: {num_local_steps: 0}}]
-        - {name: d, corpus: d}
+        - {name: d, corpus: d, settings: {dropout: 0.5}}
     - {name: f, corpus: f, settings: {privacy: {clip_norm: 0.5, noise_multiplier: 0.3}}}
     - {name: listener, corpus: l, settings: {num_local_steps: 0}}
 """

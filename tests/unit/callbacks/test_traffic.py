@@ -28,6 +28,8 @@ def _trainer(logged: dict[str, float]) -> Any:
 def _send(trainer: Any, name: str, times: int) -> None:
     state = trainer.world.states[name]
     state.num_messages += 2 * times
+    if (link := trainer.topology.nodes[name].settings.link) is not None:
+        state.link_seconds += (link.seconds(3_000_000) + link.seconds(1_000_000)) * times
     state.bytes_down += 3_000_000 * times
     state.bytes_up += 1_000_000 * times
 

@@ -19,7 +19,11 @@ def test_tells_corpora_steps_and_what_begins_to_hold() -> None:
                     jurisdiction: eu
                     privacy: {clip_norm: 0.5, noise_multiplier: 1, max_epsilon: 8}
                     residuals: {share: false, accept_from: [eu]}
-                    link: {bandwidth_mbps: 100, latency_ms: 80}
+                    link: {bandwidth_mbps: 100, latency_ms: 80, jitter: 0.3}
+                    dropout: 0.1
+                    deadline_seconds: 60
+                    participation: 0.5
+                    sampling: fixed
                   children:
                     - {name: it, corpus: italian, weight: 2}
                     - {name: fr, corpus: fr, settings: {num_local_steps: 7, link: null}}
@@ -28,8 +32,9 @@ def test_tells_corpora_steps_and_what_begins_to_hold() -> None:
         "t.yaml",
     )
     west = (
-        "├── west    jurisdiction eu · privacy C=0.5 σ=1 δ=1e-05 ε≤8 · "
-        "residuals kept, accepted from eu · link 100 Mbit/s 80 ms"
+        "├── west    participation 0.5 · sampling fixed · dropout 0.1 · deadline 60 s · "
+        "jurisdiction eu · privacy C=0.5 σ=1 δ=1e-05 ε≤8 · "
+        "residuals kept, accepted from eu · link 100 Mbit/s 80 ms jitter 0.3"
     )
     assert draw_tree(topology).splitlines() == [
         "t: Two laws.",

@@ -124,6 +124,10 @@ def test_privacy_is_never_loosened(written: str, field: str, kind: str) -> None:
             "{link: {bandwidth_mbps: 0}}",
             "link.bandwidth_mbps must be a finite number above 0, but is 0",
         ),
+        ("{link: {bandwidth_mbps: 1, jitter: -1}}", "link.jitter must be a finite number at least 0, but is -1.0"),
+        ("{dropout: 1}", "dropout must be a finite number at least 0 and below 1, but is 1.0"),
+        ("{deadline_seconds: 0}", "deadline_seconds must be a finite number above 0, but is 0.0"),
+        ("{sampling: posson}", "sampling must be 'auto' or 'fixed' or 'poisson', but is 'posson'"),
         ("{residuals: {share: maybe}}", "residuals.share must be true or false, but is 'maybe'"),
         ("{residuals: {accept_from: eu}}", "residuals.accept_from must be a list, but is 'eu'"),
         ("{residuals: null}", "residuals must be a mapping (key: value), but is nothing"),
@@ -147,3 +151,16 @@ def test_an_unknown_jurisdiction_is_warned_of() -> None:
     text = with_settings("{jurisdiction: europe, residuals: {accept_from: [eurpe]}}")
     with pytest.warns(UserWarning, match=r"t.yaml:6: node 'a' .* did you mean 'europe'\?"):
         parse_topology(text, "t.yaml")
+
+
+def test_settings_without_effect_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"t.yaml:4: sampling has no effect where participation is 1, as at 'world'"):
+        parse_topology(with_settings("{}", "{num_local_steps: 3, sampling: poisson}"), "t.yaml")
+    with pytest.warns(UserWarning, match=r"t.yaml:4: deadline_seconds has no effect at 'world': none"):
+        parse_topology(with_settings("{}", "{num_local_steps: 3, deadline_seconds: 9}"), "t.yaml")
+    idle = "{num_local_steps: 3, participation: 0.5, sampling: poisson, deadline_seconds: 9}"
+    parse_topology(with_settings("{link: {bandwidth_mbps: 1}}", idle), "t.yaml")
+
+
+def test_seconds_of_a_link_are_latency_and_bytes_over_bandwidth() -> None:
+    assert Link(bandwidth_mbps=8.0, latency_ms=250.0, jitter=1.0).seconds(3_000_000) == 3.25

@@ -1,0 +1,224 @@
+"""The steps of a round in which nodes talk, carried out at the nodes that are held here.
+
+A step sees the state of its own node, and messages. So it makes no difference which process holds a node: a message
+between nodes of two processes travels over the wire.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from worldlm.federation.messages import Download, Upload, download_from_state, message_state, upload_from_state
+from worldlm.federation.parameters import clone
+from worldlm.federation.participation import draw_children, is_dropped, link_seconds
+from worldlm.federation.program import Step
+from worldlm.federation.state import NodeState
+from worldlm.loop.hooks import Context
+from worldlm.topology import Node
+
+if TYPE_CHECKING:
+    from worldlm.loop.world import World
+
+log = logging.getLogger(__name__)
+
+
+class Steps:
+    """Carries out a round's steps, but for the fits.
+
+    Args:
+        world: The nodes.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.wire = world.wire
+        self._places = {step: place for place, step in enumerate(world.program)}
+        self._began = 0  # the step at which this process entered the round
+
+    def takes_part(self, step: Step) -> bool:
+        """Whether a step of the program happens: the node, and with it all federations above it, take part."""
+        state, node = self.world.states[step.node], self.world.topology.nodes[step.node]
+        if step.kind == "fit" and (node.children or step.node == self.world.topology.root.name):
+            return state.takes_part and step.node in state.participants
+        return state.takes_part or step.kind == "receive"  # which is where a node learns whether it does
+
+    def begin(self, cursor: int) -> None:
+        """Enter a round at a step of the program: say to other processes what the steps before it would have said."""
+        self._began = cursor
+        for step, place in self._places.items():
+            child = self.world.topology.nodes[step.node]
+            if step.kind != "receive" or not self.wire.apart(child.name):
+                continue
+            opened = self._places[Step("open", self._parent(child).name, step.subround)]
+            if self.wire.here(child.name):
+                uploaded = self._places.get(Step("upload", child.name, step.subround - 1), -1)
+                if uploaded < cursor <= opened:
+                    self._announce(child, step.subround)
+            elif self.wire.here(self._parent(child).name) and opened < cursor <= place:
+                self._send_down(child, step.subround)
+
+    def _parent(self, node: Node) -> Node:
+        parent = self.world.topology.parent(node.name)
+        assert parent is not None, "the root talks to nobody above it"
+        return parent
+
+    def run(self, step: Step) -> None:
+        """Carry out one step in which nodes talk, at a node that is held here."""
+        context, happens = self.world.context(step.node, step.subround), self.takes_part(step)
+        if step.kind == "open":
+            self._open(context, happens)
+        elif step.kind == "receive":
+            self._receive(context)
+        elif happens and step.kind == "aggregate":
+            self._aggregate(context)
+        elif step.kind == "upload":
+            if happens:
+                self._upload(context)
+            self._announce(context.node, step.subround + 1)
+
+    # ------------------------------------------------------------------ one step
+
+    def _open(self, context: Context, happens: bool) -> None:
+        node, subround = context.node, context.subround
+        children = sorted(child.name for child in node.children if not child.listens)
+        names = [name for name in children if self._is_ready(name, subround, happens)]
+        if happens:
+            self._choose(context, names)
+            if node.fits and children:
+                context.state.start = clone(context.state.parameters)  # its own fit must not reach its children
+        for child in node.children:
+            if self.wire.apart(child.name):
+                self._send_down(child, subround)
+
+    def _choose(self, context: Context, able: list[str]) -> None:
+        """Draw the participants of a sub-round among the children that may take part."""
+        node = context.node
+        names = draw_children(node, able, context.seed("participation"))
+        if node.fits and self._may_take_part(node.name, context.subround):
+            names.append(node.name)
+        context.state.participants = tuple(names)
+
+    def _is_ready(self, child: str, subround: int, happens: bool) -> bool:
+        if self.wire.apart(child):  # who has sent it, whether it is wanted or not
+            return bool(self.wire.receive(child, "ready"))
+        return happens and self._may_take_part(child, subround)
+
+    def _may_take_part(self, name: str, subround: int) -> bool:
+        context = self.world.context(name, subround)
+        return all(callback.participates(self.world.trainer, context) for callback in self.world.callbacks)
+
+    def _announce(self, child: Node, subround: int) -> None:
+        """Say to a parent elsewhere whether a child may take part in its next sub-round of this round."""
+        if child.listens or not self.wire.apart(child.name):
+            return
+        if Step("open", self._parent(child).name, subround) in self._places:
+            self.wire.send(child.name, "ready", self._may_take_part(child.name, subround))
+
+    def _send_down(self, child: Node, subround: int) -> None:
+        """Send a child elsewhere its download, or that there is none."""
+        download = self._compose(child, subround)
+        self.wire.send(child.name, "down", None if download is None else message_state(download))
+
+    def _receive(self, context: Context) -> None:
+        node, state = context.node, context.state
+        if self.wire.apart(node.name):
+            sent = self.wire.receive(node.name, "down")
+            download = None if sent is None else download_from_state(sent)
+        else:
+            download = self._compose(node, context.subround)
+        state.takes_part = download is not None
+        if download is None:
+            return
+        state.download = download
+        state.bytes_down += download.num_bytes
+        state.link_seconds += self._seconds(context, download)
+        state.num_messages += 1
+        for callback in self.world.callbacks:
+            download = callback.on_route(self.world.trainer, context, download)
+        for callback in self.world.callbacks:
+            callback.on_receive(self.world.trainer, context, download)
+        if node.listens:
+            state.download = None  # it sends nothing back
+        if all(child.listens for child in node.children):
+            self.world.merged(context)
+
+    def _compose(self, child: Node, subround: int) -> Download | None:
+        """Write what a child's parent sends to it; None where the child takes no part."""
+        sender = self.world.context(self._parent(child).name, subround)
+        state = sender.state
+        if not state.takes_part or not (child.listens or child.name in state.participants):
+            return None
+        start = NodeState(parameters=state.parameters if state.start is None else state.start)
+        download = Download(round=self.world.round, parts=start.parts(self.world.parts, self.world.partition))
+        for callback in self.world.callbacks:
+            download = callback.on_download(self.world.trainer, sender, child, download)
+        return download
+
+    def _upload(self, context: Context) -> None:
+        upload = self._compose_upload(context)
+        if self.wire.apart(context.node.name):  # where it is waited for
+            self.wire.send(context.node.name, "up", None if upload is None else message_state(upload))
+        elif upload is not None:
+            self.world.states[self._parent(context.node).name].uploads[upload.node] = upload
+
+    def _compose_upload(self, context: Context) -> Upload | None:
+        """Write what a node sends to its parent; None where nothing of it arrives in this sub-round."""
+        state, download = context.state, context.state.download
+        assert download is not None, "who takes part was sent something"
+        state.download = None
+        upload = Upload(
+            node=context.node.name,
+            round=self.world.round,
+            parts=state.parts(self.world.parts, self.world.partition),
+            num_tokens=state.unsent_tokens,
+        )
+        for callback in self.world.callbacks:
+            upload = callback.on_upload(self.world.trainer, context, upload)
+        if self._misses(context, download, upload):
+            state.num_missed += 1
+            for callback in self.world.callbacks:
+                callback.on_missed(self.world.trainer, context, upload)
+            return None
+        for callback in self.world.callbacks:
+            upload = callback.on_sanitise(self.world.trainer, context, upload, download)
+        state.unsent_tokens = 0
+        state.bytes_up += upload.num_bytes
+        state.link_seconds += self._seconds(context, upload)
+        state.num_messages += 1
+        return upload
+
+    def _misses(self, context: Context, download: Download, upload: Upload) -> bool:
+        """Whether a node sends nothing: it has learnt nothing since it last did, drops out, or would be too late."""
+        if context.state.unsent_tokens == 0 or is_dropped(context.node.settings.dropout, context.seed("dropout")):
+            return True
+        deadline = self._parent(context.node).settings.deadline_seconds
+        return deadline is not None and self._seconds(context, download) + self._seconds(context, upload) > deadline
+
+    @staticmethod
+    def _seconds(context: Context, message: Download | Upload) -> float:
+        return link_seconds(context.node.settings.link, message.num_bytes, context.seed("jitter"))
+
+    def _aggregate(self, context: Context) -> None:
+        name, state = context.node.name, context.state
+        for child in (child for child in state.participants if self.wire.apart(child) and child != name):
+            if self._places[Step("upload", child, context.subround)] < self._began:
+                continue  # done before the run was taken up here
+            if (sent := self.wire.receive(child, "up")) is not None:
+                state.uploads[child] = upload_from_state(sent)
+        uploads, state.uploads = [*state.uploads.values()], {}
+        state.unsent_tokens += sum(upload.num_tokens for upload in uploads)
+        if state.start is not None:
+            own, state.parameters, state.start = state.parameters, state.start, None
+            if name in state.participants:
+                parts = NodeState(parameters=own).parts(self.world.parts, self.world.partition)
+                uploads.append(Upload(node=name, round=self.world.round, parts=parts, num_tokens=state.fit_tokens))
+        if not uploads:
+            log.warning("round %d: nobody took part in %s, its model stays as it is", self.world.round, name)
+            return
+        uploads.sort(key=lambda one: one.node)
+        for callback in self.world.callbacks:
+            callback.on_aggregate(self.world.trainer, context, uploads)
+        for callback in self.world.callbacks:
+            callback.on_emit(self.world.trainer, context, uploads)
+        self.world.merged(context)

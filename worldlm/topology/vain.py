@@ -1,0 +1,33 @@
+"""What a topology asks for in vain: no mistakes, but hardly what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from worldlm.topology.lines import suggest
+from worldlm.topology.tree import Topology
+
+
+def in_vain(topology: Topology) -> Iterator[str]:
+    """Yield a warning, a line each, for every setting that has no effect in this tree."""
+    yield from _unknown_jurisdictions(topology)
+    federations = [node for node in topology.nodes.values() if node.children]
+    drawing = [node for node in federations if node.settings.sampling != "auto"]
+    if drawing and all(node.settings.participation >= 1 for node in drawing):
+        yield f"{drawing[0].source}: sampling has no effect where participation is 1, as at {drawing[0].name!r}"
+    hurried = [node for node in federations if node.settings.deadline_seconds is not None]
+    if hurried and all(child.settings.link is None for node in hurried for child in node.children):
+        told = f"deadline_seconds has no effect at {hurried[0].name!r}"
+        yield f"{hurried[0].source}: {told}: none of its children has a link, which would take time"
+
+
+def _unknown_jurisdictions(topology: Topology) -> Iterator[str]:
+    known = {node.settings.jurisdiction or "" for node in topology.nodes.values()} - {""}
+    for node in topology.nodes.values():
+        residuals, parent = node.settings.residuals, topology.parent(node.name)
+        if parent is not None and parent.settings.residuals == residuals:
+            continue
+        for name in residuals.accept_from or ():
+            if name not in known:
+                told = f"{node.source}: node {node.name!r} accepts residuals from {name!r}, "
+                yield f"{told}which is the jurisdiction of no node{suggest(name, known)}"
