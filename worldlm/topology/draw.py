@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from worldlm.topology.settings import FOR_CHILDREN, Link, OuterOptimizer, Privacy, Residuals, Settings
 from worldlm.topology.tree import Node, Topology
@@ -12,24 +12,37 @@ def draw_tree(topology: Topology) -> str:
     """Draw the tree, one node a line, for terminals and TensorBoard.
 
     A node that holds data tells its corpus and local steps, or that it only listens; any other setting is told where it
-    begins to hold, and then holds for all below until one of them tells another.
+    begins to hold, and then holds for all below until one of them tells another. Of the copies of a node the first is
+    drawn, and the others are counted.
     """
     head = f"{topology.name}: {topology.description}" if topology.description else topology.name
     root = topology.root
-    names = [f"{prefix}{node.name}" for prefix, node, _ in _walk(root, None)]
-    width = max(map(len, names))
-    facts = [" · ".join(_facts(node, above)) for _, node, above in _walk(root, None)]
-    lines = [f"{name:<{width}}  {told}" for name, told in zip(names, facts, strict=True)]
+    rows = list(_walk(root, None))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {told}" for name, told in rows]
     return "\n".join([head, *(line.rstrip() for line in lines)])
 
 
-def _walk(
-    node: Node, above: Node | None, prefix: str = "", indent: str = ""
-) -> Iterator[tuple[str, Node, Node | None]]:
-    yield prefix, node, above
-    for position, child in enumerate(node.children, start=1):
-        branch, stem = ("└── ", "    ") if position == len(node.children) else ("├── ", "│   ")
-        yield from _walk(child, node, indent + branch, indent + stem)
+def _walk(node: Node, above: Node | None, prefix: str = "", indent: str = "") -> Iterator[tuple[str, str]]:
+    yield f"{prefix}{node.name}", " · ".join(_facts(node, above))
+    runs = _runs(node.children)
+    for position, run in enumerate(runs, start=1):
+        branch, stem = ("└── ", "    ") if position == len(runs) else ("├── ", "│   ")
+        if run[0].copy > 1:
+            yield f"{indent}{branch}...", f"{len(run):,} more like it, to {run[-1].name}"
+        else:
+            yield from _walk(run[0], node, indent + branch, indent + stem)
+
+
+def _runs(children: Sequence[Node]) -> list[list[Node]]:
+    """Put the second and further copies of a node together, and every other node by itself."""
+    runs: list[list[Node]] = []
+    for child in children:
+        if child.copy > 1 and runs and runs[-1][0].copy > 1:
+            runs[-1].append(child)
+        else:
+            runs.append([child])
+    return runs
 
 
 def _facts(node: Node, above: Node | None) -> Iterator[str]:

@@ -12,6 +12,7 @@ import yaml
 
 from worldlm.topology.checks import FieldError, bad_name
 from worldlm.topology.compose import Entry, line_of
+from worldlm.topology.copies import cannot_be_written_out, write_out
 from worldlm.topology.find import find_file
 from worldlm.topology.lines import LinesError, Reader, read_text
 from worldlm.topology.scalars import is_null
@@ -20,13 +21,13 @@ from worldlm.topology.tree import Node, Topology
 from worldlm.topology.vain import in_vain
 
 _TOP_KEYS = ("name", "description", "settings", "root")
-_NODE_KEYS = ("name", "corpus", "weight", "settings", "children")
+_NODE_KEYS = ("name", "corpus", "weight", "copies", "settings", "children")
 _SETTINGS_KEYS = tuple(field.name for field in fields(Settings))
 _HINTS = get_type_hints(Settings)
 
 # What stands in for a value that could not be read, so that the rest of its file is still checked.
 _STAND_IN_STEPS = Settings(num_local_steps=1)
-_STAND_INS = {"name": "unreadable", "corpus": "unreadable", "weight": None, "description": ""}
+_STAND_INS = {"copies": 1, "name": "unreadable", "corpus": "unreadable", "weight": None, "description": ""}
 _STAND_IN = Node(name="unreadable", corpus="unreadable", settings=_STAND_IN_STEPS)
 
 
@@ -85,6 +86,7 @@ class _Loading:
         self.reader = reader
         self.overrides = overrides
         self.name_lines: dict[str, int] = {}
+        self.copies: dict[str, int] = {}
         self.node_lines: dict[int, int] = {}
 
     def topology(self) -> dict[str, Any]:
@@ -102,7 +104,23 @@ class _Loading:
         if values["root"].listens and not self.reader.num_mistakes:
             told = "nobody trains: num_local_steps is 0 at every node that holds data"
             self.reader.report(top["root"].line, told)
+        if self.copies and not self.reader.num_mistakes:
+            values["root"] = self._written_out(values["root"])
         return values
+
+    def _written_out(self, root: Node) -> Node:
+        """Write every node as often as it is asked for, if that is possible."""
+        if (found := cannot_be_written_out(root, self.copies)) is not None:
+            self.reader.report(self.name_lines[found[0].name], f"node {found[0].name!r}: {found[1]}")
+            return root
+        (whole,) = write_out(root, self.copies)
+        names: dict[str, Node] = {}
+        for node in whole.walk():
+            if (other := names.setdefault(node.name, node)) is not node:
+                told = f"name {node.name!r} is taken by the node of line {other.source.rpartition(':')[2]}"
+                self.reader.report(int(node.source.rpartition(":")[2]), f"{told}, its copies written out")
+                break
+        return whole
 
     def _node(self, entry: Entry, above: _Inherited, parent: str | None = None) -> Node:
         node = entry.node
@@ -115,8 +133,10 @@ class _Loading:
         entries = self.reader.mapping(node, what, _NODE_KEYS)
         if not isinstance(node, yaml.MappingNode):
             return _STAND_IN
-        values = self._values(entries, {"name": str, "corpus": str | None, "weight": float | None})
+        values = self._values(entries, {"name": str, "corpus": str | None, "weight": float | None, "copies": int})
         name = self._name(values, entries, line_of(node), what)
+        if "copies" in entries:
+            self._count(name, values.pop("copies"), entries["copies"].line, is_root=parent is None)
         here = self._settings(entries, above)
         listed = self.reader.items(entries["children"], "children") if "children" in entries else []
         children = tuple(self._node(Entry(line_of(item), item), here, name) for item in listed)
@@ -143,6 +163,13 @@ class _Loading:
         elif values["name"] is not _STAND_INS["name"]:
             self.name_lines[name] = line
         return name
+
+    def _count(self, name: str, copies: int, line: int, is_root: bool) -> None:
+        self.copies[name] = copies
+        if is_root:
+            self.reader.report(line, "copies: there is one root; put a node above it")
+        elif copies < 1:
+            self.reader.report(line, f"copies must be at least 1, but is {copies}")
 
     def _refuse_idle(self, entries: Mapping[str, Entry], is_root: bool, is_leaf: bool) -> None:
         if is_root and "weight" in entries:

@@ -38,6 +38,9 @@ class Node:
     source: str = field(default="", compare=False)
     """Where it was written, as `file:line`."""
 
+    copy: int = field(default=0, compare=False)
+    """Which of the copies that its file asks for it is, from 1; 0 where it asks for none."""
+
     def __post_init__(self) -> None:
         """Check the node by itself."""
         refuse(

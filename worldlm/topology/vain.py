@@ -23,11 +23,13 @@ def in_vain(topology: Topology) -> Iterator[str]:
 
 def _unknown_jurisdictions(topology: Topology) -> Iterator[str]:
     known = {node.settings.jurisdiction or "" for node in topology.nodes.values()} - {""}
+    told_of = set[tuple[str, str]]()  # copies have one source
     for node in topology.nodes.values():
         residuals, parent = node.settings.residuals, topology.parent(node.name)
         if parent is not None and parent.settings.residuals == residuals:
             continue
         for name in residuals.accept_from or ():
-            if name not in known:
+            if name not in known and (node.source, name) not in told_of:
+                told_of.add((node.source, name))
                 told = f"{node.source}: node {node.name!r} accepts residuals from {name!r}, "
                 yield f"{told}which is the jurisdiction of no node{suggest(name, known)}"

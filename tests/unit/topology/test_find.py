@@ -61,7 +61,7 @@ def test_what_is_nowhere_is_told_with_the_known_names(name: str) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         find_file("topologies", name)
     told = str(caught.value)
-    assert "known: domains_three_level, domains_three_level_swapped, mc4_three_level, " in told
+    assert "known: domains_three_level, domains_three_level_swapped, hundred_thousand, " in told
     assert "\n" not in told
     assert ("did you mean 'quickstart'?" in told) == ("quick" in name)
 

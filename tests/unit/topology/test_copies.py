@@ -1,0 +1,114 @@
+"""Nodes that a file asks for many times."""
+
+from __future__ import annotations
+
+from textwrap import dedent
+
+import pytest
+
+from worldlm.topology import Topology, TopologyError, draw_tree, load_topology, parse_topology, star
+
+
+def parse(children: str) -> Topology:
+    text = "name: t\nsettings: {num_local_steps: 3}\nroot:\n  name: w\n  children:\n"
+    return parse_topology(text + "".join(f"    {line}\n" for line in dedent(children).strip().splitlines()), "t.yaml")
+
+
+def mistakes(children: str) -> tuple[str, ...]:
+    with pytest.raises(TopologyError) as caught:
+        parse(children)
+    return caught.value.mistakes
+
+
+NESTED = """
+    - name: region
+      copies: 2
+      settings: {batch_size: 7}
+      children:
+        - {name: hospital, corpus: notes, weight: 2, copies: 3}
+        - {name: desk, corpus: desk}
+    - {name: alone, corpus: alone, copies: 1}
+"""
+
+
+def test_copies_of_copies_are_written_out_outermost_suffix_first() -> None:
+    topology = parse(NESTED)
+    region = {i: [f"region_{i}", *(f"hospital_{i}_{j}" for j in (1, 2, 3)), f"desk_{i}"] for i in (1, 2)}
+    assert list(topology.nodes) == ["w", *region[1], *region[2], "alone_1"]
+    for name in ("hospital_1_1", "hospital_2_3"):
+        node = topology.nodes[name]
+        assert (node.corpus, node.weight, node.settings.batch_size) == ("notes", 2.0, 7)
+        assert node.source == "t.yaml:10"
+    parent = topology.parent("desk_2")
+    assert parent is topology.nodes["region_2"]
+
+
+def test_copies_are_what_writing_them_by_hand_would_be() -> None:
+    by_hand = "\n".join(
+        f"""\
+- name: region_{i}
+  settings: {{batch_size: 7}}
+  children:
+    - {{name: hospital_{i}_1, corpus: notes, weight: 2}}
+    - {{name: hospital_{i}_2, corpus: notes, weight: 2}}
+    - {{name: hospital_{i}_3, corpus: notes, weight: 2}}
+    - {{name: desk_{i}, corpus: desk}}"""
+        for i in (1, 2)
+    )
+    assert parse(NESTED) == parse(f"{by_hand}\n- {{name: alone_1, corpus: alone}}")
+
+
+@pytest.mark.parametrize(
+    ("children", "told"),
+    [
+        ("- {name: a, corpus: c, copies: 0}", "t.yaml:6: copies must be at least 1, but is 0"),
+        ("- {name: a, corpus: c, copies: many}", "t.yaml:6: copies must be a whole number, but is 'many'"),
+        (
+            "- {name: a, corpus: c, copies: 3}\n- {name: a_2, corpus: c}",
+            "t.yaml:7: name 'a_2' is taken by the node of line 6, its copies written out",
+        ),
+        (
+            f"- name: a\n  copies: 10\n  children:\n    - {{name: {'b' * 97}, corpus: c, copies: 9}}",
+            f"t.yaml:9: node '{'b' * 97}': name and its suffixes have more than the 100 characters allowed",
+        ),
+        (
+            "- name: a\n  copies: 1001\n  children:\n    - {name: b, corpus: c, copies: 1000}",
+            "t.yaml:6: node 'a': makes 1,002,001 nodes with all that is below it; 1,000,000 are allowed",
+        ),
+        (
+            "- name: a\n  children:\n    - {name: b, corpus: c, copies: 999_999_999_999_999_999_999_999}",
+            "t.yaml:8: node 'b': makes 999,999,999,999,999,999,999,999 nodes",
+        ),
+    ],
+)
+def test_copies_that_cannot_be_made_are_told_with_their_line(children: str, told: str) -> None:
+    (mistake,) = mistakes(children)
+    assert mistake.startswith(told)
+
+
+def test_the_root_has_no_copies() -> None:
+    text = "name: t\nsettings: {num_local_steps: 3}\nroot: {name: w, copies: 2, corpus: c}"
+    with pytest.raises(TopologyError, match="t.yaml:3: copies: there is one root; put a node above it"):
+        parse_topology(text, "t.yaml")
+
+
+def test_the_first_copy_is_drawn_and_the_others_are_counted() -> None:
+    assert draw_tree(parse(NESTED)).splitlines() == [
+        "t",
+        "w",
+        "├── region_1          batch 7",
+        "│   ├── hospital_1_1  corpus notes · 3 steps · weight 2",
+        "│   ├── ...           2 more like it, to hospital_1_3",
+        "│   └── desk_1        corpus desk · 3 steps",
+        "├── ...               1 more like it, to region_2",
+        "└── alone_1           corpus alone · 3 steps",
+    ]
+    drawn = draw_tree(star(parse(NESTED)))
+    assert drawn.count("hospital_") == 4  # a first and a last of each region
+
+
+def test_a_hundred_federations_of_a_thousand_nodes() -> None:
+    topology = load_topology("hundred_thousand")
+    assert (len(topology.nodes), len(topology.data_nodes), topology.depth) == (100_101, 100_000, 3)
+    assert len(draw_tree(topology).splitlines()) == 6
+    assert {node.source.rpartition(":")[2] for node in topology.data_nodes} == {"13"}
