@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from worldlm.federation.averaging import move_towards_, outer_step_, weighted_mean
 from worldlm.federation.messages import Download, Upload
-from worldlm.federation.parameters import PARTS, Part, Tensors, norm, subtract
+from worldlm.federation.parameters import PARTS, Part, Tensors
 from worldlm.federation.schedule import Rate, check_rate, in_round
 from worldlm.federation.token_rows import weighted_mean_by_rows
 from worldlm.loop import Context, FederationCallback, WorldTrainer
@@ -105,8 +105,7 @@ class Averaging(FederationCallback):
         weights = [self._weight(nodes[upload.node], upload) for upload in uploads]
         mean = self._mean(context, uploads, weights)
         optimizer, arguments = self._optimizer(context.node)
-        length = norm(subtract(mean, context.state.parameters))
-        memory["optimizer"] = outer_step_(
+        memory["optimizer"], length = outer_step_(
             context.state.parameters,
             mean,
             find_optimizer(optimizer, arguments),

@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from worldlm.federation.parameters import Tensors
+from worldlm.federation.averaging import weighted_sum
+from worldlm.federation.parameters import CHUNK, Tensors, chunks, few, norm
 
 Similarity: TypeAlias = Literal["cosine", "dot", "distance"]
 Granularity: TypeAlias = Literal["model", "block"]
@@ -50,7 +51,6 @@ def block_of(name: str, granularity: Granularity = "block") -> str:
     return found.group(1) if found else ""
 
 
-@torch.no_grad()
 def similarities(
     query: Mapping[str, Tensor],
     keys: Mapping[str, Tensor],
@@ -77,17 +77,50 @@ def similarities(
     Returns:
         Similarity by block ("" for the whole model).
     """
-    sums: dict[str, list[float]] = {}
+    return _similarities(query, [keys], reference, similarity, granularity)[0]
+
+
+@torch.no_grad()
+def _similarities(
+    query: Mapping[str, Tensor],
+    keys: Sequence[Mapping[str, Tensor]],
+    reference: Mapping[str, Tensor],
+    similarity: Similarity,
+    granularity: Granularity,
+) -> list[dict[str, float]]:
+    """Return `similarities` for several candidates, of whom a few tensors are held at a time.
+
+    Products are exact, in float64, and added up in one fixed order: chunk after chunk of a tensor, then tensor after
+    tensor of the reference.
+    """
+    sums: list[dict[str, list[float]]] = [{} for _ in keys]
     for name, start in reference.items():
-        asked, answer = query[name] - start, keys[name] - start
-        terms = ((asked * answer), asked.square(), answer.square(), start.square())
-        found = [float(term.sum(dtype=torch.float64)) for term in terms] + [float(start.numel())]
-        total = sums.setdefault(block_of(name, granularity), [0.0] * 5)
-        sums[block_of(name, granularity)] = [a + b for a, b in zip(total, found, strict=True)]
-    return {block: _similarity(similarity, *total) for block, total in sums.items()}
+        block, asked = block_of(name, granularity), query[name]
+        fixed = [_products(asked, [asked], start)[0][1], norm({name: start}) ** 2, float(start.numel())]
+        for now in few(keys, name):
+            found = _products(asked, [candidate[name] for candidate in keys[now]], start)
+            for total, (product, square) in zip(sums[now], found, strict=True):
+                more = [product, square, *fixed]
+                total[block] = [a + b for a, b in zip(total.get(block, [0.0] * 5), more, strict=True)]
+    return [{block: _similarity(similarity, *figures) for block, figures in one.items()} for one in sums]
 
 
-def _similarity(kind: Similarity, product: float, asked: float, answer: float, start: float, size: float) -> float:
+def _products(query: Tensor, keys: Sequence[Tensor], reference: Tensor) -> list[tuple[float, float]]:
+    """Return dQ.dK and dK.dK for every candidate, where dQ = query - reference and dK = keys - reference."""
+    sums = [(0.0, 0.0)] * len(keys)
+    change = reference.new_empty(min(CHUNK, reference.numel()))
+    rows = change.new_empty(2, len(change), dtype=torch.float64)
+    for start, asked, *answers in zip(*map(chunks, (reference, query, *keys)), strict=True):
+        left, right = rows[:, : len(start)]
+        difference = change[: len(start)]
+        left.copy_(torch.sub(asked, start, out=difference))
+        for i, answer in enumerate(answers):
+            right.copy_(torch.sub(answer, start, out=difference))
+            sums[i] = (sums[i][0] + float(torch.dot(left, right)), sums[i][1] + float(torch.dot(right, right)))
+    return sums
+
+
+def _similarity(kind: Similarity, product: float, answer: float, asked: float, start: float, size: float) -> float:
     least = asked if kind == "distance" else min(asked, answer)
     if least <= _ROUNDING**2 * start or least == 0.0:
         return 0.0
@@ -114,7 +147,7 @@ def attention_weights(
     self_similarity: float | None = None,
 ) -> dict[str, list[float]]:
     """Return the weight of every candidate by block; arguments as `attend`, which takes no more than keys to weigh."""
-    found = [similarities(query, one, reference, similarity=similarity, granularity=granularity) for one in keys]
+    found = _similarities(query, keys, reference, similarity, granularity)
     if self_similarity is not None:
         found[0] = {block: self_similarity if own else own for block, own in found[0].items()}
     return {block: softmax_weights([f[block] for f in found], temperature) for block in found[0]}
@@ -148,19 +181,15 @@ def attend(
             is without change, and all are alike.
 
     Returns:
-        New tensors, and the weights in the order of the candidates.
+        New tensors, and the weights in the order of the candidates: one accumulator, whatever their number, and of
+        all of them no more than one model is held at once, first to be compared, then to be added up.
     """
     asked: dict[str, Any] = {"similarity": similarity, "granularity": granularity, "self_similarity": self_similarity}
     weights = attention_weights(query, [c.keys for c in candidates], reference, temperature=temperature, **asked)
     mean = [sum(column) / len(column) for column in zip(*weights.values(), strict=True)]
 
     def weighted(tensors: list[Mapping[str, Tensor]]) -> Tensors:
-        total: Tensors = {}
-        for name in tensors[0]:
-            row = weights.get(block_of(name, granularity), mean)
-            total[name] = tensors[0][name] * row[0]
-            for one, weight in zip(tensors[1:], row[1:], strict=True):
-                total[name].add_(one[name], alpha=weight)
-        return total
+        rows = {name: weights.get(block_of(name, granularity), mean) for name in tensors[0]}
+        return {name: weighted_sum(tensors, name, row) for name, row in rows.items()}
 
     return Attended(weighted([c.keys for c in candidates]), weighted([c.values for c in candidates]), weights)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from worldlm.federation.attention import softmax_weights
-from worldlm.federation.parameters import norm, subtract
+from worldlm.federation.parameters import distance
 
 
 def mixture_weights(
@@ -30,7 +30,7 @@ def mixture_weights(
     squares: dict[frozenset[str], float] = {}
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
-            squares[frozenset((one, other))] = norm(subtract(models[one], models[other])) ** 2
+            squares[frozenset((one, other))] = distance(models[one], models[other]) ** 2
     mean = sum(squares.values()) / max(len(squares), 1)
     weights = {}
     for name in names:

@@ -1,6 +1,7 @@
 """Named tensors, and the three parts they are split into."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -10,6 +11,12 @@ Part: TypeAlias = Literal["backbone", "keys", "values"]
 Tensors: TypeAlias = dict[str, Tensor]
 
 PARTS: tuple[Part, ...] = ("backbone", "keys", "values")
+
+CHUNK = 1 << 15
+"""Coordinates of several models that are taken at a time: what is made of them stays in the processor's cache."""
+
+_MOST = 16
+"""Models that are taken at a time, at most: so many chunks fit into the cache."""
 
 
 def clone(tensors: Mapping[str, Tensor]) -> Tensors:
@@ -39,6 +46,36 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
     """Return the L2 norm of all tensors taken as one vector."""
     squares = (torch.linalg.vector_norm(t, dtype=torch.float64) ** 2 for t in tensors.values())
     return float(sum(squares, torch.zeros((), dtype=torch.float64)).sqrt())
+
+
+def chunks(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return views of a tensor's coordinates, `CHUNK` at a time, in order."""
+    return torch.split(tensor.reshape(-1), CHUNK)
+
+
+def few(models: Sequence[Mapping[str, Tensor]], name: str) -> Iterator[slice]:
+    """Yield slices of the models, in order: so many at a time that their tensors of one name fill no more than a model.
+
+    Where tensors are read from elsewhere when they are asked for, this bounds what is held of all models at once.
+    """
+    size = sum(tensor.numel() for tensor in models[0].values())
+    number = min(_MOST, max(1, size // max(1, models[0][name].numel())))
+    return (slice(i, i + number) for i in range(0, len(models), number))
+
+
+@torch.no_grad()
+def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Return the L2 norm of `one - other`, for the names of `one`, all tensors taken as one vector.
+
+    This is `norm(subtract(one, other))` but for the order of the sum, chunk after chunk, and needs no third model.
+    """
+    total = 0.0
+    for name, tensor in one.items():
+        changed = tensor.new_empty(min(CHUNK, tensor.numel()))
+        for left, right in zip(chunks(tensor), chunks(other[name]), strict=True):
+            torch.sub(left, right, out=changed[: len(left)])
+            total += float(torch.linalg.vector_norm(changed[: len(left)], dtype=torch.float64)) ** 2
+    return math.sqrt(total)
 
 
 def num_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from worldlm.federation.attention import KeyValue, attend, block_of, similarities, softmax_weights
 from worldlm.federation.averaging import weighted_mean
+from worldlm.federation.parameters import CHUNK
 
 KEY_SHAPES = {"blocks.0.norm.weight": (3,), "blocks.0.attn.weight": (4, 3), "blocks.11.attn.weight": (2, 5)}
 VALUE_SHAPES = {"blocks.0.ffn.weight": (3, 2), "blocks.11.ffn.weight": (2,), "norm_f.weight": (3,)}
@@ -79,6 +80,27 @@ def test_is_the_slow_reference(granularity, similarity, temperature) -> None:
         rows = [{**one.keys, **one.values}[name].double().numpy() for one in candidates]
         expected = sum(w * row for w, row in zip(weights.get(block, mean), rows, strict=True))
         np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, 2 * CHUNK + 3])
+def test_products_are_exact_however_large_a_tensor_is(size) -> None:
+    start, query, keys = ({"k": draw(seed, {"k": (size,)})["k"]} for seed in (0, 1, 2))
+    asked, answer = ((one["k"] - start["k"]).double().numpy() for one in (query, keys))
+    expected = (asked @ answer) / np.sqrt((asked @ asked) * (answer @ answer))
+    assert similarities(query, keys, start)[""] == pytest.approx(expected, rel=1e-9)
+
+
+def test_no_more_than_one_model_is_held_at_once(lazy_models) -> None:
+    shapes = {"blocks.0.k": (4, 3), "blocks.1.k": (20,), "blocks.1.q": (3,)}
+    keys, most = lazy_models(shapes, 9, seed=1)
+    reference, query = draw(0, shapes), draw(1, shapes)
+    found = attend(query, [KeyValue(one, one) for one in keys], reference, temperature=0.5, granularity="block")
+    assert most() <= 35  # what all of one model's tensors hold
+    assert most() > 20  # so that small tensors are compared several at a time
+    whole = [KeyValue(dict(one), dict(one)) for one in keys]
+    expected = attend(query, whole, reference, temperature=0.5, granularity="block")
+    assert found.weights == expected.weights
+    torch.testing.assert_close(found.keys, expected.keys, rtol=0, atol=0)
 
 
 def test_by_hand() -> None:

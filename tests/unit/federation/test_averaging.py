@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from worldlm.federation.averaging import outer_step_, weighted_mean
-from worldlm.federation.parameters import clone, subtract
+from worldlm.federation.parameters import CHUNK, clone, norm, subtract
 
 START = {"a": torch.tensor([8.0, -4.0]), "b": torch.tensor([[2.0]])}
 ONE = {"a": torch.tensor([4.0, 0.0]), "b": torch.tensor([[1.0]])}
@@ -19,7 +19,7 @@ def lists(tensors: dict[str, Tensor]) -> dict[str, list]:
 def step(start, mean, optimizer=torch.optim.SGD, state=None, **arguments):
     """Take an outer step on a copy; return the parameters and the state."""
     parameters = clone(start)
-    return parameters, outer_step_(parameters, mean, optimizer, arguments, state)
+    return parameters, outer_step_(parameters, mean, optimizer, arguments, state).state
 
 
 # ---------------------------------------------------------------- the mean
@@ -80,6 +80,19 @@ def test_no_models_have_no_mean() -> None:
         weighted_mean([], [])
 
 
+def test_one_tensor_of_one_model_is_held_at_a_time(lazy_models) -> None:
+    models, most = lazy_models({"a": (5, 2), "b": (3,), "c": (10,)}, 4)
+    weights = [1.0, 2.0, 0.5, 4.0]
+    found = weighted_mean(models, weights)
+    assert most() == 10
+    whole = [dict(model) for model in models]
+    expected = {name: tensor * (weights[0] / 7.5) for name, tensor in whole[0].items()}
+    for model, weight in zip(whole[1:], weights[1:], strict=True):
+        for name, tensor in expected.items():
+            tensor.add_(model[name], alpha=weight / 7.5)
+    assert lists(found) == lists(expected)
+
+
 # ---------------------------------------------------------------- the outer step
 
 
@@ -118,7 +131,7 @@ def test_momentum_over_rounds_is_the_plain_recursion(nesterov, lr, momentum) -> 
     arguments = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
     for target, here in zip(targets, expected, strict=True):
         mean = weighted_mean([parameters, {"a": torch.tensor(target, dtype=torch.float64)}], [1.0, 1.0])
-        state = outer_step_(parameters, mean, torch.optim.SGD, arguments, state)
+        state = outer_step_(parameters, mean, torch.optim.SGD, arguments, state).state
         torch.testing.assert_close(parameters["a"], torch.tensor(here, dtype=torch.float64))
 
 
@@ -131,7 +144,7 @@ def test_any_optimizer_continues_from_its_state(optimizer) -> None:
     for mean in (ONE["a"], TWO["a"], ONE["a"]):
         live.grad = live.detach() - mean
         one_object.step()
-        state = outer_step_(parameters, {"a": mean}, optimizer_class, {"lr": 0.1}, state)
+        state = outer_step_(parameters, {"a": mean}, optimizer_class, {"lr": 0.1}, state).state
         assert parameters["a"].tolist() == live.tolist()
 
 
@@ -167,6 +180,27 @@ def test_the_step_leaves_the_mean_alone() -> None:
     mean = clone(ONE)
     step(START, mean, lr=1.0, momentum=0.9, weight_decay=0.1)
     assert lists(mean) == lists(ONE)
+
+
+def test_the_step_tells_how_long_the_pseudo_gradient_was() -> None:
+    found = outer_step_(clone(START), ONE, torch.optim.SGD, {"lr": 0.5})
+    assert found.norm == pytest.approx(33**0.5, rel=1e-15)  # 4, -4 and 1
+
+
+def test_every_tensor_steps_as_if_all_stepped_together() -> None:
+    shapes = {"small": (3,), "large": (CHUNK + 5, 2), "middle": (7, 11)}  # the memory of gradients is used again
+    start, *means = ({name: torch.randn(shape) for name, shape in shapes.items()} for _ in range(3))
+    live = [torch.nn.Parameter(tensor.clone()) for tensor in start.values()]
+    together = torch.optim.Adam(live, lr=0.1)
+    parameters, state = clone(start), None
+    for mean in means:
+        changes = [parameter.detach() - mean[name] for name, parameter in zip(shapes, live, strict=True)]
+        for parameter, change in zip(live, changes, strict=True):
+            parameter.grad = change
+        together.step()
+        state, length = outer_step_(parameters, mean, torch.optim.Adam, {"lr": 0.1}, state)
+        assert all(torch.equal(parameters[name], one) for name, one in zip(shapes, live, strict=True))
+        assert length == pytest.approx(norm(dict(enumerate(changes))), rel=1e-12)
 
 
 def test_only_the_names_of_the_mean_are_stepped() -> None:

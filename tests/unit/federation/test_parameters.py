@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from worldlm.federation.parameters import clone, copy_, norm, num_bytes, subtract
+from worldlm.federation.parameters import CHUNK, clone, copy_, distance, few, norm, num_bytes, subtract
 
 
 def test_a_clone_has_memory_of_its_own_and_no_graph() -> None:
@@ -41,6 +41,25 @@ def test_the_norm_is_of_all_tensors_as_one_vector() -> None:
 
 def test_the_norm_does_not_overflow_in_float32() -> None:
     assert norm({"a": torch.full((4,), 1e30)}) == pytest.approx(2e30)
+
+
+def test_a_distance_is_the_norm_of_the_difference() -> None:
+    one, other = ({"a": torch.randn(2 * CHUNK + 1, 2), "b": torch.randn(3), "c": torch.zeros(0)} for _ in range(2))
+    assert distance(one, other) == pytest.approx(norm(subtract(one, other)), rel=1e-12)
+    assert distance({"b": one["b"]}, other) == norm({"b": one["b"] - other["b"]})
+    assert distance(one, one) == 0.0
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [((4, 4, 4), [3, 3]), ((6, 3, 3), [2, 2, 2]), ((12, 1), [1] * 6)])
+def test_a_few_models_at_a_time(sizes, expected) -> None:
+    models = [{str(i): torch.zeros(size) for i, size in enumerate(sizes)} for _ in range(6)]
+    assert [len(models[now]) for now in few(models, "0")] == expected
+    assert len(list(few(models * 6, "0"))) == 6 * len(expected)
+
+
+def test_there_is_an_end_to_how_many_models_are_taken_at_a_time() -> None:
+    models = [{"0": torch.zeros(1), "1": torch.zeros(99)}] * 40
+    assert [len(models[now]) for now in few(models, "0")] == [16, 16, 8]
 
 
 def test_sums_are_taken_in_float64() -> None:
