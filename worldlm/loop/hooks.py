@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
-from worldlm.federation.messages import Download, Upload
+from worldlm.federation.messages import Download, MessageT, Upload
 from worldlm.federation.parameters import Part, Tensors
 from worldlm.federation.seeds import derive_seed
 from worldlm.federation.state import NodeState
@@ -52,6 +52,8 @@ class FederationCallback(Callback):
         |   q fits, if it holds data        (as a child does, below)
         |   for each participating child c, none of which sees what the others do
         |   |   on_download(q, c, download)     q composes what it sends to c
+        |   |   on_send(q, c, download)         q packs it; its bytes are counted, and it travels
+        |   |   on_arrive(c, q, download)       c unpacks it
         |   |   on_route(c, download)           c takes what is meant for it, passes on what is not
         |   |   on_receive(c, download)         c merges the download into its own weights
         |   |   if c is a leaf
@@ -63,6 +65,8 @@ class FederationCallback(Callback):
         |   |   on_upload(c, upload)            c composes what it sends
         |   |   on_missed(c, upload)              instead of all below, where nothing of c arrives in this sub-round
         |   |   on_sanitise(c, upload, download)    c makes it safe to leave; nothing is added after this
+        |   |   on_send(c, q, upload)           c packs it; its bytes are counted, and it travels
+        |   |   on_arrive(q, c, upload)         q unpacks it
         |   on_aggregate(q, uploads)            q merges what its participants sent, ordered by name
         |   on_emit(q, uploads)                 q decides what it could not absorb, and what climbs on
         |   on_merged(q)
@@ -91,6 +95,18 @@ class FederationCallback(Callback):
     def on_download(self, trainer: WorldTrainer, context: Context, child: Node, download: Download) -> Download:
         """Change what the context's node sends to a child."""
         return download
+
+    def on_send(self, trainer: WorldTrainer, context: Context, receiver: Node, message: MessageT) -> MessageT:
+        """Pack a message, last thing at its sender: a download to a child, or an upload to the parent.
+
+        What is returned is what travels, and what is counted. It holds plain values and tensors, in which the parts may
+        have other names and types; to unpack it the receiver has that, its own state, and what all nodes know.
+        """
+        return message
+
+    def on_arrive(self, trainer: WorldTrainer, context: Context, sender: Node, message: MessageT) -> MessageT:
+        """Unpack a message, first thing at its receiver; the pieces do so in the reverse of their order."""
+        return message
 
     def on_route(self, trainer: WorldTrainer, context: Context, download: Download) -> Download:
         """Take residuals out of a download that the context's node passes on instead of using."""

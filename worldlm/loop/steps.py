@@ -9,7 +9,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from worldlm.federation.messages import Download, Upload, download_from_state, message_state, upload_from_state
+from worldlm.federation.messages import (
+    Download,
+    MessageT,
+    Upload,
+    download_from_state,
+    message_state,
+    upload_from_state,
+)
 from worldlm.federation.parameters import clone
 from worldlm.federation.participation import draw_children, is_dropped, link_seconds
 from worldlm.federation.program import Step
@@ -130,10 +137,10 @@ class Steps:
         state.takes_part = download is not None
         if download is None:
             return
-        state.download = download
         state.bytes_down += download.num_bytes
         state.link_seconds += self._seconds(context, download)
         state.num_messages += 1
+        download = state.download = self._arrive(context, self._parent(node), download)
         for callback in self.world.callbacks:
             download = callback.on_route(self.world.trainer, context, download)
         for callback in self.world.callbacks:
@@ -153,20 +160,35 @@ class Steps:
         download = Download(round=self.world.round, parts=start.parts(self.world.parts, self.world.partition))
         for callback in self.world.callbacks:
             download = callback.on_download(self.world.trainer, sender, child, download)
-        return download
+        return self._send(sender, child, download)
+
+    def _send(self, context: Context, receiver: Node, message: MessageT) -> MessageT:
+        for callback in self.world.callbacks:
+            message = callback.on_send(self.world.trainer, context, receiver, message)
+        return message
+
+    def _arrive(self, context: Context, sender: Node, message: MessageT) -> MessageT:
+        for callback in reversed(self.world.callbacks):
+            message = callback.on_arrive(self.world.trainer, context, sender, message)
+        return message
 
     def _upload(self, context: Context) -> None:
         upload = self._compose_upload(context)
         if self.wire.apart(context.node.name):  # where it is waited for
             self.wire.send(context.node.name, "up", None if upload is None else message_state(upload))
         elif upload is not None:
-            self.world.states[self._parent(context.node).name].uploads[upload.node] = upload
+            self._take(self.world.context(self._parent(context.node).name, context.subround), upload)
+        context.state.download = None  # answered, or missed
+
+    def _take(self, context: Context, upload: Upload) -> None:
+        """Keep an upload at the node that it was sent to."""
+        arrived = self._arrive(context, self.world.topology.nodes[upload.node], upload)
+        context.state.uploads[upload.node] = arrived
 
     def _compose_upload(self, context: Context) -> Upload | None:
         """Write what a node sends to its parent; None where nothing of it arrives in this sub-round."""
         state, download = context.state, context.state.download
         assert download is not None, "who takes part was sent something"
-        state.download = None
         upload = Upload(
             node=context.node.name,
             round=self.world.round,
@@ -182,6 +204,7 @@ class Steps:
             return None
         for callback in self.world.callbacks:
             upload = callback.on_sanitise(self.world.trainer, context, upload, download)
+        upload = self._send(context, self._parent(context.node), upload)
         state.unsent_tokens = 0
         state.bytes_up += upload.num_bytes
         state.link_seconds += self._seconds(context, upload)
@@ -205,7 +228,7 @@ class Steps:
             if self._places[Step("upload", child, context.subround)] < self._began:
                 continue  # done before the run was taken up here
             if (sent := self.wire.receive(child, "up")) is not None:
-                state.uploads[child] = upload_from_state(sent)
+                self._take(context, upload_from_state(sent))
         uploads, state.uploads = [*state.uploads.values()], {}
         state.unsent_tokens += sum(upload.num_tokens for upload in uploads)
         if state.start is not None:
