@@ -1,7 +1,8 @@
 """The three messages: all that one node ever learns of another.
 
 Messages are frozen, and whoever receives one must not write into its tensors: to spare a copy, they may share
-memory with the sender, who leaves them alone until the message has been used.
+memory with the sender, who leaves them alone until the message has been used. While a message travels, its parts and
+residuals may hold encoded tensors (`worldlm.federation.compression`): its bytes are then theirs.
 """
 
 from collections.abc import Mapping
