@@ -20,7 +20,8 @@ from worldlm.topology import find_file, load_topology, steps_per_round
 
 BASES = ("quickstart", "pile_tiny")
 FOLDER = find_file("recipes", "methods/fedavg").parent
-METHODS = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith(("private", "lr_")))
+NONE = ("private", "lr_", "compressed_")  # go over a method
+METHODS = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith(NONE))
 PARTS = {"backbone", "keys", "values"}
 BACKBONE_ALONE = {"fedper", "fedper_tree", "fedper_fading"}
 
@@ -91,6 +92,24 @@ def test_privacy_over_every_method(method: str, reading: Any) -> None:
         asking = laid(reading, "pile_tiny", f"methods/{method}", given=given).federation.settings
         assert asking["num_local_steps"] == 25
         check_settings(load_topology("pile_three_level", asking), ours(trainer))
+
+
+@pytest.mark.parametrize(
+    ("name", "down", "up"), [("compressed_bf16", "bf16", "bf16"), ("compressed_int8", "bf16", "int8")]
+)
+@pytest.mark.parametrize("method", ["worldlm", "fedavg", "fedamp", "centralized_steps", "local"])
+def test_compression_over_a_method(method: str, name: str, down: str, up: str, reading: Any) -> None:
+    plain, over = (laid(reading, "pile_tiny", f"methods/{method}", *more) for more in ((), (f"methods/{name}",)))
+    assert over.trainer.callbacks[:-1] == plain.trainer.callbacks
+    assert over.federation == plain.federation
+    trainer = build(reading, over)
+    (added,) = (one for one in ours(trainer) if isinstance(one, callbacks.Compression))
+    assert (added.down, added.up, added.error_feedback) == (down, up, True)
+    if method != "local":
+        added.setup(trainer, None, "fit")
+        return
+    with pytest.raises(ValueError, match="nothing to do: no other callback lets a part of the model travel"):
+        added.setup(trainer, None, "fit")
 
 
 def test_the_order_of_fragments_does_not_matter(reading: Any) -> None:

@@ -2,6 +2,7 @@
 
 from worldlm.callbacks.attention import AttentionAggregation
 from worldlm.callbacks.averaging import Averaging
+from worldlm.callbacks.compression import Compression
 from worldlm.callbacks.example_privacy import ExamplePrivacy
 from worldlm.callbacks.fedamp import FedAMP
 from worldlm.callbacks.last_checkpoint import LastCheckpoint
@@ -19,6 +20,7 @@ from worldlm.callbacks.update_privacy import UpdatePrivacy
 __all__ = [
     "AttentionAggregation",
     "Averaging",
+    "Compression",
     "ExamplePrivacy",
     "FedAMP",
     "LastCheckpoint",
