@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange
 from worldlm.data import BlockBatchSampler
@@ -223,11 +224,26 @@ def test_where_nobody_takes_part_the_model_stays(
 # ---------------------------------------------------------------------- state and chance
 
 
-@pytest.mark.parametrize(("setting", "steps"), [("keep", 4), ("reset", 2)])
-def test_optimizer_state(setting: str, steps: int, star: Make, fit: Make) -> None:
-    trainer = fit(star("ab", f"optimizer_state: {setting}"), [fedavg()])
+class OptimizerSteps(Callback):
+    """Keeps how many steps the moments of node a hold, after each of its steps."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.active_node == "a":
+            (steps,) = {int(one["step"]) for one in trainer.optimizers[0].state.values()}
+            self.seen.append(steps)
+
+
+@pytest.mark.parametrize(("setting", "steps"), [("keep", [1, 2, 3, 4]), ("reset", [1, 2, 1, 2])])
+def test_optimizer_state(setting: str, steps: list[int], star: Make, fit: Make) -> None:
+    watch = OptimizerSteps()
+    trainer = fit(star("ab", f"optimizer_state: {setting}"), [fedavg(), watch])
+    assert watch.seen == steps
     state = trainer.fit_loop.slot.state_dict()["a"]
-    assert {int(one["step"]) for one in state["optimizer"]["state"].values()} == {steps}
+    assert bool(state["optimizer"]["state"]) == (setting == "keep")  # a node that waits keeps no more than it needs
+    assert all(parameter.grad is None for parameter in trainer.lightning_module.parameters())
     assert state["schedulers"][0]["last_epoch"] == 4  # the schedule is of the run, not of a visit
 
 

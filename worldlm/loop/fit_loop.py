@@ -221,12 +221,9 @@ class FederatedFitLoop(_FitLoop):
         """Train one node for its local steps."""
         world, name, loop = self.world, step.node, self.epoch_loop
         context, state = world.context(name, step.subround), world.states[name]
-        settings = context.node.settings
         own = self.slot.put(name, state)
         self.max_batches = num_batches = self.num_batches(name)
         loop.restarting = self.visiting
-        if not self.visiting and settings.optimizer_state == "reset":
-            own.optimizer.state.clear()
         loop.reset()
         done = loop.batch_progress.current.ready
         loop.restarting = done > 0  # `run` resets once more, which must keep what was found
@@ -237,6 +234,8 @@ class FederatedFitLoop(_FitLoop):
             self._run_batches(name, done, num_batches)
         self.visiting, self._half_way = False, True
         self._count(name, num_batches)
+        if context.node.settings.optimizer_state == "reset":
+            own.optimizer.state.clear()  # now, lest it takes up memory while the others train
         self.slot.rest()
         for callback in world.callbacks:
             callback.on_local_fit_end(self.trainer, context)

@@ -100,8 +100,10 @@ class NodeSlot:
             self._state.parameters[key].copy_(parameter.data)
 
     def rest(self) -> None:
-        """Take back the weights, and the optimizer's state too: the node waits."""
+        """Take back the weights, and the optimizer's state too: the node waits. Its last gradients are dropped."""
         self.take_back()
+        for parameter in self._live.values():
+            parameter.grad = None
         if not self._share and self.name in self._optimizers:
             self._optimizers[self.name].move(torch.device("cpu"))
 
