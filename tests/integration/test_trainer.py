@@ -13,10 +13,20 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from worldlm.callbacks import Averaging, ExamplePrivacy, LastCheckpoint, NodeMetrics, RoundProgress, Summary
+from worldlm.callbacks import (
+    Averaging,
+    ExamplePrivacy,
+    LastCheckpoint,
+    NodeMetrics,
+    RoundProgress,
+    Summary,
+    UpdatePrivacy,
+)
 from worldlm.federation.parameters import PARTS
 from worldlm.loop import FederationCallback, WorldTrainer
 from worldlm.loop.trainer import default_precision
+from worldlm.models import LanguageModule
+from worldlm.topology import Topology
 
 Make = Callable[..., Any]
 
@@ -79,7 +89,7 @@ class Scripted(NodeMetrics):
         super().__init__()
         self.script = script
 
-    def _score(self, trainer: WorldTrainer, context: Any, moment: str, node: Any) -> None:
+    def _score(self, trainer: WorldTrainer, context: Any, moment: str, *_: Any) -> None:
         self.memory(context.state)[moment] = [self.script[trainer.world.round], math.nan]
 
 
@@ -140,6 +150,28 @@ def test_rounds_without_evaluation(star: Make, fit: Make, recorder: Any) -> None
     steps = [step for tag, _, step in recorder.scalars if tag == "a/perplexity_after_fit"]
     assert steps == [4, 8, 10]  # after rounds 2 and 4, and after the last
     assert [step for tag, _, step in recorder.scalars if tag == "a/loss"] == [*range(1, 11)]
+
+
+def test_what_all_nodes_start_from_is_evaluated_once_on_each_text(
+    tree: Topology, fit: Make, make_module: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[Any] = []
+    evaluate = LanguageModule.evaluate
+
+    def counting(self: LanguageModule, batches: Any) -> Any:
+        evaluated.append(batches)
+        return evaluate(self, batches)
+
+    monkeypatch.setattr(LanguageModule, "evaluate", counting)
+    metrics = NodeMetrics()
+    trainer = fit(tree, [fedavg(), metrics, UpdatePrivacy()], check_val_every_n_epoch=2)
+    in_the_last_round = 2 * 4 + (2 + 2 + 4)  # leaves twice, federations on the text of all below
+    assert len(evaluated) == 4 + in_the_last_round
+    start, loaders = make_module(), trainer.fit_loop.val_loaders()
+    for name, below in {"a": "a", "north": "ab", "world": "abcd"}.items():
+        nats = sum(evaluate(start, loaders[leaf]).nats for leaf in below) / len(below)
+        before = metrics.scores(trainer.world.states[name])["before"]
+        assert before.perplexity == pytest.approx(math.exp(nats), rel=1e-12)
 
 
 def test_metrics_are_the_mean_of_the_data_nodes(star: Make, fit: Make) -> None:

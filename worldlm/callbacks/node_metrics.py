@@ -39,7 +39,11 @@ def pool(evaluations: Iterable[tuple[Evaluation, float | None]]) -> Score:
 
 
 def evaluate_node(
-    trainer: WorldTrainer, node: Node, loaders: Mapping[str, Iterable[Any]], limits: Mapping[str, float]
+    trainer: WorldTrainer,
+    node: Node,
+    loaders: Mapping[str, Iterable[Any]],
+    limits: Mapping[str, float],
+    known: dict[str, Evaluation] | None = None,
 ) -> Score:
     """Evaluate the live module on the held-out text of the data nodes at and below a node.
 
@@ -48,12 +52,17 @@ def evaluate_node(
         node: The node whose text it is.
         loaders: Batches of held-out text, by data node.
         limits: How many batches to take, by data node.
+        known: What this very model is known to make of some nodes' text; what is found is added.
     """
     module: Any = trainer.lightning_module
     sizes = getattr(getattr(trainer, "datamodule", None), "bytes_per_token", {})
     names = [one.name for one in node.walk() if one.holds_data]
+    known = {} if known is None else known
     with trainer.precision_plugin.forward_context():
-        return pool((module.evaluate(_batches(loaders[name], limits[name])), sizes.get(name)) for name in names)
+        for name in names:
+            if name not in known:
+                known[name] = module.evaluate(_batches(loaders[name], limits[name]))
+    return pool((known[name], sizes.get(name)) for name in names)
 
 
 class NodeMetrics(FederationCallback):
@@ -79,11 +88,18 @@ class NodeMetrics(FederationCallback):
 
     # ------------------------------------------------------------------ evaluation
 
-    def _score(self, trainer: WorldTrainer, context: Context, moment: str, node: Node) -> None:
+    def _score(
+        self,
+        trainer: WorldTrainer,
+        context: Context,
+        moment: str,
+        node: Node,
+        known: dict[str, Evaluation] | None = None,
+    ) -> None:
         trainer.fit_loop.slot.put_weights(context.node.name, context.state)
         loaders = trainer.fit_loop.val_loaders()
         limits = dict(zip(loaders, trainer.num_val_batches, strict=True))
-        score = evaluate_node(trainer, node, loaders, limits)
+        score = evaluate_node(trainer, node, loaders, limits, known)
         name = context.node.name
         self.memory(context.state)[moment] = [score.perplexity, score.bits_per_byte]
         scalars = {f"{name}/perplexity_{moment}": score.perplexity}
@@ -94,10 +110,12 @@ class NodeMetrics(FederationCallback):
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not trainer.fit_loop.val_loaders():
             return
+        alike = not any(state.num_steps for state in trainer.world.states.values())
+        known: dict[str, Evaluation] = {}
         for node in trainer.topology.nodes.values():
             context = trainer.world.context(node.name)
             if trainer.world.wire.here(node.name) and not self.memory(context.state):
-                self._score(trainer, context, "before", node)
+                self._score(trainer, context, "before", node, known if alike else None)
 
     def on_merged(self, trainer: WorldTrainer, context: Context) -> None:
         if trainer.fit_loop.evaluates:
