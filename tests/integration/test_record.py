@@ -123,3 +123,17 @@ def test_a_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
         write_json(tmp_path / "it.json", {"a": math.nan})
     assert read(tmp_path / "it.json") == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["it.json"]
+
+
+def test_a_round_is_a_line_of_the_record(tmp_path: Path) -> None:
+    content = {
+        "seed": 7,
+        "rounds": [{"round": 0, "nodes": {"a": [1.5, None]}}, {"round": 1}],
+        "none": [],
+        "text": 'a"b',
+    }
+    write_json(tmp_path / "results.json", content)
+    assert read(tmp_path / "results.json") == content
+    assert '  {"round": 0, "nodes": {"a": [1.5, null]}},' in (tmp_path / "results.json").read_text().splitlines()
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "results.json", {"rounds": [math.nan]})

@@ -146,7 +146,7 @@ def weights_digest(weights: Tensors) -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON: at any moment `path` is the old file or the new one.
+    """Write strict JSON, an item of a list to a line: at any moment `path` is the old file or the new one.
 
     Raises:
         ValueError: If the content holds NaN or infinity.
@@ -154,10 +154,20 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
+        partial.write_text(_lines(content), "utf-8")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _lines(content: Mapping[str, Any]) -> str:
+    """Lay JSON out without an indent, with which it is written many times as slowly."""
+    told = []
+    for name, value in content.items():
+        lines = [value] if not isinstance(value, list) else value
+        text = ",\n  ".join(json.dumps(one, allow_nan=False) for one in lines)
+        told.append(f" {json.dumps(name)}: " + (f"[\n  {text}\n ]" if isinstance(value, list) else text))
+    return "{\n" + ",\n".join(told) + "\n}\n"
 
 
 def data_facts(trainer: WorldTrainer) -> dict[str, dict[str, Any]]:
