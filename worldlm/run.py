@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from worldlm.callbacks import LastCheckpoint, NodeMetrics, NodeValidation, Record, RoundProgress, Summary, Traffic
+from worldlm.callbacks.summary import headline
 from worldlm.data import CorpusDataModule
-from worldlm.federation.parameters import PARTS
 from worldlm.loop import RankLost, WorldTrainer
+from worldlm.loop.machine import sensible_threads
 from worldlm.models import LanguageModule
 from worldlm.recipe import LayRecipe, RecipeError, explain, read_recipe
 from worldlm.run_folder import find_checkpoint, find_version
@@ -152,7 +153,9 @@ class RecipeCLI(LightningCLI):
         assert self.subcommand is not None
         missing = [cls() for cls in ALWAYS[self.subcommand] if not any(isinstance(one, cls) for one in given)]
         trainer["callbacks"] = [*given, *missing]
-        return super().instantiate_trainer(**kwargs)
+        made = super().instantiate_trainer(**kwargs)
+        torch.set_num_threads(sensible_threads(made.num_devices))
+        return made
 
     # ------------------------------------------------------------------ commands
 
@@ -171,7 +174,7 @@ class RecipeCLI(LightningCLI):
         trainer: WorldTrainer = self.trainer  # type: ignore[assignment]
         self.folder = trainer.folder
         from_there = f"; goes on from {self.checkpoint}" if self.checkpoint else ""
-        rank_zero_only(print)(_headline(trainer, self.model) + from_there)
+        rank_zero_only(print)(headline(trainer, self.model) + from_there)
         before = signal.signal(signal.SIGINT, lambda *_: _interrupt(trainer))
         try:
             trainer.fit(**kwargs)
@@ -183,20 +186,6 @@ class RecipeCLI(LightningCLI):
         """Evaluate every node of a checkpoint."""
         self.trainer.validate(**kwargs, verbose=False)
         print(f"done. nodes as they stand in {self.checkpoint}")
-
-
-def _headline(trainer: WorldTrainer, module: LanguageModule) -> str:
-    tree = trainer.topology
-    sizes: dict[str, int] = dict.fromkeys(PARTS, 0)
-    for name, part in module.partition().items():
-        sizes[part] += module.get_parameter(name).numel()
-    parts = ", ".join(f"{part} {size / 1e6:.2f} M" for part, size in sizes.items())
-    listening = sum(node.listens for node in tree.data_nodes)
-    return (
-        f"{tree.name}: {len(tree.nodes)} nodes in {tree.depth} levels, {len(tree.data_nodes)} with data"
-        f"{f', of which {listening} listen' if listening else ''}; "
-        f"{sum(sizes.values()) / 1e6:.2f} M parameters ({parts})"
-    )
 
 
 def _interrupt(trainer: WorldTrainer) -> None:

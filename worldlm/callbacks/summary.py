@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
@@ -12,8 +13,10 @@ from worldlm.callbacks.example_privacy import ExamplePrivacy
 from worldlm.callbacks.node_metrics import MOMENTS, NodeMetrics
 from worldlm.callbacks.residual_exchange import ResidualExchange
 from worldlm.callbacks.update_privacy import UpdatePrivacy
+from worldlm.federation.parameters import PARTS
 from worldlm.loop import FederationCallback, WorldTrainer
 from worldlm.loop.scalars import log_text
+from worldlm.models import LanguageModule
 from worldlm.topology import Node, draw_tree
 
 
@@ -78,6 +81,21 @@ class Summary(FederationCallback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(settings, metrics)
+
+
+def headline(trainer: WorldTrainer, module: LanguageModule) -> str:
+    """Say in a line what is about to be trained, and with how many threads."""
+    tree, threads = trainer.topology, torch.get_num_threads()
+    sizes: dict[str, int] = dict.fromkeys(PARTS, 0)
+    for name, part in module.partition().items():
+        sizes[part] += module.get_parameter(name).numel()
+    parts = ", ".join(f"{part} {size / 1e6:.2f} M" for part, size in sizes.items())
+    listening = sum(node.listens for node in tree.data_nodes)
+    return (
+        f"{tree.name}: {len(tree.nodes)} nodes in {tree.depth} levels, {len(tree.data_nodes)} with data"
+        f"{f', of which {listening} listen' if listening else ''}; "
+        f"{sum(sizes.values()) / 1e6:.2f} M parameters ({parts}); {threads} thread{'s' if threads > 1 else ''}"
+    )
 
 
 _LEGEND = (
