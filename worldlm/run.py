@@ -24,7 +24,7 @@ from worldlm.callbacks import LastCheckpoint, NodeMetrics, NodeValidation, Recor
 from worldlm.callbacks.summary import headline
 from worldlm.data import CorpusDataModule
 from worldlm.loop import RankLost, WorldTrainer
-from worldlm.loop.machine import sensible_threads
+from worldlm.loop.machine import keep_freed_memory, sensible_threads
 from worldlm.models import LanguageModule
 from worldlm.recipe import LayRecipe, RecipeError, explain, read_recipe
 from worldlm.run_folder import find_checkpoint, find_version
@@ -224,6 +224,7 @@ def run(given: list[str]) -> int:
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     warnings.showwarning = lambda message, *_: print(f"worldlm: warning: {message}", file=sys.stderr)
+    keep_freed_memory()
     given, recipes = _resolve(given)
     if not recipes and not {"-h", "--help"} & set(given):
         told = f"{given[0]} needs a recipe: worldlm {given[0]} --recipe NAME_OR_PATH; try --recipe quickstart"

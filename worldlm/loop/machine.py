@@ -1,5 +1,6 @@
-"""How a training process uses its machine."""
+"""How a training process uses its machine: threads, and memory that was freed."""
 
+import ctypes
 import math
 import os
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _BY_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -47,3 +49,17 @@ def _quota(folder: Path = Path("/sys/fs/cgroup")) -> int:
         return sys.maxsize if quota in ("max", "-1") else math.ceil(int(quota) / int(period))
     except (OSError, ValueError):
         return sys.maxsize
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for what it allocates next, where its C library is glibc.
+
+    By default freed tensors go back to the system, and every step gets its memory anew, page by page. What the user has
+    set (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_) stays.
+    """
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc takes
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)

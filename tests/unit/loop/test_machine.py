@@ -1,6 +1,7 @@
-"""Threads that suit the machine."""
+"""Threads that suit the machine, and memory that is kept."""
 
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -8,12 +9,12 @@ import pytest
 import torch
 
 from worldlm.loop import machine
-from worldlm.loop.machine import sensible_threads
+from worldlm.loop.machine import keep_freed_memory, sensible_threads
 
 
 @pytest.fixture(autouse=True)
 def _nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in machine._BY_USER:
+    for name in [*machine._BY_USER, *(name for name in os.environ if name.startswith("MALLOC_"))]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -63,3 +64,16 @@ def test_the_quota_of_a_container(files: dict[str, str], cores: int, tmp_path: P
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert machine._quota(tmp_path) == cores
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's allocator")
+def test_freed_memory_is_kept() -> None:
+    keep_freed_memory()
+    tensors = [torch.ones(2**21) for _ in range(16)]  # 8 MB each
+    held = resident()
+    del tensors
+    assert resident() > held - 2**25
