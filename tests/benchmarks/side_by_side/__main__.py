@@ -1,0 +1,185 @@
+"""Side by side: what federated rounds cost in WorldLM, in a bare PyTorch loop, and in other systems.
+
+    python tests/benchmarks/side_by_side [--jobs small,large] [--systems bare,worldlm] [--layouts 1x2,2x1] [--repeats 2]
+
+Every system does the same job: FedAvg of the same module on the same batches in the same order, with a fused AdamW that
+is fresh in every round, and clipped gradients. `bare_malloc` is the bare loop with the allocator told to keep freed
+memory, as `worldlm fit` tells it. Each runs as a process of its own, in turn with the others, so that CPU
+time and memory are those of the process and all that it starts. A layout is processes x threads. Compared are medians
+of all rounds but the first, whose extra time is the start-up. How far the server's weights are from the bare loop's is
+told after one round, for AdamW lets differences of rounding grow.
+
+The other systems are skipped where they are not installed:
+
+    pip install pfl==0.6.0 ray==2.55.1
+    pip install flwr==1.42.0        # or --no-deps, and then what it asks for, where there is no certifi as new
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field, replace
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+from job import JOBS, TOP, Job, Workspace, save_weights
+from process_tree import memory
+
+SYSTEMS = {
+    "bare": "bare.py",
+    "bare_malloc": "bare.py",
+    "worldlm": "worldlm_fit.py",
+    "worldlm_checkpoints": "worldlm_fit.py",
+    "pfl": "apple_pfl.py",
+    "flower": "flower.py",
+    "lightning": "naive_lightning.py",
+    "lightning_quiet": "naive_lightning.py",
+}
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""The settings of glibc's allocator that `worldlm fit` makes by itself, for the bare loop."""
+DEFAULT = "bare,bare_malloc,worldlm,pfl,flower,lightning"
+SECONDS_BETWEEN_SAMPLES = 0.1
+
+
+@dataclass
+class Measured:
+    """What the runs of one system came to."""
+
+    walls: list[float] = field(default_factory=list)
+    """Wall seconds of every round but each run's first."""
+    cpus: list[float] = field(default_factory=list)
+    """CPU seconds of the same."""
+    firsts: list[tuple[float, float]] = field(default_factory=list)
+    """Wall and CPU seconds until the first round's end."""
+    peaks: list[float] = field(default_factory=list)
+    """Largest memory of each run in MB."""
+    difference: float = 0.0
+    """Largest difference from the bare loop's weights after one round."""
+
+    def start(self, which: int) -> float:
+        """Return the wall (0) or CPU (1) seconds that the first round took more than a later one."""
+        steady = statistics.median((self.walls, self.cpus)[which])
+        return statistics.median(first[which] for first in self.firsts) - steady
+
+
+class Skipped(Exception):
+    """A system that cannot do the job here."""
+
+
+def run(system: str, folder: Path, processes: int, threads: int) -> tuple[list[tuple[float, float]], float]:
+    """Run a system once.
+
+    Returns:
+        Wall and CPU seconds of each round, and the largest memory of the process tree in MB.
+
+    Raises:
+        Skipped: If it says that it cannot, or fails.
+    """
+    script = Path(__file__).parent / SYSTEMS[system]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment |= {"PYTHONPATH": str(TOP), "BENCHMARK_START": str(time.time())}
+    environment |= MALLOC if system == "bare_malloc" else {}
+    command = [sys.executable, str(script), str(folder), system, str(processes), str(threads)]
+    with (folder / f"{system}.log").open("w+") as log:
+        child = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+        peak = 0.0
+        while child.poll() is None:
+            peak = max(peak, memory(child.pid))
+            time.sleep(SECONDS_BETWEEN_SAMPLES)
+        log.seek(0)
+        said = log.read().splitlines()
+    for line in said:
+        if line.startswith("MEASURED "):
+            return [(wall, cpu) for wall, cpu in json.loads(line.removeprefix("MEASURED "))], peak
+    raise Skipped(said[-1].removeprefix("skipped: ") if said else f"status {child.returncode}, and nothing said")
+
+
+def difference(folder: Path, system: str) -> float:
+    """Return the largest difference from the bare loop's weights, rounded either way; NaN where there are none."""
+    if not (folder / "bare.npz").exists():
+        return float("nan")
+    with np.load(folder / "bare.npz") as bare, np.load(folder / f"{system}.npz") as other:
+        ways = [
+            max(float(np.abs(other[name] - bare[f"{name}{way}"]).max()) for name in other.files if "/" not in name)
+            for way in ("", "/stepped")
+        ]
+    return min(ways)
+
+
+def measure(job: Job, systems: list[str], processes: int, threads: int, repeats: int) -> dict[str, Measured]:
+    """Run all systems in turn, as often as asked."""
+    from worldlm_fit import initial_weights, prepare
+
+    found: dict[str, Measured] = {system: Measured() for system in systems}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        Workspace.save_job(folder, job)
+        with redirect_stderr(StringIO()):  # nobody wants to know about the packing
+            prepare(folder, job)
+        save_weights(folder / "initial.npz", initial_weights(job))
+        for system in [one for _ in range(repeats) for one in systems]:
+            if system not in found:
+                continue
+            try:
+                rounds, peak = run(system, folder, processes, threads)
+            except Skipped as reason:
+                print(f"{system} skipped: {reason}", flush=True)
+                del found[system]
+                continue
+            one = found[system]
+            one.firsts.append(rounds[0])
+            one.walls += [wall for wall, _ in rounds[1:] or rounds]
+            one.cpus += [cpu for _, cpu in rounds[1:] or rounds]
+            one.peaks.append(peak)
+            one.difference = max(one.difference, difference(folder, system))
+    return found
+
+
+def table(job: Job, found: dict[str, Measured]) -> Iterator[str]:
+    """Write the lines of a job's table."""
+    yield (
+        f"{'':20}{'wall s':>8}{'CPU s':>8}{'tokens/s':>10}{'wall/bare':>10}{'CPU/bare':>10}"
+        f"{'peak MB':>9}{'start s':>9}{'start CPU':>10}{'differs by':>12}"
+    )
+    bare = found.get("bare")
+    for system, one in found.items():
+        wall, cpu = statistics.median(one.walls), statistics.median(one.cpus)
+        ratios = [float("nan")] * 2
+        if bare is not None:
+            ratios = [wall / statistics.median(bare.walls), cpu / statistics.median(bare.cpus)]
+        yield (
+            f"{system:20}{wall:8.2f}{cpu:8.2f}{job.tokens / wall:10,.0f}{ratios[0]:10.3f}{ratios[1]:10.3f}"
+            f"{statistics.median(one.peaks):9.0f}{one.start(0):9.1f}{one.start(1):10.1f}{one.difference:12.1e}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", default=",".join(JOBS), help=f"some of {', '.join(JOBS)}")
+    parser.add_argument("--systems", default=DEFAULT, help=f"some of {', '.join(SYSTEMS)}")
+    parser.add_argument("--layouts", default="1x2", help="processes x threads, such as 1x2,2x1")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of every system")
+    for name in ("clients", "steps", "rounds", "blocks", "width"):
+        parser.add_argument(f"--{name}", type=int, help="instead of the job's own")
+    given = parser.parse_args()
+    changes = {name: getattr(given, name) for name in ("clients", "steps", "rounds", "blocks", "width")}
+    for name in given.jobs.split(","):
+        job = replace(JOBS[name], **{key: value for key, value in changes.items() if value is not None})
+        for layout in given.layouts.split(","):
+            processes, threads = map(int, layout.split("x"))
+            print(f"\n{name}: {job.clients} clients x {job.steps} steps of {job.batch} x {job.seq} tokens, ", end="")
+            print(f"{job.blocks} blocks of width {job.width}; {processes} x {threads} threads", flush=True)
+            found = measure(job, given.systems.split(","), processes, threads, given.repeats)
+            print("\n".join(table(job, found)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
