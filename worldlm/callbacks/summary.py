@@ -84,7 +84,7 @@ class Summary(FederationCallback):
 
 
 def headline(trainer: WorldTrainer, module: LanguageModule) -> str:
-    """Say in a line what is about to be trained, and with how many threads."""
+    """Say in a line what is about to be trained, and with how many processes and threads."""
     tree, threads = trainer.topology, torch.get_num_threads()
     sizes: dict[str, int] = dict.fromkeys(PARTS, 0)
     for name, part in module.partition().items():
@@ -94,7 +94,8 @@ def headline(trainer: WorldTrainer, module: LanguageModule) -> str:
     return (
         f"{tree.name}: {len(tree.nodes)} nodes in {tree.depth} levels, {len(tree.data_nodes)} with data"
         f"{f', of which {listening} listen' if listening else ''}; "
-        f"{sum(sizes.values()) / 1e6:.2f} M parameters ({parts}); {threads} thread{'s' if threads > 1 else ''}"
+        f"{sum(sizes.values()) / 1e6:.2f} M parameters ({parts}); "
+        f"{f'{trainer.num_ranks} processes of ' if trainer.num_ranks > 1 else ''}{threads} thread{'s' * (threads > 1)}"
     )
 
 
