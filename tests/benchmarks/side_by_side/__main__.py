@@ -91,9 +91,12 @@ def run(system: str, folder: Path, processes: int, threads: int) -> tuple[list[t
     with (folder / f"{system}.log").open("w+") as log:
         child = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
         peak = 0.0
-        while child.poll() is None:
-            peak = max(peak, memory(child.pid))
-            time.sleep(SECONDS_BETWEEN_SAMPLES)
+        try:
+            while child.poll() is None:
+                peak = max(peak, memory(child.pid))
+                time.sleep(SECONDS_BETWEEN_SAMPLES)
+        finally:
+            child.kill()
         log.seek(0)
         said = log.read().splitlines()
     for line in said:
