@@ -25,6 +25,7 @@ from worldlm.callbacks.summary import headline
 from worldlm.data import CorpusDataModule
 from worldlm.loop import RankLost, WorldTrainer
 from worldlm.loop.machine import keep_freed_memory, sensible_threads
+from worldlm.loop.strategy import WorldStrategy
 from worldlm.models import LanguageModule
 from worldlm.recipe import LayRecipe, RecipeError, explain, read_recipe
 from worldlm.run_folder import find_checkpoint, find_version
@@ -175,6 +176,8 @@ class RecipeCLI(LightningCLI):
         self.folder = trainer.folder
         from_there = f"; goes on from {self.checkpoint}" if self.checkpoint else ""
         rank_zero_only(print)(headline(trainer, self.model) + from_there)
+        if isinstance(trainer.strategy, WorldStrategy):
+            trainer.strategy.command = [sys.executable, "-m", "worldlm", *sys.argv[1:]]
         before = signal.signal(signal.SIGINT, lambda *_: _interrupt(trainer))
         try:
             trainer.fit(**kwargs)
@@ -229,8 +232,7 @@ def run(given: list[str]) -> int:
     if not recipes and not {"-h", "--help"} & set(given):
         told = f"{given[0]} needs a recipe: worldlm {given[0]} --recipe NAME_OR_PATH; try --recipe quickstart"
         raise RecipeError([told])
-    script = Path(sys.argv[0])  # which the other processes of a run are started with
-    sys.argv = [str(script) if script.name == "worldlm" else "worldlm", *given]
+    sys.argv = ["worldlm", *given]
     cli = RecipeCLI.__new__(RecipeCLI)
     try:
         with _log_to_terminal():

@@ -192,7 +192,10 @@ def test_with_feedback_all_updates_arrive_but_for_the_last_error(
     down: Any, settings: str, star: Make, fit: Make
 ) -> None:
     """In sub-rounds, and by nodes that are not drawn every time; what was meant is what was sanitised."""
-    ends, topology = Ends(), star("abc", f"num_subrounds: 2, participation: 0.67, sampling: fixed{settings and ', ' + settings}")
+    ends, topology = (
+        Ends(),
+        star("abc", f"num_subrounds: 2, participation: 0.67, sampling: fixed{settings and ', ' + settings}"),
+    )
     callbacks = [Averaging(parts=PARTS), UpdatePrivacy(), ends, Compression(down, "int8")]
     world = fit(topology, callbacks, max_epochs=4).world
     for name in "abc":

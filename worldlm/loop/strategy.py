@@ -7,6 +7,7 @@ one team (`devices_per_node`) train in step.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -35,6 +37,8 @@ class WorldStrategy(DDPStrategy):
     def __init__(self, team_size: int = 1) -> None:
         super().__init__(timeout=PATIENCE)
         self.team_size = team_size
+        self.command: list[str] = []
+        """What starts another process like this one; by default the script that runs, with its arguments."""
 
     @property
     def world_size(self) -> int:
@@ -44,6 +48,7 @@ class WorldStrategy(DDPStrategy):
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
         self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+        self._launcher.strategy = self
 
     def _get_process_group_backend(self) -> str:
         """Waiting nodes live in host memory, and so do their messages: these always travel by gloo."""
@@ -77,6 +82,8 @@ class WorldStrategy(DDPStrategy):
 class Launcher(_SubprocessScriptLauncher):
     """Starts the other processes of this machine; if one of them fails, all end, with a line that says so."""
 
+    strategy: WorldStrategy
+
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         """Start them, then run the function in this one.
 
@@ -88,13 +95,22 @@ class Launcher(_SubprocessScriptLauncher):
         """
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
-            self._call_children_scripts()
+            self._start()
             threading.Thread(target=self._watch, daemon=True, name="watch").start()
         try:
             return function(*args, **kwargs)
         except BaseException:
             self._end_others()
             raise
+
+    def _start(self) -> None:
+        cluster = self.cluster_environment
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
+        os.environ["NODE_RANK"], os.environ["LOCAL_RANK"] = str(cluster.node_rank()), "0"
+        os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
+        command = self.strategy.command or _basic_subprocess_cmd()
+        for rank in range(1, self.num_processes):
+            self.procs.append(subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}))
 
     def _watch(self) -> None:
         while not any(process.poll() for process in self.procs):
