@@ -18,6 +18,7 @@ HELP = f"""worldlm {__version__}: language models trained across federations of 
   worldlm compare --recipe NAME --methods A,B --seeds 1,2   run methods side by side: a table and pictures
   worldlm topology check FILE                               find the mistakes in a topology
   worldlm topology show FILE                                draw a topology
+  worldlm topology estimate RECIPE                          what a run would take: bytes, memory, disk, time
   worldlm --version
 
 Recipes and topologies are found by path, or by name in ./recipes and ./topologies and among those that come with
@@ -72,9 +73,13 @@ def _run(given: list[str]) -> int:
 
 
 def topology(given: list[str]) -> int:
-    """Check or draw a topology."""
+    """Check or draw a topology, or estimate what a run in it would take."""
+    if given[:1] == ["estimate"]:
+        from worldlm.estimate.command import estimate_run
+
+        return estimate_run(given[1:])
     if len(given) != 2 or given[0] not in ("check", "show"):
-        return fail("usage: worldlm topology check|show FILE")
+        return fail("usage: worldlm topology check|show FILE, or worldlm topology estimate RECIPE")
     path = find_file("topologies", given[1])
     try:
         tree = load_topology(path)

@@ -38,7 +38,6 @@ ALWAYS: dict[str, tuple[type[Callback], ...]] = {
     "prepare": (),
 }
 
-
 _NOISE = (
     ".*treespec.*",  # raised within Lightning, at every fit
     ".*does not have many workers.*",  # batches come from a memory map
@@ -209,11 +208,12 @@ def _namespace(class_path: str, init_args: dict[str, Any]) -> Any:
 # ---------------------------------------------------------------------- errors
 
 
-def run(given: list[str]) -> int:
+def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
     """Run a command of Lightning's.
 
     Args:
         given: The command line, beginning with fit, validate or prepare.
+        kind: What reads it and carries it out.
 
     Returns:
         The exit status.
@@ -233,7 +233,7 @@ def run(given: list[str]) -> int:
         told = f"{given[0]} needs a recipe: worldlm {given[0]} --recipe NAME_OR_PATH; try --recipe quickstart"
         raise RecipeError([told])
     sys.argv = ["worldlm", *given]
-    cli = RecipeCLI.__new__(RecipeCLI)
+    cli = kind.__new__(kind)
     try:
         with _log_to_terminal():
             cli.__init__(recipes)  # type: ignore[misc]

@@ -1,0 +1,182 @@
+"""Times by hand, speed, figures in words, and a world that nobody can run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange, TokenRows
+from worldlm.cli import main
+from worldlm.estimate import Estimate, estimate
+from worldlm.estimate.messages import MessageSizes
+from worldlm.estimate.seconds import longest_way
+from worldlm.estimate.speed import measure_speed
+from worldlm.estimate.table import draw, duration, lines, size
+from worldlm.loop import WorldTrainer
+from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
+from worldlm.topology import Topology, load_topology, parse_topology
+
+
+def _module(num_blocks: int, d_model: int, vocab_size: int, device: str = "meta") -> LanguageModule:
+    last = num_blocks - 1
+    with torch.device(device):
+        return LanguageModule(
+            Architecture(num_blocks=num_blocks, d_model=d_model, num_heads=8, max_seq_len=32, vocab_size=vocab_size),
+            Split(keys=(rf"blocks\.{last}\.attn",), values=(rf"blocks\.{last}\.", r"norm_f\.")),
+            OptimizerSettings(),
+        )
+
+
+def _trainer(topology: Topology, callbacks: Sequence[Any], tmp_path: Path) -> WorldTrainer:
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options = {"accelerator": "cpu", "default_root_dir": tmp_path, "enable_model_summary": False, **quiet}
+    return WorldTrainer(topology=topology, callbacks=list(callbacks), max_epochs=20, seed=1, **options)
+
+
+TREE = """
+name: t
+settings: {num_local_steps: 10}
+root:
+  name: w
+  settings: {num_subrounds: 2}
+  children:
+    - name: near
+      settings: {num_subrounds: 3, link: {bandwidth_mbps: 8, latency_ms: 500}}
+      children:
+        - {name: a, corpus: c, settings: {link: {bandwidth_mbps: 16}}}
+        - {name: b, corpus: c, settings: {link: null, num_local_steps: 40}}
+    - {name: far, corpus: c, settings: {link: {bandwidth_mbps: 0.8, latency_ms: 1000}}}
+    - {name: ear, corpus: c, settings: {num_local_steps: 0, link: {bandwidth_mbps: 0.1, latency_ms: 0}}}
+"""
+
+
+def test_the_longest_way_by_hand() -> None:
+    sizes = MessageSizes(parts={"backbone": 1_000_000, "keys": 0, "values": 0}, model=1_000_000)
+
+    def way(text: str, seconds_of_a_step: float) -> float:
+        steps = seconds_of_a_step
+        return longest_way(parse_topology(text, "t"), sizes, lambda node: steps * (node.settings.num_local_steps or 0))
+
+    # ear only receives, 80 s; far 2 * (1 + 10) s; near 2 * 1.5 s and 3 times a, 2 * 0.5 s
+    assert way(TREE, 0.0) == pytest.approx(2 * 80)
+    without_ear = TREE[: TREE.index("    - {name: ear")]
+    assert way(without_ear, 0.0) == pytest.approx(2 * 22)
+    hurried = without_ear.replace("{num_subrounds: 2}", "{num_subrounds: 2, deadline_seconds: 7}")
+    assert way(hurried, 0.0) == pytest.approx(2 * 7)
+    assert way(hurried, 0.1) == pytest.approx(2 * max(7 + 1, 3 + 3 * max(1 + 1, 4)))
+    own = without_ear.replace("name: w\n", "name: w\n  corpus: c\n")
+    assert way(own, 10.0) == pytest.approx(2 * max(100, 22 + 100, 3 + 3 * 400))
+
+
+@pytest.fixture(scope="module")
+def giant(tmp_path_factory: pytest.TempPathFactory) -> tuple[Topology, Estimate]:
+    """100 federations of 1,000 nodes, at 6.65 G parameters."""
+    callbacks = [Averaging(), TokenRows(), AttentionAggregation(), ResidualExchange()]
+    topology = load_topology("hundred_thousand")
+    trainer = _trainer(topology, callbacks, tmp_path_factory.mktemp("giant"))
+    return topology, estimate(trainer, _module(32, 4096, 50368), 8, tokens_per_second=3000.0)
+
+
+def test_a_world_that_nobody_can_run(giant: tuple[Topology, Estimate]) -> None:
+    _, found = giant
+    model = 4 * (50368 * 4096 + 32 * (12 * 4096**2 + 2 * 4096) + 4096)
+    assert found.sizes.model == found.sizes.whole == model
+    root, federations, nodes = found.levels
+    assert (root.num_nodes, federations.num_nodes, nodes.num_nodes, nodes.num_with_data) == (1, 100, 100_000, 100_000)
+    assert nodes.bytes_down == 100_000 * model
+    assert nodes.bytes_up == 100_000 * (model + 4 * 50368)
+    assert (federations.messages, nodes.messages) == (200, 200_000)
+    residual = found.sizes.parts["keys"] + found.sizes.parts["values"]
+    assert federations.residual_bytes == 200 * residual  # one climbs from each federation, one may come back
+    assert nodes.residual_bytes == 100 * residual
+    of_leaf = 2 * 0.02 + (2 * model + 4 * 50368) * 8 / 1e9
+    of_federation = 2 * 0.08 + (2 * model + 4 * 50368) * 8 / 1e10
+    assert nodes.link_seconds == pytest.approx(of_leaf)
+    assert found.link_seconds == pytest.approx(of_leaf + of_federation)
+    fit = 500 * 8 * 32
+    assert found.tokens == 100_000 * fit
+    assert found.process_seconds == pytest.approx(found.tokens / 3000)
+    assert found.round_seconds == pytest.approx(found.link_seconds + fit / 3000)
+    assert found.process_bytes["weights"] == 100_101 * model
+    assert found.process_bytes["inner optimizers"] == 200_000 * model
+    assert nodes.machine_bytes == 5 * model + residual  # weights, moments, gradient, download; the common first layers
+
+
+def test_it_is_told_in_few_lines(giant: tuple[Topology, Estimate]) -> None:
+    topology, found = giant
+    assert draw("t", found).row_count == 4
+    told = "\n".join(lines(topology, found, "given"))
+    assert "run of 20 rounds: 53.2 PB down, 53.2 PB up, at most" in told
+    assert "wall time at 3,000 tokens/s (given)" in told
+    assert told.splitlines()[-1] == "done. estimated, not run: hundred-thousand, 100,101 nodes"
+    assert "expectations" not in told
+
+
+def test_speed_is_measured_on_real_steps(tmp_path: Path) -> None:
+    topology = load_topology("single")
+    trainer = _trainer(topology, [], tmp_path)
+    before = torch.get_rng_state()
+    assert 0 < measure_speed(trainer, _module(1, 16, 32), 2) < float("inf")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(0, "0 B"), (999, "999 B"), (999.6, "1 kB"), (12_345, "12.3 kB"), (5e15, "5 PB"), (3e24, "3,000 ZB")],
+)
+def test_sizes_in_words(number: float, told: str) -> None:
+    assert size(number) == told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0, "0 s"), (1.234, "1.23 s"), (119, "119 s"), (120, "2 minutes"), (7200, "2 hours"), (1e12, "31,688 years")],
+)
+def test_times_in_words(seconds: float, told: str) -> None:
+    assert duration(seconds) == told
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--recipe", "methods/fedper", "--trainer.max_epochs", "3", "--tokens_per_second", "1000"]
+    topology = tmp_path / "drawn.yaml"
+    topology.write_text(
+        "name: drawn\nsettings: {num_local_steps: 2}\nroot:\n  name: w\n  settings: {participation: 0.5}\n"
+        "  children: [{name: a, corpus: tools, copies: 4}]\n"
+    )
+    assert main(["topology", "estimate", "quickstart", *options, "--federation.topology", str(topology)]) == 0
+    told = capsys.readouterr().out
+    assert "drawn: one round, as expected" in told
+    assert "run of 3 rounds: 10.2 MB down, 10.2 MB up; 12,288 tokens" in told  # 3 * 2 backbones; 2 * 2 * 8 * 128
+    assert "12.3 s in one process" in told
+    assert "messages and bytes are expectations" in told
+    assert told.splitlines()[-1].startswith("done. estimated, not run: drawn, 5 nodes")
+    assert [path.name for path in tmp_path.iterdir()] == ["drawn.yaml"]  # it leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([], "topology estimate needs a recipe"),
+        (["quickstrat"], "no file 'quickstrat', nor any of that name in recipes"),
+        (["quickstart", "--tokens_per_second", "0"], "tokens_per_second must be a finite number above 0, but is 0"),
+        (["quickstart", "--trainer.max_epochz", "3"], "no setting --trainer.max_epochz; did you mean"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(given: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topology", "estimate", *given]) == 2
+    lines_told = capsys.readouterr().err.splitlines()
+    assert lines_told[0].startswith(f"worldlm: {told}")
+    assert not any("Traceback" in line for line in lines_told)
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topology", "estimate", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: worldlm topology estimate RECIPE")

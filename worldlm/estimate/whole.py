@@ -1,0 +1,140 @@
+"""The estimate of a run, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from worldlm.estimate.memory import of_checkpoint, of_one_machine, of_one_process, with_depth
+from worldlm.estimate.messages import MessageSizes, message_sizes
+from worldlm.estimate.seconds import link_seconds, longest_way
+from worldlm.estimate.traffic import NodeTraffic, expect_traffic, num_selected
+from worldlm.loop import FederationCallback, WorldTrainer
+from worldlm.models import LanguageModule
+from worldlm.topology import Node, Topology
+
+
+@dataclass(slots=True, kw_only=True)
+class Level:
+    """All nodes as far below the root, in one round of the world."""
+
+    depth: int
+    """Steps from the root, from 0."""
+    num_nodes: int = 0
+    num_with_data: int = 0
+    messages: float = 0.0
+    """Between these nodes and their parents, both ways."""
+    bytes_down: float = 0.0
+    bytes_up: float = 0.0
+    residual_bytes: float = 0.0
+    """Of residuals, both ways, at most: what really travels depends on the data."""
+    link_seconds: float = 0.0
+    """On the slowest link, all sub-rounds together."""
+    machine_bytes: int = 0
+    """Memory of the node that needs most, on a machine of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a run would take."""
+
+    sizes: MessageSizes
+    nodes: dict[str, NodeTraffic]
+    """One round on every edge, by name."""
+    levels: list[Level]
+    num_rounds: int | None
+    """Rounds of the run; None if it has no end."""
+    tokens: float
+    """Tokens of all fits of one round."""
+    tokens_of_longest: float
+    """Tokens of the fits of one round, at the node that reads most."""
+    tokens_per_second: float | None
+    """Of one machine; None if unknown."""
+    link_seconds: float
+    """Of one round, if training took no time and every node had a machine of its own."""
+    round_seconds: float | None
+    """Of one round, if every node had a machine of its own; None if the speed is unknown."""
+    process_bytes: dict[str, int]
+    """Memory of one process that runs the whole world, by what it is for."""
+    checkpoint_bytes: int
+    """One checkpoint of the whole world."""
+    is_certain: bool
+    """Whether the bytes, residuals left out, are exact: no draws, dropouts, or unsteady links held to a deadline."""
+
+    @property
+    def process_seconds(self) -> float | None:
+        """Seconds of one round if one process does all; links take none of them."""
+        return None if self.tokens_per_second is None else self.tokens / self.tokens_per_second
+
+
+def estimate(
+    trainer: WorldTrainer, module: LanguageModule, batch_size: int, tokens_per_second: float | None = None
+) -> Estimate:
+    """Work out what a run would take.
+
+    Args:
+        trainer: The run's; only its settings, topology and callbacks matter.
+        module: Its model; it may be without weights, on the meta device.
+        batch_size: Sequences of a batch, where a node's settings say nothing else.
+        tokens_per_second: Speed of one machine; None if unknown.
+    """
+    topology = trainer.topology
+    callbacks = [one for one in trainer.callbacks if isinstance(one, FederationCallback)]  # type: ignore[attr-defined]
+    sizes = message_sizes(module, callbacks)
+    nodes = expect_traffic(topology, sizes)
+    of_fit = _tokens_of_a_fit(trainer, module.architecture.max_seq_len, batch_size)
+    read = [nodes[name].fits * tokens for name, tokens in of_fit.items()]
+    speed, epochs = tokens_per_second, trainer.max_epochs
+    process_bytes = of_one_process(topology, sizes, callbacks)
+    return Estimate(
+        sizes=sizes,
+        nodes=nodes,
+        levels=_levels(topology, sizes, nodes, callbacks),
+        num_rounds=epochs if epochs is not None and epochs >= 0 else None,
+        tokens=sum(read),
+        tokens_of_longest=max(read),
+        tokens_per_second=speed,
+        link_seconds=longest_way(topology, sizes, lambda _: 0.0),
+        round_seconds=None if not speed else longest_way(topology, sizes, lambda node: of_fit[node.name] / speed),
+        process_bytes=process_bytes,
+        checkpoint_bytes=of_checkpoint(process_bytes),
+        is_certain=all(map(_is_certain, topology.nodes.values())),
+    )
+
+
+def _tokens_of_a_fit(trainer: WorldTrainer, seq_len: int, batch_size: int) -> dict[str, int]:
+    of_batch = {n.name: (n.settings.batch_size or batch_size) * seq_len for n in trainer.topology.data_nodes if n.fits}
+    return {name: trainer.fit_loop.num_batches(name) * tokens for name, tokens in of_batch.items()}
+
+
+def _levels(
+    topology: Topology,
+    sizes: MessageSizes,
+    nodes: dict[str, NodeTraffic],
+    callbacks: Sequence[FederationCallback],
+) -> list[Level]:
+    levels = [Level(depth=depth) for depth in range(topology.depth)]
+    born = 0.0  # residuals selected in a round: each goes down through a level once, at most
+    for depth, node in with_depth(topology.root):
+        level, traffic, parent = levels[depth], nodes[node.name], topology.parent(node.name)
+        level.num_nodes += 1
+        level.num_with_data += node.holds_data
+        level.messages += traffic.downloads + traffic.uploads
+        level.bytes_down += traffic.bytes_down
+        level.bytes_up += traffic.bytes_up
+        level.residual_bytes += traffic.residuals_up * sizes.residual
+        level.machine_bytes = max(level.machine_bytes, of_one_machine(node, sizes, callbacks))
+        if parent is not None:
+            seconds = traffic.downloads * link_seconds(parent, node, sizes)
+            level.link_seconds = max(level.link_seconds, seconds)
+            born += traffic.downloads * node.settings.num_subrounds * num_selected(node, sizes) if node.children else 0
+    for level in levels[1:]:
+        level.residual_bytes += born * sizes.residual
+    return levels
+
+
+def _is_certain(node: Node) -> bool:
+    settings, links = node.settings, [child.settings.link for child in node.children]
+    held = settings.deadline_seconds is not None and any(link is not None and link.jitter > 0 for link in links)
+    draws = settings.participation < 1 and bool(node.children)
+    return settings.dropout == 0 and not held and not draws
