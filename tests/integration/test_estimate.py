@@ -216,9 +216,9 @@ def test_disk_is_that_of_a_checkpoint(method: Callable[[], list[Callback]], fit:
     trainer.save_checkpoint(tmp_path / "world.ckpt")
     storages: dict[int, int] = {}
     _collect(torch.load(tmp_path / "world.ckpt", weights_only=True), storages)
-    small = 20_000  # counts of tokens, steps of optimizers; residuals are not foreseen
+    small = 4_000  # counts of tokens, steps of optimizers; residuals under way are not foreseen
     assert abs(sum(storages.values()) - estimated(trainer).checkpoint_bytes) < small
-    assert estimated(trainer).checkpoint_bytes > 10 * small
+    assert estimated(trainer).checkpoint_bytes > 50 * small
 
 
 TWO = """
