@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from worldlm.callbacks import (
     AttentionAggregation,
     Averaging,
+    Compression,
     ExamplePrivacy,
     FedAMP,
     ResidualExchange,
@@ -44,6 +45,8 @@ METHODS: dict[str, Callable[[], list[Callback]]] = {
     "fedper": lambda: [Averaging(parts=["backbone"])],
     "token rows": lambda: [Averaging(parts=PARTS), TokenRows()],
     "worldlm": worldlm,
+    "int8": lambda: [*worldlm(), Compression("bf16", "int8")],
+    "down alone": lambda: [*fedavg(), Compression("int8", "none")],
 }
 
 

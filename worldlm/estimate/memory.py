@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from worldlm.callbacks import Averaging, FedAMP, ResidualExchange
+from worldlm.callbacks import Averaging, Compression, FedAMP, ResidualExchange
 from worldlm.callbacks.averaging import find_optimizer
 from worldlm.estimate.messages import MessageSizes
 from worldlm.loop import FederationCallback
@@ -21,13 +21,14 @@ _MOMENTS = 2
 """Tensors as large as the model that AdamW keeps."""
 
 
-def kept_by(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallback]) -> dict[str, int]:
+def kept_by(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallback], *, sends: bool) -> dict[str, int]:
     """Tell the bytes that a node keeps from round to round, which are those of its part of a checkpoint.
 
     Args:
         node: The node.
         sizes: Sizes of the model's parts.
         callbacks: The pieces of the method.
+        sends: Whether it uploads: it has a parent, and does not just listen.
     """
     children = [child for child in node.children if not child.listens]
     kept = {
@@ -35,6 +36,7 @@ def kept_by(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallb
         "inner optimizers": _MOMENTS * sizes.whole if node.fits else 0,
         "outer optimizers": 0,
         "what parents keep of children": 0,
+        "errors of rounding": sizes.model if sends and any(map(_feeds_back, callbacks)) else 0,
     }
     for callback in callbacks if children else ():
         if isinstance(callback, Averaging):
@@ -48,6 +50,10 @@ def kept_by(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallb
         if isinstance(callback, FedAMP):
             kept["what parents keep of children"] += (len(children) + node.fits) * sizes.whole
     return kept
+
+
+def _feeds_back(callback: FederationCallback) -> bool:
+    return isinstance(callback, Compression) and callback.up != "none" and callback.error_feedback
 
 
 @cache
@@ -67,7 +73,7 @@ def of_one_process(topology: Topology, sizes: MessageSizes, callbacks: Sequence[
     total: Counter[str] = Counter()
     waiting: Counter[int] = Counter()  # by level: one federation of a level is open at a time
     for depth, node in with_depth(topology.root):
-        total.update(kept_by(node, sizes, callbacks))
+        total.update(kept_by(node, sizes, callbacks, sends=depth > 0 and not node.listens))
         waiting[depth] = max(waiting[depth], _in_the_open(node, sizes))
     total[_GRADIENT] = sizes.whole
     total["common first keys and values"] = sizes.parts["keys"] + sizes.parts["values"]
@@ -87,9 +93,9 @@ def _in_the_open(node: Node, sizes: MessageSizes) -> int:
     return private * sizes.model + (sizes.whole if node.fits and node.children else 0)
 
 
-def of_one_machine(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallback]) -> int:
+def of_one_machine(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallback], *, sends: bool) -> int:
     """Return the bytes of memory of one node that has a machine of its own: what it keeps, a gradient, messages."""
-    kept = sum(kept_by(node, sizes, callbacks).values()) + sizes.parts["keys"] + sizes.parts["values"]
+    kept = sum(kept_by(node, sizes, callbacks, sends=sends).values()) + sizes.parts["keys"] + sizes.parts["values"]
     gradient = sizes.whole if node.fits else 0
     uploads = sum(not child.listens for child in node.children) * sizes.model
     start_and_mean = (sizes.whole if node.fits else 0) + sizes.model if node.children else 0

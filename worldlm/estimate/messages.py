@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from worldlm.callbacks import ResidualExchange, TokenRows
+from worldlm.callbacks import Compression, ResidualExchange, TokenRows
+from worldlm.federation.compression import Encoding, encoded_bytes
 from worldlm.federation.parameters import PARTS, Part
 from worldlm.loop import FederationCallback
 from worldlm.topology import Settings
@@ -23,11 +24,17 @@ class MessageSizes:
     parts: dict[Part, int]
     """Of every part of the model, whether it travels or not."""
     model: int
-    """Of the parts that travel, which each download and each upload carries."""
+    """Of the parts that travel, as a node holds them."""
+    packed_down: int | None = None
+    """Of the same in a download; None where nothing is packed."""
+    packed_up: int | None = None
+    """Of the same in an upload."""
     row_counts: int = 0
     """Of the counts of tokens in an upload; they stay at home where a node is private."""
-    residual: int = 0
-    """Of one residual; 0 where none are exchanged."""
+    residual_down: int = 0
+    """Of one residual in a download; 0 where none are exchanged."""
+    residual_up: int = 0
+    """Of one residual in an upload."""
     num_residuals: int = 0
     """Residuals that a federation selects each time it aggregates, at most."""
 
@@ -36,10 +43,16 @@ class MessageSizes:
         """Bytes of the whole model."""
         return sum(self.parts.values())
 
+    @property
+    def download(self) -> int:
+        """Bytes of a download, residuals left out."""
+        return self.model if self.packed_down is None else self.packed_down
+
     def upload(self, settings: Settings) -> int:
         """Return the bytes of an upload, residuals left out."""
         is_private = settings.privacy is not None or settings.example_privacy is not None
-        return self.model + (0 if is_private else self.row_counts)
+        model = self.model if self.packed_up is None else self.packed_up
+        return model + (0 if is_private else self.row_counts)
 
 
 def message_sizes(module: LightningModule, callbacks: Sequence[FederationCallback]) -> MessageSizes:
@@ -51,10 +64,14 @@ def message_sizes(module: LightningModule, callbacks: Sequence[FederationCallbac
     """
     partition: dict[str, Part] = module.partition()  # type: ignore[operator]
     tensors: dict[str, Tensor] = dict(module.named_parameters())
-    parts = dict.fromkeys(PARTS, 0)
-    for name, part in partition.items():
-        parts[part] += tensors[name].numel() * tensors[name].element_size()
     travelling = frozenset().union(*(callback.parts for callback in callbacks))
+    packing = next((one for one in callbacks if isinstance(one, Compression)), Compression("none", "none"))
+
+    def of_parts(wanted: Iterable[Part], encoding: Encoding) -> int:
+        chosen = [tensors[name] for name, part in partition.items() if part in wanted]
+        return sum(encoded_bytes(one.numel(), one.element_size(), encoding) for one in chosen)
+
+    personal: tuple[Part, ...] = ("keys", "values") if any(isinstance(c, ResidualExchange) for c in callbacks) else ()
     rows = [
         tensor.shape[0]
         for callback in callbacks
@@ -64,9 +81,12 @@ def message_sizes(module: LightningModule, callbacks: Sequence[FederationCallbac
     ]
     exchanges = [callback for callback in callbacks if isinstance(callback, ResidualExchange)]
     return MessageSizes(
-        parts=parts,
-        model=sum(size for part, size in parts.items() if part in travelling),
+        parts={part: of_parts([part], "none") for part in PARTS},
+        model=of_parts(travelling, "none"),
+        packed_down=of_parts(travelling, packing.down),
+        packed_up=of_parts(travelling, packing.up),
         row_counts=_BYTES_OF_A_COUNT * sum(rows),
-        residual=parts["keys"] + parts["values"] if exchanges else 0,
+        residual_down=of_parts(personal, packing.down),
+        residual_up=of_parts(personal, packing.up),
         num_residuals=max((callback.num_residuals for callback in exchanges), default=0),
     )

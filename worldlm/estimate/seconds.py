@@ -43,5 +43,5 @@ def link_seconds(parent: Node, child: Node, sizes: MessageSizes) -> float:
     if link is None:
         return 0.0
     up = 0.0 if child.listens else link.seconds(sizes.upload(child.settings))
-    both = link.seconds(sizes.model) + up
+    both = link.seconds(sizes.download) + up
     return both if deadline is None else min(both, deadline)

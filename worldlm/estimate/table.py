@@ -69,7 +69,11 @@ def lines(topology: Topology, found: Estimate, origin: str) -> Iterator[str]:
         origin: Where the tokens per second come from.
     """
     parts = ", ".join(f"{part} {size(number)}" for part, number in found.sizes.parts.items())
-    yield f"model: {size(found.sizes.whole)} ({parts}), of which {size(found.sizes.model)} travel each way"
+    sizes = found.sizes
+    packed = ""
+    if sizes.packed_up is not None and {sizes.download, sizes.packed_up} != {sizes.model}:
+        packed = f", as {size(sizes.download)} down and {size(sizes.packed_up)} up"
+    yield f"model: {size(found.sizes.whole)} ({parts}), of which {size(found.sizes.model)} travel each way{packed}"
     whole, rounds = _sum(found), found.num_rounds
     if rounds is not None:
         down, up, most = (rounds * number for number in (whole.bytes_down, whole.bytes_up, whole.residual_bytes))

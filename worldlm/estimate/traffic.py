@@ -60,9 +60,9 @@ def _visit(
         found[child.name] = NodeTraffic(
             downloads=downloads,
             uploads=uploads,
-            bytes_down=downloads * sizes.model,
+            bytes_down=downloads * sizes.download,
             bytes_up=uploads * sizes.upload(child.settings),
-            residuals_up=downloads * _carried(child, sizes) if sizes.residual else 0.0,
+            residuals_up=downloads * _carried(child, sizes) if sizes.residual_up else 0.0,
             fits=own if child.fits else 0.0,
         )
         if child.children:

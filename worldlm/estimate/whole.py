@@ -122,14 +122,15 @@ def _levels(
         level.messages += traffic.downloads + traffic.uploads
         level.bytes_down += traffic.bytes_down
         level.bytes_up += traffic.bytes_up
-        level.residual_bytes += traffic.residuals_up * sizes.residual
-        level.machine_bytes = max(level.machine_bytes, of_one_machine(node, sizes, callbacks))
+        level.residual_bytes += traffic.residuals_up * sizes.residual_up
+        sends = parent is not None and not node.listens
+        level.machine_bytes = max(level.machine_bytes, of_one_machine(node, sizes, callbacks, sends=sends))
         if parent is not None:
             seconds = traffic.downloads * link_seconds(parent, node, sizes)
             level.link_seconds = max(level.link_seconds, seconds)
             born += traffic.downloads * node.settings.num_subrounds * num_selected(node, sizes) if node.children else 0
     for level in levels[1:]:
-        level.residual_bytes += born * sizes.residual
+        level.residual_bytes += born * sizes.residual_down
     return levels
 
 

@@ -52,6 +52,18 @@ def encode(tensors: Mapping[str, Tensor], encoding: Encoding, generator: Generat
     return encoded
 
 
+def encoded_bytes(num_values: int, value_bytes: int, encoding: Encoding) -> int:
+    """Return the bytes of one tensor once it is encoded.
+
+    Args:
+        num_values: Number of its values.
+        value_bytes: Bytes of one of them before.
+        encoding: As in `encode`.
+    """
+    scales = 4 * -(-num_values // BLOCK)
+    return {"none": value_bytes * num_values, "bf16": 2 * num_values, "int8": num_values + scales}[encoding]
+
+
 def decode(encoded: Mapping[str, Tensor]) -> Tensors:
     """Undo `encode`, up to the rounding.
 
