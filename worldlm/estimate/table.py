@@ -102,6 +102,7 @@ def _times(found: Estimate, origin: str) -> Iterator[str]:
         f"wall time at {speed:,.0f} tokens/s ({origin}): {duration(number * one)} in one process, "
         f"{duration(number * side_by_side)} if every node has a machine of its own"
     )
+    yield f"the node that reads most trains for {duration(found.tokens_of_longest / speed)} of a round"
 
 
 def _left_out(topology: Topology, found: Estimate) -> Iterator[str]:

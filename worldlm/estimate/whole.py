@@ -59,7 +59,7 @@ class Estimate:
     checkpoint_bytes: int
     """One checkpoint of the whole world."""
     is_certain: bool
-    """Whether the bytes, residuals left out, are exact: no draws, dropouts, or unsteady links held to a deadline."""
+    """Whether the bytes, residuals left out, are exact: no draws, no dropouts, no deadline left to chance."""
 
     @property
     def process_seconds(self) -> float | None:
@@ -98,7 +98,7 @@ def estimate(
         round_seconds=None if not speed else longest_way(topology, sizes, lambda node: of_fit[node.name] / speed),
         process_bytes=process_bytes,
         checkpoint_bytes=of_checkpoint(process_bytes),
-        is_certain=all(map(_is_certain, topology.nodes.values())),
+        is_certain=all(_is_certain(node, sizes) for node in topology.nodes.values()),
     )
 
 
@@ -134,8 +134,10 @@ def _levels(
     return levels
 
 
-def _is_certain(node: Node) -> bool:
-    settings, links = node.settings, [child.settings.link for child in node.children]
-    held = settings.deadline_seconds is not None and any(link is not None and link.jitter > 0 for link in links)
-    draws = settings.participation < 1 and bool(node.children)
-    return settings.dropout == 0 and not held and not draws
+def _is_certain(node: Node, sizes: MessageSizes) -> bool:
+    """Whether chance, and residuals that make an upload larger, decide nothing about a node's children."""
+    below = [child.settings for child in node.children if not child.listens]
+    unsteady = any(one.link is not None and (one.link.jitter > 0 or sizes.residual) for one in below)
+    is_late = node.settings.deadline_seconds is not None and unsteady
+    is_drawn = node.settings.participation < 1 and bool(below)
+    return not is_late and not is_drawn and all(one.dropout == 0 for one in below)

@@ -32,6 +32,8 @@ def state() -> NodeState:
         bytes_down=7,
         bytes_up=8,
         num_messages=9,
+        num_missed=10,
+        link_seconds=0.5,
         takes_part=True,
         participants=("fr", "it"),
         start={"embed": torch.ones(2)},
@@ -56,6 +58,12 @@ def test_survives_a_checkpoint(tmp_path) -> None:
     assert found.start is not None
     assert found.start["embed"].tolist() == [1.0, 1.0]
     assert found.memory["Piece"]["optimizer"][0]["step"].tolist() == [1.0]
+
+
+def test_a_checkpoint_of_before_nodes_could_miss_a_round_is_read() -> None:
+    before = {name: value for name, value in state().state_dict().items() if name not in ("num_missed", "link_seconds")}
+    found = NodeState.from_state_dict(before)
+    assert (found.num_missed, found.link_seconds, found.num_messages) == (0, 0.0, 9)
 
 
 def test_messages_under_way_survive_a_checkpoint(tmp_path) -> None:
