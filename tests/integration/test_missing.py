@@ -209,7 +209,7 @@ def test_poisson_draws_may_be_empty_and_the_model_stays(
 def test_misses_are_told_where_there_are_any(star: Make, fit: Make, capsys: pytest.CaptureFixture[str]) -> None:
     record = Record()
     fit(star("ab", b="settings: {dropout: 0.9}"), [Averaging(), NodeMetrics(), record, Summary()], max_epochs=3)
-    assert "missed" in capsys.readouterr().out
+    assert "missed: sub-rounds in which it took part" in capsys.readouterr().out
     nodes = record.rounds[-1]["nodes"]
     assert nodes["b"]["missed"] == len(_dropped("b", 3, 0.9)) > 0
     assert "missed" not in nodes["a"]

@@ -59,7 +59,7 @@ class Summary(FederationCallback):
             if refused := callback.refusals(trainer.world):
                 refusals = "; ".join(f"{reason} ({count})" for reason, count in refused.most_common())
                 console.print(f"residuals refused: {refusals}", highlight=False)
-        for line in _LEGEND:
+        for line in (*_LEGEND, *(_MISSED if "missed" in shown else ())):
             console.print(line, highlight=False)
 
     @staticmethod
@@ -103,6 +103,8 @@ _LEGEND = (
     "perplexity per token (bits per byte) on held-out text: before, as all nodes started; after_merge, as its",
     "federation made the node; after_fit, after its own steps; passes over its own text; MB from and to its parent",
 )
+
+_MISSED = ("missed: sub-rounds in which it took part, and nothing of it arrived",)
 
 _COLUMNS = {
     "before": "{:.2f}",
