@@ -1,0 +1,255 @@
+"""Tensors on disk: written once, mapped into memory while they are used, gone once nobody refers to them.
+
+What belongs to a waiting node is a nest of plain containers and tensors. `Pages.put` gives back the same nest with a
+`PagedTensor` for every tensor that is worth a place on disk. It is a tensor like any other to whoever reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet, WeakValueDictionary, finalize, ref
+
+import torch
+import xxhash
+from safetensors.torch import save_file
+from torch import Tensor
+
+_SMALLEST = 4096
+"""Tensors of fewer bytes stay in memory: a counter or a norm is not worth a place on disk."""
+
+
+_SAVING: WeakSet[mmap.mmap] = WeakSet()
+"""What is mapped to be saved."""
+
+
+class Page:
+    """A safetensors file of tensors, each under the digest of its content; deleted with the last reference to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._sound: set[str] = set()
+        self._places: dict[str, int] = {}  # where the bytes of a tensor begin
+        self._mapped: Callable[[], mmap.mmap | None] = lambda: None
+        finalize(self, path.unlink, missing_ok=True)
+
+    def read(self, key: str, shape: torch.Size, dtype: torch.dtype, *, shared: bool = False) -> Tensor:
+        """Return a tensor that maps the file: nothing is read before it is used, and nothing written reaches the file.
+
+        Args:
+            key: Digest of the tensor.
+            shape: Its shape.
+            dtype: Its type.
+            shared: Whether to share the mapping with all who read so, none of whom may write into it: the mappings
+                of a process are limited to some ten thousands. Its memory is given back by `forget`.
+
+        Raises:
+            OSError: If the file is gone, is cut short, or does not hold what was written.
+        """
+        mapped = (shared and self._mapped()) or self._map()
+        if shared:
+            self._mapped = ref(mapped)
+            _SAVING.add(mapped)
+        try:
+            tensor = torch.frombuffer(mapped, dtype=dtype, count=shape.numel(), offset=self._places[key]).view(shape)
+        except (KeyError, ValueError) as error:
+            raise self._damaged() from error
+        if key not in self._sound:
+            if digest(tensor) != key:
+                raise self._damaged()
+            self._sound.add(key)
+            if shared:
+                mapped.madvise(mmap.MADV_DONTNEED)
+        return tensor
+
+    def _map(self) -> mmap.mmap:
+        try:
+            with self.path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            raise self._damaged() from error
+        self._places = self._places or _places(mapped)
+        return mapped
+
+    def _damaged(self) -> OSError:
+        return OSError(
+            f"{self.path} does not hold what was written into it: the disk, or whoever touched the file, damaged it; "
+            "resume from the last checkpoint"
+        )
+
+
+@dataclass(frozen=True, weakref_slot=True, slots=True)
+class Content:
+    """Where a tensor lies, shared by all that are equal to it bit for bit."""
+
+    page: Page
+    key: str
+    """Digest of type, shape and values."""
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def read(self, *, shared: bool = False) -> Tensor:
+        """Return the tensor, as `Page.read`."""
+        return self.page.read(self.key, self.shape, self.dtype, shared=shared)
+
+
+class PagedTensor(Tensor):
+    """A tensor that is on disk, and mapped into memory whenever an operation reads it.
+
+    To read it is all that one can do: an operation that would write into it is an error. Shape and type are known
+    without the disk.
+    """
+
+    content: Content
+
+    @staticmethod
+    def __new__(cls, content: Content) -> PagedTensor:
+        """Make a tensor without memory."""
+        empty = torch.empty(content.shape, dtype=content.dtype, device="meta")
+        made: PagedTensor = torch.Tensor._make_subclass(cls, empty)
+        made.content = content
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Carry out an operation on what is on disk.
+
+        Raises:
+            RuntimeError: If it writes into it.
+        """
+        if func in _KNOWN:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        read: list[Tensor] = []
+
+        def load(one: Any) -> Any:
+            if isinstance(one, PagedTensor):
+                read.append(one.content.read())
+                return read[-1]
+            return type(one)(map(load, one)) if type(one) in (list, tuple) else one
+
+        found = func(*map(load, args), **{name: load(one) for name, one in (kwargs or {}).items()})
+        if any(one._version for one in read):
+            raise RuntimeError(
+                f"{getattr(func, '__name__', func)} writes into a tensor that is on disk: what a node keeps in its "
+                "memory, and what it was sent, is replaced, not written into"
+            )
+        return found
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle as the tensor that is on disk."""
+        read: Any = self.content.read(shared=True)
+        return read.__reduce_ex__(protocol)
+
+
+_KNOWN = {
+    Tensor.shape.__get__,  # type: ignore[attr-defined]
+    Tensor.dtype.__get__,  # type: ignore[attr-defined]
+    Tensor.numel,
+    Tensor.element_size,
+    Tensor.size,
+    Tensor.dim,
+    Tensor.__len__,
+}
+
+
+class Pages:
+    """A folder of pages.
+
+    Args:
+        folder: Where they are written; made if need be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._known: WeakValueDictionary[str, Content] = WeakValueDictionary()
+        self._numbers = count()
+
+    def put(self, nest: Any) -> Any:
+        """Return a nest of dicts, lists and tuples with its tensors on disk, new containers around them.
+
+        Tensors whose content is already there are not written again, whoever put them. All others of one call go into
+        one page, written beside and renamed. Small tensors stay in memory, in memory of their own.
+        """
+        large = {id(one): one for one in _tensors(nest) if not isinstance(one, PagedTensor)}
+        large = {key: one.detach() for key, one in large.items() if one.numel() * one.element_size() >= _SMALLEST}
+        keys = {key: digest(one) for key, one in large.items()}
+        there = {key: self._known.get(key) for key in keys.values()}  # held, so that none is deleted meanwhile
+        new = {keys[key]: one for key, one in large.items() if there[keys[key]] is None}
+        if new:
+            page = self._write({key: _plain(one) for key, one in new.items()})
+            for key, one in new.items():
+                self._known[key] = there[key] = Content(page, key, one.shape, one.dtype)
+        contents = {number: there[key] for number, key in keys.items()}
+
+        def as_it_waits(tensor: Tensor) -> Tensor:  # a new object at every place: no two of them become one when saved
+            content = tensor.content if isinstance(tensor, PagedTensor) else contents.get(id(tensor))
+            return tensor.detach().clone() if content is None else PagedTensor(content)
+
+        return _replaced(nest, as_it_waits)
+
+    def _write(self, tensors: dict[str, Tensor]) -> Page:
+        path = self.folder / f"{next(self._numbers)}.safetensors"
+        partial = path.with_suffix(".partial")
+        try:
+            save_file(tensors, partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return Page(path)
+
+
+def fetch(nest: Any) -> Any:
+    """Undo `Pages.put`: return a nest with its tensors in memory, each in memory of its own, new containers around."""
+    return _replaced(nest, lambda one: (one.content.read() if isinstance(one, PagedTensor) else one).clone())
+
+
+def forget() -> None:
+    """Give back the memory of what was read to be saved; it is read again when it is needed."""
+    for mapped in list(_SAVING):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def digest(tensor: Tensor) -> str:
+    """Return a digest of a tensor's type, shape and values, of 128 bits: against damage, not against malice."""
+    found = xxhash.xxh3_128(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    found.update(_plain(tensor).reshape(-1).view(torch.uint8).numpy().data)
+    return str(found.hexdigest())
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _places(mapped: mmap.mmap) -> dict[str, int]:
+    """Read from the header of a safetensors file where its tensors begin; empty where it is none."""
+    size = int.from_bytes(mapped[:8], "little")
+    try:
+        header = json.loads(mapped[8 : 8 + size])
+        return {name: 8 + size + int(one["data_offsets"][0]) for name, one in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _tensors(nest: Any) -> Iterable[Tensor]:
+    if isinstance(nest, Tensor):
+        yield nest
+    elif type(nest) in (dict, list, tuple):
+        for one in nest.values() if type(nest) is dict else nest:
+            yield from _tensors(one)
+
+
+def _replaced(nest: Any, new: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(nest, Tensor):
+        return new(nest)
+    if type(nest) is dict:
+        return {key: _replaced(one, new) for key, one in nest.items()}
+    return type(nest)(_replaced(one, new) for one in nest) if type(nest) in (list, tuple) else nest
