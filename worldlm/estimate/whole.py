@@ -137,7 +137,7 @@ def _levels(
 def _is_certain(node: Node, sizes: MessageSizes) -> bool:
     """Whether chance, and residuals that make an upload larger, decide nothing about a node's children."""
     below = [child.settings for child in node.children if not child.listens]
-    unsteady = any(one.link is not None and (one.link.jitter > 0 or sizes.residual) for one in below)
+    unsteady = any(one.link is not None and (one.link.jitter > 0 or sizes.residual_up) for one in below)
     is_late = node.settings.deadline_seconds is not None and unsteady
     is_drawn = node.settings.participation < 1 and bool(below)
     return not is_late and not is_drawn and all(one.dropout == 0 for one in below)

@@ -66,7 +66,8 @@ class NodeState:
     inbox: list[Residual] = field(default_factory=list)
     """Residuals delivered here, waiting to be attended to, once."""
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What every piece of the method keeps at this node, by its `state_key`: plain containers and tensors."""
+    """What every piece of the method keeps at this node, by its `state_key`: plain containers and tensors.
+    Tensors are replaced, not written into."""
 
     def part(self, part: Part, partition: Mapping[str, Part]) -> Tensors:
         """Return the tensors of one part, not copied."""

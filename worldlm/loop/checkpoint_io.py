@@ -1,16 +1,44 @@
 """Checkpoints that are whole or not there, and that execute nothing when read."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
+from io import BufferedWriter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from worldlm.federation.pages import forget
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class _Forgetful(BufferedWriter):
+    """A file that gives back, every 64 MB, the memory of what was read from disk to be written into it."""
+
+    _written = 0
+
+    def write(self, content: Buffer, /) -> int:
+        self._written += memoryview(content).nbytes
+        if self._written >= 64_000_000:
+            self._written = 0
+            forget()
+        return super().write(content)
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to the disk, and renames; reads with `weights_only=True` always."""
+    """Writes beside the target, flushes to the disk, and renames; reads with `weights_only=True` always.
+
+    Args:
+        mapped: Whether to map a file into memory instead of reading it whole: what is not used is not read.
+    """
+
+    def __init__(self, *, mapped: bool = False) -> None:
+        self.mapped = mapped
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint: at any moment `path` is the old file or the new one."""
@@ -18,7 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            with partial.open("wb") as file:
+            with _Forgetful(partial.open("wb", buffering=0)) as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -41,7 +69,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not Path(path).is_file():
             raise FileNotFoundError(f"no checkpoint at {path}")
         try:
-            checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=self.mapped)
         except Exception as error:  # what a reader stumbles over in a foreign file is anybody's guess
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error

@@ -128,7 +128,7 @@ class FederatedFitLoop(_FitLoop):
         live = self.trainer.strategy.broadcast(live)
         wire = self._make_wire()
         self._world = World(self.trainer, self.topology, module.partition(), live, self.seed, wire)
-        self._slot = NodeSlot(module, self.trainer.strategy, self.trainer.share_memory)
+        self._slot = NodeSlot(module, self.trainer.strategy, self.trainer.share_memory, self._world.store)
         start = self.topology.root.name
         if self._restored:
             self._world.load_state_dict(self._restored["world"])

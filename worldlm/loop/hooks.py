@@ -76,7 +76,8 @@ class FederationCallback(Callback):
 
     State that must survive a restart: what belongs to a node goes into `memory`, which is saved with the node and
     follows it; what belongs to the run goes through `state_dict` and `load_state_dict`, as in any Lightning callback.
-    Both hold plain containers and tensors only.
+    Both hold plain containers and tensors only. A tensor in `memory`, or in a message, may be on disk until it is read:
+    put another in its place, do not write into it.
     """
 
     parts: frozenset[Part] = frozenset()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from worldlm.federation.state import NodeState
+from worldlm.loop.node_store import NodeStore
 
 
 @dataclass(slots=True)
@@ -52,9 +53,16 @@ class NodeSlot:
         module: The one live module.
         strategy: Lightning's strategy, which owns the optimizer slot.
         share_memory: Whether to point instead of copying; by default where the module is on the CPU.
+        store: Where the nodes that wait are.
     """
 
-    def __init__(self, module: LightningModule, strategy: Strategy, share_memory: bool | None = None) -> None:
+    def __init__(
+        self,
+        module: LightningModule,
+        strategy: Strategy,
+        share_memory: bool | None = None,
+        store: NodeStore | None = None,
+    ) -> None:
         self.module = module
         self._strategy = strategy
         self._live = dict(module.named_parameters())
@@ -64,10 +72,12 @@ class NodeSlot:
         self._state: NodeState | None = None
         self._optimizers: dict[str, NodeOptimizer] = {}
         self._pending: dict[str, dict[str, Any]] = {}
+        self._store = store or NodeStore()
 
     @torch.no_grad()
     def put_weights(self, name: str, state: NodeState) -> None:
         """Let the live module be this node's model, for reading."""
+        self._store.bring(name, to_write=False)
         for key, parameter in self._live.items():
             if self._share:
                 parameter.data = state.parameters[key]
@@ -78,17 +88,19 @@ class NodeSlot:
 
     def put(self, name: str, state: NodeState) -> NodeOptimizer:
         """Let the live module be this node's model, with its optimizer, for training."""
+        self._store.bring(name)
         self.put_weights(name, state)
         strategy = self._strategy
         if name not in self._optimizers:
             strategy.setup_optimizers(self.module.trainer)
             self._optimizers[name] = NodeOptimizer(strategy.optimizers[0], strategy.lr_scheduler_configs)
             if name in self._pending:
-                self._optimizers[name].load_state_dict(self._pending.pop(name))
+                self._optimizers[name].load_state_dict(self._store.fetch_optimizer(self._pending.pop(name)))
         own = self._optimizers[name]
         if not self._share:
             own.move(self._device)
         strategy.optimizers, strategy.lr_scheduler_configs = [own.optimizer], own.schedulers
+        self._store.look_ahead(name, self._pending)
         return own
 
     @torch.no_grad()
@@ -104,8 +116,14 @@ class NodeSlot:
         self.take_back()
         for parameter in self._live.values():
             parameter.grad = None
-        if not self._share and self.name in self._optimizers:
-            self._optimizers[self.name].move(torch.device("cpu"))
+        own = self._optimizers.get(self.name)
+        if own is None:
+            return
+        if not self._share:
+            own.move(torch.device("cpu"))
+        if (put := self._store.put_optimizer(own.state_dict())) is not None:
+            self._pending[self.name] = put
+            self._optimizers.pop(self.name).optimizer.state.clear()  # the trainer holds it until the next node's
 
     def state_dict(self) -> dict[str, Any]:
         """Return every node's optimizer state."""
@@ -116,5 +134,5 @@ class NodeSlot:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`; a node's optimizer is built at its next fit."""
-        self._pending = dict(state)
+        self._pending = {name: self._store.put_optimizer(one) or one for name, one in state.items()}
         self._optimizers = {}

@@ -137,6 +137,7 @@ class Steps:
         state.takes_part = download is not None
         if download is None:
             return
+        self.world.store.bring(node.name)
         state.bytes_down += download.num_bytes
         state.link_seconds += self._seconds(context, download)
         state.num_messages += 1
@@ -183,7 +184,7 @@ class Steps:
     def _take(self, context: Context, upload: Upload) -> None:
         """Keep an upload at the node that it was sent to."""
         arrived = self._arrive(context, self.world.topology.nodes[upload.node], upload)
-        context.state.uploads[upload.node] = arrived
+        context.state.uploads[upload.node] = self.world.store.send(upload.node, arrived)
 
     def _compose_upload(self, context: Context) -> Upload | None:
         """Write what a node sends to its parent; None where nothing of it arrives in this sub-round."""
@@ -230,6 +231,7 @@ class Steps:
             if (sent := self.wire.receive(child, "up")) is not None:
                 self._take(context, upload_from_state(sent))
         uploads, state.uploads = [*state.uploads.values()], {}
+        self.world.store.bring(name)
         state.unsent_tokens += sum(upload.num_tokens for upload in uploads)
         if state.start is not None:
             own, state.parameters, state.start = state.parameters, state.start, None

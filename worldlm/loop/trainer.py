@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from worldlm.federation.program import num_visits
 from worldlm.loop.checkpoint_io import AtomicCheckpointIO
 from worldlm.loop.fit_loop import FederatedFitLoop
 from worldlm.loop.hooks import FederationCallback
+from worldlm.loop.node_store import NodeStore, PagedStore, Paging
 from worldlm.loop.processes import check_followers, choose_processes
 from worldlm.loop.world import World
 from worldlm.topology import Settings, Shape, Topology, load_topology, reshape, split_rounds
@@ -35,6 +37,7 @@ class WorldTrainer(pl.Trainer):
             default those that the topology sets. See `worldlm.topology.split_rounds`.
         seed: Seed of all random draws of the federation; by default that of `seed_everything`, else 0.
         devices_per_node: Devices, and processes, that train one node together, each on its share of every batch.
+        paging: Keeps the tensors of waiting nodes on disk; by default they are in memory.
         **kwargs: As `lightning.Trainer`. `devices` and `num_nodes` (machines) say how many processes share the nodes'
             fits out among them: by default 1, or as torchrun says. On a GPU `precision` is bf16-mixed unless given.
 
@@ -54,6 +57,7 @@ class WorldTrainer(pl.Trainer):
         num_subrounds: int | None = None,
         seed: int | None = None,
         devices_per_node: int = 1,
+        paging: Paging | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(topology, Topology) and settings:
@@ -64,10 +68,11 @@ class WorldTrainer(pl.Trainer):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.share_memory: bool | None = None
         self._folder: Path | None = None
+        self.paging = paging
         plugins = kwargs.get("plugins") or []
         kwargs["plugins"] = [
             *(plugins if isinstance(plugins, list) else [plugins]),
-            AtomicCheckpointIO(),
+            AtomicCheckpointIO(mapped=paging is not None),
         ]
         self._refuse(kwargs)
         kwargs["num_sanity_val_steps"] = 0
@@ -114,13 +119,19 @@ class WorldTrainer(pl.Trainer):
 
     @property
     def folder(self) -> Path:
-        """The run's folder: its logger's, else `default_root_dir`. Only process 0 writes there."""
+        """The run's folder: its logger's, else `default_root_dir`. Only process 0 writes there, but for pages."""
         return self._folder or Path(self.log_dir or self.default_root_dir)
 
     def agree_on_folder(self) -> None:
         """Let process 0 say which the run's folder is; all processes call this at the same point."""
         self._folder = None
         self._folder = self.folder
+
+    def node_store(self) -> NodeStore:
+        """Make the place for the nodes of a world."""
+        if self.paging is None:
+            return NodeStore()
+        return PagedStore(self.topology, self.paging, Path(self.paging.folder or self.folder / "pages"))
 
     @property
     def active_node(self) -> str:
@@ -132,10 +143,18 @@ class WorldTrainer(pl.Trainer):
         """Optimizer steps of the active node over all rounds, all nodes participating; infinity without a limit."""
         if self.max_epochs is None or self.max_epochs < 0:
             return float("inf")
-        visits, loop = num_visits(self.topology), self.fit_loop
-        steps = {n: v * -(-loop.num_batches(n) // self.accumulate_grad_batches) for n, v in visits.items()}
+        loop = self.fit_loop
+
+        def steps(name: str) -> int:
+            return self._visits[name] * -(-loop.num_batches(name) // self.accumulate_grad_batches)
+
         active = loop._slot.name if loop._slot is not None else ""
-        return max(self.max_epochs, 1) * (steps.get(active) or max(steps.values()))
+        own = steps(active) if active in self._visits else 0
+        return max(self.max_epochs, 1) * (own or max(map(steps, self._visits)))
+
+    @cached_property
+    def _visits(self) -> dict[str, int]:  # asked for whenever an optimizer is made
+        return num_visits(self.topology)
 
 
 def default_precision(accelerator: object) -> str:

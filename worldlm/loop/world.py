@@ -45,8 +45,13 @@ class World:
         self.wire = wire
         self.program = compile_round(topology)
         self.round = 0
-        self.states = {name: NodeState(parameters=clone(initial) if wire.here(name) else {}) for name in topology.nodes}
+        self.store = trainer.node_store()
+        self.states = {
+            name: NodeState(parameters=self.store.initial(initial) if wire.here(name) else {})
+            for name in topology.nodes
+        }
         """Of nodes that another process holds, just what `NodeState.figures` keeps, as of the last round's end."""
+        self.store.adopt(self.states)
         self.states[topology.root.name].takes_part = True
         personal = {name: tensor for name, tensor in initial.items() if partition[name] != "backbone"}
         self.reference: Tensors = clone(personal)
@@ -108,4 +113,5 @@ class World:
         self.states = {name: states[name] for name in self.topology.nodes}
         for name, known in self.states.items():
             self.states[name] = known if self.wire.here(name) else NodeState(**known.figures())
-        self.reference = state["reference"]
+        self.store.adopt(self.states)
+        self.reference = clone(state["reference"])

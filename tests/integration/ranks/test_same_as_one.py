@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from worldlm.callbacks import Averaging, ExamplePrivacy, LastCheckpoint, NodeMetrics, Record, Summary, UpdatePrivacy
+from worldlm.loop import Paging
 from worldlm.topology import Topology, parse_topology
 
 Make = Callable[..., Any]
@@ -34,6 +35,12 @@ def test_all_that_a_run_comes_to(
         for rank in found:
             assert rank[i]["metrics"] == alone["metrics"]
             assert rank[i]["all"]["global_step"] == alone["all"]["global_step"]
+
+
+def test_nodes_on_disk(deep: Topology, whole: Make, on_ranks: Make, differences: Make) -> None:
+    """Processes keep the pages of their own nodes."""
+    found = on_ranks(2, lambda: whole(deep, paging=Paging(cache_gb=0.0)))
+    assert differences(found[0]["all"], whole(deep)["all"]) == []
 
 
 def test_what_is_written(tree: Topology, whole: Make, on_ranks: Make, tmp_path: Path) -> None:

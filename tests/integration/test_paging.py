@@ -1,0 +1,148 @@
+"""A world whose waiting nodes are on disk is the world whose nodes are all in memory, bit for bit."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback
+
+from worldlm.callbacks import FedAMP, Record, Summary, TokenRows
+from worldlm.federation import pages
+from worldlm.federation.pages import PagedTensor
+from worldlm.loop import Paging
+from worldlm.loop.node_slot import NodeSlot
+from worldlm.topology import Topology, parse_topology
+
+Make = Callable[..., Any]
+
+PAGING = Paging(cache_gb=0.0)
+"""No waiting node is kept in memory."""
+
+
+@pytest.fixture(autouse=True)
+def _all_tensors_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page every tensor but scalars: those of a tiny model are all small."""
+    monkeypatch.setattr(pages, "_SMALLEST", 16)
+
+
+@pytest.fixture
+def deep_tree() -> Topology:
+    """Four levels; a listener, moments that are not kept, and federations of which not all take part."""
+    text = """
+name: deep
+settings: {num_local_steps: 1, batch_size: 2}
+root:
+  name: world
+  settings: {participation: 0.5}
+  children:
+    - name: north
+      settings: {optimizer_state: reset}
+      children:
+        - name: far
+          corpus: e
+          settings: {num_subrounds: 2}
+          children: [{name: a, corpus: a}, {name: b, corpus: b}]
+        - {name: c, corpus: c}
+        - {name: ear, corpus: a, settings: {num_local_steps: 0}}
+    - name: south
+      children: [{name: d, corpus: d}, {name: f, corpus: f}]
+    - {name: g, corpus: g}
+"""
+    return parse_topology(text, "deep.yaml")
+
+
+@pytest.mark.parametrize("shape", ["tree", "busy_tree", "deep_tree"])
+def test_the_whole_method_is_the_same_bit_for_bit(
+    shape: str, request: pytest.FixtureRequest, fit: Make, whole_method: Make, snapshot: Make, differences: Make
+) -> None:
+    topology = request.getfixturevalue(shape)
+    options: dict[str, Any] = {"max_epochs": 3, "gradient_clip_val": 0.5}
+    whole, paged = (
+        fit(topology, [*whole_method(), TokenRows("wte.weight"), Record()], paging=paging, **options)
+        for paging in (None, PAGING)
+    )
+    assert differences(snapshot(paged), snapshot(whole)) == []
+    on_disk = [name for name, state in paged.world.states.items() if _is_on_disk(state.parameters)]
+    assert sorted([*on_disk, "world"]) == sorted(topology.nodes)
+
+
+def _is_on_disk(tensors: dict[str, Any]) -> bool:
+    return any(isinstance(tensor, PagedTensor) for tensor in tensors.values())
+
+
+def test_mixtures_and_copied_weights_too(star: Make, fit: Make, snapshot: Make, differences: Make) -> None:
+    whole = fit(star("abc"), [FedAMP()], max_epochs=3)
+    paged = fit(star("abc"), [FedAMP()], max_epochs=3, paging=PAGING, share_memory=False)
+    assert differences(snapshot(paged), snapshot(whole)) == []
+    paged.world.store.bring("a")
+    assert _is_on_disk(paged.world.states["world"].memory[FedAMP().state_key]["models"]["a"])
+
+
+@pytest.mark.parametrize(("before", "after"), [(PAGING, PAGING), (PAGING, None), (None, PAGING)])
+def test_resume_from_the_middle_of_a_round(
+    before: Paging | None, after: Paging | None, busy_tree: Topology, fit: Make, make_module: Make, whole_method: Make,
+    save_everywhere: Make, snapshot: Make, differences: Make,
+) -> None:  # fmt: skip
+    whole = snapshot(fit(busy_tree, whole_method()))
+    saver = save_everywhere("on_train_batch_start", "on_train_batch_end", "on_train_epoch_end")
+    fit(busy_tree, [*whole_method(), saver], paging=before)
+    for path in saver.saved[1::5]:
+        resumed = fit(busy_tree, whole_method(), resume=path, module=make_module(99), paging=after)
+        assert differences(snapshot(resumed), whole) == [], path.name
+
+
+def test_moments_that_are_not_kept_survive_within_a_fit(
+    star: Make, fit: Make, make_module: Make, whole_method: Make, save_everywhere: Make, snapshot: Make,
+    differences: Make,
+) -> None:  # fmt: skip
+    topology = star("ab", "optimizer_state: reset")
+    saver = save_everywhere("on_train_batch_end")
+    whole = snapshot(fit(topology, [*whole_method(), saver], paging=PAGING))
+    for path in saver.saved[::3]:
+        resumed = fit(topology, whole_method(), resume=path, module=make_module(99), paging=PAGING)
+        assert differences(snapshot(resumed), whole) == [], path.name
+
+
+class DeletePages(Callback):
+    """Deletes all pages when the last round has ended, before anybody tells what it came to."""
+
+    def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.world.round == 1:
+            found = list(Path(trainer.folder).rglob("*.safetensors"))
+            assert len(found) >= len(trainer.topology.nodes) - 1
+            for path in found:
+                path.unlink()
+
+
+def test_figures_of_all_nodes_need_no_page(
+    tree: Topology, fit: Make, whole_method: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tree, [DeletePages(), *whole_method(), Record(), Summary()], paging=PAGING)
+    assert "tree after 2 rounds" in capsys.readouterr().out
+
+
+def test_a_damaged_page_ends_the_run_with_one_clear_line(
+    tree: Topology, fit: Make, whole_method: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = NodeSlot.rest
+
+    def damage(slot: NodeSlot) -> None:
+        rest(slot)
+        for path in tmp_path.rglob("*.safetensors"):
+            path.write_bytes(path.read_bytes()[:-4])
+
+    monkeypatch.setattr(NodeSlot, "rest", damage)
+    with pytest.raises(OSError, match=r"pages/.*safetensors does not hold what was written into it: .* checkpoint"):
+        fit(tree, whole_method(), paging=PAGING)
+
+
+def test_nothing_is_left_of_the_pages(tree: Topology, fit: Make, whole_method: Make, tmp_path: Path) -> None:
+    trainer = fit(tree, whole_method(), paging=Paging(folder=str(tmp_path / "elsewhere")))
+    assert len(list((tmp_path / "elsewhere").rglob("*.safetensors"))) > len(tree.nodes) - 1
+    del trainer
+    gc.collect()
+    assert not (tmp_path / "elsewhere").exists()
