@@ -128,14 +128,7 @@ class PagedTensor(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         read: list[Tensor] = []
-
-        def load(one: Any) -> Any:
-            if isinstance(one, PagedTensor):
-                read.append(one.content.read())
-                return read[-1]
-            return type(one)(map(load, one)) if type(one) in (list, tuple) else one
-
-        found = func(*map(load, args), **{name: load(one) for name, one in (kwargs or {}).items()})
+        found = func(*_read(args, read), **dict(_read(list((kwargs or {}).items()), read)))
         if any(one._version for one in read):
             raise RuntimeError(
                 f"{getattr(func, '__name__', func)} writes into a tensor that is on disk: what a node keeps in its "
@@ -147,6 +140,14 @@ class PagedTensor(Tensor):
         """Pickle as the tensor that is on disk."""
         read: Any = self.content.read(shared=True)
         return read.__reduce_ex__(protocol)
+
+
+def _read(nest: Any, read: list[Tensor]) -> Any:
+    """Return arguments with what is on disk in memory, and list it."""
+    if isinstance(nest, PagedTensor):
+        read.append(nest.content.read())
+        return read[-1]
+    return type(nest)(_read(one, read) for one in nest) if type(nest) in (list, tuple) else nest
 
 
 _KNOWN = {
@@ -209,7 +210,13 @@ class Pages:
 
 def fetch(nest: Any) -> Any:
     """Undo `Pages.put`: return a nest with its tensors in memory, each in memory of its own, new containers around."""
-    return _replaced(nest, lambda one: (one.content.read() if isinstance(one, PagedTensor) else one).clone())
+    return _replaced(nest, lambda one: _in_memory(one.content.read()) if isinstance(one, PagedTensor) else one.clone())
+
+
+def _in_memory(tensor: Tensor) -> Tensor:
+    """Copy a tensor into memory that goes back to the system with it: what many nodes hold in turn leaves no holes."""
+    room = mmap.mmap(-1, tensor.numel() * tensor.element_size())
+    return torch.frombuffer(room, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def forget() -> None:

@@ -208,6 +208,25 @@ def test_memory_that_was_read_is_nobody_elses(pages: Pages) -> None:
     assert torch.equal(fetch([one])[0], draw(0))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells of what is mapped on Linux only")
+def test_what_was_read_is_let_go_at_once(pages: Pages) -> None:
+    def num_mapped() -> int:
+        return Path("/proc/self/maps").read_text().count(str(pages.folder))
+
+    (put,) = pages.put([draw(0)])
+    gc.disable()  # nothing that was read may wait for it
+    try:
+        torch.zeros(LARGE).add_(put, alpha=0.5)
+        torch.stack([put, put])
+        fetched = fetch([put])
+        assert num_mapped() == 0
+        view = put.reshape(-1)
+        assert num_mapped() == 1
+    finally:
+        gc.enable()
+    assert torch.equal(view.view(LARGE), fetched[0])
+
+
 def test_a_checkpoint_holds_the_tensors_themselves(pages: Pages, tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     torch.save(pages.put({"a": draw(0), "b": draw(1), "again": draw(0)}), path)
