@@ -304,6 +304,16 @@ def test_resume_from_every_step(
         assert differences(snapshot(resumed), whole) == [], path.name
 
 
+def test_it_cannot_come_in_within_a_round(star: Make, fit: Make, save_everywhere: Make) -> None:
+    saver = save_everywhere("on_train_batch_end", "on_train_epoch_end")
+    fit(star("ab"), [Averaging(PARTS), saver])
+    within, after = (next(one for one in saver.saved if hook in one.name) for hook in ("batch", "epoch"))
+    with pytest.raises(ValueError, match="Compression was not there when world sent its weights to a"):
+        fit(star("ab"), [Averaging(PARTS), Compression()], resume=within)
+    states = fit(star("ab"), [Averaging(PARTS), Compression()], resume=after).world.states
+    assert states["a"].bytes_up < 0.7 * 2 * 4 * sum(one.numel() for one in states["a"].parameters.values())
+
+
 def test_a_ledger_is_what_it_was(star: Make, fit: Make) -> None:
     topology = star("ab", "privacy: {clip_norm: 0.5, noise_multiplier: 1.0}")
     ledgers = [

@@ -79,7 +79,7 @@ class Compression(FederationCallback):
         if self.down == self.up == "none" or (self.down == "none" and not is_upload):
             return message
         if is_upload:
-            known |= self.memory(context.state)["sent"].pop(sender.name)
+            known |= self._sent(context, sender)
         like = context.state.parameters
         parts = {part: restore(decode(tensors), known, like) for part, tensors in message.parts.items()}
         encoding = self.up if is_upload else self.down
@@ -87,6 +87,16 @@ class Compression(FederationCallback):
         return replace(message, parts=parts, residuals=residuals)
 
     # ------------------------------------------------------------------ down
+
+    def _sent(self, context: Context, child: Node) -> Tensors:
+        """Return, and forget, what a child's upload is the difference to."""
+        sent: dict[str, Tensors] = self.memory(context.state).get("sent", {})
+        if child.name not in sent:
+            raise ValueError(
+                f"Compression was not there when {context.node.name} sent its weights to {child.name}: add it to a run "
+                "that goes on from a checkpoint of the end of a round"
+            )
+        return sent.pop(child.name)
 
     def _send_down(self, context: Context, child: Node, download: Download) -> Download:
         if not child.listens:  # its upload will be the difference to this
