@@ -114,6 +114,10 @@ class Compression(FederationCallback):
 
     # ------------------------------------------------------------------ up
 
+    def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
+        kept = context.state.memory.get(self.state_key, {})
+        kept.pop("sent", None)  # whoever has not answered by now missed this sub-round
+
     def _send_up(self, context: Context, upload: Upload) -> Upload:
         assert context.state.download is not None, "who takes part was sent something"
         known = {**context.world.reference, **_flat(context.state.download.parts)}

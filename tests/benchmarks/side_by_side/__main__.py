@@ -38,6 +38,7 @@ SYSTEMS = {
     "bare_malloc": "bare.py",
     "worldlm": "worldlm_fit.py",
     "worldlm_checkpoints": "worldlm_fit.py",
+    "worldlm_paged": "worldlm_fit.py",
     "pfl": "apple_pfl.py",
     "flower": "flower.py",
     "lightning": "naive_lightning.py",
@@ -85,7 +86,7 @@ def run(system: str, folder: Path, processes: int, threads: int) -> tuple[list[t
     """
     script = Path(__file__).parent / SYSTEMS[system]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    environment |= {"PYTHONPATH": str(TOP), "BENCHMARK_START": str(time.time())}
+    environment |= {"PYTHONPATH": f"{TOP}{os.pathsep}{Path(__file__).parent}", "BENCHMARK_START": str(time.time())}
     environment |= MALLOC if system == "bare_malloc" else {}
     command = [sys.executable, str(script), str(folder), system, str(processes), str(threads)]
     with (folder / f"{system}.log").open("w+") as log:

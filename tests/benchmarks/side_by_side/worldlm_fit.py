@@ -1,6 +1,7 @@
 """`worldlm fit` with a recipe, a topology and packed text on disk, and with all that it does by default.
 
-But for the checkpoint of every round, which no other system writes: `worldlm_checkpoints` has that too.
+But for the checkpoint of every round, which no other system writes: `worldlm_checkpoints` has that too. In
+`worldlm_paged` all nodes that wait are on disk.
 """
 
 from pathlib import Path
@@ -105,6 +106,8 @@ def main() -> int:
         callbacks.append({"class_path": "worldlm.callbacks.LastCheckpoint", "init_args": last_only})
     written = recipe(folder, job)
     written["trainer"]["callbacks"] = callbacks
+    if workspace.system == "worldlm_paged":
+        written["trainer"]["paging"] = {"cache_gb": 0.0}
     path = folder / f"{workspace.system}.yaml"
     path.write_text(yaml.safe_dump(written))
     from worldlm.cli import main as worldlm

@@ -13,7 +13,16 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from worldlm.callbacks import Averaging, ExamplePrivacy, LastCheckpoint, NodeMetrics, Record, Summary, UpdatePrivacy
+from worldlm.callbacks import (
+    Averaging,
+    Compression,
+    ExamplePrivacy,
+    LastCheckpoint,
+    NodeMetrics,
+    Record,
+    Summary,
+    UpdatePrivacy,
+)
 from worldlm.loop import Paging
 from worldlm.topology import Topology, parse_topology
 
@@ -37,10 +46,14 @@ def test_all_that_a_run_comes_to(
             assert rank[i]["all"]["global_step"] == alone["all"]["global_step"]
 
 
-def test_nodes_on_disk(deep: Topology, whole: Make, on_ranks: Make, differences: Make) -> None:
-    """Processes keep the pages of their own nodes."""
-    found = on_ranks(2, lambda: whole(deep, paging=Paging(cache_gb=0.0)))
-    assert differences(found[0]["all"], whole(deep)["all"]) == []
+def test_nodes_on_disk_and_packed_messages(deep: Topology, whole: Make, on_ranks: Make, differences: Make) -> None:
+    """Processes keep the pages of their own nodes, and messages travel as they are counted."""
+
+    def run(**options: Any) -> Any:
+        return whole(deep, callbacks=[Compression("bf16", "int8")], **options)["all"]
+
+    found = on_ranks(2, lambda: run(paging=Paging(cache_gb=0.0)))
+    assert differences(found[0], run()) == []
 
 
 def test_what_is_written(tree: Topology, whole: Make, on_ranks: Make, tmp_path: Path) -> None:
