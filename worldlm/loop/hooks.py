@@ -74,6 +74,9 @@ class FederationCallback(Callback):
     Lightning's `on_train_epoch_start` and `on_train_epoch_end` are the start and the end of the round. Hooks that are
     handed a message return it, changed or not: messages are frozen, use `dataclasses.replace`.
 
+    Where several processes share a world, the hooks of a node run in the process that holds it, and Lightning's own in
+    all of them; `trainer.world.states` then has the nodes of other processes without tensors, as of the last round.
+
     State that must survive a restart: what belongs to a node goes into `memory`, which is saved with the node and
     follows it; what belongs to the run goes through `state_dict` and `load_state_dict`, as in any Lightning callback.
     Both hold plain containers and tensors only. A tensor in `memory`, or in a message, may be on disk until it is read:

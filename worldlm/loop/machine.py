@@ -51,6 +51,12 @@ def _quota(folder: Path = Path("/sys/fs/cgroup")) -> int:
         return sys.maxsize
 
 
+def give_back_freed_memory() -> None:
+    """Give all memory that this process has freed back to the system, holes too, where its C library is glibc."""
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+
+
 def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, for what it allocates next, where its C library is glibc.
 

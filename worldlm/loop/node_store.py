@@ -27,7 +27,11 @@ from worldlm.federation.pages import Pages, fetch
 from worldlm.federation.parameters import Tensors, clone, num_bytes
 from worldlm.federation.program import compile_round
 from worldlm.federation.state import NodeState
+from worldlm.loop.machine import give_back_freed_memory
 from worldlm.topology import Topology
+
+_HOLES = 250_000_000
+"""Bytes put away after which the memory they were in is given back to the system."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +108,7 @@ class PagedStore(NodeStore):
         self._ahead: dict[int, tuple[Any, Future[Any]]] = {}
         self._thread = ThreadPoolExecutor(1, "worldlm-pages")
         self._first: Tensors = {}
+        self._freed = 0
 
     def initial(self, weights: Tensors) -> Tensors:
         self._first = self._first or self._pages.put(weights)
@@ -152,6 +157,10 @@ class PagedStore(NodeStore):
     def _put(self, name: str) -> None:
         """Put a node away."""
         state, kept = self._states[name], self._on_disk.pop(name)
+        self._freed += self._size(name)
+        if self._freed > _HOLES:  # small things that stay lie between what is freed, and hold it back
+            self._freed = 0
+            give_back_freed_memory()
         state.parameters = kept or self._pages.put(state.parameters)
         state.start, state.memory = self._pages.put((state.start, state.memory))
         if state.download is not None:
