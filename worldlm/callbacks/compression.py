@@ -1,6 +1,5 @@
 """Fewer bytes on every edge: what travels is rounded by chance to bfloat16 or int8."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import get_args
 
@@ -9,8 +8,8 @@ from lightning.pytorch import LightningModule
 from torch import Generator
 
 from worldlm.federation.compression import Encoding, decode, difference, encode, encode_with_feedback, restore
-from worldlm.federation.messages import Download, MessageT, Residual, Upload
-from worldlm.federation.parameters import Part, Tensors
+from worldlm.federation.messages import Download, MessageT, Residual, Upload, joined
+from worldlm.federation.parameters import Tensors
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.topology import Node
 
@@ -100,7 +99,7 @@ class Compression(FederationCallback):
 
     def _send_down(self, context: Context, child: Node, download: Download) -> Download:
         if not child.listens:  # its upload will be the difference to this
-            self.memory(context.state).setdefault("sent", {})[child.name] = _flat(download.parts)
+            self.memory(context.state).setdefault("sent", {})[child.name] = joined(download.parts)
         if self.down == "none":
             return download
         generator = _generator(context, "download rounding")  # not of the child: all are sent the same
@@ -120,7 +119,7 @@ class Compression(FederationCallback):
 
     def _send_up(self, context: Context, upload: Upload) -> Upload:
         assert context.state.download is not None, "who takes part was sent something"
-        known = {**context.world.reference, **_flat(context.state.download.parts)}
+        known = {**context.world.reference, **joined(context.state.download.parts)}
         generator = _generator(context, "upload rounding")
         parts = {
             part: self._encode_update(context, tensors, known, generator) for part, tensors in upload.parts.items()
@@ -154,10 +153,6 @@ def _unpack(context: Context, residual: Residual, encoding: Encoding) -> Residua
     known, like = context.world.reference, context.state.parameters
     keys, values = (restore(decode(one), known, like) for one in (residual.keys, residual.values))
     return replace(residual, keys=keys, values=values)
-
-
-def _flat(parts: Mapping[Part, Tensors]) -> Tensors:
-    return {name: tensor for tensors in parts.values() for name, tensor in tensors.items()}
 
 
 def _generator(context: Context, purpose: str) -> Generator:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from lightning.pytorch import LightningModule
 
 from worldlm.federation.averaging import weighted_mean
-from worldlm.federation.messages import Download, Upload
+from worldlm.federation.messages import Download, Upload, joined
 from worldlm.federation.mixture import mixture_weights
 from worldlm.federation.parameters import PARTS, Part, Tensors, clone, copy_
 from worldlm.loop import Context, FederationCallback, WorldTrainer
@@ -62,8 +62,7 @@ class FedAMP(FederationCallback):
         memory = self.memory(context.state)
         models, tokens = memory.setdefault("models", {}), memory.setdefault("tokens", {})
         for upload in uploads:
-            tensors = {name: tensor for part in PARTS for name, tensor in upload.parts[part].items()}
-            models[upload.node], tokens[upload.node] = clone(tensors), upload.num_tokens
+            models[upload.node], tokens[upload.node] = clone(joined(upload.parts)), upload.num_tokens
         ordered = {name: models[name] for name in sorted(models)}
         weights = memory["weights"] = mixture_weights(ordered, self_weight=self.self_weight, sigma=self.sigma)
         copy_(context.state.parameters, _mix(models, weights.get(context.node.name, tokens)))

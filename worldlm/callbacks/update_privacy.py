@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
-from worldlm.federation.messages import Download, Residual, Upload
+from worldlm.federation.messages import Download, Residual, Upload, joined
 from worldlm.federation.parameters import Tensors
 from worldlm.federation.privacy import Sanitised, sanitise
 from worldlm.loop import Context, WorldTrainer
@@ -39,10 +39,8 @@ class UpdatePrivacy(PrivacyLedgers):
         privacy = context.node.settings.privacy
         if privacy is None or not any(upload.parts.values()):  # what sends nothing spends nothing
             return upload
-        start = dict(context.world.reference)
-        for sent in download.parts.values():
-            start.update(sent)
-        model = {name: tensor for tensors in upload.parts.values() for name, tensor in tensors.items()}
+        start = {**context.world.reference, **joined(download.parts)}
+        model = joined(upload.parts)
         safe = self._release(context, privacy, model, start, "upload noise")
         residuals = [
             self._release_residual(context, privacy, residual, start)

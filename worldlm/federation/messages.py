@@ -80,6 +80,11 @@ class Upload:
         return _num_bytes(self) + num_bytes(self.row_counts)
 
 
+def joined(parts: Mapping[Part, Tensors]) -> Tensors:
+    """Return the tensors of all parts of a message by name, not copied."""
+    return {name: tensor for tensors in parts.values() for name, tensor in tensors.items()}
+
+
 MessageT = TypeVar("MessageT", Download, Upload)
 
 
