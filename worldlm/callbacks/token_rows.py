@@ -1,6 +1,7 @@
 """Rows of the embedding, weighted by how often their token was read."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -42,11 +43,15 @@ class TokenRows(FederationCallback):
         self._tally: Tally | None = None  # of the fit that runs
         self._told: set[str] = set()
 
+    def find(self, names: Iterable[str]) -> list[str]:
+        """Return the names of parameters that are meant; in a model that this can be used with, one."""
+        return [name for name in names if f".{name}".endswith(f".{self.parameter}")]
+
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
         module: Any = pl_module
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         parts = module.partition()
-        names = [name for name in parts if f".{name}".endswith(f".{self.parameter}")]
+        names = self.find(parts)
         if len(names) != 1:
             found = f"{len(names)} parameters are" if names else "no parameter is"
             raise ValueError(f"TokenRows: {found} called {self.parameter!r}; parameters are {', '.join(parts)}")
@@ -110,7 +115,7 @@ class TokenRows(FederationCallback):
 
     def on_upload(self, trainer: WorldTrainer, context: Context, upload: Upload) -> Upload:
         counts, settings = self.memory(context.state).pop("unsent", None), context.node.settings
-        if settings.privacy is not None or settings.example_privacy is not None:
+        if settings.is_private:
             self._tell(context)
             return upload
         if counts is None:

@@ -50,9 +50,8 @@ class MessageSizes:
 
     def upload(self, settings: Settings) -> int:
         """Return the bytes of an upload, residuals left out."""
-        is_private = settings.privacy is not None or settings.example_privacy is not None
         model = self.model if self.packed_up is None else self.packed_up
-        return model + (0 if is_private else self.row_counts)
+        return model + (0 if settings.is_private else self.row_counts)
 
 
 def message_sizes(module: LightningModule, callbacks: Sequence[FederationCallback]) -> MessageSizes:
@@ -71,15 +70,14 @@ def message_sizes(module: LightningModule, callbacks: Sequence[FederationCallbac
         chosen = [tensors[name] for name, part in partition.items() if part in wanted]
         return sum(encoded_bytes(one.numel(), one.element_size(), encoding) for one in chosen)
 
-    personal: tuple[Part, ...] = ("keys", "values") if any(isinstance(c, ResidualExchange) for c in callbacks) else ()
+    exchanges = [callback for callback in callbacks if isinstance(callback, ResidualExchange)]
+    personal: tuple[Part, ...] = ("keys", "values") if exchanges else ()
     rows = [
-        tensor.shape[0]
+        tensors[name].shape[0]
         for callback in callbacks
         if isinstance(callback, TokenRows)
-        for name, tensor in tensors.items()
-        if f".{name}".endswith(f".{callback.parameter}")
+        for name in callback.find(tensors)
     ]
-    exchanges = [callback for callback in callbacks if isinstance(callback, ResidualExchange)]
     return MessageSizes(
         parts={part: of_parts([part], "none") for part in PARTS},
         model=of_parts(travelling, "none"),

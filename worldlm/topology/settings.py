@@ -200,6 +200,11 @@ class Settings:
     optimizer_state: Literal["keep", "reset"] = "keep"
     """Whether the inner optimizer's moments live on between a node's visits."""
 
+    @property
+    def is_private(self) -> bool:
+        """Whether privacy is asked for, at either level: what would tell of the text beside the model stays at home."""
+        return self.privacy is not None or self.example_privacy is not None
+
     def __post_init__(self) -> None:
         """Check the ranges."""
         state, sampling = self.optimizer_state, self.sampling
