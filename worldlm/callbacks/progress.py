@@ -16,7 +16,6 @@ from rich.progress import (
 )
 
 from worldlm.callbacks.node_metrics import NodeMetrics
-from worldlm.federation.program import num_visits
 from worldlm.loop import WorldTrainer
 
 
@@ -45,7 +44,7 @@ class RoundProgress(ProgressBar):
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not (self._enabled and self._console.is_terminal):
             return
-        visits, here = num_visits(trainer.topology), trainer.world.wire.here
+        visits, here = trainer.num_visits, trainer.world.wire.here
         batches = {name: number * trainer.fit_loop.num_batches(name) for name, number in visits.items() if here(name)}
         rounds = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
         self._bar = Progress(

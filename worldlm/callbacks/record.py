@@ -20,7 +20,6 @@ from worldlm.callbacks.node_metrics import MOMENTS
 from worldlm.callbacks.residual_exchange import ResidualExchange
 from worldlm.callbacks.summary import row
 from worldlm.federation.parameters import Tensors
-from worldlm.federation.program import num_visits
 from worldlm.loop import FederationCallback, WorldTrainer
 from worldlm.topology import Node
 
@@ -178,7 +177,7 @@ def data_facts(trainer: WorldTrainer) -> dict[str, dict[str, Any]]:
         the data module does not say), `blocks`, `batch_size`, `steps` of one fit and `fits` of one round; and, of
         nodes with held-out text, `held_out_text` and `held_out_blocks`, those that are evaluated.
     """
-    loop, fits, facts = trainer.fit_loop, num_visits(trainer.topology), {}
+    loop, fits, facts = trainer.fit_loop, trainer.num_visits, {}
     for name, loader in loop.loaders.items():
         facts[name] = {
             "text": _text(loader.dataset),

@@ -92,7 +92,6 @@ def outer_step_(
         optimizer_class: Any class of `torch.optim` that steps every tensor by itself, as all but LBFGS do.
         arguments: Its keyword arguments, such as lr and momentum.
         state: What an earlier call returned, None on the first; its tensors are overwritten too.
-
     """
     targets = {name: torch.nn.Parameter(parameters[name], requires_grad=True) for name in mean}
     scratch: dict[torch.dtype, Tensor] = {}

@@ -45,10 +45,8 @@ class NodeEpochLoop(_TrainingEpochLoop):
 
     def count(self, num_steps: int, num_batches: int) -> None:
         """Set the optimizer steps and batches of all nodes since the run began, which Lightning calls global."""
-        batches, steps = (
-            trackers(self.batch_progress)[1],
-            self.automatic_optimization.optim_progress.optimizer.step.total,
-        )
+        _, batches = trackers(self.batch_progress)
+        steps = self.automatic_optimization.optim_progress.optimizer.step.total
         batches.ready = batches.started = batches.processed = batches.completed = num_batches
         steps.ready = steps.completed = self._batches_that_stepped = num_steps
 

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from worldlm.federation.placement import place
-from worldlm.federation.program import Step, num_visits
+from worldlm.federation.program import Step
 from worldlm.federation.seeds import seed_torch
 from worldlm.loop.epoch_loop import NodeEpochLoop, trackers
 from worldlm.loop.followers import Follower, find_followers, set_following
@@ -51,6 +51,7 @@ class FederatedFitLoop(_FitLoop):
         self.visiting = False
         self.loaders: dict[str, DataLoader[Any]] = {}
         self._world: World | None = None
+        self._steps: Steps | None = None
         self._slot: NodeSlot | None = None
         self._restored: dict[str, Any] = {}
         self.told: list[Told] = []
@@ -128,6 +129,7 @@ class FederatedFitLoop(_FitLoop):
         live = self.trainer.strategy.broadcast(live)
         wire = self._make_wire()
         self._world = World(self.trainer, self.topology, module.partition(), live, self.seed, wire)
+        self._steps = Steps(self._world)
         self._slot = NodeSlot(module, self.trainer.strategy, self.trainer.share_memory, self._world.store)
         start = self.topology.root.name
         if self._restored:
@@ -142,7 +144,7 @@ class FederatedFitLoop(_FitLoop):
     def _make_wire(self) -> Wire:
         """Share the nodes out over the processes, by the tokens that they train on in a round."""
         trainer, costs = self.trainer, dict[str, float]()
-        for name, visits in num_visits(self.topology).items():
+        for name, visits in trainer.num_visits.items():
             costs[name] = visits * num_tokens(self.loaders[name], self.num_batches(name))
         places = place(self.topology, costs, trainer.num_ranks // trainer.devices_per_node)
         return Wire(
@@ -185,7 +187,8 @@ class FederatedFitLoop(_FitLoop):
         """Run one round of the world from the cursor on."""
         device = self.trainer.strategy.root_device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            steps = Steps(self.world)
+            assert self._steps is not None, "made together with the world"
+            steps = self._steps
             steps.begin(self.cursor)
             while self.cursor < len(self.world.program):
                 step = self.world.program[self.cursor]

@@ -146,15 +146,16 @@ class WorldTrainer(pl.Trainer):
         loop = self.fit_loop
 
         def steps(name: str) -> int:
-            return self._visits[name] * -(-loop.num_batches(name) // self.accumulate_grad_batches)
+            return self.num_visits[name] * -(-loop.num_batches(name) // self.accumulate_grad_batches)
 
         active = loop._slot.name if loop._slot is not None else ""
-        own = steps(active) if active in self._visits else 0
-        return max(self.max_epochs, 1) * (own or max(map(steps, self._visits)))
+        own = steps(active) if active in self.num_visits else 0
+        return max(self.max_epochs, 1) * (own or max(map(steps, self.num_visits)))
 
     @cached_property
-    def _visits(self) -> dict[str, int]:  # asked for whenever an optimizer is made
-        return num_visits(self.topology)
+    def num_visits(self) -> dict[str, int]:
+        """Fits of every data node in one round, all nodes participating."""
+        return num_visits(self.topology)  # the whole round is compiled for it
 
 
 def default_precision(accelerator: object) -> str:
