@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from worldlm import __version__
 from worldlm.topology import TopologyError, draw_tree, find_file, load_topology
@@ -25,7 +26,13 @@ Recipes and topologies are found by path, or by name in ./recipes and ./topologi
 WorldLM. `worldlm fit --help` lists all settings. Several --recipe are laid over one another, the last one wins.
 """
 
-COMMANDS = ("fit", "validate", "prepare", "compare", "topology")
+LIGHTNING = ("fit", "validate", "prepare")
+"""Carried out by LightningCLI."""
+
+ELSEWHERE = {"compare": "worldlm.compare:compare"}
+"""Commands with a room of their own, by name: where the function is that takes the rest of the line."""
+
+COMMANDS = (*LIGHTNING, *ELSEWHERE, "topology")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,11 +66,10 @@ def _run(given: list[str]) -> int:
         return 0
     if given[0] == "topology":
         return topology(given[1:])
-    if given[0] == "compare":
-        from worldlm.compare import compare
-
-        return compare(given[1:])
-    if given[0] in COMMANDS:
+    if given[0] in ELSEWHERE:
+        room, _, name = ELSEWHERE[given[0]].partition(":")
+        return int(getattr(import_module(room), name)(given[1:]))
+    if given[0] in LIGHTNING:
         # two threads that spin while they wait make a busy machine many times slower; read when torch is imported
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from worldlm.run import run

@@ -21,10 +21,8 @@ from worldlm.callbacks.residual_exchange import ResidualExchange
 from worldlm.callbacks.summary import row
 from worldlm.federation.parameters import Tensors
 from worldlm.loop import FederationCallback, WorldTrainer
+from worldlm.results import FORMAT, RESULTS
 from worldlm.topology import Node
-
-FORMAT = 1
-"""Counted up whenever results.json changes its meaning."""
 
 _SECONDS = "worldlm_seconds"
 
@@ -52,7 +50,7 @@ class Record(FederationCallback):
     @staticmethod
     def path(trainer: WorldTrainer) -> Path:
         """Return where the record of a run lies."""
-        return trainer.folder / "results.json"
+        return trainer.folder / RESULTS
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         self._started = time.monotonic()

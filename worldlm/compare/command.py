@@ -14,8 +14,9 @@ from rich.console import Console
 from worldlm.compare.comparable import check
 from worldlm.compare.execute import Start, execute, start_process
 from worldlm.compare.plan import PlannedRun, changes, plan_runs
-from worldlm.compare.records import RunRecord, by_method, common_nodes, is_finished, read_results, read_runs, results_of
+from worldlm.compare.records import by_method, common_nodes, is_finished, read_runs
 from worldlm.compare.table import comma_separated, for_terminal, markdown, rows
+from worldlm.results import RunRecord, read_results, results_of
 from worldlm.topology.lines import LinesError
 
 REFERENCES = ("methods/local", "methods/centralized_steps", "methods/centralized_tokens")

@@ -6,7 +6,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from worldlm.compare.records import RunRecord, by_method, common_nodes
+from worldlm.compare.records import by_method, common_nodes
+from worldlm.results import RunRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from worldlm.compare.records import Moment, RunRecord, by_method, common_nodes
+from worldlm.compare.records import by_method, common_nodes
 from worldlm.compare.table import MOMENTS, Spread, spread
+from worldlm.results import Moment, RunRecord
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c8c")
 """By Okabe and Ito: told apart whatever colours one sees."""

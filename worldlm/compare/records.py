@@ -1,126 +1,14 @@
-"""The records that runs leave behind, read back."""
+"""The runs of a comparison, read back."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 from worldlm.compare.plan import SETTINGS
+from worldlm.results import RESULTS, RunRecord, read_results, results_of
 from worldlm.topology.lines import LinesError
-
-RESULTS = "results.json"
-FORMAT = 1
-
-Moment = Literal["before", "after_merge", "after_fit"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """One finished run."""
-
-    method: str
-    """The method's name."""
-    folder: Path
-    """Where it lies."""
-    content: dict[str, Any]
-    """Its results.json; see `worldlm.callbacks.Record`."""
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return int(self.content["seed"])
-
-    @property
-    def title(self) -> str:
-        """The run's name in messages."""
-        return f"{self.method}, seed {self.seed}"
-
-    @property
-    def rounds(self) -> list[dict[str, Any]]:
-        """What every round came to."""
-        rounds: list[dict[str, Any]] = self.content["rounds"]
-        return rounds
-
-    @property
-    def data_nodes(self) -> list[str]:
-        """Names of the nodes that have a corpus, in the order of the tree."""
-        return [node["name"] for node in _walk(self.content["topology"]["root"]) if node["corpus"] is not None]
-
-    @property
-    def topology(self) -> str:
-        """Name of the topology."""
-        return str(self.content["topology"]["name"])
-
-    @property
-    def root(self) -> str:
-        """Name of the root."""
-        return str(self.content["topology"]["root"]["name"])
-
-    @property
-    def noise_multiplier(self) -> float | None:
-        """The largest that update-level privacy asks for at a node; None where it is asked for at none."""
-        found = (node.get("noise_multiplier") for node in _walk(self.content["topology"]["root"]))
-        return max((float(one) for one in found if one is not None), default=None)
-
-    @property
-    def routes(self) -> Counter[tuple[str, str]]:
-        """How many residuals of each origin found each home."""
-        found: Counter[tuple[str, str]] = Counter()
-        for one in self.rounds:
-            for path, number in one["routes"].items():
-                origin, _, home = path.partition(" > ")
-                found[origin, home] += number
-        return found
-
-    def series(self, node: str, moment: Moment, measure: str = "perplexity") -> dict[int, float]:
-        """Return a node's scores by round, counted from 1; rounds without one are left out."""
-        found = {}
-        for one in self.rounds:
-            value = one["nodes"].get(node, {}).get(moment, {}).get(measure)
-            if value is not None:
-                found[one["round"] + 1] = float(value)
-        return found
-
-    def last(self, node: str, moment: Moment, measure: str = "perplexity") -> float | None:
-        """Return a node's last score; None if there is none."""
-        series = self.series(node, moment, measure)
-        return series[max(series)] if series else None
-
-    def best(self, node: str, moment: Moment, measure: str = "perplexity") -> float | None:
-        """Return a node's lowest score of all rounds: what stopping it early would have kept; None if there is none."""
-        return min(self.series(node, moment, measure).values(), default=None)
-
-    def tokens(self, node: str) -> int:
-        """Return the tokens that a node trained on; 0 if it did not."""
-        return int(self.rounds[-1]["nodes"].get(node, {}).get("tokens") or 0)
-
-    def megabytes(self) -> dict[int, float]:
-        """Return what moved over all edges, both ways, up to the end of each round, counted from 1.
-
-        What nodes receive that never train is left out: it is sent so that they can be measured.
-        """
-        listeners = {name for name, facts in self.content["data_nodes"].items() if not facts.get("fits")}
-        moved = {}
-        for one in self.rounds:
-            nodes = [figures for name, figures in one["nodes"].items() if name not in listeners]
-            moved[one["round"] + 1] = sum(node.get("bytes_down", 0) + node.get("bytes_up", 0) for node in nodes) / 1e6
-        return moved
-
-    @property
-    def epsilon(self) -> float | None:
-        """The largest epsilon that a node has spent, of whichever kind; None where nothing is private."""
-        spent = [
-            node[kind]
-            for node in self.rounds[-1]["nodes"].values()
-            for kind in ("epsilon", "example_epsilon")
-            if kind in node
-        ]
-        return max((math.inf if one is None else float(one) for one in spent), default=None)
 
 
 def by_method(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -134,30 +22,6 @@ def by_method(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 def common_nodes(records: Sequence[RunRecord]) -> list[str]:
     """Return the data nodes that every run has, in the order of the first."""
     return [name for name in records[0].data_nodes if all(name in one.data_nodes for one in records)]
-
-
-def results_of(folder: Path) -> Path | None:
-    """Return the results.json of the last version in a run's folder, or of the folder itself; None if there is none."""
-    numbered = [path for path in folder.glob(f"version_*/{RESULTS}") if path.parent.name[8:].isdigit()]
-    direct = folder / RESULTS
-    return max(numbered, key=lambda path: int(path.parent.name[8:]), default=direct if direct.is_file() else None)
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """Read a results.json.
-
-    Raises:
-        LinesError: If it is none, or of another format.
-    """
-    try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if content["format"] != FORMAT:
-            raise LinesError([f"{path}: format {content['format']!r} is not known; this worldlm reads {FORMAT}"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, LinesError):
-            raise
-        raise LinesError([f"{path}: no record of a run: {error}"]) from error
-    return content
 
 
 def is_finished(folder: Path) -> bool:
@@ -207,9 +71,3 @@ def _method(folder: Path) -> str:
     """Name the method of a run's folder: METHOD of METHOD-SEED in a comparison, else the run's name."""
     own = folder.parent if folder.name.startswith("version_") else folder
     return own.name.rpartition("-")[0] if (own / SETTINGS).is_file() else own.name
-
-
-def _walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield node
-    for child in node["children"]:
-        yield from _walk(child)

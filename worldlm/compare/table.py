@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from worldlm.compare.comparable import all_tokens
-from worldlm.compare.records import Moment, RunRecord, by_method, common_nodes
+from worldlm.compare.records import by_method, common_nodes
+from worldlm.results import Moment, RunRecord
 
 
 @dataclass(frozen=True, slots=True)

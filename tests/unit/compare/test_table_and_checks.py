@@ -15,8 +15,9 @@ import pytest
 from worldlm.compare import compare
 from worldlm.compare.comparable import check
 from worldlm.compare.figures import draw_all, mean_curve, save
-from worldlm.compare.records import RunRecord, common_nodes, read_runs, results_of
+from worldlm.compare.records import common_nodes, read_runs
 from worldlm.compare.table import Spread, cells, comma_separated, markdown, rows, spread
+from worldlm.results import RunRecord, results_of
 from worldlm.topology.lines import LinesError
 
 Make = Callable[..., Any]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from worldlm.compare.figures import draw_all
-from worldlm.compare.records import RunRecord, read_runs
+from worldlm.compare.records import read_runs
 from worldlm.compare.table import Spread, rows
+from worldlm.results import RunRecord
 from worldlm.topology.lines import LinesError
 
 Make = Callable[..., Any]
