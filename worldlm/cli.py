@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from worldlm import __version__
-from worldlm.topology import TopologyError, draw_tree, find_file, load_topology
 from worldlm.topology.lines import LinesError, suggest
 
 HELP = f"""worldlm {__version__}: language models trained across federations of federations
@@ -18,7 +17,7 @@ HELP = f"""worldlm {__version__}: language models trained across federations of 
   worldlm validate --recipe NAME_OR_PATH --ckpt_path last   evaluate every node of a run
   worldlm compare --recipe NAME --methods A,B --seeds 1,2   run methods side by side: a table and pictures
   worldlm topology check FILE                               find the mistakes in a topology
-  worldlm topology show FILE                                draw a topology
+  worldlm topology show FILE --format svg                   draw a topology: tree, mermaid, svg or png
   worldlm topology estimate RECIPE                          what a run would take: bytes, memory, disk, time
   worldlm --version
 
@@ -29,10 +28,10 @@ WorldLM. `worldlm fit --help` lists all settings. Several --recipe are laid over
 LIGHTNING = ("fit", "validate", "prepare")
 """Carried out by LightningCLI."""
 
-ELSEWHERE = {"compare": "worldlm.compare:compare"}
+ELSEWHERE = {"compare": "worldlm.compare:compare", "topology": "worldlm.topology_command:topology"}
 """Commands with a room of their own, by name: where the function is that takes the rest of the line."""
 
-COMMANDS = (*LIGHTNING, *ELSEWHERE, "topology")
+COMMANDS = (*LIGHTNING, *ELSEWHERE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (LinesError, FileNotFoundError) as error:
+    except (LinesError, OSError) as error:
         return fail(str(error))
 
 
@@ -64,8 +63,6 @@ def _run(given: list[str]) -> int:
     if given[0] == "--version":
         print(f"worldlm {__version__}")
         return 0
-    if given[0] == "topology":
-        return topology(given[1:])
     if given[0] in ELSEWHERE:
         room, _, name = ELSEWHERE[given[0]].partition(":")
         return int(getattr(import_module(room), name)(given[1:]))
@@ -76,27 +73,6 @@ def _run(given: list[str]) -> int:
 
         return run(given)
     return fail(f"no command {given[0]!r}; there are {', '.join(COMMANDS)}{suggest(given[0], COMMANDS)}")
-
-
-def topology(given: list[str]) -> int:
-    """Check or draw a topology, or estimate what a run in it would take."""
-    if given[:1] == ["estimate"]:
-        from worldlm.estimate.command import estimate_run
-
-        return estimate_run(given[1:])
-    if len(given) != 2 or given[0] not in ("check", "show"):
-        return fail("usage: worldlm topology check|show FILE, or worldlm topology estimate RECIPE")
-    path = find_file("topologies", given[1])
-    try:
-        tree = load_topology(path)
-    except TopologyError as error:
-        return fail(str(error))
-    if given[0] == "show":
-        print(draw_tree(tree))
-    else:
-        data = len(tree.data_nodes)
-        print(f"{path}: {tree.name} is in order: {len(tree.nodes)} nodes, {tree.depth} levels, {data} with data")
-    return 0
 
 
 def fail(message: str, status: int = 2) -> int:

@@ -17,6 +17,8 @@ FORMAT = 1
 """Counted up whenever results.json changes its meaning."""
 
 Moment = Literal["before", "after_merge", "after_fit"]
+MOMENTS: tuple[Moment, Moment] = ("after_merge", "after_fit")
+"""Of every round; `before` was once, before the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +48,26 @@ class RunRecord:
         rounds: list[dict[str, Any]] = self.content["rounds"]
         return rounds
 
+    def round(self, number: int | None = None) -> dict[str, Any]:
+        """Return what a round, from 0, came to; by default the last one.
+
+        Raises:
+            KeyError: If there is none of that number.
+        """
+        if number is None:
+            return self.rounds[-1]
+        return {one["round"]: one for one in self.rounds}[number]
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The root: its `name`, `corpus`, `children`, and what privacy asks for."""
+        root: dict[str, Any] = self.content["topology"]["root"]
+        return root
+
     @property
     def data_nodes(self) -> list[str]:
         """Names of the nodes that have a corpus, in the order of the tree."""
-        return [node["name"] for node in walk(self.content["topology"]["root"]) if node["corpus"] is not None]
+        return [node["name"] for node in walk(self.tree) if node["corpus"] is not None]
 
     @property
     def topology(self) -> str:
@@ -59,12 +77,12 @@ class RunRecord:
     @property
     def root(self) -> str:
         """Name of the root."""
-        return str(self.content["topology"]["root"]["name"])
+        return str(self.tree["name"])
 
     @property
     def noise_multiplier(self) -> float | None:
         """The largest that update-level privacy asks for at a node; None where it is asked for at none."""
-        found = (node.get("noise_multiplier") for node in walk(self.content["topology"]["root"]))
+        found = (node.get("noise_multiplier") for node in walk(self.tree))
         return max((float(one) for one in found if one is not None), default=None)
 
     @property

@@ -120,6 +120,24 @@ def test_topology_check_and_show(shore: Path, capsys: pytest.CaptureFixture[str]
     assert "docstrings" in capsys.readouterr().out
 
 
+def test_topology_show_draws_in_several_formats(shore: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert main(["topology", "show", "shore.yaml", "--format", "png"]) == 0
+    assert capsysbinary.readouterr().out == b"done. shore, drawn: shore.png\n"
+    assert Path("shore.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["topology", "show", "shore.yaml", "--format", "svg", "--out", "-"]) == 0
+    assert b">hills</text>" in capsysbinary.readouterr().out
+    assert main(["topology", "show", "shore.yaml", "--format", "mermaid", "--out", "m.txt"]) == 0
+    assert Path("m.txt").read_text().startswith("flowchart LR\n")
+    assert main(["topology", "show", "shore.yaml", "--out", "nowhere/m.txt"]) == 2
+    assert main(["topology", "show", "shore.yaml", "--format", "pdf"]) == 2
+
+
+def test_topology_without_a_command_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topology"]) == 2
+    assert "usage: worldlm topology check FILE" in capsys.readouterr().out
+    assert refused(capsys, "topology", "shwo")[0] == "topology: no command 'shwo'; did you mean 'show'?"
+
+
 def test_fit_go_on_and_validate(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole way a user goes: train, train on in the same folder, evaluate."""
     nodes = ("world", "land", "hills", "woods", "sea")

@@ -40,8 +40,9 @@ def test_the_record_of_a_run(tree: Topology, fit: Make, make_module: Make, whole
     assert content["initial_weights"] == weights_digest(initial)
     root = content["topology"]["root"]
     assert [one["name"] for one in root["children"]] == ["north", "south"]
-    b = {"name": "b", "corpus": "b", "noise_multiplier": None, "children": []}
-    assert root["children"][0]["children"][1] == b
+    b = root["children"][0]["children"][1]
+    assert (b["name"], b["corpus"], b["noise_multiplier"], b["max_epsilon"]) == ("b", "b", None, None)
+    assert b["told"][0] == "corpus b"
     facts = {"text": None, "blocks": 13, "batch_size": 2, "steps": 2, "fits": 1}
     assert content["data_nodes"]["a"] == {**facts, "held_out_text": None, "held_out_blocks": 3}
     assert content["data_nodes"]["c"]["steps"] == 1

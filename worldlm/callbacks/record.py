@@ -23,6 +23,7 @@ from worldlm.federation.parameters import Tensors
 from worldlm.loop import FederationCallback, WorldTrainer
 from worldlm.results import FORMAT, RESULTS
 from worldlm.topology import Node
+from worldlm.topology.draw import facts
 
 _SECONDS = "worldlm_seconds"
 
@@ -100,7 +101,7 @@ class Record(FederationCallback):
             "rounds_done": len(self.rounds),
             "rounds_wanted": wanted if wanted is not None and wanted >= 0 else None,
             "seed": trainer.seed,
-            "topology": {"name": trainer.topology.name, "root": _tree(trainer.topology.root)},
+            "topology": {"name": trainer.topology.name, "root": _tree(trainer.topology.root, None)},
             "initial_weights": self.initial_weights,
             "data_nodes": data_facts(trainer),
             "versions": {
@@ -212,13 +213,16 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _tree(node: Node) -> dict[str, Any]:
-    privacy = node.settings.privacy
+def _tree(node: Node, above: Node | None) -> dict[str, Any]:
+    privacy, of_examples = node.settings.privacy, node.settings.example_privacy
     return {
         "name": node.name,
         "corpus": node.corpus,
+        "told": list(facts(node, above)),
         "noise_multiplier": None if privacy is None else privacy.noise_multiplier,
-        "children": [_tree(child) for child in node.children],
+        "max_epsilon": None if privacy is None else privacy.max_epsilon,
+        "max_example_epsilon": None if of_examples is None else of_examples.max_epsilon,
+        "children": [_tree(child, node) for child in node.children],
     }
 
 

@@ -6,11 +6,11 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from worldlm.arguments import Parser
 from worldlm.compare.comparable import check
 from worldlm.compare.execute import Start, execute, start_process
 from worldlm.compare.plan import PlannedRun, changes, plan_runs
@@ -23,11 +23,6 @@ REFERENCES = ("methods/local", "methods/centralized_steps", "methods/centralized
 """What --reference adds: nobody shares, and all text in one place."""
 
 _ORDER = "comparison.json"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise LinesError([f"compare: {message}", *self.format_usage().strip().splitlines()])
 
 
 def compare(given: Sequence[str], start: Start = start_process) -> int:
@@ -102,7 +97,8 @@ def report(records: Sequence[RunRecord], target: Path) -> None:
     """
     if not common_nodes(records):
         raise LinesError(["the runs have no data node in common: nothing can be compared"])
-    from worldlm.compare.figures import draw_all, save  # late: pictures take a second to import
+    from worldlm.compare.figures import draw_all  # late: pictures take a second to import
+    from worldlm.pictures.strokes import save
 
     target.mkdir(parents=True, exist_ok=True)
     table, findings = rows(records), check(records)
@@ -137,8 +133,8 @@ def _in_order(records: list[RunRecord], folders: Sequence[Path]) -> list[RunReco
     return sorted(records, key=lambda one: order.index(one.method))
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="worldlm compare", allow_abbrev=False, description=__doc__)
+def _parser() -> Parser:
+    parser = Parser("worldlm compare", __doc__)
     parser.add_argument("--recipe", action="append", default=[], help="name or path of a recipe of all runs; repeats")
     parser.add_argument("--methods", type=_names, default=[], help="recipes, with commas between; A+B is one of two")
     parser.add_argument("--seeds", type=_seeds, default=[1], help="seeds, with commas between; 1 by default")
@@ -165,7 +161,7 @@ def _positive(text: str) -> int:
     return number
 
 
-def _overrides(parser: _Parser, rest: Sequence[str]) -> list[str]:
+def _overrides(parser: Parser, rest: Sequence[str]) -> list[str]:
     """Return what is handed on, having checked that it looks like settings."""
     for i, one in enumerate(rest):
         name = one.split("=")[0]

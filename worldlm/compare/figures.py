@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from worldlm.compare.records import by_method, common_nodes
-from worldlm.compare.table import MOMENTS, Spread, spread
-from worldlm.results import Moment, RunRecord
+from worldlm.compare.table import Spread, spread
+from worldlm.pictures.heatmaps import attention, residuals
+from worldlm.pictures.strokes import COLOURS, INCHES
+from worldlm.results import MOMENTS, Moment, RunRecord
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c8c")
-"""By Okabe and Ito: told apart whatever colours one sees."""
 _STYLES = dict(zip(MOMENTS, ("solid", "dotted"), strict=True))
 _TOLD = ": solid after_merge, dotted after_fit"
 _MARKERS = (None, "o", "s", "^")
 """Of the first methods, and of those for which no colour is left."""
-_INCHES, _DPI = 10.0, 120  # 1200 pixels wide
 _TOP = 1e6  # knowing nothing has the perplexity of the vocabulary, which is smaller
 
 
@@ -42,18 +38,6 @@ def draw_all(records: Sequence[RunRecord]) -> dict[str, Figure]:
     return figures
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture as PNG and as SVG.
-
-    Args:
-        figure: The picture.
-        path: Where to, without a suffix.
-    """
-    with matplotlib.rc_context({"svg.hashsalt": "worldlm"}):  # the same picture is the same file
-        figure.savefig(path.with_name(f"{path.name}.png"), dpi=_DPI)
-        figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
-
-
 def by_round(records: Sequence[RunRecord], nodes: Sequence[str] = ()) -> Figure:
     """Draw perplexity by round, a panel for each node: after_merge solid, after_fit dotted.
 
@@ -63,7 +47,7 @@ def by_round(records: Sequence[RunRecord], nodes: Sequence[str] = ()) -> Figure:
     nodes = nodes or common_nodes(records)
     columns = min(math.ceil(math.sqrt(len(nodes))), 3)
     lines = math.ceil(len(nodes) / columns)
-    figure = Figure(figsize=(_INCHES, 1.0 + 3.2 * lines), layout="constrained")
+    figure = Figure(figsize=(INCHES, 1.0 + 3.2 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
     for node, axes in zip(nodes, panels, strict=False):
         for (method, group), look in zip(by_method(records).items(), _looks(), strict=False):
@@ -86,7 +70,7 @@ def by_round(records: Sequence[RunRecord], nodes: Sequence[str] = ()) -> Figure:
 def by_megabytes(records: Sequence[RunRecord]) -> Figure:
     """Draw the mean perplexity over data nodes against what was moved; a method that moves nothing is a level line."""
     nodes = common_nodes(records)
-    figure = Figure(figsize=(_INCHES, 5.6), layout="constrained")
+    figure = Figure(figsize=(INCHES, 5.6), layout="constrained")
     axes = figure.subplots()
     for (method, group), look in zip(by_method(records).items(), _looks(), strict=False):
         moved = mean_curve([one.megabytes() for one in group])
@@ -106,30 +90,6 @@ def by_megabytes(records: Sequence[RunRecord]) -> Figure:
     return figure
 
 
-def attention(group: Sequence[RunRecord]) -> Figure:
-    """Draw a method's attention weights by round, a panel for each federation, as means over seeds."""
-    federations: dict[str, list[str]] = {}
-    for one in (one for record in group for one in record.rounds):
-        for name, weights in one["attention"].items():
-            known = federations.setdefault(name, [])
-            known += [child for child in weights if child not in known]
-    heights = [len(children) for children in federations.values()]
-    figure = Figure(figsize=(_INCHES, 1.2 + sum(0.7 + 0.4 * height for height in heights)), layout="constrained")
-    panels = figure.subplots(len(federations), 1, squeeze=False, height_ratios=heights).flatten().tolist()
-    rounds = sorted({one["round"] + 1 for record in group for one in record.rounds})
-    for (name, children), axes in zip(federations.items(), panels, strict=True):
-        grid = [[_weight(group, number, name, child) for number in rounds] for child in children]
-        edges = (rounds[0] - 0.5, rounds[-1] + 0.5, len(children) - 0.5, -0.5)
-        image = axes.imshow(grid, aspect="auto", extent=edges, vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
-        axes.set_yticks(range(len(children)), children)
-        axes.set_title(f"{name} attends to", loc="left", fontsize="medium")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[-1].set_xlabel("round")
-    figure.colorbar(image, ax=panels, label="attention weight", fraction=0.04)
-    figure.suptitle(f"{group[0].method}: attention of the federations, mean over {len(group)} seeds")
-    return figure
-
-
 def by_noise(records: Sequence[RunRecord]) -> Figure:
     """Draw the mean perplexity over data nodes after the last round against the noise, a line for each method.
 
@@ -137,7 +97,7 @@ def by_noise(records: Sequence[RunRecord]) -> Figure:
     level line, dashed. Where a perplexity is no finite number, the line has no point.
     """
     nodes = common_nodes(records)
-    figure = Figure(figsize=(_INCHES, 5.6), layout="constrained")
+    figure = Figure(figsize=(INCHES, 5.6), layout="constrained")
     axes = figure.subplots()
     families: dict[str, dict[float | None, list[RunRecord]]] = {}
     for one in records:
@@ -161,23 +121,6 @@ def by_noise(records: Sequence[RunRecord]) -> Figure:
     return figure
 
 
-def residuals(group: Sequence[RunRecord]) -> Figure:
-    """Draw which homes a method's residuals found, by origin: how many in all rounds, as means over seeds."""
-    counts = sum((one.routes for one in group), Counter[tuple[str, str]]())
-    origins, homes = sorted({origin for origin, _ in counts}), sorted({home for _, home in counts})
-    grid = [[counts[origin, home] / len(group) for home in homes] for origin in origins]
-    figure = Figure(figsize=(_INCHES, 1.6 + 0.6 * len(origins)), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(grid, aspect="auto", vmin=0, cmap="cividis")
-    axes.set_xticks(range(len(homes)), homes)
-    axes.set_yticks(range(len(origins)), origins)
-    axes.set_xlabel("went to")
-    axes.set_ylabel("residual of")
-    figure.colorbar(image, ax=axes, label="residuals a run")
-    figure.suptitle(f"{group[0].method}: where residuals found a home, mean over {len(group)} seeds")
-    return figure
-
-
 # ---------------------------------------------------------------------- numbers
 
 
@@ -194,17 +137,6 @@ def mean_curve(curves: Sequence[dict[int, float]]) -> dict[int, Spread]:
 
 def _mean_over_nodes(record: RunRecord, nodes: Sequence[str], moment: Moment) -> dict[int, float]:
     return {x: one.mean for x, one in mean_curve([record.series(node, moment) for node in nodes]).items()}
-
-
-def _weight(group: Sequence[RunRecord], number: int, federation: str, child: str) -> float:
-    weights = [
-        one["attention"].get(federation, {}).get(child)
-        for record in group
-        for one in record.rounds
-        if one["round"] + 1 == number
-    ]
-    found = spread(weights)
-    return math.nan if found is None else found.mean
 
 
 # ---------------------------------------------------------------------- strokes

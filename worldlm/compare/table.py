@@ -13,7 +13,7 @@ from rich.table import Table
 
 from worldlm.compare.comparable import all_tokens
 from worldlm.compare.records import by_method, common_nodes
-from worldlm.results import Moment, RunRecord
+from worldlm.results import MOMENTS, Moment, RunRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,6 @@ class MethodRow:
     """After_merge, after_fit and their bits per byte: means over data nodes; best after_fit: the same, of each node at
     the round in which it was best. `NODE after_merge`: of one."""
 
-
-MOMENTS: tuple[Moment, Moment] = ("after_merge", "after_fit")
 
 _FORMATS = {"tokens": "{:,.0f}", "MB moved": "{:,.1f}", "epsilon": "{:.2f}", "seconds": "{:,.0f}"}
 _BITS = "bits per byte"

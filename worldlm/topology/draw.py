@@ -24,7 +24,7 @@ def draw_tree(topology: Topology) -> str:
 
 
 def _walk(node: Node, above: Node | None, prefix: str = "", indent: str = "") -> Iterator[tuple[str, str]]:
-    yield f"{prefix}{node.name}", " · ".join(_facts(node, above))
+    yield f"{prefix}{node.name}", " · ".join(facts(node, above))
     runs = _runs(node.children)
     for position, run in enumerate(runs, start=1):
         branch, stem = ("└── ", "    ") if position == len(runs) else ("├── ", "│   ")
@@ -45,7 +45,13 @@ def _runs(children: Sequence[Node]) -> list[list[Node]]:
     return runs
 
 
-def _facts(node: Node, above: Node | None) -> Iterator[str]:
+def facts(node: Node, above: Node | None) -> Iterator[str]:
+    """Tell what a node is, and what of its settings begins to hold there.
+
+    Args:
+        node: The node.
+        above: Its parent, None for the root.
+    """
     here, before = node.settings, above.settings if above else Settings()
     if node.holds_data:
         yield f"corpus {node.corpus}"

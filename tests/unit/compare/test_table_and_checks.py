@@ -14,9 +14,10 @@ import pytest
 
 from worldlm.compare import compare
 from worldlm.compare.comparable import check
-from worldlm.compare.figures import draw_all, mean_curve, save
+from worldlm.compare.figures import draw_all, mean_curve
 from worldlm.compare.records import common_nodes, read_runs
 from worldlm.compare.table import Spread, cells, comma_separated, markdown, rows, spread
+from worldlm.pictures.strokes import save
 from worldlm.results import RunRecord, results_of
 from worldlm.topology.lines import LinesError
 
@@ -212,7 +213,7 @@ def test_a_comparison_read_again_keeps_its_order(
     tmp_path: Path, player: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("worldlm.compare.figures.save", lambda figure, path: path.with_suffix(".svg").touch())
+    monkeypatch.setattr("worldlm.pictures.strokes.save", lambda figure, path: path.with_suffix(".svg").touch())
     for name in ("base", "zebra", "ant"):
         (tmp_path / f"{name}.yaml").write_text(f"# {name}\n")
     assert compare(["--recipe", "base.yaml", "--methods", "zebra.yaml,ant.yaml"], player) == 0

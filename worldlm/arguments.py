@@ -1,0 +1,25 @@
+"""Reading a command line, for commands that are not Lightning's."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from worldlm.topology.lines import LinesError
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what is wrong, with the usage, instead of leaving the program; takes no abbreviations.
+
+    Args:
+        command: What stands before the arguments, such as `worldlm compare`.
+        description: What the command does.
+    """
+
+    def __init__(self, command: str, description: str | None = None) -> None:
+        super().__init__(prog=command, allow_abbrev=False, description=description)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise LinesError."""
+        name = self.prog.partition(" ")[2]
+        raise LinesError([f"{name}: {message}", *self.format_usage().strip().splitlines()])

@@ -1,0 +1,1 @@
+"""Pictures of worlds and of runs, each a pure function from plain data to a figure. No torch."""
