@@ -1,0 +1,77 @@
+"""Continuing a text."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split, generate
+from worldlm.models.generation import next_token
+
+SIZES = Architecture(num_blocks=2, d_model=16, num_heads=4, max_seq_len=8, vocab_size=30)
+PROMPT = torch.tensor([3, 1, 4])
+
+
+@pytest.fixture(scope="module")
+def module() -> LanguageModule:
+    torch.manual_seed(0)
+    made = LanguageModule(SIZES, Split(keys=(r"1\.(norm_1|attn)",), values=(r"1\.", "norm_f")), OptimizerSettings())
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(20)  # so that no two tokens are about equally likely
+    return made
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_at_temperature_zero_it_is_the_likeliest_token_of_the_last_that_fit(module: LanguageModule) -> None:
+    text = PROMPT
+    for _ in range(9):
+        with torch.no_grad():
+            text = torch.cat([text, module(text[None, -8:])[0, -1].argmax()[None]])
+    assert generate(module, PROMPT, num_new_tokens=9, temperature=0.0).tolist() == text.tolist()
+
+
+def test_the_seed_alone_decides(module: LanguageModule) -> None:
+    def draw(seed: int) -> list[int]:
+        torch.rand(1)  # the global generator is elsewhere every time
+        text: Tensor = generate(module, PROMPT, num_new_tokens=12, temperature=30.0, generator=seeded(seed))
+        return text.tolist()
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+def test_it_leaves_mode_and_global_generator_alone(module: LanguageModule) -> None:
+    module.train()
+    before = torch.random.get_rng_state()
+    generate(module, PROMPT, num_new_tokens=2, generator=seeded(0))
+    assert module.training
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_tokens_are_drawn_as_often_as_the_model_says() -> None:
+    logits, generator = torch.tensor([1.0, 0.0, 3.0, 2.0]), seeded(5)
+    drawn = torch.tensor([next_token(logits, 2.0, 3, generator) for _ in range(4000)])
+    expected = (torch.tensor([1.0, -torch.inf, 3.0, 2.0]) / 2).softmax(-1)
+    assert torch.bincount(drawn, minlength=4)[1] == 0
+    assert (torch.bincount(drawn, minlength=4) / 4000).tolist() == pytest.approx(expected.tolist(), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"tokens": PROMPT[:0]}, r"shape \[0\]"),
+        ({"tokens": PROMPT[None]}, r"shape \[1, 3\]"),
+        ({"tokens": PROMPT + 27}, "from 28 to 31: the model knows 0 to 29"),
+        ({"num_new_tokens": -1}, "num_new_tokens is -1"),
+        ({"temperature": -0.5}, "temperature is -0.5"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": 0}, "top_k is 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(module: LanguageModule, wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        generate(module, **{"tokens": PROMPT, "num_new_tokens": 1, **wrong})
