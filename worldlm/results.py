@@ -88,12 +88,12 @@ class RunRecord:
     @property
     def routes(self) -> Counter[tuple[str, str]]:
         """How many residuals of each origin found each home."""
-        found: Counter[tuple[str, str]] = Counter()
-        for one in self.rounds:
-            for path, number in one["routes"].items():
-                origin, _, home = path.partition(" > ")
-                found[origin, home] += number
-        return found
+        return sum(map(self.routes_of, self.rounds), Counter[tuple[str, str]]())
+
+    @staticmethod
+    def routes_of(one: dict[str, Any]) -> Counter[tuple[str, str]]:
+        """Return how many residuals of each origin found each home in a round."""
+        return Counter({(path.split(" > ")[0], path.split(" > ")[1]): number for path, number in one["routes"].items()})
 
     def series(self, node: str, moment: Moment, measure: str = "perplexity") -> dict[int, float]:
         """Return a node's scores by round, counted from 1; rounds without one are left out."""

@@ -20,7 +20,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.logging import RichHandler
 
-from worldlm.callbacks import LastCheckpoint, NodeMetrics, NodeValidation, Record, RoundProgress, Summary, Traffic
+from worldlm.callbacks import (
+    LastCheckpoint,
+    NodeMetrics,
+    NodeValidation,
+    Pictures,
+    Record,
+    RoundProgress,
+    Samples,
+    Summary,
+    Traffic,
+)
 from worldlm.callbacks.summary import headline
 from worldlm.data import CorpusDataModule
 from worldlm.loop import RankLost, WorldTrainer
@@ -33,7 +43,7 @@ from worldlm.topology import Shape, find_file
 from worldlm.topology.lines import Reader
 
 ALWAYS: dict[str, tuple[type[Callback], ...]] = {
-    "fit": (NodeMetrics, Traffic, Record, LastCheckpoint, RoundProgress, Summary),
+    "fit": (NodeMetrics, Samples, Traffic, Record, Pictures, LastCheckpoint, RoundProgress, Summary),
     "validate": (NodeValidation,),
     "prepare": (),
 }
@@ -182,7 +192,9 @@ class RecipeCLI(LightningCLI):
             trainer.fit(**kwargs)
         finally:
             signal.signal(signal.SIGINT, before)
-        rank_zero_only(print)(f"done. results: {self.folder} (tensorboard --logdir {Path(self.folder).parts[0]})")
+        runs = Path(self.config[self.subcommand].runs)
+        board = runs if self.folder.is_relative_to(runs) else self.folder
+        rank_zero_only(print)(f"done. results: {self.folder} (tensorboard --logdir {board})")
 
     def validate(self, **kwargs: Any) -> None:
         """Evaluate every node of a checkpoint."""

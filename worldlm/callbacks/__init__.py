@@ -8,10 +8,12 @@ from worldlm.callbacks.fedamp import FedAMP
 from worldlm.callbacks.last_checkpoint import LastCheckpoint
 from worldlm.callbacks.node_metrics import NodeMetrics
 from worldlm.callbacks.node_validation import NodeValidation
+from worldlm.callbacks.pictures import Pictures
 from worldlm.callbacks.progress import RoundProgress
 from worldlm.callbacks.proximal import Proximal
 from worldlm.callbacks.record import Record
 from worldlm.callbacks.residual_exchange import ResidualExchange
+from worldlm.callbacks.samples import Samples
 from worldlm.callbacks.summary import Summary
 from worldlm.callbacks.token_rows import TokenRows
 from worldlm.callbacks.traffic import Traffic
@@ -26,10 +28,12 @@ __all__ = [
     "LastCheckpoint",
     "NodeMetrics",
     "NodeValidation",
+    "Pictures",
     "Proximal",
     "Record",
     "ResidualExchange",
     "RoundProgress",
+    "Samples",
     "Summary",
     "TokenRows",
     "Traffic",

@@ -66,7 +66,7 @@ def evaluate_node(
 
 
 class NodeMetrics(FederationCallback):
-    """Evaluates and logs, with every node's own step on the x axis.
+    """Evaluates and logs: perplexity by round, which all nodes share, the rest by every node's own steps.
 
     A leaf is evaluated on its own held-out text twice per round: `after_merge`, as its federation made it, and
     `after_fit`, as it trained itself. A federation is evaluated once it aggregated, on the held-out text of all data
@@ -105,7 +105,7 @@ class NodeMetrics(FederationCallback):
         scalars = {f"{name}/perplexity_{moment}": score.perplexity}
         if not math.isnan(score.bits_per_byte):
             scalars[f"{name}/bits_per_byte_{moment}"] = score.bits_per_byte
-        log_scalars(trainer, scalars, context.state.num_steps or context.round)
+        log_scalars(trainer, scalars, context.round)
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not trainer.fit_loop.val_loaders():
@@ -155,9 +155,10 @@ class NodeMetrics(FederationCallback):
         self._clock = (self._clock[0], self._clock[1] + len(batch))
         step, rest = divmod(batch_idx + 1, accumulate)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if rest or not every or step % every:
-            return
         name = trainer.active_node
+        num_steps = trainer.world.states[name].num_steps + step
+        if rest or not every or num_steps % every:
+            return
         seq_len = getattr(trainer.fit_loop.loaders[name].dataset, "seq_len", 1)
         now = time.perf_counter()
         self.last_loss = float(outputs["loss"].detach())
@@ -168,7 +169,7 @@ class NodeMetrics(FederationCallback):
             f"{name}/lr": trainer.optimizers[0].param_groups[0]["lr"],
             f"{name}/tokens_per_second": self.tokens_per_second,
         }
-        log_scalars(trainer, scalars, trainer.world.states[name].num_steps + step)
+        log_scalars(trainer, scalars, num_steps)
 
 
 def _batches(loader: Iterable[Any], limit: float) -> Iterable[Any]:

@@ -44,8 +44,10 @@ class PrivacyLedgers(FederationCallback):
         return after <= privacy.max_epsilon
 
     def _log_epsilon(self, trainer: WorldTrainer, context: Context, privacy: Privacy, tag: str) -> None:
-        """Log what a node has spent, by both accounts, where it is finite."""
+        """Log what a node has spent, by both accounts, where it is finite, and its budget."""
         ledger = self.ledger(context.state)
         spent = {tag: ledger.epsilon(privacy.delta), f"{tag}_rdp": ledger.epsilon_rdp(privacy.delta)}
+        if privacy.max_epsilon is not None:
+            spent[f"max_{tag}"] = privacy.max_epsilon
         scalars = {f"{context.node.name}/{one}": value for one, value in spent.items() if math.isfinite(value)}
         log_scalars(trainer, scalars, context.round)

@@ -21,7 +21,7 @@ from worldlm.callbacks.residual_exchange import ResidualExchange
 from worldlm.callbacks.summary import row
 from worldlm.federation.parameters import Tensors
 from worldlm.loop import FederationCallback, WorldTrainer
-from worldlm.results import FORMAT, RESULTS
+from worldlm.results import FORMAT, RESULTS, RunRecord
 from worldlm.topology import Node
 from worldlm.topology.draw import facts
 
@@ -59,15 +59,23 @@ class Record(FederationCallback):
             self.initial_weights = weights_digest(trainer.world.states[trainer.topology.root.name].parameters)
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        number = trainer.world.round
-        self.rounds = [one for one in self.rounds if one["round"] < number]
-        self.rounds.append(self._round(trainer))
-        self._write(trainer, finished=number + 1 == trainer.max_epochs)
+        self._add_round(trainer)
+        self._write(trainer, finished=trainer.world.round + 1 == trainer.max_epochs)
 
     def on_train_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         self._write(trainer, finished=True)  # also where something else than max_epochs ended it
 
+    def so_far(self, trainer: WorldTrainer) -> RunRecord:
+        """Return what the run came to, at the end of a round."""
+        self._add_round(trainer)
+        return RunRecord(method=trainer.topology.name, folder=trainer.folder, content=self._content(trainer, False))
+
     # ------------------------------------------------------------------ what is written
+
+    def _add_round(self, trainer: WorldTrainer) -> None:
+        number = trainer.world.round
+        self.rounds = [one for one in self.rounds if one["round"] < number]
+        self.rounds.append(self._round(trainer))
 
     def _round(self, trainer: WorldTrainer) -> dict[str, Any]:
         before = sum((Counter(one["routes"]) for one in self.rounds), Counter[str]())
@@ -94,8 +102,11 @@ class Record(FederationCallback):
     def _write(self, trainer: WorldTrainer, *, finished: bool) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return  # a trial leaves nothing behind, and one process writes
+        write_json(self.path(trainer), self._content(trainer, finished))
+
+    def _content(self, trainer: WorldTrainer, finished: bool) -> dict[str, Any]:
         wanted = trainer.max_epochs
-        content = {
+        return {
             "format": FORMAT,
             "finished": finished,
             "rounds_done": len(self.rounds),
@@ -113,7 +124,6 @@ class Record(FederationCallback):
             "seconds": round(self._elapsed(), 3),
             "rounds": self.rounds,
         }
-        write_json(self.path(trainer), content)
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -19,6 +19,9 @@ from worldlm.loop.scalars import log_text
 from worldlm.models import LanguageModule
 from worldlm.topology import Node, draw_tree
 
+_MAX_NODES = 24
+"""Nodes whose final figures stand beside the settings."""
+
 
 class Summary(FederationCallback):
     """Describes the run on the board when it starts, and closes it with a table per node and the run's folder."""
@@ -64,7 +67,13 @@ class Summary(FederationCallback):
 
     @staticmethod
     def _log_hparams(trainer: WorldTrainer, module: LightningModule, rows: dict[str, dict[str, float]]) -> None:
-        settings: dict[str, Any] = {"topology": trainer.topology.name, "seed": trainer.seed}
+        method = [type(one).__name__ for one in trainer.callbacks if getattr(one, "parts", None)]  # type: ignore[attr-defined]
+        settings: dict[str, Any] = {
+            "merged by": ", ".join(method),
+            "rounds": trainer.world.round + 1,
+            "seed": trainer.seed,
+            "topology": trainer.topology.name,
+        }
         for group, values in dict(module.hparams).items():
             settings |= (
                 {f"{group}/{key}": value for key, value in values.items()}
@@ -72,12 +81,13 @@ class Summary(FederationCallback):
                 else {group: values}
             )
         settings = {name: value if isinstance(value, (int, float)) else str(value) for name, value in settings.items()}
-        metrics = {
-            f"hp/{name}/{moment}": figures[moment]
-            for name, figures in rows.items()
-            for moment in MOMENTS
-            if moment in figures
-        }
+        data = {node.name: rows[node.name] for node in trainer.topology.data_nodes}
+        metrics: dict[str, float] = {}
+        for moment in MOMENTS:
+            found = [figures[moment] for figures in data.values() if moment in figures]
+            metrics |= {f"hp/mean/{moment}": sum(found) / len(found)} if found else {}
+        for name, figures in list(rows.items())[:_MAX_NODES]:
+            metrics |= {f"hp/{name}/{moment}": figures[moment] for moment in MOMENTS if moment in figures}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(settings, metrics)

@@ -27,6 +27,12 @@ def log_text(trainer: WorldTrainer, tag: str, text: str, step: int = 0) -> None:
     _tell(trainer, (tag, text, step))
 
 
+def boards(trainer: WorldTrainer) -> list[Any]:
+    """Return the writers of the run's TensorBoard loggers; none but in process 0."""
+    writers = [getattr(logger, "experiment", None) for logger in trainer.loggers] if trainer.is_global_zero else []
+    return [writer for writer in writers if hasattr(writer, "add_image")]
+
+
 def _tell(trainer: WorldTrainer, told: Told) -> None:
     if trainer.is_global_zero:
         write(trainer, [told])

@@ -15,12 +15,12 @@ KINDS = {"epsilon": "max_epsilon", "example_epsilon": "max_example_epsilon"}
 """What is spent, of updates and of examples, and under which name a node's budget for it is recorded."""
 
 
-def budget(record: RunRecord) -> Figure:
+def budget(record: RunRecord, inches: float = INCHES) -> Figure:
     """Draw epsilon by round for every private node, and its max_epsilon as a dashed line of the same colour.
 
     Nodes that have spent the same at all times share a line. What has no bound (noise 0) has no line, and is named.
     """
-    figure = Figure(figsize=(INCHES, 4.6), layout="constrained")
+    figure = Figure(figsize=(inches, 4.6), layout="constrained")
     axes = figure.subplots()
     for i, ((kind, limit, curve), names) in enumerate(_shared(record).items()):
         colour = COLOURS[i % len(COLOURS)]

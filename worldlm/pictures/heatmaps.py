@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -15,30 +16,47 @@ from worldlm.pictures.strokes import INCHES
 from worldlm.results import RunRecord
 
 
-def attention(group: Sequence[RunRecord]) -> Figure:
-    """Draw a method's attention weights by round, a panel for each federation, as means over seeds."""
+def attention(group: Sequence[RunRecord], inches: float = INCHES) -> Figure:
+    """Draw a method's attention weights by round, a panel for each federation, as means over seeds.
+
+    Colours tell how far a weight is from an equal share, which no share that differs by less than 0.05 makes loud.
+    """
     federations: dict[str, list[str]] = {}
     for one in (one for record in group for one in record.rounds):
         for name, weights in one["attention"].items():
             known = federations.setdefault(name, [])
             known += [child for child in weights if child not in known]
-    federations, all_ = _first(federations), len(federations)
-    heights = [len(children) for children in federations.values()]
-    figure = Figure(figsize=(INCHES, 1.2 + sum(0.7 + 0.4 * height for height in heights)), layout="constrained")
-    panels = figure.subplots(len(federations), 1, squeeze=False, height_ratios=heights).flatten().tolist()
+    shown = _first(federations)
+    heights = [len(children) for children in shown.values()]
+    figure = Figure(figsize=(inches, 1.2 + sum(0.7 + 0.4 * height for height in heights)), layout="constrained")
+    panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights).flatten().tolist()
     rounds = sorted({one["round"] + 1 for record in group for one in record.rounds})
-    for (name, children), axes in zip(federations.items(), panels, strict=True):
-        grid = [[_weight(group, number, name, child) for number in rounds] for child in children]
+    grids = {
+        name: np.array([[_weight(group, number, name, child) for number in rounds] for child in children])
+        for name, children in shown.items()
+    }
+    from_equal = {name: grid - 1 / len(federations[name]) for name, grid in grids.items()}
+    most = max(0.05, *(float(np.nanmax(np.abs(grid), initial=0.0)) for grid in from_equal.values()))
+    for (name, children), axes in zip(shown.items(), panels, strict=True):
         edges = (rounds[0] - 0.5, rounds[-1] + 0.5, len(children) - 0.5, -0.5)
-        image = axes.imshow(grid, aspect="auto", extent=edges, vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
+        image = axes.imshow(
+            from_equal[name], aspect="auto", extent=edges, vmin=-most, vmax=most, cmap="PuOr_r", interpolation="nearest"
+        )
+        for (row, column), weight in np.ndenumerate(grids[name] if len(rounds) <= _MAX_TOLD else np.empty((0, 0))):
+            if not math.isnan(weight):
+                axes.text(rounds[column], row, f"{weight:.2f}", fontsize="small", ha="center", va="center", color=_INK)
         axes.set_yticks(range(len(children)), children)
         axes.set_title(f"{name} attends to", loc="left", fontsize="medium")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[-1].set_xlabel("round")
-    figure.colorbar(image, ax=panels, label="attention weight", fraction=0.04)
-    which = "the federations" if len(federations) == all_ else f"{len(federations)} of {all_:,} federations"
+    figure.colorbar(image, ax=panels, label="attention weight, less an equal share", fraction=0.04)
+    which = "the federations" if len(shown) == len(federations) else f"{len(shown)} of {len(federations):,} federations"
     figure.suptitle(_title(f"attention of {which}", group))
     return figure
+
+
+_MAX_TOLD = 12  # rounds for whose numbers there is room
+_INK = "#222222"  # on the colours of a heatmap, whatever is around it
 
 
 def residuals(group: Sequence[RunRecord]) -> Figure:

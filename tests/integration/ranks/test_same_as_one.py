@@ -19,6 +19,7 @@ from worldlm.callbacks import (
     ExamplePrivacy,
     LastCheckpoint,
     NodeMetrics,
+    Pictures,
     Record,
     Summary,
     UpdatePrivacy,
@@ -59,7 +60,7 @@ def test_nodes_on_disk_and_packed_messages(deep: Topology, whole: Make, on_ranks
 def test_what_is_written(tree: Topology, whole: Make, on_ranks: Make, tmp_path: Path) -> None:
     def run(folder: str) -> dict[str, Any]:
         logger = TensorBoardLogger(tmp_path / folder, name="", version="")
-        callbacks = [Record(), Summary(), LastCheckpoint()]
+        callbacks = [Record(), Pictures(), Summary(), LastCheckpoint()]
         result: dict[str, Any] = whole(tree, callbacks=callbacks, logger=logger, log_every_n_steps=1)
         return result
 

@@ -253,7 +253,7 @@ def test_what_the_pictures_show(record: Make, tmp_path: Path) -> None:
     assert [list(line.get_xdata()) for line in axes.lines] == [[6, 12]] * 4
     assert list(axes.lines[0].get_ydata()) == [17, 7]
     (image,) = figures["attention_x"].axes[0].images
-    assert image.get_array().tolist() == [[0.75, 0.75], [0.25, 0.25]]
+    assert image.get_array().tolist() == [[0.25, 0.25], [-0.25, -0.25]]  # from an equal share
     save(figures["attention_x"], tmp_path / "it.by")
     first = (tmp_path / "it.by.svg").read_bytes()
     save(draw_all(records)["attention_x"], tmp_path / "it.by")

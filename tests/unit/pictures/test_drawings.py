@@ -58,7 +58,9 @@ def test_svg_keeps_text_and_is_the_same_every_time(tmp_path: Path) -> None:
 def test_attention_has_a_panel_for_each_federation() -> None:
     rounds = [{"round": i, "attention": {"w": {"a": 0.25, "b": 0.75}, "v": {"c": 1.0}}} for i in range(2)]
     panels = [axes for axes in attention([record(rounds)]).axes if axes.images]
-    assert [axes.images[0].get_array().tolist() for axes in panels[:2]] == [[[0.25, 0.25], [0.75, 0.75]], [[1.0, 1.0]]]
+    grids = [axes.images[0].get_array().tolist() for axes in panels[:2]]
+    assert grids == [[[-0.25, -0.25], [0.25, 0.25]], [[0.0, 0.0]]]  # from an equal share
+    assert [one.get_text() for one in panels[0].texts] == ["0.25", "0.25", "0.75", "0.75"]
     assert [axes.get_title(loc="left") for axes in panels[:2]] == ["w attends to", "v attends to"]
 
 
