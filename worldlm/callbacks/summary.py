@@ -69,10 +69,10 @@ class Summary(FederationCallback):
     def _log_hparams(trainer: WorldTrainer, module: LightningModule, rows: dict[str, dict[str, float]]) -> None:
         method = [type(one).__name__ for one in trainer.callbacks if getattr(one, "parts", None)]  # type: ignore[attr-defined]
         settings: dict[str, Any] = {
-            "merged by": ", ".join(method),
-            "rounds": trainer.world.round + 1,
-            "seed": trainer.seed,
-            "topology": trainer.topology.name,
+            "Merged by": ", ".join(method),
+            "Rounds": trainer.world.round + 1,
+            "Seed": trainer.seed,
+            "Topology": trainer.topology.name,
         }
         for group, values in dict(module.hparams).items():
             settings |= (
