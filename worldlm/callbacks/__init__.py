@@ -13,6 +13,7 @@ from worldlm.callbacks.progress import RoundProgress
 from worldlm.callbacks.proximal import Proximal
 from worldlm.callbacks.record import Record
 from worldlm.callbacks.residual_exchange import ResidualExchange
+from worldlm.callbacks.robust_averaging import RobustAveraging
 from worldlm.callbacks.samples import Samples
 from worldlm.callbacks.summary import Summary
 from worldlm.callbacks.token_rows import TokenRows
@@ -32,6 +33,7 @@ __all__ = [
     "Proximal",
     "Record",
     "ResidualExchange",
+    "RobustAveraging",
     "RoundProgress",
     "Samples",
     "Summary",

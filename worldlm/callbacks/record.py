@@ -211,7 +211,7 @@ def _figures(trainer: WorldTrainer, node: Node) -> dict[str, Any]:
                 "perplexity": _finite(found[moment]),
                 "bits_per_byte": _finite(found.get(f"{moment} bits", math.nan)),
             }
-    figures |= {name: _finite(found[name]) for name in ("tokens", "passes", "missed") if name in found}
+    figures |= {name: _finite(found[name]) for name in ("tokens", "passes", "missed", "refused") if name in found}
     # the last bits of what an accountant integrates depend on the number of threads
     epsilons = {"epsilon": "epsilon", "example epsilon": "example_epsilon"}
     figures |= {ours: _finite(round(found[theirs], 9)) for theirs, ours in epsilons.items() if theirs in found}

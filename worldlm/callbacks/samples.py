@@ -76,7 +76,7 @@ class Samples(FederationCallback):
         with trainer.precision_plugin.forward_context():
             text = generate(
                 module,
-                torch.as_tensor(tokenizer.encode_batch([self.prompt])[0], dtype=torch.int64),
+                torch.tensor(list(tokenizer.encode_batch([self.prompt])[0]), dtype=torch.int64),
                 num_new_tokens=self.num_new_tokens,
                 temperature=self.temperature,
                 top_k=self.top_k,

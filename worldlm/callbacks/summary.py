@@ -62,7 +62,7 @@ class Summary(FederationCallback):
             if refused := callback.refusals(trainer.world):
                 refusals = "; ".join(f"{reason} ({count})" for reason, count in refused.most_common())
                 console.print(f"residuals refused: {refusals}", highlight=False)
-        for line in (*_LEGEND, *(_MISSED if "missed" in shown else ())):
+        for line in (*_LEGEND, *(told for column, told in _LEGENDS.items() if column in shown)):
             console.print(line, highlight=False)
 
     @staticmethod
@@ -114,7 +114,10 @@ _LEGEND = (
     "federation made the node; after_fit, after its own steps; passes over its own text; MB from and to its parent",
 )
 
-_MISSED = ("missed: sub-rounds in which it took part, and nothing of it arrived",)
+_LEGENDS = {
+    "missed": "missed: sub-rounds in which it took part, and nothing of it arrived",
+    "refused": "refused: uploads of it that were unfit to be merged",
+}
 
 _COLUMNS = {
     "before": "{:.2f}",
@@ -125,6 +128,7 @@ _COLUMNS = {
     "MB down": "{:.1f}",
     "MB up": "{:.1f}",
     "missed": "{:,}",
+    "refused": "{:,}",
     "epsilon": "{:.2f}",
     "example epsilon": "{:.2f}",
 }
@@ -162,6 +166,9 @@ def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
         figures["MB down"] = state.bytes_down / 1e6
         figures["MB up"] = state.bytes_up / 1e6
         figures |= {"missed": state.num_missed} if state.num_missed else {}
+    at = [state, *(trainer.world.states[above.name] for above in [trainer.topology.parent(name)] if above)]
+    refused = sum(one.refused.get(name, 0) for one in at)
+    figures |= {"refused": refused} if refused else {}
     return figures
 
 

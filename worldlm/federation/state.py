@@ -47,6 +47,8 @@ class NodeState:
     """Messages between it and its parent, both ways."""
     num_missed: int = 0
     """Sub-rounds of its parent's in which it took part and nothing of it arrived."""
+    refused: dict[str, int] = field(default_factory=dict)
+    """How many uploads of each participant it refused."""
     link_seconds: float = 0.0
     """Simulated seconds that its messages spent on its link."""
 

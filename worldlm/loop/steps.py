@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from worldlm.federation.admission import why_refused
 from worldlm.federation.messages import (
     Download,
     MessageT,
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from worldlm.loop.world import World
 
 log = logging.getLogger(__name__)
+
+
+class TooFewParticipants(ValueError):
+    """A federation asks for more participants in a sub-round than are left."""
 
 
 class Steps:
@@ -182,9 +187,21 @@ class Steps:
         context.state.download = None  # answered, or missed
 
     def _take(self, context: Context, upload: Upload) -> None:
-        """Keep an upload at the node that it was sent to."""
+        """Keep an upload at the node that it was sent to, if it is fit to be merged."""
         arrived = self._arrive(context, self.world.topology.nodes[upload.node], upload)
-        context.state.uploads[upload.node] = self.world.store.send(upload.node, arrived)
+        if self._admits(context, arrived):
+            context.state.uploads[upload.node] = self.world.store.send(upload.node, arrived)
+
+    def _admits(self, context: Context, upload: Upload) -> bool:
+        """Look an upload over; one that is refused is left out of this sub-round."""
+        state, name = context.state, context.node.name
+        start = NodeState(parameters=state.parameters if state.start is None else state.start)
+        expected = start.parts(self.world.parts, self.world.partition)
+        wrong = why_refused(upload, expected, self.world.round, context.node.settings.max_update_norm)
+        if wrong:
+            state.refused[upload.node] = state.refused.get(upload.node, 0) + 1
+            log.warning("round %d: %s refused the upload of %s: %s", self.world.round, name, upload.node, wrong)
+        return not wrong
 
     def _compose_upload(self, context: Context) -> Upload | None:
         """Write what a node sends to its parent; None where nothing of it arrives in this sub-round."""
@@ -237,7 +254,13 @@ class Steps:
             own, state.parameters, state.start = state.parameters, state.start, None
             if name in state.participants:
                 parts = NodeState(parameters=own).parts(self.world.parts, self.world.partition)
-                uploads.append(Upload(node=name, round=self.world.round, parts=parts, num_tokens=state.fit_tokens))
+                upload = Upload(node=name, round=self.world.round, parts=parts, num_tokens=state.fit_tokens)
+                uploads += [upload] if self._admits(context, upload) else []
+        if len(uploads) < (least := context.node.settings.min_participants):
+            raise TooFewParticipants(
+                f"round {self.world.round}: {len(uploads)} participants of {name} are left "
+                f"({', '.join(upload.node for upload in uploads) or 'none'}), and its min_participants is {least}"
+            )
         if not uploads:
             log.warning("round %d: nobody took part in %s, its model stays as it is", self.world.round, name)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from worldlm.topology.settings import FOR_CHILDREN, Link, OuterOptimizer, Privacy, Residuals, Settings
@@ -72,6 +73,8 @@ def _told(settings: Settings) -> dict[str, str]:
         "sampling": f"sampling {settings.sampling}",
         "dropout": f"dropout {settings.dropout:g}",
         "deadline_seconds": f"deadline {f'{settings.deadline_seconds:g} s' if settings.deadline_seconds else 'none'}",
+        "min_participants": f"at least {settings.min_participants} participants",
+        "max_update_norm": f"update norm up to {settings.max_update_norm or math.inf:g}",
         "outer_optimizer": _outer_optimizer(settings.outer_optimizer),
         "optimizer_state": f"optimizer state {settings.optimizer_state}",
         "jurisdiction": f"jurisdiction {settings.jurisdiction or 'none'}",

@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 from worldlm.topology.checks import bad_name, out_of_range, refuse
 
-FOR_CHILDREN = ("num_subrounds", "participation", "sampling", "deadline_seconds", "outer_optimizer")
+FOR_CHILDREN = (
+    "num_subrounds",
+    "participation",
+    "sampling",
+    "deadline_seconds",
+    "min_participants",
+    "max_update_norm",
+    "outer_optimizer",
+)
 """Settings of a federation, which have no effect at a leaf."""
 
 
@@ -179,6 +187,12 @@ class Settings:
     """Seconds on its link, download and upload together, after which a child is left out of a sub-round; above 0. None
     waits for all."""
 
+    min_participants: int = 0
+    """Uploads of a sub-round, a federation's own fit among them, with fewer of which the run ends; at least 0."""
+
+    max_update_norm: float | None = None
+    """Largest L2 norm of what a participant changed, beyond which it is refused; above 0. None sets no limit."""
+
     outer_optimizer: OuterOptimizer | None = None
     """Applies the mean pseudo-gradient of the children. None leaves it to the callback."""
 
@@ -217,6 +231,8 @@ class Settings:
                 "sampling": _one_of(sampling, "auto", "fixed", "poisson"),
                 "dropout": out_of_range(self.dropout, at_least=0, below=1),
                 "deadline_seconds": out_of_range(self.deadline_seconds, above=0),
+                "min_participants": out_of_range(self.min_participants, at_least=0),
+                "max_update_norm": out_of_range(self.max_update_norm, above=0),
                 "jurisdiction": "" if self.jurisdiction is None else bad_name(self.jurisdiction),
                 "optimizer_state": _one_of(state, "keep", "reset"),
             }

@@ -17,7 +17,7 @@ class Node:
 
     Raises:
         FieldError: (a ValueError) for a bad name or weight, a leaf without a corpus, or a corpus
-            without `num_local_steps`, which may be 0 only at a leaf.
+            without `num_local_steps`, which may be 0 only at a leaf, or more `min_participants` than it has.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Node:
                 "weight": out_of_range(self.weight, above=0),
                 "corpus": _bad_corpus(self),
                 "num_local_steps": _bad_steps(self),
+                "min_participants": _bad_minimum(self),
             }
         )
 
@@ -152,6 +153,14 @@ def _bad_steps(node: Node) -> str:
     if node.holds_data and steps == 0 and node.children:
         return f"is 0 at node {node.name!r}, which has children: only a leaf can just listen"
     return ""
+
+
+def _bad_minimum(node: Node) -> str:
+    if node.is_leaf or node.listens:
+        return ""
+    most = sum(not child.listens for child in node.children) + node.fits
+    wanted = node.settings.min_participants
+    return f"is {wanted} at node {node.name!r}, which has {most} participants" if wanted > most else ""
 
 
 def _idle(root: Node) -> str:

@@ -1,0 +1,66 @@
+"""Which uploads are refused, and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from worldlm.federation.admission import why_refused
+from worldlm.federation.messages import Residual, Upload
+
+EXPECTED: Any = {"backbone": {"w": torch.zeros(2, 3)}, "keys": {"k": torch.zeros(2)}, "values": {"v": torch.zeros(1)}}
+
+
+def parts(**changed: Tensor) -> Any:
+    return {part: {name: changed.get(name, one) for name, one in own.items()} for part, own in EXPECTED.items()}
+
+
+GOOD = Upload(node="a", round=3, parts=parts(w=torch.full((2, 3), 0.5)), num_tokens=7)
+RESIDUAL = Residual(
+    keys={"k": torch.ones(2)}, values={"v": torch.ones(1)}, origin="b", federation="f", jurisdiction=None, round=1
+)
+
+
+def told(upload: Upload, **options: Any) -> str:
+    return why_refused(upload, EXPECTED, 3, **options)
+
+
+def test_a_good_one_is_taken_in() -> None:
+    assert told(replace(GOOD, residuals=(RESIDUAL,), row_counts={"w": torch.tensor([0.0, 2.0])})) == ""
+    assert told(replace(GOOD, parts=parts(k=torch.ones(2, dtype=torch.bfloat16)))) == ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (replace(GOOD, round=2), "it is of round 2"),
+        (replace(GOOD, num_tokens=-1), "it counts -1 tokens"),
+        (replace(GOOD, parts=parts(k=torch.tensor([0.0, torch.nan]))), "k is not finite"),
+        (replace(GOOD, parts=parts(v=torch.tensor([-torch.inf]))), "v is not finite"),
+        (replace(GOOD, parts=parts(w=torch.full((2, 3), -2e6))), "w holds 2.0e+06"),
+        (replace(GOOD, parts=parts(w=torch.zeros(3, 2))), "w has shape [3, 2], not [2, 3]"),
+        (replace(GOOD, parts=parts(k=torch.zeros(2, dtype=torch.int64))), "k is of type torch.int64"),
+        (replace(GOOD, parts={**EXPECTED, "keys": {}}), "it lacks k"),
+        (replace(GOOD, parts={"backbone": EXPECTED["backbone"]}), "it lacks k"),
+        (replace(GOOD, parts={**EXPECTED, "values": {"v": torch.zeros(1), "x": torch.zeros(1)}}), "it holds x, which"),
+        (replace(GOOD, row_counts={"w": torch.tensor([-1.0])}), "its row counts of w are no counts"),
+        (replace(GOOD, row_counts={"w": torch.tensor([torch.nan])}), "its row counts of w are no counts"),
+        (
+            replace(GOOD, residuals=(replace(RESIDUAL, keys={"k": torch.tensor([0.0, torch.nan])}),)),
+            "the residual of b: k is not finite",
+        ),
+        (replace(GOOD, residuals=(replace(RESIDUAL, values={}),)), "the residual of b: it lacks v"),
+    ],
+)
+def test_the_first_thing_that_is_wrong_is_told(wrong: Upload, why: str) -> None:
+    assert told(wrong).startswith(why)
+
+
+def test_a_norm_beyond_the_limit() -> None:
+    moved = 0.5 * 6**0.5
+    assert told(GOOD, max_update_norm=moved + 1e-6) == ""
+    assert told(GOOD, max_update_norm=moved - 1e-6).startswith("its update has norm 1.225, and max_update_norm is 1.2")

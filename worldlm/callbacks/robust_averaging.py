@@ -1,0 +1,71 @@
+"""Averaging that a few bad participants cannot take wherever they like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+from lightning.pytorch import LightningModule
+
+from worldlm.callbacks.averaging import Averaging
+from worldlm.federation.messages import Upload
+from worldlm.federation.parameters import Part, Tensors
+from worldlm.federation.robust import median, norm_bounded_mean, trimmed_mean
+from worldlm.loop import Context, WorldTrainer
+
+Rule = Literal["median", "trimmed_mean", "norm_bound"]
+
+
+class RobustAveraging(Averaging):
+    """Averages as `Averaging` does, but for what counts as the participants' mean.
+
+    `median` and `trimmed_mean` take every coordinate by itself, and all participants for equals, whatever their tokens
+    (Yin et al., arXiv 1803.01498); `norm_bound` draws back who moved too far, and then takes the weighted mean (Sun et
+    al., arXiv 1911.07963). All hold without knowing who is bad, as long as fewer than half are, and fewer than `trim`
+    leaves out: the better the participants agree, the less is lost. What is broken outright never comes this far: an
+    upload that is not finite, or does not fit, is refused before.
+
+    Args:
+        rule: `median`, `trimmed_mean` or `norm_bound`.
+        trim: Of `trimmed_mean`: share of the participants that is left out at each end, rounded down, in [0, 0.5).
+        max_norm: Of `norm_bound`: largest L2 norm of what a participant changed; above 0. None takes the median of
+            their norms.
+        **kwargs: As `Averaging`.
+
+    Raises:
+        ValueError: If an argument is out of range, or has no effect under the rule.
+    """
+
+    def __init__(
+        self,
+        rule: Rule = "median",
+        trim: float | None = None,
+        max_norm: float | None = None,
+        parts: Sequence[Part] = ("backbone",),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(parts, **kwargs)
+        if rule not in get_args(Rule):
+            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
+        for name, value, only in (("trim", trim, "trimmed_mean"), ("max_norm", max_norm, "norm_bound")):
+            if value is not None and rule != only:
+                raise ValueError(f"{name} has no effect under the rule {rule}: it is for {only}")
+        self.trim = 0.2 if trim is None else trim
+        if not 0 <= self.trim < 0.5 or not (max_norm is None or max_norm > 0):
+            raise ValueError(f"trim must be in [0, 0.5), got {trim}, and max_norm above 0, got {max_norm}")
+        self.rule = rule
+        self.max_norm = max_norm
+
+    def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        super().on_train_start(trainer, pl_module)
+        if self.row_shares is not None:
+            raise ValueError("RobustAveraging knows no rows: leave TokenRows out, or let Averaging merge the embedding")
+
+    def _mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:
+        models = [self._tensors(upload) for upload in uploads]
+        means: dict[Rule, Callable[[], Tensors]] = {
+            "median": lambda: median(models),
+            "trimmed_mean": lambda: trimmed_mean(models, int(self.trim * len(models))),
+            "norm_bound": lambda: norm_bounded_mean(models, weights, context.state.parameters, self.max_norm),
+        }
+        return means[self.rule]()
