@@ -1,9 +1,14 @@
-"""Which folder a run writes into, and which checkpoint it goes on from."""
+"""Which folder a run writes into, which checkpoint it goes on from, and where those of a run that was lie."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+
+from worldlm.topology.lines import LinesError, suggest
+
+LAST = "checkpoints/last.ckpt"
+_KEPT = "checkpoints/round_{}.ckpt"
 
 
 def find_checkpoint(ckpt_path: str | None, runs: Path) -> Path | None:
@@ -35,3 +40,49 @@ def find_version(checkpoint: Path | None, runs: Path) -> int:
         if checkpoint is not None and checkpoint.is_relative_to(folder):
             return number
     return max(numbers, default=-1) + 1
+
+
+def find_run(run: str | Path) -> Path:
+    """Find the folder of a run that has a checkpoint.
+
+    Args:
+        run: The folder itself, such as `runs/NAME/version_0`, or that of all versions, of which the last one that has
+            a checkpoint is taken.
+
+    Raises:
+        LinesError: If there is none.
+    """
+    folder = Path(run).expanduser()
+    if list(folder.glob("checkpoints/*.ckpt")):
+        return folder
+    versions = {path.parents[1] for path in folder.glob("version_*/checkpoints/*.ckpt")}
+    numbered = [path for path in versions if path.name[8:].isdigit()]
+    if numbered:
+        return max(numbered, key=lambda path: int(path.name[8:]))
+    if folder.is_dir():
+        told = f"no run with a checkpoint in {folder}"
+    else:
+        siblings = [path.name for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
+        told = f"no run at {folder}{suggest(folder.name, siblings)}"
+    raise LinesError([f"{told}: name a run's folder, such as runs/NAME or runs/NAME/version_N"])
+
+
+def find_saved(folder: Path, round_: int | None = None) -> Path:
+    """Find a checkpoint in the folder of a run.
+
+    Args:
+        folder: As `find_run` gives it.
+        round_: The last round that is in it, from 1; None for the last checkpoint there is.
+
+    Raises:
+        LinesError: If it was not kept, with the rounds that were.
+    """
+    kept = {int(path.stem[6:]): path for path in folder.glob(_KEPT.format("*")) if path.stem[6:].isdigit()}
+    last, numbers = folder / LAST, ", ".join(map(str, sorted(kept)))
+    if round_ is None and (last.is_file() or kept):
+        return last if last.is_file() else kept[max(kept)]
+    if round_ in kept:
+        return kept[round_]
+    told = f"kept are {numbers}, and the last one" if kept else "only the last one is there"
+    wanted = "no last.ckpt is there" if round_ is None else f"round {round_} was not kept; {told}"
+    raise LinesError([f"{folder}: {wanted} (LastCheckpoint keeps others with keep_every_n_rounds)"])

@@ -12,6 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from worldlm.callbacks import LastCheckpoint
+from worldlm.callbacks.last_checkpoint import keep
+from worldlm.federation.saved import open_world
 from worldlm.loop.checkpoint_io import AtomicCheckpointIO
 from worldlm.topology import Topology
 
@@ -142,9 +144,60 @@ def test_a_long_round_is_saved_within(tree: Topology, fit: Make, whole_method: M
 
     fit(tree, [*whole_method(), Look(every_n_minutes=1e-9)])
     assert saved.count(True) == 12
-    for wrong in ({"every_n_rounds": 0}, {"every_n_minutes": 0.0}):
+    for wrong in ({"every_n_rounds": 0}, {"every_n_minutes": 0.0}, {"keep_every_n_rounds": 0}):
         with pytest.raises(ValueError, match="must be at least 1"):
             LastCheckpoint(**wrong)
+
+
+def test_rounds_are_kept_and_written_once(tree: Topology, fit: Make, whole_method: Make) -> None:
+    trainer = fit(tree, [*whole_method(), LastCheckpoint(keep_every_n_rounds=2)], max_epochs=5, limit_val_batches=0)
+    folder, last = LastCheckpoint.path(trainer).parent, LastCheckpoint.path(trainer)
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "round_2.ckpt", "round_4.ckpt"]
+    assert {name: open_world(folder / name).num_rounds for name in ("round_2.ckpt", "round_4.ckpt", "last.ckpt")} == {
+        "round_2.ckpt": 2,
+        "round_4.ckpt": 4,
+        "last.ckpt": 5,
+    }
+    keep(last, "round_5.ckpt")
+    assert (folder / "round_5.ckpt").samefile(last)
+
+
+def test_where_a_file_has_one_name_only_it_is_copied(last: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*paths: Path) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    keep(last, "round_2.ckpt")
+    assert last.with_name("round_2.ckpt").read_bytes() == last.read_bytes()
+    assert sorted(path.name for path in last.parent.iterdir()) == ["last.ckpt", "round_2.ckpt"]
+
+
+def test_any_nodes_weights_are_read_without_the_world(tree: Topology, fit: Make, whole_method: Make) -> None:
+    trainer = fit(tree, [*whole_method(), LastCheckpoint()])
+    saved = open_world(LastCheckpoint.path(trainer))
+    assert (saved.num_rounds, saved.within_round) == (2, False)
+    assert list(saved.children) == list(tree.nodes)
+    assert saved.children["north"] == ["a", "b"]
+    for name, state in trainer.world.states.items():
+        found = saved.parameters(name)
+        assert sorted(found) == sorted(state.parameters)
+        assert all(torch.equal(found[key], value) for key, value in state.parameters.items())
+    with pytest.raises(ValueError, match="has no node 'nort'; it has world, north, .*did you mean 'north'"):
+        saved.parameters("nort")
+
+
+def test_within_a_round_is_known(tree: Topology, fit: Make, whole_method: Make, save_everywhere: Make) -> None:
+    saver = save_everywhere("on_train_batch_end", "on_train_epoch_end")
+    fit(tree, [*whole_method(), saver])
+    found = [(path.stem[4:], (world := open_world(path)).num_rounds, world.within_round) for path in saver.saved]
+    expected = [[("on_train_batch_end", done, True)] * 6 + [("on_train_epoch_end", done + 1, False)] for done in (0, 1)]
+    assert found == [one for part in expected for one in part]
+
+
+def test_a_plain_checkpoint_is_no_world(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "loops": {"fit_loop": {"state_dict": {}}}}, tmp_path / "plain.ckpt")
+    with pytest.raises(ValueError, match=r"plain.ckpt cannot be read as a saved world: it holds no world of nodes"):
+        open_world(tmp_path / "plain.ckpt")
 
 
 def test_a_new_checkpoint_is_a_new_file(last: Path) -> None:

@@ -1,5 +1,7 @@
 """The checkpoint a run continues from."""
 
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,24 +17,30 @@ class LastCheckpoint(Checkpoint):
     """Keeps one `checkpoints/last.ckpt` in the run's folder: the whole world, as it last stood.
 
     Written at the end of rounds, between steps once enough time has gone by, and on SIGTERM; where several processes
-    share the world, at the end of rounds only. Use Lightning's ModelCheckpoint beside it to keep more.
+    share the world, at the end of rounds only. Some rounds' may be kept beside it, as `checkpoints/round_N.ckpt`.
 
     Args:
         every_n_rounds: Rounds between two checkpoints.
         every_n_minutes: Minutes after which one is written between two steps, in rounds that take long.
+        keep_every_n_rounds: Keep the checkpoint of every so many rounds for good; by default of none.
 
     Raises:
-        ValueError: If every_n_rounds is below 1 or every_n_minutes is not above 0.
+        ValueError: If every_n_rounds or keep_every_n_rounds is below 1 or every_n_minutes is not above 0.
     """
 
-    def __init__(self, every_n_rounds: int = 1, every_n_minutes: float = 10.0) -> None:
+    def __init__(
+        self, every_n_rounds: int = 1, every_n_minutes: float = 10.0, keep_every_n_rounds: int | None = None
+    ) -> None:
         if every_n_rounds < 1 or not every_n_minutes > 0:
             raise ValueError(
                 f"every_n_rounds must be at least 1, got {every_n_rounds}, "
                 f"and every_n_minutes above 0, got {every_n_minutes}"
             )
+        if keep_every_n_rounds is not None and keep_every_n_rounds < 1:
+            raise ValueError(f"keep_every_n_rounds must be at least 1, or null to keep none, got {keep_every_n_rounds}")
         self.every_n_rounds = every_n_rounds
         self.every_n_minutes = every_n_minutes
+        self.keep_every_n_rounds = keep_every_n_rounds
         self._saved_at = time.monotonic()
 
     @staticmethod
@@ -55,8 +63,11 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         finished = trainer.world.round + 1
-        if finished % self.every_n_rounds == 0 or finished == trainer.max_epochs or trainer.should_stop:
+        keeps = self.keep_every_n_rounds is not None and finished % self.keep_every_n_rounds == 0
+        if keeps or finished % self.every_n_rounds == 0 or finished == trainer.max_epochs or trainer.should_stop:
             self._save(trainer)
+        if keeps and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            keep(self.path(trainer), f"round_{finished}.ckpt")
 
     def on_exception(  # type: ignore[override]
         self, trainer: WorldTrainer, pl_module: LightningModule, exception: BaseException
@@ -64,3 +75,16 @@ class LastCheckpoint(Checkpoint):
         # raised between two steps, where everything is in order if all of the world is here
         if trainer.num_ranks == 1 and isinstance(exception, SIGTERMException):
             self._save(trainer)
+
+
+def keep(path: Path, name: str) -> None:
+    """Keep a file under another name too: one file on disk with two names, or a copy where there are no such."""
+    partial = path.with_name(f".{name}.{os.getpid()}.partial")
+    try:
+        try:
+            os.link(path, partial)
+        except OSError:
+            shutil.copyfile(path, partial)
+        partial.replace(path.with_name(name))
+    finally:
+        partial.unlink(missing_ok=True)

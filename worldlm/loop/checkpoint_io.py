@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from worldlm.federation.pages import forget
+from worldlm.federation.saved import read_checkpoint
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -66,13 +67,4 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             FileNotFoundError: If there is no such file.
             ValueError: If it is not a whole checkpoint of a model, or holds anything but tensors and plain values.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no checkpoint at {path}")
-        try:
-            checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=self.mapped)
-        except Exception as error:  # what a reader stumbles over in a foreign file is anybody's guess
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
-        if not (isinstance(checkpoint, dict) and {"state_dict", "loops"} <= checkpoint.keys()):
-            raise ValueError(f"{path} cannot be read as a checkpoint: it is not one that a trainer saved")
-        return checkpoint
+        return read_checkpoint(path, mapped=self.mapped)

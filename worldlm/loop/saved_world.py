@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from worldlm.federation.saved import FORMAT
 from worldlm.topology import Topology
-
-FORMAT = 2
-"""Counted up whenever what a checkpoint says of the world changes its meaning."""
 
 
 def tree(topology: Topology) -> dict[str, list[str]]:

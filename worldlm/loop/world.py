@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from worldlm.federation.parameters import Part, Tensors, clone
 from worldlm.federation.program import compile_round
+from worldlm.federation.saved import FORMAT
 from worldlm.federation.state import NodeState
 from worldlm.loop.hooks import Context, FederationCallback
-from worldlm.loop.saved_world import FORMAT, check_saved, tree
+from worldlm.loop.saved_world import check_saved, tree
 from worldlm.loop.wire import Wire
 from worldlm.topology import Topology
 

@@ -1,0 +1,94 @@
+"""A saved world, read without building it: any node's weights out of a checkpoint of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldlm.federation.parameters import Tensors
+from worldlm.topology.lines import suggest
+
+FORMAT = 2
+"""Counted up whenever what a checkpoint says of the world changes its meaning."""
+
+
+def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
+    """Read a checkpoint; nothing in it is executed.
+
+    Args:
+        path: The file.
+        mapped: Whether to map it into memory instead of reading it whole: what is not used is not read.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a whole checkpoint of a model, or holds anything but tensors and plain values.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # what a reader stumbles over in a foreign file is anybody's guess
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    if not (isinstance(checkpoint, dict) and {"state_dict", "loops"} <= checkpoint.keys()):
+        raise ValueError(f"{path} cannot be read as a checkpoint: it is not one that a trainer saved")
+    return checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedWorld:
+    """The nodes of a checkpoint."""
+
+    path: Path
+    """The checkpoint."""
+    hyper_parameters: Mapping[str, Any]
+    """What the module was built with, as plain values."""
+    children: Mapping[str, list[str]]
+    """Names of every node's children, by name, parents first."""
+    num_rounds: int
+    """Rounds that had ended."""
+    within_round: bool
+    """Whether it was saved before the round that followed had ended: federations are then older than leaves."""
+    states: Mapping[str, Mapping[str, Any]]
+    """What is kept of every node, by name; see `NodeState`."""
+
+    def parameters(self, node: str) -> Tensors:
+        """Return a node's weights by name, as they lie in the file: read where they are used.
+
+        Raises:
+            ValueError: If there is no such node, with the nearest name.
+        """
+        if node not in self.states:
+            names = list(self.children)
+            listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+            raise ValueError(f"{self.path} has no node {node!r}; it has {listed}{suggest(node, names)}")
+        weights: Tensors = self.states[node]["parameters"]
+        return weights
+
+
+def open_world(path: str | Path) -> SavedWorld:
+    """Open a checkpoint of a world.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is none of a world, or of another format.
+    """
+    checkpoint = read_checkpoint(path, mapped=True)
+    loop = checkpoint["loops"].get("fit_loop", {})
+    world = loop.get("state_dict", {}).get("world")
+    if world is None or world.get("format") != FORMAT:
+        told = "it holds no world of nodes" if world is None else f"its format is not {FORMAT}, which is read here"
+        raise ValueError(f"{path} cannot be read as a saved world: {told}")
+    progress = loop["epoch_progress"]["current"]
+    return SavedWorld(
+        path=Path(path),
+        hyper_parameters=checkpoint.get("hyper_parameters", {}),
+        children=world["topology"],
+        num_rounds=progress["processed"],
+        within_round=progress["started"] > progress["processed"],
+        states=world["states"],
+    )
