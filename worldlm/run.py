@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from worldlm.callbacks import (
+    KeepTokenizer,
     LastCheckpoint,
     NodeMetrics,
     NodeValidation,
@@ -43,7 +44,7 @@ from worldlm.topology import Shape, find_file
 from worldlm.topology.lines import Reader
 
 ALWAYS: dict[str, tuple[type[Callback], ...]] = {
-    "fit": (NodeMetrics, Samples, Traffic, Record, Pictures, LastCheckpoint, RoundProgress, Summary),
+    "fit": (NodeMetrics, Samples, Traffic, Record, Pictures, KeepTokenizer, LastCheckpoint, RoundProgress, Summary),
     "validate": (NodeValidation,),
     "prepare": (),
 }
@@ -183,6 +184,8 @@ class RecipeCLI(LightningCLI):
         """Train the world, and stop between two steps on SIGTERM and on the first Ctrl-C."""
         trainer: WorldTrainer = self.trainer  # type: ignore[assignment]
         self.folder = trainer.folder
+        if self.checkpoint is None:
+            self.model.check_init_from()
         from_there = f"; goes on from {self.checkpoint}" if self.checkpoint else ""
         rank_zero_only(print)(headline(trainer, self.model) + from_there)
         if isinstance(trainer.strategy, WorldStrategy):

@@ -5,6 +5,7 @@ from worldlm.callbacks.averaging import Averaging
 from worldlm.callbacks.compression import Compression
 from worldlm.callbacks.example_privacy import ExamplePrivacy
 from worldlm.callbacks.fedamp import FedAMP
+from worldlm.callbacks.keep_tokenizer import KeepTokenizer
 from worldlm.callbacks.last_checkpoint import LastCheckpoint
 from worldlm.callbacks.node_metrics import NodeMetrics
 from worldlm.callbacks.node_validation import NodeValidation
@@ -26,6 +27,7 @@ __all__ = [
     "Compression",
     "ExamplePrivacy",
     "FedAMP",
+    "KeepTokenizer",
     "LastCheckpoint",
     "NodeMetrics",
     "NodeValidation",

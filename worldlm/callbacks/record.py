@@ -159,10 +159,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If the content holds NaN or infinity.
     """
+    write_text(path, _lines(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file: at any moment `path` is the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(_lines(content), "utf-8")
+        partial.write_text(text, "utf-8")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

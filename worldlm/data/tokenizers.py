@@ -27,7 +27,7 @@ _END_OF_TEXT = (
     "[EOS]",
     "[SEP]",
 )
-_FILE = "tokenizer.json"
+FILE = "tokenizer.json"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB_SECONDS = 5.0
 
@@ -49,6 +49,9 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str:
         """Return a short text that changes whenever the encoding may."""
 
+    def to_json(self) -> str:
+        """Return it as the content of a `tokenizer.json`, which reads as a `FileTokenizer` that encodes alike."""
+
 
 class ByteTokenizer:
     """One token for each byte of UTF-8, and one for the end of a text."""
@@ -67,6 +70,24 @@ class ByteTokenizer:
     def fingerprint(self) -> str:
         """Return the name of this encoding."""
         return "bytes"
+
+    def to_json(self) -> str:
+        """Spell every byte as the character that byte-level tokenizers have for it."""
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+        backend = Tokenizer(models.BPE({letter: byte for byte, letter in enumerate(_letters())}, []))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.add_special_tokens([AddedToken(_END_OF_TEXT[0], special=True, normalized=False)])
+        text: str = backend.to_str()
+        return text
+
+
+def _letters() -> list[str]:
+    """List the characters that byte-level tokenizers have for the 256 bytes: themselves where one sees them."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = iter(range(256, 512))
+    return [chr(byte if byte in seen else next(others)) for byte in range(256)]
 
 
 class FileTokenizer:
@@ -121,6 +142,11 @@ class FileTokenizer:
         """Digest the file."""
         return self._fingerprint
 
+    def to_json(self) -> str:
+        """Return the file as it is used here: uncut, unpadded, and text kept from becoming special tokens."""
+        text: str = self._backend.to_str()
+        return text
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore what the backend does not send along."""
         self.__dict__.update(state)
@@ -163,7 +189,7 @@ def load_tokenizer(name: str | Path, cache_dir: str | Path | None = None) -> Tok
     if name == "bytes":
         return ByteTokenizer()
     path = Path(os.path.expanduser(name))
-    inside = path / _FILE
+    inside = path / FILE
     if name and os.path.isfile(inside):
         return FileTokenizer(inside)
     if os.path.isfile(path):
@@ -178,7 +204,7 @@ def load_tokenizer(name: str | Path, cache_dir: str | Path | None = None) -> Tok
 def _missing(path: Path) -> str:
     """Say what is wrong with a path."""
     if path.is_dir():
-        return f"the folder holds no {_FILE}; {_advice(str(path))}"
+        return f"the folder holds no {FILE}; {_advice(str(path))}"
     parent = path.parent
     if not parent.is_dir():
         return f"there is no folder {str(parent)!r}"
@@ -187,7 +213,7 @@ def _missing(path: Path) -> str:
 
 def _neither(name: str) -> str:
     """Say what a name might have been."""
-    kinds = f"bytes, a {_FILE} or its folder, or a name of the Hugging Face Hub (owner/name or owner/name@revision)"
+    kinds = f"bytes, a {FILE} or its folder, or a name of the Hugging Face Hub (owner/name or owner/name@revision)"
     return f"it must be {kinds}{suggest(name, ['bytes', *_names(Path())])}"
 
 
@@ -215,11 +241,11 @@ def _fetch(name: str, cache_dir: str | Path | None) -> Path:
     where: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
     seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", _HUB_SECONDS))
     try:
-        get_hf_file_metadata(hf_hub_url(repository, _FILE, revision=revision or None), timeout=seconds)
-        return Path(hf_hub_download(repository, _FILE, **where))
+        get_hf_file_metadata(hf_hub_url(repository, FILE, revision=revision or None), timeout=seconds)
+        return Path(hf_hub_download(repository, FILE, **where))
     except Exception as error:  # each release of huggingface_hub has an HTTP library with exceptions of its own
         try:
-            return Path(hf_hub_download(repository, _FILE, **where, local_files_only=True))
+            return Path(hf_hub_download(repository, FILE, **where, local_files_only=True))
         except (LocalEntryNotFoundError, ValueError):
             raise ValueError(f"tokenizer {name!r}: {_refusal(error, repository, revision)}") from error
 
@@ -235,11 +261,11 @@ def _refusal(error: Exception, repository: str, revision: str) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return f"the repository has no revision {revision!r}"
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return f"the repository has no {_FILE} (google/mt5-* have none, for one); {_advice(repository)}"
+        return f"the repository has no {FILE} (google/mt5-* have none, for one); {_advice(repository)}"
     if isinstance(error, errors.HFValidationError):
         return f"this is no name of the Hub: {_first_line(error)}"
     told = f"it cannot be fetched from the Hugging Face Hub ({_first_line(error)}) and is not in its cache"
-    return f"{told}; where there is no network, give the path of a {_FILE}"
+    return f"{told}; where there is no network, give the path of a {FILE}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.text import Perplexity
 
+from worldlm.models.initial_weights import find_origin, initial_weights
 from worldlm.models.mpt import MPT, Architecture
 from worldlm.models.partition import Split, partition
 
@@ -113,6 +114,9 @@ class LanguageModule(LightningModule):
         architecture: The model's sizes.
         split: Which parameters are key and value layers.
         optimizer: The inner optimizer and its schedule.
+        init_from: Weights to start from when fitting begins: a folder of a Hugging Face MPT model (`config.json` and
+            safetensors), or a node of a run that was, `RUN:NODE` or `RUN:NODE@ROUND`. Not read by a run that goes on
+            from a checkpoint. By default weights are drawn.
 
     Raises:
         ValueError: If the split does not fit the model's parameter names (see `partition`).
@@ -123,6 +127,7 @@ class LanguageModule(LightningModule):
         architecture: Architecture,
         split: Split,
         optimizer: OptimizerSettings,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(
@@ -130,21 +135,53 @@ class LanguageModule(LightningModule):
                 "architecture": asdict(architecture),
                 "split": asdict(split),
                 "optimizer": asdict(optimizer),
+                "init_from": init_from,
             }
         )
         self.architecture = architecture
         self.optimizer_settings = optimizer
         self.model = MPT(architecture)
+        self.init_from = init_from
+        self._is_fresh = True
         self._parts = partition([name for name, _ in self.named_parameters()], split)
 
     @classmethod
-    def from_hyper_parameters(cls, hyper_parameters: Mapping[str, Mapping[str, Any]]) -> LanguageModule:
-        """Build the module, freshly initialised, from a checkpoint's `hyper_parameters`."""
+    def from_hyper_parameters(cls, hyper_parameters: Mapping[str, Any]) -> LanguageModule:
+        """Build the module, freshly initialised, from a checkpoint's `hyper_parameters`; what it began from is left."""
         return cls(
             Architecture(**hyper_parameters["architecture"]),
             Split(**hyper_parameters["split"]),
             OptimizerSettings(**hyper_parameters["optimizer"]),
         )
+
+    def check_init_from(self) -> None:
+        """Check early, and without reading weights, whether the module can start from `init_from`.
+
+        Raises:
+            ValueError: If there is nothing that it could start from, or another architecture.
+        """
+        if self.init_from is not None:
+            find_origin(self.init_from, self.architecture)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave `init_from` alone: these are the weights to go on from."""
+        self._is_fresh = False
+
+    def on_fit_start(self) -> None:
+        """Take the weights to start from, once, before a world is made of them.
+
+        Raises:
+            ValueError: As `worldlm.models.initial_weights.initial_weights`.
+        """
+        if self._is_fresh and self.init_from is not None:
+            self.load_weights(initial_weights(self.init_from, self.architecture, dict(self.named_parameters())))
+        self._is_fresh = False
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy weights, one for each of `self.named_parameters()`, into the module."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(weights[name])
 
     def partition(self) -> dict[str, str]:
         """Part of each of `self.named_parameters()`, the tied head once, as the embedding."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from worldlm.data import load_tokenizer
+from worldlm.data import ByteTokenizer, load_tokenizer
 
 _TEXTS = [
     "the cat's mat is on a map, a d k m n p s u < / >",
@@ -139,6 +139,30 @@ def test_another_process_gets_the_same_tokenizer(make: Callable[[], Backend], tm
     expected = [list(tokens) for tokens in tokenizer.encode_batch(texts)]
     assert [list(tokens) for tokens in again.encode_batch(texts)] == expected
     assert again.fingerprint() == tokenizer.fingerprint()
+
+
+@settings(max_examples=50)
+@given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+@example(text="a <|endoftext|> \x00\r\n\t b")
+def test_bytes_are_a_file_too(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("bytes", numbered=True) / "tokenizer.json"
+    path.write_text(ByteTokenizer().to_json(), encoding="utf-8")
+    tokenizer = load_tokenizer(path)
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (257, 256)
+    assert list(tokenizer.encode_batch([text])[0]) == list(text.encode())
+    assert tokenizer.decode([*text.encode(), 256]) == text
+
+
+@pytest.mark.parametrize("make", [_backend, _like_xlm_roberta, _like_bloom])
+def test_what_is_written_encodes_alike(make: Callable[[], Backend], tmp_path: Path) -> None:
+    make().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    (tmp_path / "again.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    again = load_tokenizer(tmp_path / "again.json")
+    texts = [*_TEXTS, "a <|endoftext|> </s> b <s>"]
+    assert [list(one) for one in again.encode_batch(texts)] == [list(one) for one in tokenizer.encode_batch(texts)]
+    assert (again.vocab_size, again.end_of_text) == (tokenizer.vocab_size, tokenizer.end_of_text)
+    assert again.to_json() == tokenizer.to_json()
 
 
 def test_the_end_of_text_is_a_special_token_where_there_is_one(tmp_path: Path) -> None:

@@ -1,0 +1,193 @@
+"""Worlds that start from weights which somebody trained already."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from worldlm.callbacks import KeepTokenizer, LastCheckpoint, NodeMetrics, Record
+from worldlm.callbacks.record import weights_digest
+from worldlm.data import ByteTokenizer
+from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
+from worldlm.models.hugging_face import mpt_config, their_names
+from worldlm.topology import Topology
+
+Make = Callable[..., Any]
+SIZES = Architecture(num_blocks=2, d_model=16, num_heads=2, max_seq_len=8, vocab_size=32)
+
+
+def starting_from(origin: Path | str, sizes: Architecture = SIZES) -> LanguageModule:
+    split = Split(keys=(r"blocks\.1\.(norm_1|attn)\.",), values=(r"blocks\.1\.", r"norm_f\."))
+    return LanguageModule(sizes, split, OptimizerSettings(lr=1e-2, warmup_steps=1), str(origin))
+
+
+def weights_of(module: LanguageModule) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+@pytest.fixture
+def pair(star: Make) -> Topology:
+    """A world of two nodes."""
+    topology: Topology = star("ab")
+    return topology
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_module: Make) -> Path:
+    """A Hugging Face folder with the weights of seed 5."""
+    path = tmp_path / "theirs"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(mpt_config(SIZES)))
+    save_file(their_names(weights_of(make_module(5))), path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+def test_every_node_starts_from_a_folder(folder: Path, pair: Topology, fit: Make, make_module: Make) -> None:
+    wanted = weights_of(make_module(5))
+    one = fit(pair, [NodeMetrics(), Record()], module=starting_from(folder))
+    other = fit(pair, [NodeMetrics(), Record()], module=make_module(5))
+    content = json.loads((one.folder / "results.json").read_text())
+    assert content["initial_weights"] == weights_digest(wanted)
+    for name, tensor in one.world.reference.items():
+        assert torch.equal(tensor, wanted[name])
+    for name, state in other.world.states.items():
+        assert all(
+            torch.equal(one.world.states[name].parameters[key], value) for key, value in state.parameters.items()
+        )
+
+
+def test_sharded_weights_and_a_head_written_out_are_read(folder: Path, pair: Topology, fit: Make) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["transformer.wte.weight"].clone()
+    shards = {f"model-{i}.safetensors": names for i, names in enumerate((list(weights)[:5], list(weights)[5:]))}
+    for file, names in shards.items():
+        save_file({name: weights[name] for name in names}, folder / file)
+    index = {"weight_map": {name: file for file, names in shards.items() for name in names}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+    module = starting_from(folder)
+    fit(pair, [], module=module, limit_val_batches=0, max_epochs=0)
+    assert torch.equal(module.model.transformer.wte.weight, weights["lm_head.weight"])
+
+
+def test_a_node_of_a_run_at_any_round_kept(pair: Topology, fit: Make, tmp_path: Path) -> None:
+    first = fit(pair, [LastCheckpoint(keep_every_n_rounds=1)], limit_val_batches=0)
+    run = LastCheckpoint.path(first).parents[1]
+    wanted = {name: value.clone() for name, value in first.world.states["b"].parameters.items()}
+    for origin, same in ((f"{run}:b", True), (f"{run}:b@2", True), (f"{run}:b@1", False), (f"{run}:a", False)):
+        module = starting_from(origin)
+        fit(pair, [], module=module, limit_val_batches=0, max_epochs=0, default_root_dir=tmp_path / "second")
+        assert all(torch.equal(wanted[name], value) for name, value in module.named_parameters()) is same
+
+
+def test_a_run_that_goes_on_does_not_read_them_again(folder: Path, pair: Topology, fit: Make) -> None:
+    whole = fit(pair, [LastCheckpoint(keep_every_n_rounds=1)], module=starting_from(folder), limit_val_batches=0)
+    (folder / "model.safetensors").unlink()
+    first_round = LastCheckpoint.path(whole).with_name("round_1.ckpt")
+    resumed = fit(pair, [], module=starting_from(folder), resume=first_round, limit_val_batches=0)
+    for name, state in whole.world.states.items():
+        found = resumed.world.states[name].parameters
+        assert all(torch.equal(found[key], value) for key, value in state.parameters.items())
+
+
+def test_a_second_fit_of_a_module_goes_on(folder: Path, pair: Topology, trainer_for: Make, make_data: Make) -> None:
+    module, trainer = starting_from(folder), trainer_for(pair, [], limit_val_batches=0, max_epochs=1)
+    trainer.fit(module, datamodule=make_data())
+    before = {name: value.clone() for name, value in trainer.world.states["a"].parameters.items()}
+    trainer.fit(module, datamodule=make_data())  # max_epochs is reached
+    assert all(torch.equal(trainer.world.states["a"].parameters[name], value) for name, value in before.items())
+
+
+def test_checkpoints_say_where_they_began_and_those_that_do_not_load(folder: Path) -> None:
+    module = starting_from(folder)
+    assert module.hparams["init_from"] == str(folder)
+    old = {name: value for name, value in module.hparams.items() if name != "init_from"}
+    assert LanguageModule.from_hyper_parameters(old).init_from is None
+
+
+def told(origin: Path | str, sizes: Architecture = SIZES) -> list[str]:
+    with pytest.raises(ValueError) as caught:
+        starting_from(origin, sizes).check_init_from()
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"init_from is {origin}: ") for line in lines)
+    return [line.removeprefix(f"init_from is {origin}: ") for line in lines]
+
+
+def test_another_architecture_is_refused_with_every_difference(folder: Path, pair: Topology, fit: Make) -> None:
+    assert told(folder, replace(SIZES, num_blocks=3, vocab_size=64, alibi_bias_max=4)) == [
+        f"{folder}: n_layers is 2, num_blocks is 3 here",
+        f"{folder}: vocab_size is 32, vocab_size is 64 here",
+        f"{folder}: alibi_bias_max is 8, it is 4 here",
+    ]
+    run = LastCheckpoint.path(fit(pair, [LastCheckpoint()], limit_val_batches=0)).parents[1]
+    assert told(f"{run}:a", replace(SIZES, d_model=32)) == ["d_model is 16 there, and 32 here"]
+    starting_from(folder, replace(SIZES, max_seq_len=99)).check_init_from()  # no weight depends on it
+    starting_from(f"{run}:a", replace(SIZES, max_seq_len=99)).check_init_from()
+
+
+def test_what_is_no_origin_is_refused(folder: Path, tmp_path: Path, pair: Topology, fit: Make) -> None:
+    run = LastCheckpoint.path(fit(pair, [LastCheckpoint()], limit_val_batches=0)).parents[1]
+    assert "there is no such folder; it takes a Hugging Face MPT folder, or RUN:NODE" in told(tmp_path / "none")[0]
+    assert f"name a node of the run too, as {run}:NODE" in told(run)[0]
+    assert "has no node 'aa'; it has world, a, b" in told(f"{run}:aa")[0]
+    assert "'x' is no round" in told(f"{run}:a@x")[0]
+    assert "round 7 was not kept; only the last one is there" in told(f"{run}:a@7")[0]
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    assert told(folder) == [f"{folder}: the model is of the type 'llama', and not 'mpt'"]
+
+
+def test_weights_that_do_not_fit_are_refused(folder: Path, pair: Topology, fit: Make) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    del weights["transformer.norm_f.weight"]
+    weights["transformer.blocks.0.ffn.up_proj.weight"] = torch.zeros(3, 16)
+    weights["transformer.norm_f.bias"] = torch.zeros(16)
+    save_file(weights, file)
+    with pytest.raises(ValueError) as caught:
+        fit(pair, [], module=starting_from(folder))
+    assert [line.split(": ", 1)[1] for line in str(caught.value).splitlines()] == [
+        "the weights model.transformer.norm_f.weight are missing",
+        "the weights model.transformer.norm_f.bias have no place here",
+        "the weights model.transformer.blocks.0.ffn.up_proj.weight are of shape [3, 16], and [64, 16] here",
+    ]
+    file.write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="model.safetensors cannot be read as safetensors"):
+        fit(pair, [], module=starting_from(folder))
+    file.rename(folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="is not there; pytorch_model.bin is a pickle, which may run anything"):
+        fit(pair, [], module=starting_from(folder))
+
+
+def test_another_tokenizer_is_told(
+    folder: Path, pair: Topology, fit: Make, make_data: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings() -> list[str]:
+        data, module = make_data(), starting_from(folder)
+        data.tokenizer = ByteTokenizer()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "worldlm"):
+            trainer = fit(pair, [KeepTokenizer()], module=module, data=data, limit_val_batches=0, max_epochs=1)
+        assert (trainer.folder / "tokenizer.json").read_text() == ByteTokenizer().to_json()
+        return [record.getMessage().removeprefix(f"init_from is {folder}: ") for record in caplog.records]
+
+    theirs = folder / "tokenizer.json"
+    assert warnings() == [
+        "no tokenizer.json is beside the weights: whether they know the tokens of this run cannot be told"
+    ]
+    theirs.write_text(ByteTokenizer().to_json())
+    assert warnings() == []
+    content = json.loads(ByteTokenizer().to_json())
+    content["model"]["vocab"] |= {"a": 98, "b": 97}
+    theirs.write_text(json.dumps(content))
+    assert warnings() == [
+        "the weights come with another tokenizer than this run's: what they know of its tokens will not hold"
+    ]
