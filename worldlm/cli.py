@@ -16,6 +16,9 @@ HELP = f"""worldlm {__version__}: language models trained across federations of 
   worldlm fit --recipe NAME_OR_PATH --print_config          show every setting, with its value
   worldlm validate --recipe NAME_OR_PATH --ckpt_path last   evaluate every node of a run
   worldlm compare --recipe NAME --methods A,B --seeds 1,2   run methods side by side: a table and pictures
+  worldlm export RUN --node NAME --out FOLDER               a node's model as a Hugging Face folder with a card
+  worldlm generate RUN --node A,B "PROMPT"                  the same prompt through several nodes, side by side
+  worldlm evaluate RUN                                      every node's model on every corpus: who knows what
   worldlm topology check FILE                               find the mistakes in a topology
   worldlm topology show FILE --format svg                   draw a topology: tree, mermaid, svg or png
   worldlm topology estimate RECIPE                          what a run would take: bytes, memory, disk, time
@@ -28,7 +31,13 @@ WorldLM. `worldlm fit --help` lists all settings. Several --recipe are laid over
 LIGHTNING = ("fit", "validate", "prepare")
 """Carried out by LightningCLI."""
 
-ELSEWHERE = {"compare": "worldlm.compare:compare", "topology": "worldlm.topology_command:topology"}
+ELSEWHERE = {
+    "compare": "worldlm.compare:compare",
+    "export": "worldlm.home.export:export",
+    "generate": "worldlm.home.generate:generate_texts",
+    "evaluate": "worldlm.home.evaluate:evaluate",
+    "topology": "worldlm.topology_command:topology",
+}
 """Commands with a room of their own, by name: where the function is that takes the rest of the line."""
 
 COMMANDS = (*LIGHTNING, *ELSEWHERE)

@@ -65,9 +65,14 @@ class RunRecord:
         return root
 
     @property
+    def nodes(self) -> list[dict[str, Any]]:
+        """The nodes of the recorded tree, parents first."""
+        return list(walk(self.tree))
+
+    @property
     def data_nodes(self) -> list[str]:
         """Names of the nodes that have a corpus, in the order of the tree."""
-        return [node["name"] for node in walk(self.tree) if node["corpus"] is not None]
+        return [node["name"] for node in self.nodes if node["corpus"] is not None]
 
     @property
     def topology(self) -> str:

@@ -20,7 +20,6 @@ _PREFIX = "model."
 """What the module's parameter names begin with, and transformers' do not."""
 _ATTENTION = {
     "attn_type": "multihead_attention",
-    "attn_pdrop": 0.0,
     "clip_qkv": None,
     "softmax_scale": None,
     "prefix_lm": False,
@@ -61,7 +60,7 @@ def mpt_config(architecture: Architecture) -> dict[str, Any]:
         "max_seq_len": architecture.max_seq_len,
         "vocab_size": architecture.vocab_size,
         **_REST,
-        "attn_config": _ATTENTION,
+        "attn_config": {**_ATTENTION, "attn_pdrop": 0},
         "learned_pos_emb": False,
         "emb_pdrop": 0.0,
         "resid_pdrop": 0.0,

@@ -1,0 +1,64 @@
+"""What the commands on a run that was have in common: their options, and one line for each mistake."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from worldlm.topology.lines import LinesError
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what is wrong, with the usage, instead of printing it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong."""
+        usage = self.format_usage().strip().splitlines()
+        raise LinesError([f"{self.prog.removeprefix('worldlm ')}: {message}", *usage])
+
+
+def run_parser(command: str, description: str) -> Parser:
+    """Make a parser that knows a run and one of its rounds."""
+    parser = Parser(prog=f"worldlm {command}", description=description)
+    parser.add_argument("run", metavar="RUN", help="a run's folder, runs/NAME/version_N, or runs/NAME for its last")
+    parser.add_argument(
+        "--round", type=whole(1), metavar="N", help="as it was after this round, from 1, if it was kept; default: last"
+    )
+    return parser
+
+
+def names(text: str) -> list[str]:
+    """Read names with commas between them."""
+    return [name for name in (part.strip() for part in text.split(",")) if name]
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers from `least` on."""
+
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, but is {text!r}")
+        return int(text)
+
+    return read
+
+
+def parse(parser: Parser, given: Sequence[str]) -> argparse.Namespace | None:
+    """Read a command line; None if help was asked for, and given."""
+    try:
+        return parser.parse_args(given)
+    except SystemExit:
+        return None
+
+
+@contextmanager
+def line_by_line() -> Iterator[None]:
+    """Turn what is wrong with files and settings into lines for the terminal."""
+    try:
+        yield
+    except LinesError:
+        raise
+    except ValueError as error:
+        raise LinesError(str(error).splitlines()) from error
