@@ -72,12 +72,12 @@ def _run(given: list[str]) -> int:
     if given[0] == "--version":
         print(f"worldlm {__version__}")
         return 0
+    # two threads that spin while they wait make a busy machine many times slower; read when torch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if given[0] in ELSEWHERE:
         room, _, name = ELSEWHERE[given[0]].partition(":")
         return int(getattr(import_module(room), name)(given[1:]))
     if given[0] in LIGHTNING:
-        # two threads that spin while they wait make a busy machine many times slower; read when torch is imported
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from worldlm.run import run
 
         return run(given)

@@ -194,6 +194,20 @@ def test_within_a_round_is_known(tree: Topology, fit: Make, whole_method: Make, 
     assert found == [one for part in expected for one in part]
 
 
+def test_nodes_of_the_formats_known_are_read(last: Path) -> None:
+    checkpoint = torch.load(last, weights_only=True)
+    world = checkpoint["loops"]["fit_loop"]["state_dict"]["world"]
+    weights = world["states"]["a"]["parameters"]
+    del world["format"]  # as the first one was
+    torch.save(checkpoint, last)
+    found = open_world(last).parameters("a")
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
+    world["format"] = 99
+    torch.save(checkpoint, last)
+    with pytest.raises(ValueError, match="it is of format 99, known are 1 and 2"):
+        open_world(last)
+
+
 def test_a_plain_checkpoint_is_no_world(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "loops": {"fit_loop": {"state_dict": {}}}}, tmp_path / "plain.ckpt")
     with pytest.raises(ValueError, match=r"plain.ckpt cannot be read as a saved world: it holds no world of nodes"):

@@ -109,7 +109,8 @@ def test_no_arguments_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "fitt") == [
-        "no command 'fitt'; there are fit, validate, prepare, compare, topology; did you mean 'fit'?"
+        "no command 'fitt'; there are fit, validate, prepare, compare, export, generate, evaluate, topology; "
+        "did you mean 'fit'?"
     ]
 
 

@@ -14,6 +14,8 @@ from worldlm.topology.lines import suggest
 
 FORMAT = 2
 """Counted up whenever what a checkpoint says of the world changes its meaning."""
+_WITH_NODES = (1, FORMAT)
+"""Formats in which nodes and their weights are where `open_world` looks; one that says nothing is of format 1."""
 
 
 def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
@@ -80,8 +82,11 @@ def open_world(path: str | Path) -> SavedWorld:
     checkpoint = read_checkpoint(path, mapped=True)
     loop = checkpoint["loops"].get("fit_loop", {})
     world = loop.get("state_dict", {}).get("world")
-    if world is None or world.get("format") != FORMAT:
-        told = "it holds no world of nodes" if world is None else f"its format is not {FORMAT}, which is read here"
+    if world is None or world.get("format", 1) not in _WITH_NODES:
+        known = " and ".join(map(str, _WITH_NODES))
+        told = (
+            "it holds no world of nodes" if world is None else f"it is of format {world['format']}, known are {known}"
+        )
         raise ValueError(f"{path} cannot be read as a saved world: {told}")
     progress = loop["epoch_progress"]["current"]
     return SavedWorld(

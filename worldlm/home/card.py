@@ -179,6 +179,11 @@ def _privacy(run: SavedRun, node: str) -> Iterator[str]:
         )
     if warning := own_updates(run, node, tree):
         yield warning
+    if isinstance((run.config.get("data") or {}).get("tokenizer"), dict):
+        yield (
+            "The tokenizer was trained on the text of all corpora. Its tokens are statistics of that text, which no "
+            "guarantee above covers."
+        )
 
 
 def own_updates(run: SavedRun, node: str, tree: Topology) -> str:

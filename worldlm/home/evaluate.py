@@ -52,7 +52,8 @@ def evaluate(given: Sequence[str]) -> int:
         matrix = measure(run, nodes, texts)
     for text in texts:
         if text.is_other:
-            print(f"worldlm: warning: {text.name} is not the text that the run held out: it changed", file=sys.stderr)
+            told = "its files, its settings or the tokenizer changed since the run, so that its figures may differ"
+            print(f"worldlm: warning: {text.name}: {told}", file=sys.stderr)
     folder = Path(options.out).expanduser() if options.out else run.folder / "evaluation"
     name = "matrix" if options.round is None else f"matrix_round_{options.round}"
     write(matrix, folder / name, _facts(run, texts, options.split))

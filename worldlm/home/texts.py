@@ -35,7 +35,7 @@ class Text:
     num_batches: int | None
     """Batches that are measured; None: all."""
     is_other: bool = False
-    """Whether it is not the text that the run held out under this name."""
+    """Whether it is packed elsewhere than what the run held out under this name: something about it changed."""
 
     def batches(self) -> Iterator[Tensor]:
         """Yield the batches that a run evaluates on, in its order."""
