@@ -96,7 +96,7 @@ def export_node(run: SavedRun, node: str, target: Path, *, license_: str | None 
         )
         (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # safetensors lets nobody else read it
         if tokenizer is not None:
-            _write_tokenizer(partial, tokenizer, architecture.max_seq_len)
+            write_tokenizer(partial, tokenizer, architecture.max_seq_len)
         missing = "" if tokenizer is not None else f"**No tokenizer**: {_NONE}."
         card = model_card(run, node, license_=license_, digest=weights_digest(weights), warning=missing)
         (partial / "README.md").write_text(card, "utf-8")
@@ -115,7 +115,7 @@ def _tokenizer(run: SavedRun) -> tuple[Tokenizer | None, list[str]]:
         return None, [_NONE, *str(error).splitlines()]
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_seq_len: int) -> None:
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_seq_len: int) -> None:
     """Write a fast tokenizer of transformers that encodes as the run did: no token added, and none that text spells."""
     from tokenizers import Tokenizer as Backend
 
