@@ -373,4 +373,10 @@ def test_mistakes_are_told_in_a_line(shore: Path, capsys: pytest.CaptureFixture[
     assert "no run at runs/tine; did you mean 'tiny'" in refused(capsys, "evaluate", "runs/tine")[0]
     told = refused(capsys, "generate", "runs/tiny", "x", "--temperature", "-1")
     assert told[0] == "generate: argument --temperature: must be a number of at least 0, but is '-1'"
+    assert refused(capsys, "evaluate", "runs/tiny", "--node", "sea", "--out", "sea.txt/there")[0].startswith(
+        "Not a directory: sea.txt/there"
+    )
+    assert refused(capsys, "export", "runs/tiny", "--node", "sea", "--out", "sea.txt/there")[0].startswith(
+        "File exists: sea.txt"
+    )
     assert refused(capsys, "export", "runs/tiny")[0] == ("export: the following arguments are required: --node, --out")

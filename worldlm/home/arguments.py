@@ -62,3 +62,6 @@ def line_by_line() -> Iterator[None]:
         raise
     except ValueError as error:
         raise LinesError(str(error).splitlines()) from error
+    except OSError as error:
+        told = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        raise LinesError(told.splitlines()) from error

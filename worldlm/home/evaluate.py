@@ -56,8 +56,9 @@ def evaluate(given: Sequence[str]) -> int:
             print(f"worldlm: warning: {text.name}: {told}", file=sys.stderr)
     folder = Path(options.out).expanduser() if options.out else run.folder / "evaluation"
     name = "matrix" if options.round is None else f"matrix_round_{options.round}"
-    write(matrix, folder / name, _facts(run, texts, options.split))
     report(matrix)
+    with line_by_line():
+        write(matrix, folder / name, _facts(run, texts, options.split))
     print(f"done. table and picture: {folder / name}.json, .csv, .png, .svg")
     return 0
 

@@ -176,10 +176,17 @@ def open_run(run: str | Path, round_: int | None = None) -> SavedRun:
     folder = find_run(run)
     results, config = folder / RESULTS, folder / CONFIG
     content = read_results(results) if results.is_file() else None
+    world = open_world(find_saved(folder, round_))
+    if "architecture" not in world.hyper_parameters:
+        raise LinesError([f"{world.path}: its model is not one of worldlm's, whose sizes would be told there"])
+    try:
+        settings = yaml.safe_load(config.read_text("utf-8")) if config.is_file() else None
+    except yaml.YAMLError as error:
+        raise LinesError([f"{config}: cannot be read: {' '.join(str(error).split())}"]) from error
     return SavedRun(
         folder=folder,
-        world=open_world(find_saved(folder, round_)),
-        config=(yaml.safe_load(config.read_text("utf-8")) or {}) if config.is_file() else {},
+        world=world,
+        config=settings or {},
         record=None if content is None else RunRecord(method=folder.name, folder=folder, content=content),
     )
 
