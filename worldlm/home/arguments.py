@@ -5,23 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
 
+from worldlm.arguments import Parser
 from worldlm.topology.lines import LinesError
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises what is wrong, with the usage, instead of printing it."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what is wrong."""
-        usage = self.format_usage().strip().splitlines()
-        raise LinesError([f"{self.prog.removeprefix('worldlm ')}: {message}", *usage])
 
 
 def run_parser(command: str, description: str) -> Parser:
     """Make a parser that knows a run and one of its rounds."""
-    parser = Parser(prog=f"worldlm {command}", description=description)
+    parser = Parser(f"worldlm {command}", description)
     parser.add_argument("run", metavar="RUN", help="a run's folder, runs/NAME/version_N, or runs/NAME for its last")
     parser.add_argument(
         "--round", type=whole(1), metavar="N", help="as it was after this round, from 1, if it was kept; default: last"

@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from worldlm.arguments import Parser
 from worldlm.callbacks.record import write_json, write_text
-from worldlm.compare.figures import save
-from worldlm.home.arguments import Parser, line_by_line, names, parse, run_parser, whole
+from worldlm.home.arguments import line_by_line, names, parse, run_parser, whole
 from worldlm.home.matrix import Cell, Matrix, as_csv, as_json, best_of, draw_table, heatmap
 from worldlm.home.saved_run import SavedRun, open_run
 from worldlm.home.texts import Text, find_texts
 from worldlm.loop.trainer import default_precision
+from worldlm.pictures.strokes import save
 from worldlm.topology.lines import LinesError
 
 FORMAT = 1

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from worldlm.arguments import Parser
 from worldlm.callbacks.record import weights_digest
 from worldlm.data import Tokenizer
 from worldlm.data.tokenizers import FILE
-from worldlm.home.arguments import Parser, line_by_line, parse, run_parser
+from worldlm.home.arguments import line_by_line, parse, run_parser
 from worldlm.home.card import model_card, own_updates
 from worldlm.home.saved_run import SavedRun, open_run
 from worldlm.models import Architecture

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from worldlm.compare.figures import save
 from worldlm.home.matrix import Cell, Matrix, as_csv, as_json, draw_table, heatmap
 from worldlm.models import Evaluation
+from worldlm.pictures.strokes import save
 
 
 def cell(bits: float, bytes_per_token: float = 2.0) -> Cell:
