@@ -95,7 +95,7 @@ def continue_prompt(
 def _table(title: str, prompt: str, texts: dict[str, str]) -> Table:
     table = Table("node", "text", title=title, show_lines=True, title_justify="left")
     for node, text in texts.items():
-        table.add_row(Text(node), Text.assemble((shown(prompt), "dim"), shown(text), overflow="fold"))
+        table.add_row(Text(node), Text.assemble((shown(prompt), "dim"), shown(text).rstrip(), overflow="fold"))
     return table
 
 
