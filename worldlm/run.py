@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -71,8 +72,9 @@ class RecipeParser(LightningArgumentParser):
 class RecipeCLI(LightningCLI):
     """Builds model, data and trainer from recipes, and runs them in a folder of their own: runs/NAME/version_N."""
 
-    def __init__(self, recipes: list[Path]) -> None:
+    def __init__(self, recipes: list[Path], typed: str = "") -> None:
         self.recipes = recipes
+        self.typed = typed
         self.readers: list[Reader] = []
         self.known: set[str] = set()
         self.folder: Path | None = None
@@ -186,6 +188,9 @@ class RecipeCLI(LightningCLI):
         self.folder = trainer.folder
         if self.checkpoint is None:
             self.model.check_init_from()
+        for one in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(one, Record):
+                one.command = self.typed
         from_there = f"; goes on from {self.checkpoint}" if self.checkpoint else ""
         rank_zero_only(print)(headline(trainer, self.model) + from_there)
         if isinstance(trainer.strategy, WorldStrategy):
@@ -243,6 +248,7 @@ def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
         warnings.filterwarnings("ignore", message=message)
     warnings.showwarning = lambda message, *_: print(f"worldlm: warning: {message}", file=sys.stderr)
     keep_freed_memory()
+    typed = shlex.join(["worldlm", *given])
     given, recipes = _resolve(given)
     if not recipes and not {"-h", "--help"} & set(given):
         told = f"{given[0]} needs a recipe: worldlm {given[0]} --recipe NAME_OR_PATH; try --recipe quickstart"
@@ -251,7 +257,7 @@ def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
     cli = kind.__new__(kind)
     try:
         with _log_to_terminal():
-            cli.__init__(recipes)  # type: ignore[misc]
+            cli.__init__(recipes, typed)  # type: ignore[misc]
     except SIGTERMException:
         again = " ".join(f"--recipe {path}" for path in recipes)
         told = f"stopped; go on with: worldlm fit {again} --ckpt_path last. results so far: {cli.folder}"

@@ -135,6 +135,8 @@ def test_an_interrupted_comparison_goes_on(shore: Path) -> None:
         one, other = (json.loads((newest(name, method) / "results.json").read_text()) for name in ("again", "whole"))
         assert one.pop("seconds") > 0
         assert other.pop("seconds") > 0
+        assert one.pop("last_start")["command"].startswith("worldlm fit --recipe ")
+        assert other.pop("last_start")["command"].startswith("worldlm fit --recipe ")
         assert one == other
 
 

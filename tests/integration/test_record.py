@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +30,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def without_time(content: dict[str, Any]) -> dict[str, Any]:
     assert content["seconds"] > 0
-    return {name: value for name, value in content.items() if name != "seconds"}
+    return {name: value for name, value in content.items() if name not in ("seconds", "last_start")}
 
 
 def test_the_record_of_a_run(tree: Topology, fit: Make, make_module: Make, whole_method: Make) -> None:
@@ -42,6 +44,11 @@ def test_the_record_of_a_run(tree: Topology, fit: Make, make_module: Make, whole
     assert [one["name"] for one in root["children"]] == ["north", "south"]
     b = root["children"][0]["children"][1]
     assert (b["name"], b["corpus"], b["noise_multiplier"], b["max_epsilon"]) == ("b", "b", None, None)
+    c = root["children"][1]["children"][0]
+    assert (c["clip_norm"], c["noise_multiplier"], c["delta"], c["example_delta"]) == (0.5, 0.3, 1e-5, None)
+    started = content["last_start"]
+    assert (started["processes"], started["threads"], started["device"]) == (1, 1, "cpu")
+    assert started["command"] == shlex.join(sys.argv)
     assert b["told"][0] == "corpus b"
     facts = {"text": None, "blocks": 13, "batch_size": 2, "steps": 2, "fits": 1}
     assert content["data_nodes"]["a"] == {**facts, "held_out_text": None, "held_out_blocks": 3}

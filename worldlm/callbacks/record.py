@@ -5,6 +5,8 @@ import json
 import math
 import os
 import platform
+import shlex
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -26,6 +28,13 @@ from worldlm.topology import Node
 from worldlm.topology.draw import facts
 
 _SECONDS = "worldlm_seconds"
+_DEMANDS = {
+    "clip_norm": "example_clip_norm",
+    "noise_multiplier": "example_noise_multiplier",
+    "delta": "example_delta",
+    "max_epsilon": "max_example_epsilon",
+}
+"""What privacy asks for at a node, and how it is called where it hides examples."""
 
 
 class Record(FederationCallback):
@@ -36,7 +45,7 @@ class Record(FederationCallback):
     of the federations, and the residuals that found a home. A perplexity of a round in which nothing was evaluated is
     missing; that of a node that took no part is its last one, for the node is as it was. Figures that are no finite
     number are null. A run that was interrupted and taken up again writes what one that never stopped would have,
-    but for `seconds`.
+    but for `seconds` and `last_start`: how and where it was started, the last time.
     """
 
     def __init__(self) -> None:
@@ -44,6 +53,8 @@ class Record(FederationCallback):
         """What each finished round came to."""
         self.initial_weights: str | None = None
         """Digest of the weights that all nodes started from; None where the run goes on from another's checkpoint."""
+        self.command = shlex.join(sys.argv)
+        """The command line of this start."""
         self._goes_on = False
         self._seconds = 0.0  # before this start
         self._started = time.monotonic()
@@ -122,6 +133,7 @@ class Record(FederationCallback):
                 "python": platform.python_version(),
             },
             "seconds": round(self._elapsed(), 3),
+            "last_start": {"command": self.command, **machine(trainer)},
             "rounds": self.rounds,
         }
 
@@ -141,6 +153,18 @@ class Record(FederationCallback):
 
     def on_load_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._goes_on, self._seconds = True, float(checkpoint.get(_SECONDS, 0.0))
+
+
+def machine(trainer: WorldTrainer) -> dict[str, Any]:
+    """Tell what a run runs on: `platform`, `processors`, `processes`, `threads` of each, and `device`."""
+    device = trainer.strategy.root_device
+    return {
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "processes": trainer.num_ranks,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+    }
 
 
 def weights_digest(weights: Tensors) -> str:
@@ -229,14 +253,14 @@ def _finite(value: float) -> float | None:
 
 
 def _tree(node: Node, above: Node | None) -> dict[str, Any]:
-    privacy, of_examples = node.settings.privacy, node.settings.example_privacy
+    demands = {name: getattr(node.settings.privacy, name, None) for name in _DEMANDS}
+    of_examples = {theirs: getattr(node.settings.example_privacy, name, None) for name, theirs in _DEMANDS.items()}
     return {
         "name": node.name,
         "corpus": node.corpus,
         "told": list(facts(node, above)),
-        "noise_multiplier": None if privacy is None else privacy.noise_multiplier,
-        "max_epsilon": None if privacy is None else privacy.max_epsilon,
-        "max_example_epsilon": None if of_examples is None else of_examples.max_epsilon,
+        **demands,
+        **of_examples,
         "children": [_tree(child, node) for child in node.children],
     }
 

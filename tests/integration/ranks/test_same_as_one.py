@@ -83,7 +83,7 @@ def _written(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     assert "world/bytes" in tags
     scalars = {tag: sorted((one.step, one.value) for one in events.Scalars(tag)) for tag in tags}
     texts = {tag: sorted(str(one.tensor_proto) for one in events.Tensors(tag)) for tag in events.Tags()["tensors"]}
-    return {**record, "seconds": 0}, {**scalars, **texts}
+    return {**record, "seconds": 0, "last_start": {}}, {**scalars, **texts}
 
 
 class SaveRounds(Callback):
