@@ -14,15 +14,13 @@ from worldlm.arguments import Parser
 from worldlm.compare.comparable import check
 from worldlm.compare.execute import Start, execute, start_process
 from worldlm.compare.plan import PlannedRun, changes, plan_runs
-from worldlm.compare.records import by_method, common_nodes, is_finished, read_runs
-from worldlm.compare.table import comma_separated, for_terminal, markdown, rows
+from worldlm.compare.records import ORDER, by_method, common_nodes, in_order, is_finished, read_runs
+from worldlm.compare.table import LEGEND, comma_separated, for_terminal, markdown, rows
 from worldlm.results import RunRecord, read_results, results_of
 from worldlm.topology.lines import LinesError
 
 REFERENCES = ("methods/local", "methods/centralized_steps", "methods/centralized_tokens")
 """What --reference adds: nobody shares, and all text in one place."""
-
-_ORDER = "comparison.json"
 
 
 def compare(given: Sequence[str], start: Start = start_process) -> int:
@@ -46,7 +44,7 @@ def compare(given: Sequence[str], start: Start = start_process) -> int:
         if options.recipe or options.methods or overrides:
             parser.error("--read reads finished runs: it takes --name and --runs only")
         folders = [Path(one) for one in options.read]
-        records = _in_order(read_runs(folders), folders)
+        records = in_order(read_runs(folders), folders)
         target = folders[0] if len(folders) == 1 and not options.name else Path(options.runs, options.name or "compare")
         report(records, target)
         return 0
@@ -79,7 +77,7 @@ def _carry_out(runs: Sequence[PlannedRun], target: Path, jobs: int, start: Start
         if is_finished(run.folder) and (path := results_of(run.folder)) is not None
     ]
     order = list(dict.fromkeys(run.method for run in runs))
-    (target / _ORDER).write_text(json.dumps({"methods": order}) + "\n", "utf-8")
+    (target / ORDER).write_text(json.dumps({"methods": order}) + "\n", "utf-8")
     if records:
         report(sorted(records, key=lambda one: order.index(one.method)), target)
     return 1 if failed else 0
@@ -103,7 +101,7 @@ def report(records: Sequence[RunRecord], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     table, findings = rows(records), check(records)
     checked = "".join(f"- {finding}\n" for finding in findings)
-    legend = "".join(f"{line}\n" for line in _LEGEND)
+    legend = "".join(f"{line}\n" for line in LEGEND)
     (target / "table.md").write_text(f"{markdown(table)}\n{legend}\nComparable?\n\n{checked}", "utf-8")
     (target / "table.csv").write_text(comma_separated(table), "utf-8")
     for name, figure in draw_all(records).items():
@@ -112,25 +110,8 @@ def report(records: Sequence[RunRecord], target: Path) -> None:
     if not console.is_terminal:  # a file has no edge to wrap at
         console.width = 240
     console.print(for_terminal(table, f"{len(by_method(records))} methods, {len(records)} runs"))
-    for line in (*_LEGEND, *map(str, findings), f"done. table and pictures: {target}"):
+    for line in (*LEGEND, *map(str, findings), f"done. table and pictures: {target}"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-_LEGEND = (
-    "Perplexity per token on held-out text, mean over the data nodes, ± standard deviation over seeds; best after_fit:",
-    "of each node at the round in which it was best, as if stopped there; by node after_merge / after_fit; tokens of",
-    "all nodes, MB over all edges both ways, the largest epsilon, wall seconds.",
-)
-
-
-def _in_order(records: list[RunRecord], folders: Sequence[Path]) -> list[RunRecord]:
-    """Sort as the comparisons that were read had their methods; the rest as read."""
-    order: list[str] = []
-    for folder in folders:
-        path = folder / _ORDER
-        order += json.loads(path.read_text("utf-8"))["methods"] if path.is_file() else []
-    order += [one.method for one in records]
-    return sorted(records, key=lambda one: order.index(one.method))
 
 
 def _parser() -> Parser:

@@ -20,6 +20,7 @@ _STYLES = dict(zip(MOMENTS, ("solid", "dotted"), strict=True))
 _TOLD = ": solid after_merge, dotted after_fit"
 _MARKERS = (None, "o", "s", "^")
 """Of the first methods, and of those for which no colour is left."""
+_FAR = 1e100  # matplotlib's scales overflow not far above
 _TOP = 1e6  # knowing nothing has the perplexity of the vocabulary, which is smaller
 
 
@@ -50,14 +51,7 @@ def by_round(records: Sequence[RunRecord], nodes: Sequence[str] = ()) -> Figure:
     figure = Figure(figsize=(INCHES, 1.0 + 3.2 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
     for node, axes in zip(nodes, panels, strict=False):
-        for (method, group), look in zip(by_method(records).items(), _looks(), strict=False):
-            for moment in MOMENTS:
-                curve = mean_curve([one.series(node, moment) for one in group])
-                _draw_curve(axes, curve, look, moment, method if moment == MOMENTS[0] else None)
-        axes.set_title(node)
-        axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _scale(axes)
+        _draw_node(axes, records, node)
     for axes in panels[len(nodes) :]:
         axes.set_axis_off()
     for i in range(0, len(nodes), columns):
@@ -67,12 +61,26 @@ def by_round(records: Sequence[RunRecord], nodes: Sequence[str] = ()) -> Figure:
     return figure
 
 
-def by_megabytes(records: Sequence[RunRecord]) -> Figure:
-    """Draw the mean perplexity over data nodes against what was moved; a method that moves nothing is a level line."""
-    nodes = common_nodes(records)
-    figure = Figure(figsize=(INCHES, 5.6), layout="constrained")
+def by_round_at(records: Sequence[RunRecord], node: str) -> Figure:
+    """Draw a panel of `by_round` by itself, as small as a telephone, without title and legend."""
+    figure = Figure(figsize=(4.0, 2.9), layout="constrained")
     axes = figure.subplots()
-    for (method, group), look in zip(by_method(records).items(), _looks(), strict=False):
+    _draw_node(axes, records, node)
+    axes.set_ylabel("perplexity")
+    return figure
+
+
+def by_megabytes(records: Sequence[RunRecord], inches: float = INCHES) -> Figure:
+    """Draw the mean perplexity over data nodes against what was moved; a method that moves nothing is a level line.
+
+    Args:
+        records: The runs.
+        inches: Width of the picture.
+    """
+    nodes = common_nodes(records)
+    figure = Figure(figsize=(inches, 1.6 + 0.4 * inches), layout="constrained")
+    axes = figure.subplots()
+    for (method, group), look in zip(by_method(records).items(), looks(), strict=False):
         moved = mean_curve([one.megabytes() for one in group])
         for moment in MOMENTS:
             curve = mean_curve([_mean_over_nodes(one, nodes, moment) for one in group])
@@ -81,7 +89,7 @@ def by_megabytes(records: Sequence[RunRecord]) -> Figure:
             if shared and not any(figure.mean for figure in moved.values()):
                 axes.axhline(curve[shared[-1]].mean, **look, linestyle=style, label=label)
                 continue
-            x, y = [moved[one].mean for one in shared], [curve[one].mean for one in shared]
+            x, y = [moved[one].mean for one in shared], [min(curve[one].mean, _FAR) for one in shared]
             axes.plot(x, y, **look, linestyle=style, label=label)
     axes.set_xlabel("MB moved over all edges")
     axes.set_ylabel("perplexity, mean over data nodes")
@@ -90,20 +98,24 @@ def by_megabytes(records: Sequence[RunRecord]) -> Figure:
     return figure
 
 
-def by_noise(records: Sequence[RunRecord]) -> Figure:
+def by_noise(records: Sequence[RunRecord], inches: float = INCHES) -> Figure:
     """Draw the mean perplexity over data nodes after the last round against the noise, a line for each method.
 
     What stands before the first `+` of a method's name is the method; where it was run without privacy too, that is a
     level line, dashed. Where a perplexity is no finite number, the line has no point.
+
+    Args:
+        records: The runs.
+        inches: Width of the picture.
     """
     nodes = common_nodes(records)
-    figure = Figure(figsize=(INCHES, 5.6), layout="constrained")
+    figure = Figure(figsize=(inches, 1.6 + 0.4 * inches), layout="constrained")
     axes = figure.subplots()
     families: dict[str, dict[float | None, list[RunRecord]]] = {}
     for one in records:
         family = families.setdefault(one.method.partition("+")[0], {})
         family.setdefault(one.noise_multiplier, []).append(one)
-    for (method, groups), look in zip(families.items(), _looks(), strict=False):
+    for (method, groups), look in zip(families.items(), looks(), strict=False):
         found = {
             noise: spread(_mean_over_nodes(one, nodes, "after_merge").get(len(one.rounds)) for one in group)
             for noise, group in groups.items()
@@ -142,7 +154,7 @@ def _mean_over_nodes(record: RunRecord, nodes: Sequence[str], moment: Moment) ->
 # ---------------------------------------------------------------------- strokes
 
 
-def _looks() -> list[dict[str, Any]]:
+def looks() -> list[dict[str, Any]]:
     """Return what tells methods apart, in their order."""
     return [
         {"color": colour, "marker": marker, "markersize": 4, "markevery": 0.1, "linewidth": 1.4}
@@ -151,8 +163,19 @@ def _looks() -> list[dict[str, Any]]:
     ]
 
 
+def _draw_node(axes: Axes, records: Sequence[RunRecord], node: str) -> None:
+    for (method, group), look in zip(by_method(records).items(), looks(), strict=False):
+        for moment in MOMENTS:
+            curve = mean_curve([one.series(node, moment) for one in group])
+            _draw_curve(axes, curve, look, moment, method if moment == MOMENTS[0] else None)
+    axes.set_title(node)
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _scale(axes)
+
+
 def _draw_curve(axes: Axes, curve: dict[int, Spread], look: dict[str, Any], moment: Moment, label: str | None) -> None:
-    x, means = list(curve), [one.mean for one in curve.values()]
+    x, means = list(curve), [min(one.mean, _FAR) for one in curve.values()]
     axes.plot(x, means, **{**look, "marker": "o"} if len(x) == 1 else look, linestyle=_STYLES[moment], label=label)
     if moment == MOMENTS[0] and any(one.deviation for one in curve.values()):
         low = [one.mean - (one.deviation or 0.0) for one in curve.values()]
@@ -182,5 +205,6 @@ def _scale(axes: Axes) -> None:
 def _legend(figure: Figure, axes: Axes, title: str) -> None:
     figure.suptitle(title)
     handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, min(len(labels), 5, 110 // (max(map(len, labels), default=0) + 8)))  # 110 letters are 10 inches
+    letters = round(11 * figure.get_figwidth())
+    columns = max(1, min(len(labels), 5, letters // (max(map(len, labels), default=0) + 8)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 from worldlm.compare.plan import SETTINGS
 from worldlm.results import RESULTS, RunRecord, read_results, results_of
 from worldlm.topology.lines import LinesError
+
+ORDER = "comparison.json"
+"""In a comparison's folder: the order of its methods."""
 
 
 def by_method(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -31,25 +35,12 @@ def is_finished(folder: Path) -> bool:
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
-    """Read the finished runs in folders: of one run, of its version_N, or of a whole comparison.
-
-    A method that was run on several topologies is told apart by the topology's name.
+    """Read the finished runs in folders, as `find_runs` finds them.
 
     Raises:
         LinesError: If a folder holds none, a run is not finished, or two have one method and seed.
     """
-    records: list[RunRecord] = []
-    for folder in folders:
-        found = [(one, path) for one in _run_folders(folder) if (path := results_of(one)) is not None]
-        if not found:
-            raise LinesError([f"{folder}: no {RESULTS} there, nor in a run's folder below"])
-        records += [RunRecord(method=_method(one), folder=one, content=read_results(path)) for one, path in found]
-    trees: dict[str, set[str]] = {}
-    for one in records:
-        trees.setdefault(one.method, set()).add(one.topology)
-    records = [
-        replace(one, method=f"{one.method} on {one.topology}") if len(trees[one.method]) > 1 else one for one in records
-    ]
+    records = find_runs(folders)
     wrong = [f"{one.folder}: not finished" for one in records if not one.content["finished"]]
     seen: dict[tuple[str, int], RunRecord] = {}
     for one in records:
@@ -61,7 +52,47 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     return records
 
 
-def _run_folders(folder: Path) -> list[Path]:
+def find_runs(folders: Sequence[Path]) -> list[RunRecord]:
+    """Read the runs in folders: of one run, of its version_N, or of a whole comparison.
+
+    A method that was run on several topologies is told apart by the topology's name.
+
+    Raises:
+        LinesError: If a folder holds none.
+    """
+    records: list[RunRecord] = []
+    for folder in folders:
+        found = [(one, path) for one in run_folders(folder) if (path := results_of(one)) is not None]
+        if not found:
+            raise LinesError([f"{folder}: no {RESULTS} there, nor in a run's folder below"])
+        records += [RunRecord(method=_method(one), folder=one, content=read_results(path)) for one, path in found]
+    trees: dict[str, set[str]] = {}
+    for one in records:
+        trees.setdefault(one.method, set()).add(one.topology)
+    return [
+        replace(one, method=f"{one.method} on {one.topology}") if len(trees[one.method]) > 1 else one for one in records
+    ]
+
+
+def in_order(records: Sequence[RunRecord], folders: Sequence[Path]) -> list[RunRecord]:
+    """Sort as the comparisons that were read had their methods; the rest as read.
+
+    Raises:
+        LinesError: If a comparison's order cannot be read.
+    """
+    order: list[str] = []
+    for folder in folders:
+        path = folder / ORDER
+        try:
+            order += map(str, json.loads(path.read_text("utf-8"))["methods"]) if path.is_file() else []
+        except (KeyError, TypeError, ValueError) as error:
+            raise LinesError([f"{path}: no order of methods: {error}"]) from error
+    order += [one.method for one in records]
+    return sorted(records, key=lambda one: order.index(one.method))
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Return a folder itself if it is a run's, else those of the runs of the comparison that it holds."""
     if results_of(folder) is not None:
         return [folder]
     return sorted(path.parent for path in folder.glob(f"*/{SETTINGS}"))

@@ -41,6 +41,13 @@ class MethodRow:
 
 _FORMATS = {"tokens": "{:,.0f}", "MB moved": "{:,.1f}", "epsilon": "{:.2f}", "seconds": "{:,.0f}"}
 _BITS = "bits per byte"
+_LONG = 1e15  # noise can drive a perplexity to hundreds of digits
+LEGEND = (
+    "Perplexity per token on held-out text, mean over the data nodes, ± standard deviation over seeds; best after_fit:",
+    "of each node at the round in which it was best, as if stopped there; by node after_merge / after_fit; tokens of",
+    "all nodes, MB over all edges both ways, the largest epsilon, wall seconds.",
+)
+"""What the table says, in words."""
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
@@ -127,8 +134,12 @@ def _cell(figure: Spread | None, name: str, deviates: bool = True) -> str:
     if figure is None:
         return "-"
     form = _FORMATS.get(name, "{:.3f}" if name.endswith(_BITS) else "{:.2f}")
-    told = form.format(figure.mean)
-    return f"{told} ± {form.format(figure.deviation)}" if deviates and figure.deviation is not None else told
+    told = _written(form, figure.mean)
+    return f"{told} ± {_written(form, figure.deviation)}" if deviates and figure.deviation is not None else told
+
+
+def _written(form: str, value: float) -> str:
+    return form.format(value) if value < _LONG else f"{value:.1e}"
 
 
 def markdown(table: Sequence[MethodRow]) -> str:

@@ -1,5 +1,6 @@
 """The pictures themselves: what stands on them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.patches import FancyArrowPatch
 from worldlm.pictures.boxes import Box
 from worldlm.pictures.budget import budget
 from worldlm.pictures.heatmaps import attention
-from worldlm.pictures.strokes import encoded, save
+from worldlm.pictures.strokes import encoded, inline_svg, save
 from worldlm.pictures.world import draw_world
 from worldlm.results import RunRecord
 
@@ -53,6 +54,24 @@ def test_svg_keeps_text_and_is_the_same_every_time(tmp_path: Path) -> None:
     assert (tmp_path / "one.svg").read_bytes() == encoded(draw_world(WORLD), "svg")
     assert ">8.50 after_merge</text>" in (tmp_path / "one.svg").read_text("utf-8")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_inline_picture_takes_the_colours_of_its_page_and_leaves_names_alone() -> None:
+    name = ' id="text_1" #000000 url(#a) <b>'
+    box = Box(name="w", lines=(name,), children=(Box(name="a"),))
+    one, other = (inline_svg(draw_world(box, arrows={("a", "w"): 1}), salt, 'a "world"') for salt in ("one", "other"))
+    assert one.startswith('<svg role="img" aria-label="a &quot;world&quot;" fill="currentColor" viewBox="0 0 ')
+    assert name.replace("<b>", "&lt;b&gt;") in one
+    assert "stroke: currentColor" in one
+    assert "stroke: var(--c0,#0072b2)" in one
+    drawn = one.replace(name.replace("<b>", "&lt;b&gt;"), "")
+    assert "#000000" not in drawn
+    assert "http" not in drawn
+    assert "font-family" not in drawn
+    assert "#ffffff" not in drawn
+    ids = [set(re.findall(r' id="([^"]*)"', each.replace(name, ""))) for each in (drawn, other)]
+    assert not ids[0] & ids[1]
+    assert set(re.findall(r"url\(#([^)]*)\)", drawn)) <= ids[0]
 
 
 def test_attention_has_a_panel_for_each_federation() -> None:
