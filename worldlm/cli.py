@@ -19,6 +19,7 @@ HELP = f"""worldlm {__version__}: language models trained across federations of 
   worldlm export RUN --node NAME --out FOLDER               a node's model as a Hugging Face folder with a card
   worldlm generate RUN --node A,B "PROMPT"                  the same prompt through several nodes, side by side
   worldlm evaluate RUN                                      every node's model on every corpus: who knows what
+  worldlm report RUN...                                     tell runs, side by side, in a page of HTML: report.html
   worldlm topology check FILE                               find the mistakes in a topology
   worldlm topology show FILE --format svg                   draw a topology: tree, mermaid, svg or png
   worldlm topology estimate RECIPE                          what a run would take: bytes, memory, disk, time
@@ -37,6 +38,7 @@ ELSEWHERE = {
     "generate": "worldlm.home.generate:generate_texts",
     "evaluate": "worldlm.home.evaluate:evaluate",
     "topology": "worldlm.topology_command:topology",
+    "report": "worldlm.report:report",
 }
 """Commands with a room of their own, by name: where the function is that takes the rest of the line."""
 

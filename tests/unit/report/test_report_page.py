@@ -1,0 +1,241 @@
+"""The page: well formed, complete, harmless, and with the numbers of the record."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worldlm.cli import main
+
+Lay = Callable[..., Path]
+VOID = {"meta"}
+EVIL = "<script>alert('1')</script>\"><img src=x onerror=y>&amp;$\\frac{x}$"
+
+
+class Page(HTMLParser):
+    """Reads a page: its tables, headings, text, ids and whatever it refers to; refuses tags that do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.ids: list[str] = []
+        self.loaded: list[str] = []
+        self.handlers: list[str] = []
+        self.headings: list[str] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        named = {name: value or "" for name, value in attrs}
+        assert len(named) == len(attrs)
+        self.ids += [named["id"]] if "id" in named else []
+        self.loaded += [named[name] for name in ("src", "href", "xlink:href", "action", "data") if name in named]
+        self.loaded += re.findall(r"url\(([^)]*)\)", " ".join(named.values()))
+        self.handlers += [name for name in named if name.startswith("on")]
+        if tag not in VOID:
+            self.open.append(tag)
+        self.rows += [[]] if tag == "tr" else []
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+        self.headings += [""] if tag == "h2" else []
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.text += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+        if "h2" in self.open:
+            self.headings[-1] += data
+
+    def table(self, heading: str) -> list[list[str]]:
+        """Return the rows of the first table of which a column has this heading."""
+        start = next(i for i, row in enumerate(self.rows) if heading in row)
+        width = len(self.rows[start])
+        return [row for row in self.rows[start:] if len(row) == width]
+
+
+def told(*folders: Path, out: str = "page.html") -> Page:
+    """Return the page of runs, having looked that it is sound and loads nothing."""
+    assert main(["report", *map(str, folders), "--out", out]) == 0
+    text = Path(out).read_text("utf-8")
+    page = Page(text)
+    assert text.startswith('<!DOCTYPE html>\n<html lang="en">')
+    assert [one for one in page.loaded if not one.startswith(("#", "data:image/png;base64,"))] == []
+    inside = {one[1:] for one in page.loaded if one.startswith("#")}
+    assert inside - set(page.ids) == set()
+    assert len(page.ids) == len(set(page.ids))
+    assert not {"script", "iframe", "link", "object", "embed", "form", "base", "img"} & page.tags
+    assert page.handlers == []
+    assert "@import" not in text
+    return page
+
+
+def test_one_run_is_told_wholly(lay: Lay, capsys: pytest.CaptureFixture[str]) -> None:
+    page = told(lay())
+    assert page.headings == ["The world", "Results", "Curves", "Attention", "Residuals", "Privacy", "Costs", "Text",
+                             "Versions and machine", "To repeat it"]  # fmt: skip
+    assert capsys.readouterr().out == "done. report: page.html\n"
+    for expected in (
+        "A world of 5 nodes in 3 levels, 3 with text (shore), trained for 2 of 2 rounds with seed 1337 on 6,666 tokens",
+        "went from 257.75 to 16.75 (after_fit).",
+        "The largest epsilon that a node has spent is 8.75 (private: c).",
+        "worldlm fit --recipe tiny",
+        "worldlm fit --recipe runs/tiny/version_0/config.yaml --name tiny-repeated --trainer.logger null",
+        "model: {lr: 0.5}",
+        "an abacus",
+        "25.8 MB over all edges",
+    ):
+        assert expected in page.text
+
+
+def test_the_table_says_what_the_record_says(lay: Lay, content: Callable[..., dict[str, Any]]) -> None:
+    page = told(lay())
+    headings, *rows = page.table("best after_fit")
+    assert headings == ["node", "before", "after_merge", "after_fit", "best after_fit", "bits per byte", "tokens",
+                        "passes", "MB down", "MB up", "epsilon"]  # fmt: skip
+    shown = {row[0]: dict(zip(headings[1:], row[1:], strict=True)) for row in rows[:5]}
+    last = content()["rounds"][-1]["nodes"]
+    assert list(shown) == ["world", "north", "a", "b", "c"]
+    for name, figures in last.items():
+        for moment in ("before", "after_merge", "after_fit"):
+            expected = figures.get(moment, {}).get("perplexity")
+            assert shown[name][moment] == ("" if expected is None else f"{expected:.2f}")
+        bits = figures.get("after_fit", figures["after_merge"])["bits_per_byte"]
+        assert shown[name]["bits per byte"] == f"{bits:.2f}"
+        assert shown[name]["tokens"] == (f"{figures['tokens']:,}" if "tokens" in figures else "")
+        assert shown[name]["MB down"] == (f"{figures['bytes_down'] / 1e6:.1f}" if "bytes_down" in figures else "")
+    assert shown["a"]["best after_fit"] == "15.75"
+    assert (shown["b"]["epsilon"], shown["c"]["epsilon"]) == ("", "8.75")
+
+
+def test_privacy_has_an_account_of_every_private_node(lay: Lay) -> None:
+    page = told(lay())
+    assert page.table("noise_multiplier")[:2] == [
+        ["node", "hides", "epsilon", "max_epsilon", "delta", "noise_multiplier", "clip_norm"],
+        ["c", "updates", "8.75", "12", "1e-05", "0.75", "0.5"],
+    ]
+    assert page.table("c (updates)")[1:3] == [["1", "4.38"], ["2", "8.75"]]
+    rounds = [{"round": 0, "nodes": {"a": {"after_merge": {"perplexity": 4.0}}}, "attention": {}, "routes": {}}]
+    leaf = {"name": "a", "corpus": "a", "children": []}
+    plain = lay("plain", rounds=rounds, topology={"name": "t", "root": {**leaf, "name": "w", "children": [leaf]}})
+    page = told(plain)
+    assert "Nothing in this run is private" in page.text
+    assert "Nothing in it is private." in page.text
+
+
+def test_an_epsilon_without_a_bound_is_said_to_have_none(lay: Lay, content: Callable[..., dict[str, Any]]) -> None:
+    rounds = content()["rounds"]
+    for one in rounds:
+        one["nodes"]["c"]["epsilon"] = None
+    page = told(lay(rounds=rounds))
+    assert page.table("noise_multiplier")[1][2] == "no bound"
+    assert "is no bound (private: c)" in page.text
+
+
+def test_names_that_look_like_html_are_only_text(lay: Lay, content: Callable[..., dict[str, Any]]) -> None:
+    told_ = json.loads(json.dumps(content()))
+    told_["topology"]["name"] = EVIL
+    leaf = told_["topology"]["root"]["children"][0]["children"][0]
+    leaf["name"], leaf["told"], leaf["corpus"] = EVIL, [EVIL], f"{EVIL} corpus"
+    for one in told_["rounds"]:
+        one["nodes"][EVIL] = one["nodes"].pop("a")
+        one["attention"] = {EVIL: {EVIL: 0.5, "b": 0.5}}
+        one["routes"] = {f"{EVIL} > north": 1}
+    told_["data_nodes"][EVIL] = {**told_["data_nodes"].pop("a"), "text": [EVIL]}
+    told_["versions"][EVIL] = EVIL
+    told_["last_start"] = {"command": f"worldlm fit '{EVIL}", "platform": EVIL, "device": EVIL}
+    settings = f"model: ['{EVIL}']\n</pre>{EVIL}"
+    page = told(lay(config=settings, text=json.dumps(told_)), lay("other"))
+    assert page.text.count("<script>") > 12
+    assert settings in page.text
+
+
+def test_several_runs_stand_side_by_side(lay: Lay) -> None:
+    one = lay("one", config="model: {lr: 0.5, width: 8}\nname: one\n")
+    other = lay("other", config="model: {lr: 0.25, width: 8}\nname: other\n", names="abd")
+    page = told(one, other)
+    assert page.headings[:6] == ["Methods", "Runs", "Comparable?", "Curves", "What differs", "Run by run"]
+    assert page.headings.count("To repeat it") == 2
+    assert [row[:4] for row in page.table("best after_fit")[1:3]] == [["one", "1", "16.75", "16.25"],
+                                                                    ["other", "1", "16.75", "16.25"]]  # fmt: skip
+    assert page.table("setting")[:2] == [["setting", "one", "other"], ["model.lr", "0.5", "0.25"]]
+    assert "model.width" not in [row[0] for row in page.table("setting")]
+    runs = next(i for i, row in enumerate(page.rows) if row[0] == "run")
+    assert [row[0] for row in page.rows[runs + 1 : runs + 3]] == ["one, seed 1337", "other, seed 1337"]
+
+
+def test_runs_of_one_name_are_told_apart(lay: Lay) -> None:
+    folder = lay("again")
+    (folder / "version_0").rename(folder / "version_1")
+    lay("again")
+    page = told(folder / "version_0", folder / "version_1")
+    assert "2 methods (again in runs/again/version_0, again in runs/again/version_1), seed 1337" in page.text
+
+
+def test_runs_without_a_common_node_are_told_one_by_one(lay: Lay) -> None:
+    page = told(lay("one", names="ab"), lay("other", names="xy"))
+    assert page.headings[:4] == ["Runs", "Comparable?", "What differs", "Run by run"]
+    assert "no data node in common" in page.text
+    assert "Their settings are the same, but for seeds and folders." in page.text
+
+
+def test_an_unfinished_run_says_so(lay: Lay) -> None:
+    page = told(lay(finished=False, num_rounds=1))
+    assert "Not finished: 1 round of 2 when it was last written." in page.text
+    nothing = told(lay("new", finished=False, num_rounds=0))
+    assert nothing.headings == [
+        "The world",
+        "Results",
+        "Privacy",
+        "Costs",
+        "Text",
+        "Versions and machine",
+        "To repeat it",
+    ]
+    assert "No round was finished yet" in nothing.text
+    both = told(Path("runs/tiny"), Path("runs/new"))
+    assert "Not finished: tiny, seed 1337, new, seed 1337." in both.text
+
+
+def test_what_older_versions_did_not_write_is_left_out(lay: Lay, content: Callable[..., dict[str, Any]]) -> None:
+    old = content()
+    del old["last_start"]
+
+    def strip(node: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: node[name] for name in ("name", "corpus", "noise_multiplier")}
+        return {**kept, "children": [strip(child) for child in node["children"]]}
+
+    old["topology"]["root"] = strip(old["topology"]["root"])
+    folder = lay("old", config=None, text=json.dumps(old))
+    page = told(folder)
+    assert page.table("noise_multiplier")[0] == ["node", "hides", "epsilon", "noise_multiplier"]
+    assert "Neither its command nor its config.yaml was kept." in page.text
+    assert "every federation in a frame." in page.text
+
+
+def test_a_page_is_small_and_the_same_every_time(lay: Lay) -> None:
+    folder = lay()
+    told(folder, out="a.html")
+    told(folder, out="b.html")
+    assert Path("a.html").read_bytes() == Path("b.html").read_bytes()
+    assert 20_000 < Path("a.html").stat().st_size < 400_000

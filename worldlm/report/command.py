@@ -1,0 +1,79 @@
+"""`worldlm report`: one page of HTML that tells a run, or several side by side, and needs no network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from worldlm.arguments import Parser
+from worldlm.report.read import Run, read
+from worldlm.results import RESULTS
+from worldlm.topology.lines import LinesError, suggest
+
+REPORT = "report.html"
+
+
+def report(given: Sequence[str]) -> int:
+    """Write the page.
+
+    Args:
+        given: What stands after `worldlm report`.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        LinesError: What a user can put right, one line each.
+    """
+    parser = Parser("worldlm report", __doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, its version_N, or of a comparison")
+    told = f"file to write; by default {REPORT} beside a run's {RESULTS} or in a comparison's folder, of several here"
+    parser.add_argument("--out", metavar="FILE", help=told)
+    options = parser.parse_args(given)
+    folders = [Path(one) for one in options.runs]
+    if missing := [one for one in folders if not one.is_dir()]:
+        raise LinesError([f"{one}: no such folder{suggest(str(one), _beside(one))}" for one in missing])
+    runs = read(folders)
+    target = Path(options.out) if options.out else _target(folders, runs)
+    if target.is_dir():
+        raise LinesError([f"{target} is a folder; --out takes a file, such as {target / REPORT}"])
+    from worldlm.report.page import page  # late: pictures take a second to import
+
+    write(target, page(runs, _progress))
+    print(f"done. report: {target}")
+    return 0
+
+
+def _beside(folder: Path) -> list[str]:
+    return [str(one) for one in folder.parent.iterdir() if one.is_dir()] if folder.parent.is_dir() else []
+
+
+def _target(folders: Sequence[Path], runs: Sequence[Run]) -> Path:
+    if len(folders) > 1:
+        return Path(REPORT)
+    return (runs[0].folder if len(runs) == 1 else folders[0]) / REPORT
+
+
+def _progress(runs: Sequence[Run]) -> Iterable[Run]:
+    console = Console(stderr=True)
+    return track(runs, "drawing", console=console, disable=not console.is_terminal, transient=True)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file: at any moment `path` is the old one or the new one.
+
+    Args:
+        path: The file; its folder is made if it is not there.
+        text: Its content. What cannot be encoded is written as a question mark.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, "utf-8", errors="replace")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
