@@ -1,8 +1,10 @@
 """The command line as a user meets it."""
 
+import html
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -249,6 +251,23 @@ def test_a_stopped_run_ends_like_one_that_never_stopped(shore: Path) -> None:
         assert main([*fit, "--name", stop.name, "--ckpt_path", "last"]) == 0
         assert same(last(stop.name)["callbacks"], last("whole")["callbacks"])
         assert same(last(stop.name)["loops"], last("whole")["loops"])
+
+
+def test_a_report_says_how_to_repeat_a_run(shore: Path) -> None:
+    """What it says, typed in again, comes to the same."""
+    assert main(["fit", "--recipe", str(shore), "--trainer.max_epochs", "1"]) == 0
+    assert main(["report", "runs/tiny"]) == 0
+    text = html.unescape(re.sub("<[^>]*>", "", Path("runs/tiny/version_0/report.html").read_text()))
+    commands = re.findall("worldlm fit .*? --trainer.max_epochs 1|worldlm fit .*? --ckpt_path null", text)
+    first, again = (shlex.split(one)[1:] for one in commands)
+    assert first == ["fit", "--recipe", str(shore), "--trainer.max_epochs", "1"]
+    assert again[1:5] == ["--recipe", "runs/tiny/version_0/config.yaml", "--name", "tiny-repeated"]
+    assert main(again) == 0
+    records = [
+        json.loads(Path(f"runs/{name}/version_0/results.json").read_text()) for name in ("tiny", "tiny-repeated")
+    ]
+    own = {"seconds": 0, "last_start": {}}
+    assert {**records[0], **own} == {**records[1], **own}
 
 
 def test_several_processes(shore: Path) -> None:

@@ -14,6 +14,8 @@ from worldlm.results import MOMENTS, RunRecord
 
 INCHES = 6.4
 """Width of a picture with axes on the page."""
+MOST_LEAVES = 20
+"""Leaves that a picture of a world shows at most: one scrolls past it."""
 MAX_PANELS = 12
 """Nodes whose curves are drawn."""
 _SIGNS = {None: "", "o": "●", "s": "■", "^": "▲"}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from worldlm.pictures.boxes import of_names, of_settings, of_traffic
+from worldlm.pictures.boxes import of_names, of_settings, of_traffic, shortened
 from worldlm.pictures.budget import budget
 from worldlm.pictures.heatmaps import attention as attention_picture
 from worldlm.pictures.world import draw_world
 from worldlm.report import numbers
-from worldlm.report.drawn import INCHES, picture
+from worldlm.report.drawn import INCHES, MOST_LEAVES, picture
 from worldlm.report.read import Run
-from worldlm.report.tags import NOTHING, Html, element, facts, folded, joined, table
+from worldlm.report.tags import NOTHING, Html, element, facts, folded, if_long, joined, table
 from worldlm.report.words import duration, epsilon, plain, size, whole
 from worldlm.results import RunRecord, walk
 
@@ -19,7 +19,7 @@ DROPPED = "dropped"
 
 def world(run: Run, salt: str) -> Html:
     """Show the tree and what holds at every node."""
-    box = of_settings(run.record)
+    box = shortened(of_settings(run.record), MOST_LEAVES)
     told = "The root on the left, every federation in a frame; a setting stands where it begins to hold."
     shown = any(one.lines for one in box.walk() if one.name)
     return joined(
@@ -69,7 +69,7 @@ def routes(run: Run, salt: str) -> Html:
         [
             element("p", told),
             shown,
-            table(["residual of", "went to", "times"], rows, words=[1]),
+            if_long("All routes", len(rows), table(["residual of", "went to", "times"], rows, words=[1])),
             folded("Round by round", table(["round", "routes"], by_round, words=[1])),
         ]
     )
@@ -87,7 +87,7 @@ def privacy(run: Run, salt: str) -> Html:
         "Epsilon spent, by Opacus' accountants. Updates: that the node, with all below it, took part. Examples: that "
         "one block of text was trained on. A node whose next step would pass its max_epsilon takes no more part."
     )
-    parts = [element("p", told), table(headings, rows, words=[1])]
+    parts = [element("p", told), if_long("All private nodes", len(rows), table(headings, rows, words=[1]))]
     if any(value is not None for one in spent for value in one.spent.values()):
         parts.append(picture(lambda: budget(run.record, INCHES), f"{salt}-budget", "privacy spent by round"))
     return joined([*parts, folded("Epsilon round by round", _ledger(run.record, spent[:24]))])
@@ -126,5 +126,5 @@ def costs(run: Run, salt: str) -> Html:
     if not moved:
         return told
     note = element("p", "Down from the parent, up to it, all rounds together; the more, the wider the edge.")
-    box = of_traffic(record)
+    box = shortened(of_traffic(record), MOST_LEAVES)
     return joined([told, note, picture(lambda: draw_world(box), f"{salt}-traffic", "bytes over every edge")])

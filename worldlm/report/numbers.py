@@ -24,36 +24,34 @@ def with_depth(node: dict[str, Any], depth: int = 0) -> Iterator[tuple[dict[str,
         yield from with_depth(child, depth + 1)
 
 
-def measured(record: RunRecord) -> list[str]:
-    """Return the data nodes that were ever measured; where text is pooled, the one that trains is not."""
-    return [node for node in record.data_nodes if any(record.series(node, moment) for moment in MOMENTS)]
-
-
 def mean(
-    record: RunRecord,
-    moment: Moment,
-    measure: str = "perplexity",
-    *,
-    best: bool = False,
-    nodes: Sequence[str] | None = None,
+    record: RunRecord, nodes: Sequence[str], moment: Moment, measure: str = "perplexity", *, best: bool = False
 ) -> float | None:
     """Return the mean over nodes of their last or lowest scores; None where one of them has none.
 
     Args:
         record: The run.
+        nodes: Names of the nodes.
         moment: Which score.
         measure: `perplexity` or `bits_per_byte`.
         best: Whether the lowest is meant.
-        nodes: By default those that were measured.
     """
     find = record.best if best else record.last
-    found = spread(find(name, moment, measure) for name in (measured(record) if nodes is None else nodes))
+    found = spread(find(name, moment, measure) for name in nodes)
     return None if found is None else found.mean
 
 
-def headline(record: RunRecord) -> Moment:
-    """Return which score stands for a run: after_fit, where every measured node has one."""
-    return "after_merge" if mean(record, "after_fit") is None else "after_fit"
+def headline(record: RunRecord) -> tuple[Moment, list[str]]:
+    """Return which score stands for a run, and the data nodes that have it.
+
+    That is after_fit, where every data node that was measured has one; else after_merge, as where one node trains on
+    the text of all, and the others only listen.
+    """
+    having = {
+        moment: [node for node in record.data_nodes if record.last(node, moment) is not None] for moment in MOMENTS
+    }
+    merged, fitted = (having[moment] for moment in MOMENTS)
+    return ("after_fit", fitted) if set(fitted) >= set(merged) else ("after_merge", merged)
 
 
 def tokens(record: RunRecord) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from worldlm.report.read import CONFIG, Run
 from worldlm.report.results_part import MAX_ROWS
-from worldlm.report.tags import NOTHING, Html, code, element, facts, folded, joined, table
+from worldlm.report.tags import NOTHING, Html, code, element, facts, folded, if_long, joined, table
 from worldlm.report.words import whole
 
 
@@ -32,7 +32,9 @@ def data(run: Run) -> Html:
         "Packed text by the name of its folder, which ends in a digest of its content; blocks of max_seq_len tokens. "
         "The same digests are the same text."
     )
-    return joined([table(headings, rows, words=[1, 6]), element("p", note, class_="note")])
+    return joined(
+        [if_long("All data nodes", len(rows), table(headings, rows, words=[1, 6])), element("p", note, class_="note")]
+    )
 
 
 def _of_node(told: Mapping[str, Any]) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from worldlm.pictures.boxes import of_perplexity
+from worldlm.pictures.boxes import of_perplexity, shortened
 from worldlm.pictures.world import draw_world
 from worldlm.report import numbers
-from worldlm.report.drawn import picture
+from worldlm.report.drawn import MOST_LEAVES, picture
 from worldlm.report.read import Run
-from worldlm.report.tags import NOTHING, Html, element, joined, table
+from worldlm.report.tags import NOTHING, Html, element, if_long, joined, table
 from worldlm.report.words import duration, epsilon, listed, plural, score, size, whole
 from worldlm.results import RunRecord, walk
 
@@ -46,12 +46,13 @@ def summary(run: Run) -> Html:
 
 
 def _perplexities(record: RunRecord) -> str:
-    moment = numbers.headline(record)
-    last = numbers.mean(record, moment)
+    moment, nodes = numbers.headline(record)
+    last = numbers.mean(record, nodes, moment)
     if last is None:
         return "No perplexity was measured."
-    before, best = numbers.mean(record, "before"), numbers.mean(record, moment, best=True)
-    told = f"The mean held-out perplexity over its data nodes went {f'from {score(before)} ' if before else ''}to "
+    before, best = numbers.mean(record, nodes, "before"), numbers.mean(record, nodes, moment, best=True)
+    told = f"The mean held-out perplexity over {plural(len(nodes), 'data node')} went "
+    told += f"{f'from {score(before)} ' if before else ''}to "
     told += f"{score(last)} ({moment})"
     return told + (f"; at best, each node at its own round, it was {score(best)}." if best != last else ".")
 
@@ -68,12 +69,13 @@ def _privacy(record: RunRecord) -> str:
 
 def _cards(run: Run) -> Html:
     record = run.record
-    moment = numbers.headline(record)
-    last = numbers.mean(record, moment)
-    bits = numbers.mean(record, moment, "bits_per_byte")
+    moment, nodes = numbers.headline(record)
+    last = numbers.mean(record, nodes, moment)
+    bits = numbers.mean(record, nodes, moment, "bits_per_byte")
+    over = f"{moment}, mean over {plural(len(nodes), 'data node')}"
     cards = [
-        ("perplexity", score(last), f"{moment}, mean over data nodes"),
-        ("bits per byte", score(bits), f"{moment}, mean over data nodes"),
+        ("perplexity", score(last), over),
+        ("bits per byte", score(bits), over),
         ("rounds", f"{record.content['rounds_done']:,}", "of the world"),
         ("tokens", whole(numbers.tokens(record)), "trained on, all nodes"),
         ("moved", size(numbers.moved(record)), "over all edges, both ways"),
@@ -103,7 +105,7 @@ def results(run: Run, salt: str) -> Html:
 
 
 def _perplexity_picture(record: RunRecord, salt: str) -> Html:
-    box = of_perplexity(record)
+    box = shortened(of_perplexity(record), MOST_LEAVES)
     if not any(one.lines for one in box.walk() if one.name):
         return NOTHING
     told = "The better a node predicts held-out text, the stronger its colour."
@@ -116,7 +118,7 @@ def node_table(record: RunRecord) -> Html:
     rows = [_row(record, node, depth) for node, depth in nodes[:MAX_ROWS]]
     left = len(nodes) - len(rows)
     more = element("p", f"And {left:,} more nodes, in results.json.") if left else NOTHING
-    return joined([table(_COLUMNS, rows, words=[1]), more])
+    return if_long("All nodes", len(rows), joined([table(_COLUMNS, rows, words=[1]), more]))
 
 
 _COLUMNS = ("node", "corpus", "before", "after_merge", "after_fit", "best after_fit", "bits per byte", "tokens",

@@ -13,6 +13,8 @@ class Html(str):
 
 
 NOTHING = Html()
+LONG = 40
+"""Rows of a table that is shown at once."""
 
 
 def element(name: str, *content: str, **attributes: str) -> Html:
@@ -46,6 +48,11 @@ def section(name: str, title: str, *content: str) -> Html:
 def folded(title: str, *content: str) -> Html:
     """Return what is shown on demand; nothing where it holds nothing."""
     return element("details", element("summary", title), *content) if any(content) else NOTHING
+
+
+def if_long(title: str, num_rows: int, content: Html) -> Html:
+    """Fold a table that one would have to scroll past."""
+    return folded(f"{title} ({num_rows:,} rows)", content) if num_rows > LONG else content
 
 
 def code(text: str) -> Html:

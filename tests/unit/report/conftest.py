@@ -84,3 +84,9 @@ def lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
         return folder.parent
 
     return lay
+
+
+@pytest.fixture
+def empty_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are composed, and not written out, which takes most of a page's time."""
+    monkeypatch.setattr("worldlm.report.drawn.inline_svg", lambda figure, salt, label: "<svg></svg>")

@@ -91,10 +91,14 @@ def told(*folders: Path, out: str = "page.html") -> Page:
 
 
 def test_one_run_is_told_wholly(lay: Lay, capsys: pytest.CaptureFixture[str]) -> None:
-    page = told(lay())
+    folder = lay()
+    page = told(folder)
+    told(folder, out="again.html")
+    assert Path("again.html").read_bytes() == Path("page.html").read_bytes()
+    assert 20_000 < Path("page.html").stat().st_size < 400_000
     assert page.headings == ["The world", "Results", "Curves", "Attention", "Residuals", "Privacy", "Costs", "Text",
                              "Versions and machine", "To repeat it"]  # fmt: skip
-    assert capsys.readouterr().out == "done. report: page.html\n"
+    assert capsys.readouterr().out == "done. report: page.html\ndone. report: again.html\n"
     for expected in (
         "A world of 5 nodes in 3 levels, 3 with text (shore), trained for 2 of 2 rounds with seed 1337 on 6,666 tokens",
         "went from 257.75 to 16.75 (after_fit).",
@@ -108,6 +112,7 @@ def test_one_run_is_told_wholly(lay: Lay, capsys: pytest.CaptureFixture[str]) ->
         assert expected in page.text
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_the_table_says_what_the_record_says(lay: Lay, content: Callable[..., dict[str, Any]]) -> None:
     page = told(lay())
     headings, *rows = page.table("best after_fit")
@@ -128,6 +133,7 @@ def test_the_table_says_what_the_record_says(lay: Lay, content: Callable[..., di
     assert (shown["b"]["epsilon"], shown["c"]["epsilon"]) == ("", "8.75")
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_privacy_has_an_account_of_every_private_node(lay: Lay) -> None:
     page = told(lay())
     assert page.table("noise_multiplier")[:2] == [
@@ -143,6 +149,7 @@ def test_privacy_has_an_account_of_every_private_node(lay: Lay) -> None:
     assert "Nothing in it is private." in page.text
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_an_epsilon_without_a_bound_is_said_to_have_none(lay: Lay, content: Callable[..., dict[str, Any]]) -> None:
     rounds = content()["rounds"]
     for one in rounds:
@@ -184,6 +191,7 @@ def test_several_runs_stand_side_by_side(lay: Lay) -> None:
     assert [row[0] for row in page.rows[runs + 1 : runs + 3]] == ["one, seed 1337", "other, seed 1337"]
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_runs_of_one_name_are_told_apart(lay: Lay) -> None:
     folder = lay("again")
     (folder / "version_0").rename(folder / "version_1")
@@ -192,6 +200,7 @@ def test_runs_of_one_name_are_told_apart(lay: Lay) -> None:
     assert "2 methods (again in runs/again/version_0, again in runs/again/version_1), seed 1337" in page.text
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_runs_without_a_common_node_are_told_one_by_one(lay: Lay) -> None:
     page = told(lay("one", names="ab"), lay("other", names="xy"))
     assert page.headings[:4] == ["Runs", "Comparable?", "What differs", "Run by run"]
@@ -199,6 +208,7 @@ def test_runs_without_a_common_node_are_told_one_by_one(lay: Lay) -> None:
     assert "Their settings are the same, but for seeds and folders." in page.text
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_an_unfinished_run_says_so(lay: Lay) -> None:
     page = told(lay(finished=False, num_rounds=1))
     assert "Not finished: 1 round of 2 when it was last written." in page.text
@@ -217,6 +227,7 @@ def test_an_unfinished_run_says_so(lay: Lay) -> None:
     assert "Not finished: tiny, seed 1337, new, seed 1337." in both.text
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_what_older_versions_did_not_write_is_left_out(lay: Lay, content: Callable[..., dict[str, Any]]) -> None:
     old = content()
     del old["last_start"]
@@ -233,9 +244,22 @@ def test_what_older_versions_did_not_write_is_left_out(lay: Lay, content: Callab
     assert "every federation in a frame." in page.text
 
 
-def test_a_page_is_small_and_the_same_every_time(lay: Lay) -> None:
-    folder = lay()
-    told(folder, out="a.html")
-    told(folder, out="b.html")
-    assert Path("a.html").read_bytes() == Path("b.html").read_bytes()
-    assert 20_000 < Path("a.html").stat().st_size < 400_000
+@pytest.mark.usefixtures("empty_pictures")
+def test_where_one_node_trains_for_all_the_others_stand_for_the_run(
+    lay: Lay, content: Callable[..., dict[str, Any]]
+) -> None:
+    pooled = content()
+    for one in pooled["rounds"]:
+        for name in "bc":
+            del one["nodes"][name]["after_fit"]
+        del one["nodes"]["a"]["after_merge"]
+    page = told(lay(text=json.dumps(pooled)))
+    assert "The mean held-out perplexity over 2 data nodes went from 258.25 to 17.75 (after_merge)." in page.text
+
+
+@pytest.mark.usefixtures("empty_pictures")
+def test_of_a_wide_world_the_first_nodes_stand_for_all(lay: Lay) -> None:
+    page = told(lay(names="abcdefghijklmnopqrstuvwxyz" + "".join(map(chr, range(913, 1139)))))
+    assert "All nodes (200 rows)" in page.text
+    assert "And 54 more nodes, in results.json." in page.text
+    assert "The first 12 of 252 nodes." in page.text
