@@ -73,8 +73,7 @@ class RecipeCLI(LightningCLI):
     """Builds model, data and trainer from recipes, and runs them in a folder of their own: runs/NAME/version_N."""
 
     def __init__(self, recipes: list[Path], typed: str = "") -> None:
-        self.recipes = recipes
-        self.typed = typed
+        self.recipes, self.typed = recipes, typed
         self.readers: list[Reader] = []
         self.known: set[str] = set()
         self.folder: Path | None = None
@@ -188,9 +187,8 @@ class RecipeCLI(LightningCLI):
         self.folder = trainer.folder
         if self.checkpoint is None:
             self.model.check_init_from()
-        for one in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(one, Record):
-                one.command = self.typed
+        for record in (one for one in trainer.callbacks if isinstance(one, Record)):  # type: ignore[attr-defined]
+            record.command = self.typed
         from_there = f"; goes on from {self.checkpoint}" if self.checkpoint else ""
         rank_zero_only(print)(headline(trainer, self.model) + from_there)
         if isinstance(trainer.strategy, WorldStrategy):

@@ -59,7 +59,7 @@ def spoilt(draw: st.DrawFn) -> Any:
                 continue
             how = draw(st.sampled_from(["other", "gone", "twice"]))
             if how == "other" or place is whole:
-                place[key] = draw(ODD)
+                place[key] = json.loads(json.dumps(draw(ODD)))
             elif how == "gone":
                 del place[key]
             elif isinstance(place, list):

@@ -170,13 +170,19 @@ def _draw_node(axes: Axes, records: Sequence[RunRecord], node: str) -> None:
             _draw_curve(axes, curve, look, moment, method if moment == MOMENTS[0] else None)
     axes.set_title(node)
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _scale(axes)
 
 
 def _draw_curve(axes: Axes, curve: dict[int, Spread], look: dict[str, Any], moment: Moment, label: str | None) -> None:
     x, means = list(curve), [min(one.mean, _FAR) for one in curve.values()]
-    axes.plot(x, means, **{**look, "marker": "o"} if len(x) == 1 else look, linestyle=_STYLES[moment], label=label)
+    axes.plot(
+        x,
+        means,
+        **{**look, "marker": "o", "markevery": 1} if len(x) == 1 else look,
+        linestyle=_STYLES[moment],
+        label=label,
+    )
     if moment == MOMENTS[0] and any(one.deviation for one in curve.values()):
         low = [one.mean - (one.deviation or 0.0) for one in curve.values()]
         high = [one.mean + (one.deviation or 0.0) for one in curve.values()]

@@ -34,7 +34,7 @@ def budget(record: RunRecord, inches: float = INCHES) -> Figure:
     axes.set_xlabel("round")
     axes.set_ylabel("epsilon")
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

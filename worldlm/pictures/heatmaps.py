@@ -47,7 +47,7 @@ def attention(group: Sequence[RunRecord], inches: float = INCHES) -> Figure:
                 axes.text(rounds[column], row, f"{weight:.2f}", fontsize="small", ha="center", va="center", color=_INK)
         axes.set_yticks(range(len(children)), children)
         axes.set_title(f"{name} attends to", loc="left", fontsize="medium")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     panels[-1].set_xlabel("round")
     figure.colorbar(image, ax=panels, label="attention weight, less an equal share", fraction=0.04)
     which = "the federations" if len(shown) == len(federations) else f"{len(shown)} of {len(federations):,} federations"

@@ -122,7 +122,7 @@ def node_table(record: RunRecord) -> Html:
 
 
 _COLUMNS = ("node", "corpus", "before", "after_merge", "after_fit", "best after_fit", "bits per byte", "tokens",
-            "passes", "MB down", "MB up", "missed", "epsilon", "epsilon (examples)")  # fmt: skip
+            "passes", "MB down", "MB up", "missed", "refused", "epsilon", "epsilon (examples)")  # fmt: skip
 
 _LEGEND = (
     "Perplexity per token on held-out text: before, as all nodes started; after_merge, as its federation made the ",
@@ -148,5 +148,6 @@ def _row(record: RunRecord, node: dict[str, Any], depth: int) -> list[str]:
         f"{figures['passes']:,.2f}" if "passes" in figures else "",
         *megabytes,
         whole(figures.get("missed")),
+        whole(figures.get("refused")),
         *(epsilon(figures[kind]) if kind in figures else "" for kind in numbers.KIND_NAMES),
     ]

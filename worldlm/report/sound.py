@@ -98,6 +98,12 @@ def _routes(value: Any, where: str) -> Iterator[str]:
         yield f"{where}: must name routes as 'origin > home', but has {_short(odd[0])}"
 
 
+def _weights(value: Any, where: str) -> Iterator[str]:
+    yield from _table(_or_null(_number))(value, where)
+    if value == {}:
+        yield f"{where}: must have a weight, but is {{}}"
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -115,7 +121,7 @@ _FIGURES = _object(
     {},
     {
         **dict.fromkeys(("before", "after_merge", "after_fit"), _SCORE),
-        **dict.fromkeys(("tokens", "bytes_down", "bytes_up", "missed"), _count),
+        **dict.fromkeys(("tokens", "bytes_down", "bytes_up", "missed", "refused"), _count),
         "passes": _number,
         **dict.fromkeys(("epsilon", "example_epsilon"), _or_null(_number)),
     },
@@ -135,7 +141,7 @@ _ROUND = _object(
     {
         "round": _count,
         "nodes": _table(_FIGURES),
-        "attention": _table(_table(_or_null(_number))),
+        "attention": _table(_weights),
         "routes": _routes,
     },
     {},

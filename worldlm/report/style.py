@@ -33,7 +33,7 @@ nav a { padding: 0.25rem 0; }
 .cards li { background: var(--sheet); border-radius: 0.5rem; padding: 0.6rem 0.8rem; display: flex;
   flex-direction: column; }
 .cards span, .cards small { color: var(--soft); font-size: 0.8125rem; line-height: 1.35; }
-.cards strong { font-size: 1.3rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
+.cards strong { font-size: 1.2rem; line-height: 1.5; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; margin: 0.8rem 0; }
 .wide:focus-visible, summary:focus-visible, pre:focus-visible { outline: 2px solid var(--link); }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }

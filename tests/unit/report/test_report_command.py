@@ -103,6 +103,7 @@ def changed(content: dict[str, Any], path: str, value: object) -> list[str]:
         ("rounds.0.nodes.a.epsilon", 10**400, f"rounds[0].nodes.a.epsilon: must be a number, but is 1{'0' * 56}..."),
         ("rounds.0.routes", {"a to b": 1}, "rounds[0].routes: must name routes as 'origin > home', but has 'a to b'"),
         ("rounds.0.attention", [], "rounds[0].attention: must be an object, but is []"),
+        ("rounds.0.attention.north", {}, "rounds[0].attention.north: must have a weight, but is {}"),
         ("topology.root.children.0.children.1.told", "x",
          "topology.root.children[0].children[1].told: must be a list, but is 'x'"),
         ("versions.python", 3, "versions.python: must be text, but is 3"),
