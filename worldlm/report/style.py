@@ -57,6 +57,10 @@ th span { padding-left: calc(var(--depth, 0) * 1em); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.25rem 1.2rem; margin: 0.6rem 0; }
 dt { color: var(--soft); }
 dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  tbody th { white-space: normal; min-width: 7.8rem; max-width: 9rem; overflow-wrap: anywhere; }
+  th span { display: block; padding-left: calc(var(--depth, 0) * 0.7em); }
+}
 @media (max-width: 30rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 0.5rem; } }
 pre { background: var(--sheet); border-radius: 0.4rem; padding: 0.7rem 0.9rem; overflow-x: auto; font-size: 0.8125rem;
   line-height: 1.45; max-height: 32rem; }
