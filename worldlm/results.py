@@ -128,11 +128,25 @@ class RunRecord:
         What nodes receive that never train is left out: it is sent so that they can be measured.
         """
         listeners = {name for name, facts in self.content["data_nodes"].items() if not facts.get("fits")}
-        moved = {}
+        moved, total, known = dict[int, float](), 0, dict[str, int]()
         for one in self.rounds:
-            nodes = [figures for name, figures in one["nodes"].items() if name not in listeners]
-            moved[one["round"] + 1] = sum(node.get("bytes_down", 0) + node.get("bytes_up", 0) for node in nodes) / 1e6
+            nodes = {name: figures for name, figures in one["nodes"].items() if name not in listeners}
+            new = {name: node.get("bytes_down", 0) + node.get("bytes_up", 0) for name, node in nodes.items()}
+            for name, bytes_ in new.items():
+                before = known.get(name, 0)  # a node that came back counts from 0 again
+                total += bytes_ - before if bytes_ >= before else bytes_
+            known = new  # what left has moved what it moved
+            moved[one["round"] + 1] = total / 1e6
         return moved
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """How the topology changed between rounds; see `worldlm.topology.changes.Changes.record`.
+
+        Each with `round`, the first after it, from 0.
+        """
+        changes: list[dict[str, Any]] = self.content.get("changes", [])
+        return changes
 
     @property
     def epsilon(self) -> float | None:

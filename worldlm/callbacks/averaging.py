@@ -11,10 +11,12 @@ from worldlm.federation.averaging import move_towards_, outer_step_, weighted_me
 from worldlm.federation.messages import Download, Upload
 from worldlm.federation.parameters import PARTS, Part, Tensors
 from worldlm.federation.schedule import Rate, check_rate, in_round
+from worldlm.federation.state import NodeState
 from worldlm.federation.token_rows import weighted_mean_by_rows
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.loop.scalars import log_scalars
 from worldlm.topology import Node
+from worldlm.topology.changes import Changes
 
 
 class Averaging(FederationCallback):
@@ -87,6 +89,13 @@ class Averaging(FederationCallback):
         own = node.settings.outer_optimizer
         return (own.name, dict(own.arguments)) if own else self.default
 
+    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        keys = {name: [key for key, *_ in settings] for name, settings in changes.settings.items()}
+        for name, node in trainer.topology.nodes.items():
+            another = any(_is_of_another_optimizer(key) for key in keys.get(name, ()))
+            if another or all(child.listens for child in node.children):
+                states[name].memory.get(self.state_key, {}).pop("optimizer", None)
+
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if self.attentive and self.parent_weight is None:
             raise ValueError("an attentive Averaging needs an AttentionAggregation among trainer.callbacks")
@@ -146,3 +155,8 @@ def find_optimizer(name: str, arguments: Mapping[str, Any]) -> type[Optimizer]:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}({dict(arguments)}): {error}") from error
     return found
+
+
+def _is_of_another_optimizer(setting: str) -> bool:
+    """Whether an outer optimizer's state is of no use once this setting changed."""
+    return setting.startswith("outer_optimizer.") and setting != "outer_optimizer.arguments.lr"

@@ -1,5 +1,6 @@
 """Fewer bytes on every edge: what travels is rounded by chance to bfloat16 or int8."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import get_args
 
@@ -10,8 +11,10 @@ from torch import Generator
 from worldlm.federation.compression import Encoding, decode, difference, encode, encode_with_feedback, restore
 from worldlm.federation.messages import Download, MessageT, Residual, Upload, joined
 from worldlm.federation.parameters import Tensors
+from worldlm.federation.state import NodeState
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.topology import Node
+from worldlm.topology.changes import Changes
 
 
 class Compression(FederationCallback):
@@ -63,6 +66,12 @@ class Compression(FederationCallback):
             if encoding == "bf16" and kinds <= {torch.bfloat16, torch.float16}:
                 kind = ", ".join(sorted(str(one).removeprefix("torch.") for one in kinds))
                 raise ValueError(f"Compression: {name} is bf16, but weights of {kind} have 2 bytes already; use int8")
+
+    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        for child, parent in changes.parted:
+            states[parent].memory.get(self.state_key, {}).get("sent", {}).pop(child, None)
+        for name in changes.moved:  # what rounding took from its uploads is owed to its former parent
+            states[name].memory.get(self.state_key, {}).pop("error", None)
 
     # ------------------------------------------------------------------ both ways
 

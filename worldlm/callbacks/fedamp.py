@@ -9,9 +9,11 @@ from worldlm.federation.averaging import weighted_mean
 from worldlm.federation.messages import Download, Upload, joined
 from worldlm.federation.mixture import mixture_weights
 from worldlm.federation.parameters import PARTS, Part, Tensors, clone, copy_
+from worldlm.federation.state import NodeState
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.loop.scalars import log_scalars
 from worldlm.topology import Node
+from worldlm.topology.changes import Changes
 
 
 class FedAMP(FederationCallback):
@@ -46,6 +48,15 @@ class FedAMP(FederationCallback):
         if tree.depth != 2:
             raise ValueError(f"FedAMP needs a star, a root and its leaves: {tree.name} has {tree.depth} levels")
 
+    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        for child, parent in changes.parted:
+            for known in self.memory(states[parent]).values():
+                known.pop(child, None)
+        for parent in {parent for _, parent in changes.parted}:
+            memory = self.memory(states[parent])
+            if memory.get("models"):
+                memory["weights"] = self._weights(memory["models"])
+
     def on_download(self, trainer: WorldTrainer, context: Context, child: Node, download: Download) -> Download:
         memory = self.memory(context.state)
         if child.name not in memory.get("weights", {}):
@@ -63,11 +74,14 @@ class FedAMP(FederationCallback):
         models, tokens = memory.setdefault("models", {}), memory.setdefault("tokens", {})
         for upload in uploads:
             models[upload.node], tokens[upload.node] = clone(joined(upload.parts)), upload.num_tokens
-        ordered = {name: models[name] for name in sorted(models)}
-        weights = memory["weights"] = mixture_weights(ordered, self_weight=self.self_weight, sigma=self.sigma)
+        weights = memory["weights"] = self._weights(models)
         copy_(context.state.parameters, _mix(models, weights.get(context.node.name, tokens)))
         scalars = {f"{name}/mixture/{other}": weight for name, row in weights.items() for other, weight in row.items()}
         log_scalars(trainer, scalars, context.round)
+
+    def _weights(self, models: Mapping[str, Tensors]) -> dict[str, dict[str, float]]:
+        ordered = {name: models[name] for name in sorted(models)}
+        return mixture_weights(ordered, self_weight=self.self_weight, sigma=self.sigma)
 
 
 def _mix(models: Mapping[str, Tensors], weights: Mapping[str, float]) -> Tensors:

@@ -1,5 +1,6 @@
 """The checkpoint a run continues from."""
 
+import logging
 import os
 import shutil
 import time
@@ -12,9 +13,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from worldlm.loop import WorldTrainer
 
+log = logging.getLogger(__name__)
+
 
 class LastCheckpoint(Checkpoint):
     """Keeps one `checkpoints/last.ckpt` in the run's folder: the whole world, as it last stood.
+
+    Where a run goes on from there with another topology, the world as it was stays beside it, as `until_round_N.ckpt`:
+    what left is in no other.
 
     Written at the end of rounds, between steps once enough time has gone by, and on SIGTERM; where several processes
     share the world, at the end of rounds only. Some rounds' may be kept beside it, as `checkpoints/round_N.ckpt`.
@@ -56,6 +62,12 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         self._saved_at = time.monotonic()
+        path, world = self.path(trainer), trainer.world
+        goes_on = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == path.resolve()
+        if world.changes and goes_on and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            kept = path.with_name(f"until_round_{world.changed_after}.ckpt")
+            keep(path, kept.name)
+            log.info("the world as it was stays in %s", kept)
 
     def on_train_batch_end(self, trainer: WorldTrainer, *args: Any) -> None:  # type: ignore[override]
         if trainer.num_ranks == 1 and time.monotonic() - self._saved_at > 60 * self.every_n_minutes:

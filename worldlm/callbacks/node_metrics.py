@@ -14,6 +14,7 @@ from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.loop.scalars import log_scalars
 from worldlm.models import Evaluation
 from worldlm.topology import Node
+from worldlm.topology.changes import Changes
 
 MOMENTS = ("before", "after_merge", "after_fit")
 
@@ -85,6 +86,10 @@ class NodeMetrics(FederationCallback):
     def scores(self, state: NodeState) -> dict[str, Score]:
         """Return a node's last scores by moment: `before` (as all nodes started), `after_merge`, `after_fit`."""
         return {moment: Score(*pair) for moment, pair in self.memory(state).items()}
+
+    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        for name in changes.new_texts:
+            states[name].memory.pop(self.state_key, None)  # of another text
 
     # ------------------------------------------------------------------ evaluation
 

@@ -2,21 +2,44 @@
 
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from worldlm.federation.privacy import PrivacyLedger
 from worldlm.federation.state import NodeState
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.loop.scalars import log_scalars
 from worldlm.topology import Privacy
+from worldlm.topology.changes import Changes
 
 log = logging.getLogger(__name__)
 
 
 class PrivacyLedgers(FederationCallback):
-    """Keeps every node's ledger over restarts, logs what it says, and ends the part of a node that may not go on."""
+    """Keeps every node's ledger over restarts, logs what it says, and ends the part of a node that may not go on.
+
+    A node that left the world and comes back takes its ledger up again: what it released before is still out there.
+    """
 
     def __init__(self) -> None:
         self._stopped: set[str] = set()
+        self._left: dict[str, list[list[float]]] = {}  # ledgers of nodes that are not in the world now
+
+    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        for name in changes.left:
+            if history := states[name].memory.get(self.state_key, {}).get("history"):
+                self._left[name] = history
+        for name in changes.joined:
+            if name in self._left:
+                self.memory(states[name])["history"] = self._left.pop(name)
+                spent = sum(steps for *_, steps in self.ledger(states[name]).history)
+                log.warning("%s was here before: it takes up its ledger, of %d releases", name, spent)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"left": dict(self._left)} if self._left else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._left = dict(state_dict.get("left", {}))
 
     def ledger(self, state: NodeState) -> PrivacyLedger:
         """Return a copy of a node's account: what it has released so far."""

@@ -22,9 +22,11 @@ from worldlm.callbacks.node_metrics import MOMENTS
 from worldlm.callbacks.residual_exchange import ResidualExchange
 from worldlm.callbacks.summary import row
 from worldlm.federation.parameters import Tensors
+from worldlm.federation.state import NodeState
 from worldlm.loop import FederationCallback, WorldTrainer
 from worldlm.results import FORMAT, RESULTS, RunRecord
 from worldlm.topology import Node
+from worldlm.topology.changes import Changes
 from worldlm.topology.draw import facts
 
 _SECONDS = "worldlm_seconds"
@@ -42,15 +44,17 @@ class Record(FederationCallback):
 
     It says what the run was (seed, tree, digest of the initial weights, text and batches of every data node,
     versions) and what became of it: for every round and node the figures of the closing table, the attention weights
-    of the federations, and the residuals that found a home. A perplexity of a round in which nothing was evaluated is
-    missing; that of a node that took no part is its last one, for the node is as it was. Figures that are no finite
-    number are null. A run that was interrupted and taken up again writes what one that never stopped would have,
-    but for `seconds` and `last_start`: how and where it was started, the last time.
+    of the federations, and the residuals that found a home; and how the topology changed between rounds. A perplexity
+    of a round in which nothing was evaluated is missing; that of a node that took no part is its last one, for the node
+    is as it was. Figures that are no finite number are null. A run that was interrupted and taken up again writes what
+    one that never stopped would have, but for `seconds` and `last_start`: how and where it was started, the last time.
     """
 
     def __init__(self) -> None:
         self.rounds: list[dict[str, Any]] = []
         """What each finished round came to."""
+        self.changes: list[dict[str, Any]] = []
+        """How the topology changed, and before which round, from 0."""
         self.initial_weights: str | None = None
         """Digest of the weights that all nodes started from; None where the run goes on from another's checkpoint."""
         self.command = shlex.join(sys.argv)
@@ -63,6 +67,9 @@ class Record(FederationCallback):
     def path(trainer: WorldTrainer) -> Path:
         """Return where the record of a run lies."""
         return trainer.folder / RESULTS
+
+    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        self.changes.append({"round": trainer.world.changed_after, **changes.record()})
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         self._started = time.monotonic()
@@ -123,6 +130,7 @@ class Record(FederationCallback):
             "rounds_done": len(self.rounds),
             "rounds_wanted": wanted if wanted is not None and wanted >= 0 else None,
             "seed": trainer.seed,
+            "changes": self.changes,
             "topology": {"name": trainer.topology.name, "root": _tree(trainer.topology.root, None)},
             "initial_weights": self.initial_weights,
             "data_nodes": data_facts(trainer),
@@ -143,10 +151,12 @@ class Record(FederationCallback):
         return self._seconds + time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        return {"initial_weights": self.initial_weights, "rounds": list(self.rounds)}
+        state = {"initial_weights": self.initial_weights, "rounds": list(self.rounds)}
+        return {**state, "changes": list(self.changes)} if self.changes else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.initial_weights, self.rounds = state_dict["initial_weights"], list(state_dict["rounds"])
+        self.changes = list(state_dict.get("changes", []))
 
     def on_save_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[_SECONDS] = self._elapsed()  # beside the state, which is the same however often a run stopped

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +16,10 @@ from worldlm.federation.messages import (
 )
 from worldlm.federation.parameters import clone
 from worldlm.federation.residuals import Route, route, select_residuals
+from worldlm.federation.state import NodeState
 from worldlm.loop import Context, FederationCallback, World, WorldTrainer
 from worldlm.loop.scalars import log_scalars, log_text
+from worldlm.topology.changes import Changes
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +65,21 @@ class ResidualExchange(FederationCallback):
 
     def _counts(self, world: World, what: str) -> Counter[str]:
         return sum((Counter(self.memory(state).get(what, {})) for state in world.states.values()), Counter[str]())
+
+    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        kept = {name: state.memory[self.state_key] for name, state in states.items() if self.state_key in state.memory}
+        for child, parent in changes.parted:
+            for what in ("children_keys", "outbox"):
+                kept.get(parent, {}).get(what, {}).pop(child, None)
+        for memory in kept.values():  # residuals of who left go too: its law may have gone with it
+            lists = {what: memory[what] for what in ("missed", "climbing") if what in memory}
+            memory |= {what: _without(changes.left, waiting) for what, waiting in lists.items()}
+            outbox = memory.get("outbox", {})
+            outbox.update({child: _without(changes.left, waiting) for child, waiting in outbox.items()})
+        total = self.memory(states[trainer.topology.root.name])  # what happened stays counted
+        for what in ("routes", "refusals"):
+            for name in (name for name in changes.left if kept.get(name, {}).get(what)):
+                total[what] = dict(Counter(total.get(what, {})) + Counter(kept[name][what]))
 
     # ------------------------------------------------------------------ down
 
@@ -176,3 +194,7 @@ class ResidualExchange(FederationCallback):
         count = self._add_one(context, "routes", path)
         log_scalars(trainer, {f"residuals/{residual.origin}/{home}": count}, context.round)
         log_text(trainer, "residuals", f"round {context.round}: {path}", context.round)
+
+
+def _without(origins: Collection[str], residuals: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [one for one in residuals if one["origin"] not in origins]

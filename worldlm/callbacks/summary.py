@@ -29,6 +29,9 @@ class Summary(FederationCallback):
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if trainer.is_global_zero:
             log_text(trainer, "topology", "```text\n" + draw_tree(trainer.topology) + "\n```")
+            if changes := trainer.world.changes:
+                told = [*changes.lines(), *changes.warnings()]
+                log_text(trainer, "changes", "  \n".join(told), trainer.world.changed_after)
 
     def on_train_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:

@@ -1,7 +1,7 @@
 """Rows of the embedding, weighted by how often their token was read."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +11,10 @@ from torch import Tensor
 from worldlm.callbacks.averaging import Averaging
 from worldlm.federation.messages import Upload
 from worldlm.federation.parameters import Tensors
+from worldlm.federation.state import NodeState
 from worldlm.federation.token_rows import Tally, row_shares
 from worldlm.loop import Context, FederationCallback, WorldTrainer
+from worldlm.topology.changes import Changes
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,10 @@ class TokenRows(FederationCallback):
         if not averaging:
             raise ValueError(f"TokenRows needs an Averaging of the {part}, the part that {self._name} belongs to")
         averaging[0].row_shares = self.row_shares
+
+    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        for name in changes.moved:
+            states[name].memory.get(self.state_key, {}).pop("unsent", None)  # as its `unsent_tokens`
 
     def teardown(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
         for one in trainer.callbacks:  # type: ignore[attr-defined]

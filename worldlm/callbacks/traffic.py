@@ -1,11 +1,14 @@
 """Bytes on every edge, and how long its link would take for them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule
 
+from worldlm.federation.state import NodeState
 from worldlm.loop import FederationCallback, WorldTrainer
 from worldlm.loop.scalars import log_scalars
+from worldlm.topology.changes import Changes
 
 
 class Traffic(FederationCallback):
@@ -20,6 +23,9 @@ class Traffic(FederationCallback):
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}  # up to the last round's end
+
+    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        self._seconds = {name: seconds for name, seconds in self._seconds.items() if name not in changes.left}
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         scalars: dict[str, float] = {}

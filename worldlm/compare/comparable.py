@@ -42,6 +42,8 @@ def check(records: Sequence[RunRecord]) -> list[Finding]:
         _same("rounds", records, lambda one: one.content["rounds_done"]),
         _same("versions", records, lambda one: _frozen(one.content["versions"])),
     ]
+    if any(one.changes for one in records):
+        findings.append(_same("changes of the topology on the way", records, lambda one: _frozen(one.changes)))
     if federated:
         findings += [
             _same("batches in the same order at every node", federated, lambda one: _batches(one, nodes), True),

@@ -18,7 +18,6 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
-from worldlm.federation.placement import place
 from worldlm.federation.program import Step
 from worldlm.federation.seeds import seed_torch
 from worldlm.loop.epoch_loop import NodeEpochLoop, trackers
@@ -27,7 +26,7 @@ from worldlm.loop.loaders import check_loaders, num_tokens
 from worldlm.loop.node_slot import NodeSlot
 from worldlm.loop.scalars import Told, write
 from worldlm.loop.steps import Steps
-from worldlm.loop.wire import Wire
+from worldlm.loop.wire import share_out
 from worldlm.loop.world import World
 from worldlm.topology import Topology
 
@@ -127,29 +126,31 @@ class FederatedFitLoop(_FitLoop):
             return  # a second fit goes on where the first one ended
         live = {name: parameter.detach().cpu() for name, parameter in module.named_parameters()}
         live = self.trainer.strategy.broadcast(live)
-        wire = self._make_wire()
+        visits = self.trainer.num_visits
+        costs = {name: visits[name] * num_tokens(self.loaders[name], self.num_batches(name)) for name in visits}
+        wire = share_out(self.trainer, costs)
         self._world = World(self.trainer, self.topology, module.partition(), live, self.seed, wire)
         self._steps = Steps(self._world)
         self._slot = NodeSlot(module, self.trainer.strategy, self.trainer.share_memory, self._world.store)
         start = self.topology.root.name
         if self._restored:
-            self._world.load_state_dict(self._restored["world"])
-            self._slot.load_state_dict({n: one for n, one in self._restored["optimizers"].items() if wire.here(n)})
-            start = self._restored["active"]
+            start = self._take_up(self._world, self._slot)
         self._restored, self._half_way = {}, False
         self.visiting = self.visiting and wire.here(self._world.program[self.cursor].node)
         if wire.here(start):
             self._slot.put_weights(start, self._world.states[start])
 
-    def _make_wire(self) -> Wire:
-        """Share the nodes out over the processes, by the tokens that they train on in a round."""
-        trainer, costs = self.trainer, dict[str, float]()
-        for name, visits in trainer.num_visits.items():
-            costs[name] = visits * num_tokens(self.loaders[name], self.num_batches(name))
-        places = place(self.topology, costs, trainer.num_ranks // trainer.devices_per_node)
-        return Wire(
-            self.topology, places, trainer.global_rank, trainer.devices_per_node, lambda: trainer.received_sigterm
+    def _take_up(self, world: World, slot: NodeSlot) -> str:
+        """Restore what a checkpoint holds, and return whose weights were live."""
+        rounds, saved = trackers(self.epoch_progress)[0], self._restored["optimizers"]
+        within = rounds.started > rounds.processed and self.cursor > 0
+        world.load_state_dict(self._restored["world"], None if within else rounds.processed)
+        slot.load_state_dict(
+            {name: one for name, one in saved.items() if name in self.loaders and world.wire.here(name)}
         )
+        if world.changes:
+            self._count_all()  # of the nodes that are in the world now
+        return self.topology.root.name if world.changes else str(self._restored["active"])
 
     # ------------------------------------------------------------------ starting and restarting
 
@@ -217,7 +218,10 @@ class FederatedFitLoop(_FitLoop):
             world.take_figures(other["figures"])
             trainer.should_stop = trainer.should_stop or other["stop"]
             write(trainer, other["told"] if trainer.is_global_zero else ())
-        states = world.states.values()
+        self._count_all()
+
+    def _count_all(self) -> None:
+        states = self.world.states.values()
         self.epoch_loop.count(sum(state.num_steps for state in states), sum(state.num_batches for state in states))
 
     def _fit(self, step: Step) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from worldlm.federation.parameters import Part, Tensors
 from worldlm.federation.seeds import derive_seed
 from worldlm.federation.state import NodeState
 from worldlm.topology import Node
+from worldlm.topology.changes import Changes
 
 if TYPE_CHECKING:
     from worldlm.loop.trainer import WorldTrainer
@@ -91,6 +93,18 @@ class FederationCallback(Callback):
     def memory(self, state: NodeState) -> dict[str, Any]:
         """Return what this piece keeps at a node; write into it."""
         return state.memory.setdefault(self.state_key, {})
+
+    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        """Forget what no longer applies, where a run goes on with another topology; called before its first round.
+
+        `changes.parted` names the children that a node has no more: what it keeps by a child's name goes. What a node
+        that left kept itself goes with it. Called in every process for all nodes, after `load_state_dict`.
+
+        Args:
+            trainer: Its topology is the new one.
+            changes: What changed.
+            states: All nodes by name, those that left too.
+        """
 
     def participates(self, trainer: WorldTrainer, context: Context) -> bool:
         """Say whether a node may take part in its federation's next sub-round."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from worldlm.federation.saved import FORMAT
 from worldlm.topology import Topology
+from worldlm.topology.changes import Changes, Described, compare
 
 
 def tree(topology: Topology) -> dict[str, list[str]]:
@@ -12,24 +13,48 @@ def tree(topology: Topology) -> dict[str, list[str]]:
     return {name: [child.name for child in node.children] for name, node in topology.nodes.items()}
 
 
-def check_saved(saved: Mapping[str, Any], topology: Topology, seed: int) -> None:
+def check_saved(
+    saved: Mapping[str, Any], topology: Topology, nodes: Described, seed: int, num_rounds: int | None
+) -> Changes:
     """Check a saved world against the run that is to go on with it.
 
+    Args:
+        saved: The world.
+        topology: The run's.
+        nodes: The same, described.
+        seed: The run's.
+        num_rounds: Rounds that the saved world has finished; None if it was saved within one.
+
+    Returns:
+        What has changed in the topology since.
+
     Raises:
-        ValueError: If it is of another tree, seed or version.
+        ValueError: If it is of another seed or version, has no node with data in common with the topology, or was
+            saved within a round of another one.
     """
     if saved.get("format") != FORMAT:
         raise ValueError(
             f"the checkpoint is of format {saved.get('format', 1)}, this WorldLM reads format {FORMAT}: "
             "go on with the version that wrote it, or start anew"
         )
-    here, there = tree(topology), saved["topology"]
-    if {name: sorted(below) for name, below in here.items()} != {name: sorted(below) for name, below in there.items()}:
-        raise ValueError(
-            f"the checkpoint is of another topology, with nodes {', '.join(there)}; this run has {', '.join(here)}"
-        )
     if saved["seed"] != seed:
         raise ValueError(
             f"the checkpoint was made with seed {saved['seed']}, this run has seed {seed}: "
             "its data order and noise would change half way"
         )
+    here, there = tree(topology), saved["topology"]
+    another = f"the checkpoint is of another topology, with nodes {', '.join(there)}; this run has {', '.join(here)}"
+    if "nodes" not in saved:  # written before the topology could change
+        if {name: sorted(below) for name, below in here.items()} != {n: sorted(below) for n, below in there.items()}:
+            raise ValueError(f"{another}; it does not say what its nodes were: go on for a round with them first")
+        return Changes()
+    changes = compare(saved["nodes"], nodes)
+    if changes and not any("corpus" in saved["nodes"].get(name, ()) for name, one in nodes.items() if "corpus" in one):
+        raise ValueError(f"{another}: no node that holds data is in both")
+    if changes and num_rounds is None:
+        told = "; ".join(changes.lines())
+        raise ValueError(
+            f"the checkpoint was saved within a round, in which the topology cannot change ({told}): "
+            "take one of the end of a round, or finish this round with the topology as it was"
+        )
+    return changes

@@ -143,14 +143,15 @@ class WorldTrainer(pl.Trainer):
         """Optimizer steps of the active node over all rounds, all nodes participating; infinity without a limit."""
         if self.max_epochs is None or self.max_epochs < 0:
             return float("inf")
-        loop = self.fit_loop
-
-        def steps(name: str) -> int:
-            return self.num_visits[name] * -(-loop.num_batches(name) // self.accumulate_grad_batches)
-
+        loop, steps = self.fit_loop, self.steps_per_round()
         active = loop._slot.name if loop._slot is not None else ""
-        own = steps(active) if active in self.num_visits else 0
-        return max(self.max_epochs, 1) * (own or max(map(steps, self.num_visits)))
+        own, rounds = steps.get(active, 0), max(self.max_epochs, 1)
+        return rounds * own + loop.world.states[active].extra_steps if own else rounds * max(steps.values())
+
+    def steps_per_round(self) -> dict[str, int]:
+        """Return every data node's optimizer steps in one round, all nodes participating."""
+        steps = {name: -(-self.fit_loop.num_batches(name) // self.accumulate_grad_batches) for name in self.num_visits}
+        return {name: number * self.num_visits[name] for name, number in steps.items()}
 
     @cached_property
     def num_visits(self) -> dict[str, int]:

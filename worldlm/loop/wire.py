@@ -10,14 +10,18 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from worldlm.federation.placement import place
 from worldlm.topology import Topology
+
+if TYPE_CHECKING:
+    from worldlm.loop.trainer import WorldTrainer
 
 Kind: TypeAlias = Literal["ready", "down", "up", "state"]
 """ready: whether a child may take part; down: a Download; up: an Upload; state: all that a node is, to process 0."""
@@ -189,3 +193,11 @@ def _pack(content: Any) -> Tensor:
 def _unpack(payload: Tensor) -> Any:
     """Undo `_pack`; executes nothing, whatever it is handed."""
     return torch.load(io.BytesIO(payload.numpy().data), weights_only=True)
+
+
+def share_out(trainer: WorldTrainer, costs: Mapping[str, float]) -> Wire:
+    """Share the nodes of a world out over the processes, by what their fits of a round cost."""
+    places = place(trainer.topology, costs, trainer.num_ranks // trainer.devices_per_node)
+    return Wire(
+        trainer.topology, places, trainer.global_rank, trainer.devices_per_node, lambda: trainer.received_sigterm
+    )

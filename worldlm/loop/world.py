@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from worldlm.federation.membership import carry_over
 from worldlm.federation.parameters import Part, Tensors, clone
 from worldlm.federation.program import compile_round
 from worldlm.federation.saved import FORMAT
@@ -13,9 +16,12 @@ from worldlm.loop.hooks import Context, FederationCallback
 from worldlm.loop.saved_world import check_saved, tree
 from worldlm.loop.wire import Wire
 from worldlm.topology import Topology
+from worldlm.topology.changes import Changes, described
 
 if TYPE_CHECKING:
     from worldlm.loop.trainer import WorldTrainer
+
+log = logging.getLogger(__name__)
 
 
 class World:
@@ -57,6 +63,10 @@ class World:
         personal = {name: tensor for name, tensor in initial.items() if partition[name] != "backbone"}
         self.reference: Tensors = clone(personal)
         """The common initial keys and values."""
+        self.changes = Changes()
+        """What has changed in the topology since the checkpoint that the run goes on from."""
+        self.changed_after = 0
+        """Rounds that were finished then."""
 
     @property
     def callbacks(self) -> list[FederationCallback]:
@@ -91,6 +101,10 @@ class World:
             if not self.wire.here(name):
                 self.states[name] = NodeState(**known)
 
+    @cached_property
+    def _nodes(self) -> dict[str, dict[str, Any]]:
+        return described(self.topology)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the whole world as plain containers and tensors, not copied; `states` of the nodes held here."""
         return {
@@ -98,21 +112,43 @@ class World:
             "round": self.round,
             "seed": self.seed,
             "topology": tree(self.topology),
+            "nodes": self._nodes,
+            "steps": self.trainer.steps_per_round(),
             "states": {name: state.state_dict() for name, state in self.states.items() if self.wire.here(name)},
             "reference": self.reference,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore `state_dict`.
+    def load_state_dict(self, state: Mapping[str, Any], num_rounds: int | None = None) -> None:
+        """Restore `state_dict`; where the topology has changed, carry over what still applies, and say so.
+
+        Args:
+            state: What was saved.
+            num_rounds: Rounds that it has finished; None if it was saved within one.
 
         Raises:
-            ValueError: If the checkpoint is of another tree, seed or version.
+            ValueError: If the checkpoint is of another seed or version, or of a topology that this one cannot follow.
         """
-        check_saved(state, self.topology, self.seed)
+        self.changes = check_saved(state, self.topology, self._nodes, self.seed, num_rounds)
         self.round = state["round"]
-        states = {name: NodeState.from_state_dict(one) for name, one in state["states"].items()}
-        self.states = {name: states[name] for name in self.topology.nodes}
+        saved = {name: NodeState.from_state_dict(one) for name, one in state["states"].items()}
+        self.states = {name: saved[name] for name in self.topology.nodes} if not self.changes else {}
+        if self.changes and num_rounds is not None:
+            self._change(saved, state["steps"], num_rounds)
         for name, known in self.states.items():
             self.states[name] = known if self.wire.here(name) else NodeState(**known.figures())
         self.store.adopt(self.states)
         self.reference = clone(state["reference"])
+
+    def _change(self, saved: Mapping[str, NodeState], steps: Mapping[str, int], num_rounds: int) -> None:
+        """Go over to a changed topology, in every process for all nodes."""
+        self.changed_after = num_rounds
+        self.states = carry_over(saved, self.changes, self.topology, self.wire.here)
+        for name, now in self.trainer.steps_per_round().items():
+            self.states[name].extra_steps += num_rounds * (steps.get(name, 0) - now)
+        for callback in self.callbacks:
+            callback.on_topology_change(self.trainer, self.changes, {**saved, **self.states})
+        if self.trainer.is_global_zero:
+            for line in self.changes.lines():
+                log.info("after round %d: %s", num_rounds, line)
+            for line in self.changes.warnings():
+                log.warning("after round %d: %s", num_rounds, line)

@@ -1,0 +1,173 @@
+"""What is different between two worlds, nodes being known by name: who joined, left, moved, and what was set anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
+
+from worldlm.topology.lines import suggest
+from worldlm.topology.settings import Privacy, Settings
+from worldlm.topology.tree import Topology
+
+Described: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Nodes by name, parents first: `parent` (None at the root), and what holds there by dotted name."""
+Setting: TypeAlias = tuple[str, Any, Any]
+"""Dotted name of a setting, its old value and its new one; None where it is not set."""
+
+_KINDS_OF_PRIVACY = ("privacy", "example_privacy")
+_SHOWN = 10
+"""Names that a line tells before it counts the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What became of a world's nodes; false where nothing changed."""
+
+    joined: Mapping[str, str] = field(default_factory=dict)
+    """New nodes, parents first, and the old node that each starts from."""
+    left: Mapping[str, str | None] = field(default_factory=dict)
+    """Nodes that are gone, and whose children they were."""
+    moved: Mapping[str, tuple[str | None, str | None]] = field(default_factory=dict)
+    """Nodes that have another parent: the old one and the new one, None above the root."""
+    settings: Mapping[str, tuple[Setting, ...]] = field(default_factory=dict)
+    """What was set anew at nodes that stayed; their corpus and weight are among it."""
+    loosened: Mapping[str, tuple[Setting, ...]] = field(default_factory=dict)
+    """The part of `settings` that asks for less privacy than before."""
+
+    def __bool__(self) -> bool:
+        return bool(self.joined or self.left or self.moved or self.settings)
+
+    @property
+    def parted(self) -> list[tuple[str, str]]:
+        """Children that left or moved, and their former parent, where that is still there."""
+        former = {**self.left, **{name: old for name, (old, _) in self.moved.items()}}
+        return [(name, old) for name, old in former.items() if old is not None and old not in self.left]
+
+    @property
+    def new_texts(self) -> dict[str, str]:
+        """Nodes that stayed and now read another corpus, and which."""
+        told = ((name, setting) for name, settings in self.settings.items() for setting in settings)
+        return {name: new for name, (key, _, new) in told if key == "corpus" and new is not None}
+
+    def lines(self) -> Iterator[str]:
+        """Yield what changed, a line each; nodes with which the same happened share one."""
+        for source, names in _grouped(self.joined).items():
+            yield f"joined: {_few(names)} (from {source})"
+        if self.left:
+            yield f"left: {_few(self.left)}"
+        for (old, new), names in _grouped(self.moved).items():
+            yield f"moved: {_few(names)} from {old or 'the top'} to {new or 'the top'}"
+        told = {name: ", ".join(map(_shown, settings)) for name, settings in self.settings.items()}
+        for what, names in _grouped(told).items():
+            yield f"changed: {_few(names)} {what}"
+        for corpus, names in _grouped(self.new_texts).items():
+            yield f"{_few(names)}: reads {corpus} from its beginning"
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what nobody should overlook, a line each."""
+        told = {name: ", ".join(map(_shown, settings)) for name, settings in self.loosened.items()}
+        for what, names in _grouped(told).items():
+            yield f"privacy is loosened at {_few(names)}: {what}; what was spent so far stays in the ledger"
+        for name in self.joined:
+            if near := suggest(name, self.left):
+                told_of = f"{name} is a new node{near} A node is known by its name: what the old one learnt is dropped"
+                yield told_of
+
+    def record(self) -> dict[str, Any]:
+        """Return all of it as plain values for JSON."""
+        return {
+            "joined": dict(self.joined),
+            "left": list(self.left),
+            "moved": {name: list(both) for name, both in self.moved.items()},
+            "changed": {name: {key: [old, new] for key, old, new in one} for name, one in self.settings.items()},
+        }
+
+
+def described(topology: Topology) -> dict[str, dict[str, Any]]:
+    """Return the nodes of a topology as plain values, parents first, without settings that are at their default."""
+    parents = {child.name: node.name for node in topology.nodes.values() for child in node.children}
+    found: dict[str, dict[str, Any]] = {}
+    for name, node in topology.nodes.items():
+        own = dict(_flat({"corpus": node.corpus, "weight": node.weight, **asdict(node.settings)}))
+        told = {key: value for key, value in own.items() if value != _DEFAULTS.get(key)}
+        found[name] = {"parent": parents.get(name), **told}
+    return found
+
+
+def compare(old: Described, new: Described) -> Changes:
+    """Find what became of the nodes of an old world in a new one; the order of siblings means nothing.
+
+    A new node starts from its parent if that was there, else from what its parent starts from; a new root from the old
+    root, whose model is the whole old world's.
+    """
+    sources: dict[str | None, str] = {None: next(iter(old))}
+    for name, node in new.items():
+        sources[name] = name if name in old else sources[node["parent"]]
+    stayed = [name for name in new if name in old]
+    parents = {name: (old[name]["parent"], new[name]["parent"]) for name in stayed}
+    settings = {name: tuple(_changed(old[name], new[name])) for name in stayed}
+    loosened = {name: tuple(_loosened(old[name], new[name], settings[name])) for name in stayed if settings[name]}
+    return Changes(
+        joined={name: sources[name] for name in new if name not in old},
+        left={name: node["parent"] for name, node in old.items() if name not in new},
+        moved={name: both for name, both in parents.items() if both[0] != both[1]},
+        settings={name: found for name, found in settings.items() if found},
+        loosened={name: found for name, found in loosened.items() if found},
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield prefix + key, value
+
+
+_DEFAULTS = dict(_flat(asdict(Settings())))
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Setting]:
+    for key in dict.fromkeys((*old, *new)):
+        before, after = (node.get(key, _DEFAULTS.get(key)) for node in (old, new))
+        if key != "parent" and before != after:
+            yield key, before, after
+
+
+def _loosened(old: Mapping[str, Any], new: Mapping[str, Any], settings: Iterable[Setting]) -> Iterator[Setting]:
+    for kind in _KINDS_OF_PRIVACY:
+        demand, now = _privacy(old, kind), _privacy(new, kind)
+        fields = () if demand is None else asdict(demand) if now is None else demand.loosened_by(now)
+        looser = {f"{kind}.{name}" for name in fields}
+        yield from (setting for setting in settings if setting[0] in looser)
+
+
+def _privacy(node: Mapping[str, Any], kind: str) -> Privacy | None:
+    own = {key.removeprefix(f"{kind}."): value for key, value in node.items() if key.startswith(f"{kind}.")}
+    return Privacy(**own) if own else None
+
+
+def _grouped(values: Mapping[str, Any]) -> dict[Any, list[str]]:
+    """Return names by their value."""
+    groups: dict[Any, list[str]] = {}
+    for name, value in values.items():
+        groups.setdefault(value, []).append(name)
+    return groups
+
+
+def _few(names: Iterable[str]) -> str:
+    told = list(names)
+    more = len(told) - _SHOWN
+    return ", ".join(told[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shown(setting: Setting) -> str:
+    key, old, new = setting
+    return f"{key} {_value(old)} -> {_value(new)}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
