@@ -145,9 +145,7 @@ class FederatedFitLoop(_FitLoop):
         rounds, saved = trackers(self.epoch_progress)[0], self._restored["optimizers"]
         within = rounds.started > rounds.processed and self.cursor > 0
         world.load_state_dict(self._restored["world"], None if within else rounds.processed)
-        slot.load_state_dict(
-            {name: one for name, one in saved.items() if name in self.loaders and world.wire.here(name)}
-        )
+        slot.load_state_dict({name: saved[name] for name in saved if name in self.loaders and world.wire.here(name)})
         if world.changes:
             self._count_all()  # of the nodes that are in the world now
         return self.topology.root.name if world.changes else str(self._restored["active"])

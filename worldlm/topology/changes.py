@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from worldlm.topology.lines import suggest
-from worldlm.topology.settings import Privacy, Settings
+from worldlm.topology.settings import FOR_CHILDREN, Privacy, Settings
 from worldlm.topology.tree import Topology
 
 Described: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -16,6 +16,7 @@ Setting: TypeAlias = tuple[str, Any, Any]
 """Dotted name of a setting, its old value and its new one; None where it is not set."""
 
 _KINDS_OF_PRIVACY = ("privacy", "example_privacy")
+_FOR_DATA = ("num_local_steps", "batch_size", "optimizer_state")
 _SHOWN = 10
 """Names that a line tells before it counts the others."""
 
@@ -85,12 +86,16 @@ class Changes:
 
 
 def described(topology: Topology) -> dict[str, dict[str, Any]]:
-    """Return the nodes of a topology as plain values, parents first, without settings that are at their default."""
+    """Return the nodes of a topology as plain values, parents first.
+
+    Settings that are at their default, or have no effect at the node, are left out.
+    """
     parents = {child.name: node.name for node in topology.nodes.values() for child in node.children}
     found: dict[str, dict[str, Any]] = {}
     for name, node in topology.nodes.items():
         own = dict(_flat({"corpus": node.corpus, "weight": node.weight, **asdict(node.settings)}))
-        told = {key: value for key, value in own.items() if value != _DEFAULTS.get(key)}
+        vain = (*(FOR_CHILDREN if node.is_leaf else ()), *(() if node.holds_data else _FOR_DATA))
+        told = {key: one for key, one in own.items() if one != _DEFAULTS.get(key) and key.split(".")[0] not in vain}
         found[name] = {"parent": parents.get(name), **told}
     return found
 

@@ -1,0 +1,127 @@
+"""What became of the nodes of a world, told from two topologies."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+from worldlm.topology import parse_topology
+from worldlm.topology.changes import Changes, compare, described
+
+OLD = """
+name: old
+settings: {num_local_steps: 500}
+root:
+  name: world
+  children:
+    - name: internet
+      children: [{name: cc, corpus: cc}, {name: wk, corpus: wk}]
+    - name: medical
+      settings: {privacy: {clip_norm: 0.5, noise_multiplier: 1.0, max_epsilon: 8}}
+      children: [{name: pba, corpus: pba}, {name: pbc, corpus: pbc}]
+"""
+
+
+def _compare(old: str, new: str) -> Changes:
+    before, after = (described(parse_topology(text, "t.yaml")) for text in (old, new))
+    return compare(pickle.loads(pickle.dumps(before)), after)
+
+
+def test_nothing_changed() -> None:
+    same = OLD.replace(
+        "{name: cc, corpus: cc}, {name: wk, corpus: wk}", "{name: wk, corpus: wk}, {name: cc, corpus: cc}"
+    )
+    changes = _compare(OLD, same.replace("name: old", "name: new"))
+    assert not changes
+    assert [*changes.lines(), *changes.warnings()] == []
+
+
+def test_join_leave_move_and_change() -> None:
+    new = OLD.replace("{name: cc, corpus: cc}, {name: wk, corpus: wk}", "{name: web, corpus: cc}")
+    new = new.replace("{name: pba, corpus: pba}", "{name: pba, corpus: pba, settings: {num_local_steps: 250}}")
+    new = new.replace("corpus: pbc}", "corpus: news, weight: 2}, {name: wk, corpus: wk}")
+    changes = _compare(OLD, new)
+    assert changes.joined == {"web": "internet"}
+    assert changes.left == {"cc": "internet"}
+    assert changes.moved == {"wk": ("internet", "medical")}
+    assert changes.parted == [("cc", "internet"), ("wk", "internet")]
+    assert changes.new_texts == {"pbc": "news"}
+    assert list(changes.lines()) == [
+        "joined: web (from internet)",
+        "left: cc",
+        "moved: wk from internet to medical",
+        "changed: pba num_local_steps 500 -> 250",
+        "changed: pbc corpus pbc -> news, weight none -> 2",
+        "changed: wk privacy.clip_norm none -> 0.5, privacy.noise_multiplier none -> 1, privacy.delta none -> 1e-05, "
+        "privacy.max_epsilon none -> 8",
+        "pbc: reads news from its beginning",
+    ]
+    assert list(changes.warnings()) == []
+    record = json.loads(json.dumps(changes.record(), allow_nan=False))
+    assert record["left"] == ["cc"]
+    assert record["moved"] == {"wk": ["internet", "medical"]}
+    assert record["changed"]["pba"] == {"num_local_steps": [500, 250]}
+
+
+def test_where_new_nodes_start() -> None:
+    new = """
+name: new
+settings: {num_local_steps: 500}
+root:
+  name: earth
+  children:
+    - name: world
+      children:
+        - name: internet
+          children:
+            - {name: cc, corpus: cc}
+            - name: deeper
+              children: [{name: wk, corpus: wk}, {name: x, corpus: x}]
+    - name: other
+      children: [{name: y, corpus: y}]
+"""
+    changes = _compare(OLD, new)
+    assert changes.joined == {
+        "earth": "world", "deeper": "internet", "x": "internet", "other": "world", "y": "world",
+    }  # fmt: skip
+    assert changes.moved == {"world": (None, "earth"), "wk": ("internet", "deeper")}
+    assert changes.left == {"medical": "world", "pba": "medical", "pbc": "medical"}
+    assert changes.parted == [("medical", "world"), ("wk", "internet")]
+    assert "moved: world from the top to earth" in list(changes.lines())
+
+
+def test_a_federation_goes_on_alone() -> None:
+    new = """
+name: new
+root:
+  name: medical
+  children: [{name: pba, corpus: pba, settings: {num_local_steps: 1}}]
+"""
+    changes = _compare(OLD, new)
+    assert not changes.joined
+    assert changes.moved == {"medical": ("world", None)}
+    (told,) = changes.warnings()
+    assert told.startswith("privacy is loosened at medical, pba: privacy.clip_norm 0.5 -> none, privacy.noise_mult")
+    assert told.endswith("privacy.max_epsilon 8 -> none; what was spent so far stays in the ledger")
+
+
+def test_less_noise_is_loosened_privacy_and_more_is_not() -> None:
+    less = _compare(OLD, OLD.replace("noise_multiplier: 1.0", "noise_multiplier: 0.5"))
+    assert less.loosened == dict.fromkeys(("medical", "pba", "pbc"), (("privacy.noise_multiplier", 1.0, 0.5),))
+    more = _compare(OLD, OLD.replace("noise_multiplier: 1.0, max_epsilon: 8", "noise_multiplier: 2.0, max_epsilon: 4"))
+    assert (len(more.settings), more.loosened) == (3, {})
+
+
+def test_a_node_that_may_have_been_renamed_is_asked_about() -> None:
+    changes = _compare(OLD, OLD.replace("{name: pba,", "{name: pbaa,"))
+    (told,) = changes.warnings()
+    assert "pbaa is a new node; did you mean 'pba'?" in told
+
+
+def test_many_nodes_share_a_line() -> None:
+    leaves = (
+        "name: t\nsettings: {num_local_steps: %d}\nroot:\n  name: w\n  children: [{name: c, corpus: c, copies: %d}]\n"
+    )
+    (joined, changed) = _compare(leaves % (1, 12), leaves % (2, 24)).lines()
+    assert joined == "joined: " + ", ".join(f"c_{i}" for i in range(13, 23)) + " and 2 more (from w)"
+    assert changed == "changed: " + ", ".join(f"c_{i}" for i in range(1, 11)) + " and 2 more num_local_steps 1 -> 2"
