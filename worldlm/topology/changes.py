@@ -35,6 +35,8 @@ class Changes:
     """What was set anew at nodes that stayed; their corpus and weight are among it."""
     loosened: Mapping[str, tuple[Setting, ...]] = field(default_factory=dict)
     """The part of `settings` that asks for less privacy than before."""
+    disclosed: str | None = None
+    """The old root, where a new root above it starts from it although it is private now."""
 
     def __bool__(self) -> bool:
         return bool(self.joined or self.left or self.moved or self.settings)
@@ -70,6 +72,11 @@ class Changes:
         told = {name: ", ".join(map(_shown, settings)) for name, settings in self.loosened.items()}
         for what, names in _grouped(told).items():
             yield f"privacy is loosened at {_few(names)}: {what}; what was spent so far stays in the ledger"
+        if self.disclosed is not None:
+            told_of = (
+                f"what is above {self.disclosed} starts from its model, which no noise hides: all that it learnt so "
+            )
+            yield told_of + f"far is known there; its privacy holds for what {self.disclosed} sends from now on"
         for name in self.joined:
             if near := suggest(name, self.left):
                 told_of = f"{name} is a new node{near} A node is known by its name: what the old one learnt is dropped"
@@ -106,7 +113,8 @@ def compare(old: Described, new: Described) -> Changes:
     A new node starts from its parent if that was there, else from what its parent starts from; a new root from the old
     root, whose model is the whole old world's.
     """
-    sources: dict[str | None, str] = {None: next(iter(old))}
+    old_root, new_root = next(iter(old)), next(iter(new))
+    sources: dict[str | None, str] = {None: old_root}
     for name, node in new.items():
         sources[name] = name if name in old else sources[node["parent"]]
     stayed = [name for name in new if name in old]
@@ -119,6 +127,7 @@ def compare(old: Described, new: Described) -> Changes:
         moved={name: both for name, both in parents.items() if both[0] != both[1]},
         settings={name: found for name, found in settings.items() if found},
         loosened={name: found for name, found in loosened.items() if found},
+        disclosed=old_root if new_root not in old and _privacy(new.get(old_root, {}), "privacy") else None,
     )
 
 

@@ -267,3 +267,20 @@ def test_a_method_that_moves_nothing_is_a_level_line(record: Make) -> None:
             node |= {"bytes_down": 0, "bytes_up": 0}
     (axes,) = draw_all([one, record("x")])["perplexity_by_megabytes"].axes
     assert list(axes.lines[0].get_ydata()) == [6.0, 6.0]
+
+
+def test_nodes_that_come_and_go(record: Make) -> None:
+    """What moved stays moved; a node that came back counts from 0 again."""
+
+    def edge(down: int, up: int = 0) -> dict[str, int]:
+        return {"bytes_down": down * 10**6, "bytes_up": up * 10**6}
+
+    nodes = [{"a": edge(1, 1), "b": edge(2)}, {"a": edge(2, 2)}, {"a": edge(3, 3), "b": edge(1), "c": edge(5)}]
+    rounds = [{"round": i, "nodes": one, "attention": {}, "routes": {}} for i, one in enumerate(nodes)]
+    change = {"round": 1, "joined": {}, "left": ["b"], "moved": {}, "changed": {}}
+    one, other = record("x", rounds=rounds, changes=[change]), record("y")
+    assert one.megabytes() == {1: 4.0, 2: 6.0, 3: 14.0}
+    assert one.series("b", "after_fit") == {}
+    (found,) = [finding for finding in check([one, other]) if "changes of the topology" in finding.text]
+    assert not found.good
+    assert not [finding for finding in check([other, record("z")]) if "changes of the topology" in finding.text]

@@ -105,6 +105,18 @@ root:
     assert told.endswith("privacy.max_epsilon 8 -> none; what was spent so far stays in the ledger")
 
 
+def test_a_private_world_below_another_has_told_what_it_learnt_before() -> None:
+    old = "name: t\nsettings: {num_local_steps: 1}\nroot: {name: world, children: [{name: a, corpus: a}]}\n"
+    below = old.replace("{name: world,", "{name: earth, children: [{name: world, settings: {SETTINGS},") + "x"
+    below = below.replace("}\nx", "}]}\n")
+    public = _compare(old, below.replace("SETTINGS", ""))
+    assert (public.disclosed, list(public.warnings())) == (None, [])
+    private = _compare(old, below.replace("SETTINGS", "privacy: {clip_norm: 0.5, noise_multiplier: 1.0}"))
+    assert private.disclosed == "world"
+    (told,) = private.warnings()
+    assert told.startswith("what is above world starts from its model, which no noise hides")
+
+
 def test_less_noise_is_loosened_privacy_and_more_is_not() -> None:
     less = _compare(OLD, OLD.replace("noise_multiplier: 1.0", "noise_multiplier: 0.5"))
     assert less.loosened == dict.fromkeys(("medical", "pba", "pbc"), (("privacy.noise_multiplier", 1.0, 0.5),))
