@@ -40,7 +40,7 @@ from worldlm.loop.machine import keep_freed_memory, sensible_threads
 from worldlm.loop.strategy import WorldStrategy
 from worldlm.models import LanguageModule
 from worldlm.recipe import LayRecipe, RecipeError, explain, read_recipe
-from worldlm.run_folder import find_checkpoint, find_version
+from worldlm.run_folder import find_checkpoint, find_version, topology_arguments
 from worldlm.topology import Shape, find_file
 from worldlm.topology.lines import Reader
 
@@ -257,7 +257,7 @@ def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
         with _log_to_terminal():
             cli.__init__(recipes, typed)  # type: ignore[misc]
     except SIGTERMException:
-        again = " ".join(f"--recipe {path}" for path in recipes)
+        again = " ".join([*(f"--recipe {path}" for path in recipes), *topology_arguments(given)])
         told = f"stopped; go on with: worldlm fit {again} --ckpt_path last. results so far: {cli.folder}"
         rank_zero_only(print)(told)
         return 143

@@ -42,6 +42,7 @@ def find_version(checkpoint: Path | None, runs: Path) -> int:
     return max(numbers, default=-1) + 1
 
 
+<<<<<<< HEAD
 def find_run(run: str | Path) -> Path:
     """Find the folder of a run that has a checkpoint.
 
@@ -86,3 +87,10 @@ def find_saved(folder: Path, round_: int | None = None) -> Path:
     told = f"kept are {numbers}, and the last one" if kept else "only the last one is there"
     wanted = "no last.ckpt is there" if round_ is None else f"round {round_} was not kept; {told}"
     raise LinesError([f"{folder}: {wanted} (LastCheckpoint keeps others with keep_every_n_rounds)"])
+=======
+def topology_arguments(given: list[str]) -> list[str]:
+    """Return the arguments that name a topology: without them a run would go on with the recipe's."""
+    key = "--federation.topology"
+    pairs = [given[i : i + 2] for i, one in enumerate(given) if one == key]
+    return [*(one for one in given if one.startswith(f"{key}=")), *(one for pair in pairs for one in pair)]
+>>>>>>> d55d2f8 (Name the topology again where a stopped run says how to go on)

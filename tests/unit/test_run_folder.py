@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from worldlm.run_folder import find_run, find_saved
+from worldlm.run_folder import find_run, find_saved, topology_arguments
 from worldlm.topology.lines import LinesError
 
 
@@ -37,3 +37,15 @@ def test_a_round_is_there_or_those_that_are_are_told(tmp_path: Path) -> None:
         find_saved(tmp_path, 3)
     last.unlink()
     assert find_saved(tmp_path) == tenth
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["fit", "--recipe", "quickstart"], []),
+        (["fit", "--federation.topology", "next.yaml", "--runs", "x"], ["--federation.topology", "next.yaml"]),
+        (["fit", "--federation.topology=next.yaml"], ["--federation.topology=next.yaml"]),
+    ],
+)
+def test_the_topology_is_named_again(given: list[str], kept: list[str]) -> None:
+    assert topology_arguments(given) == kept

@@ -33,7 +33,8 @@ class PrivacyLedgers(FederationCallback):
             if name in self._left:
                 self.memory(states[name])["history"] = self._left.pop(name)
                 spent = sum(steps for *_, steps in self.ledger(states[name]).history)
-                log.warning("%s was here before: it takes up its ledger, of %d releases", name, spent)
+                if trainer.is_global_zero:  # all processes do this
+                    log.warning("%s was here before: it takes up its ledger, of %d releases", name, spent)
 
     def state_dict(self) -> dict[str, Any]:
         return {"left": dict(self._left)} if self._left else {}
