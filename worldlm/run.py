@@ -1,13 +1,10 @@
 """`worldlm fit`, `validate` and `prepare`: LightningCLI with recipes, run folders and one-line errors."""
 
-import logging
 import os
 import shlex
 import signal
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,8 +15,6 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich.console import Console
-from rich.logging import RichHandler
 
 from worldlm.callbacks import (
     KeepTokenizer,
@@ -41,6 +36,7 @@ from worldlm.loop.strategy import WorldStrategy
 from worldlm.models import LanguageModule
 from worldlm.recipe import LayRecipe, RecipeError, explain, read_recipe
 from worldlm.run_folder import find_checkpoint, find_version, topology_arguments
+from worldlm.terminal import log_to_terminal, quiet_libraries
 from worldlm.topology import Shape, find_file
 from worldlm.topology.lines import Reader
 
@@ -49,13 +45,6 @@ ALWAYS: dict[str, tuple[type[Callback], ...]] = {
     "validate": (NodeValidation,),
     "prepare": (),
 }
-
-_NOISE = (
-    ".*treespec.*",  # raised within Lightning, at every fit
-    ".*does not have many workers.*",  # batches come from a memory map
-    "Full backward hook is firing.*",  # raised within Opacus
-    ".*callbacks used to create the checkpoint need to be provided.*",  # validate needs other callbacks than fit
-)
 
 
 class UsageError(ValueError):
@@ -239,12 +228,7 @@ def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
     Raises:
         LinesError: What a user can put right, one line each.
     """
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's calls, not ours
-    for message in _NOISE:
-        warnings.filterwarnings("ignore", message=message)
-    warnings.showwarning = lambda message, *_: print(f"worldlm: warning: {message}", file=sys.stderr)
+    quiet_libraries()
     keep_freed_memory()
     typed = shlex.join(["worldlm", *given])
     given, recipes = _resolve(given)
@@ -254,7 +238,7 @@ def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
     sys.argv = ["worldlm", *given]
     cli = kind.__new__(kind)
     try:
-        with _log_to_terminal():
+        with log_to_terminal():
             cli.__init__(recipes, typed)  # type: ignore[misc]
     except SIGTERMException:
         again = " ".join([*(f"--recipe {path}" for path in recipes), *topology_arguments(given)])
@@ -271,22 +255,6 @@ def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
         told = explain(str(error), cli.readers, cli.known, given)
         raise RecipeError([f"process {rank}: {line}" if rank else line for line in told.splitlines()]) from error
     return 0
-
-
-@contextmanager
-def _log_to_terminal() -> Iterator[None]:
-    """Show what the run has to say (refusals, spent budgets), once: Opacus gives the root logger a handler too."""
-    ours = logging.getLogger("worldlm")
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
-    before = ours.level, ours.propagate
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
-    try:
-        yield
-    finally:
-        ours.removeHandler(handler)
-        ours.level, ours.propagate = before
 
 
 def _resolve(given: list[str]) -> tuple[list[str], list[Path]]:
