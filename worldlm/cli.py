@@ -23,10 +23,14 @@ HELP = f"""worldlm {__version__}: language models trained across federations of 
   worldlm topology check FILE                               find the mistakes in a topology
   worldlm topology show FILE --format svg                   draw a topology: tree, mermaid, svg or png
   worldlm topology estimate RECIPE                          what a run would take: bytes, memory, disk, time
+  worldlm runs [FOLDER] [--json]                            list runs: state, round, best perplexity
+  worldlm help COMMAND                                      what a command takes
   worldlm --version
 
 Recipes and topologies are found by path, or by name in ./recipes and ./topologies and among those that come with
 WorldLM. `worldlm fit --help` lists all settings. Several --recipe are laid over one another, the last one wins.
+
+Exit status: 0 all went well, 1 a run failed, 2 something you can put right, 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
 
 LIGHTNING = ("fit", "validate", "prepare")
@@ -34,6 +38,7 @@ LIGHTNING = ("fit", "validate", "prepare")
 
 ELSEWHERE = {
     "compare": "worldlm.compare:compare",
+    "runs": "worldlm.list_runs:list_runs",
     "export": "worldlm.home.export:export",
     "generate": "worldlm.home.generate:generate_texts",
     "evaluate": "worldlm.home.evaluate:evaluate",
@@ -52,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands after `worldlm`; by default that of this process.
 
     Returns:
-        The exit status: 0 if all went well, 1 if a run of a comparison failed, 2 for what a user can put right, 130 or
-        143 if stopped by a signal.
+        The exit status: 0 if all went well, 1 if a run failed or nobody reads on, 2 for what a user can put right, 130
+        or 143 if stopped by a signal.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -68,10 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: list[str]) -> int:
+    if given[:1] == ["help"] and len(given) > 1:
+        given = [given[1], "--help"]
     if not given or given[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
-    if given[0] == "--version":
+    if given[0] in ("--version", "-V"):
         print(f"worldlm {__version__}")
         return 0
     # two threads that spin while they wait make a busy machine many times slower; read when torch is imported
@@ -80,10 +87,14 @@ def _run(given: list[str]) -> int:
         room, _, name = ELSEWHERE[given[0]].partition(":")
         return int(getattr(import_module(room), name)(given[1:]))
     if given[0] in LIGHTNING:
+        if not sys.stderr.isatty():  # bars of libraries, read when they are imported
+            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from worldlm.run import run
 
         return run(given)
-    return fail(f"no command {given[0]!r}; there are {', '.join(COMMANDS)}{suggest(given[0], COMMANDS)}")
+    near = suggest(given[0], (*COMMANDS, "help", "--help", "--version"))
+    return fail(f"no command {given[0]!r}; there are {', '.join(COMMANDS)}{near}")
 
 
 def fail(message: str, status: int = 2) -> int:

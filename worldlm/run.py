@@ -35,7 +35,7 @@ from worldlm.loop.machine import keep_freed_memory, sensible_threads
 from worldlm.loop.strategy import WorldStrategy
 from worldlm.models import LanguageModule
 from worldlm.recipe import LayRecipe, RecipeError, explain, read_recipe
-from worldlm.run_folder import find_checkpoint, find_version, topology_arguments
+from worldlm.run_folder import at_work, find_checkpoint, find_version, topology_arguments
 from worldlm.terminal import log_to_terminal, quiet_libraries
 from worldlm.topology import Shape, find_file
 from worldlm.topology.lines import Reader
@@ -129,6 +129,8 @@ class RecipeCLI(LightningCLI):
         if self.subcommand == "prepare":
             config.trainer.logger = config.trainer.enable_progress_bar = False
             return
+        if config.trainer.fast_dev_run:
+            self.save_config_callback = None  # a trial leaves nothing behind
         name = config.name or "-".join(path.stem for path in self.recipes) or "world"
         runs = Path(config.runs) / name
         self.checkpoint = find_checkpoint(config.ckpt_path, runs)
@@ -183,13 +185,18 @@ class RecipeCLI(LightningCLI):
         if isinstance(trainer.strategy, WorldStrategy):
             trainer.strategy.command = [sys.executable, "-m", "worldlm", *sys.argv[1:]]
         before = signal.signal(signal.SIGINT, lambda *_: _interrupt(trainer))
+        trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         try:
-            trainer.fit(**kwargs)
+            with at_work(Path(self.folder)) if trainer.is_global_zero and not trial else nullcontext():
+                trainer.fit(**kwargs)
         finally:
             signal.signal(signal.SIGINT, before)
         runs = Path(self.config[self.subcommand].runs)
         board = runs if self.folder.is_relative_to(runs) else self.folder
-        rank_zero_only(print)(f"done. results: {self.folder} (tensorboard --logdir {board})")
+        told = (
+            "a trial, of which nothing is kept" if trial else f"results: {self.folder} (tensorboard --logdir {board})"
+        )
+        rank_zero_only(print)(f"done. {told}")
 
     def validate(self, **kwargs: Any) -> None:
         """Evaluate every node of a checkpoint."""

@@ -1,11 +1,19 @@
-"""Which folder a run writes into, which checkpoint it goes on from, and where those of a run that was lie."""
+"""Which folder a run writes into, who is at work there, and where checkpoints lie."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from worldlm.topology.lines import LinesError, suggest
+
+LOCK = ".lock"
+"""In a run's folder: held by the run that writes there, and given up by the system when that ends, however it ends."""
 
 LAST = "checkpoints/last.ckpt"
 _KEPT = "checkpoints/round_{}.ckpt"
@@ -42,7 +50,6 @@ def find_version(checkpoint: Path | None, runs: Path) -> int:
     return max(numbers, default=-1) + 1
 
 
-<<<<<<< HEAD
 def find_run(run: str | Path) -> Path:
     """Find the folder of a run that has a checkpoint.
 
@@ -87,10 +94,54 @@ def find_saved(folder: Path, round_: int | None = None) -> Path:
     told = f"kept are {numbers}, and the last one" if kept else "only the last one is there"
     wanted = "no last.ckpt is there" if round_ is None else f"round {round_} was not kept; {told}"
     raise LinesError([f"{folder}: {wanted} (LastCheckpoint keeps others with keep_every_n_rounds)"])
-=======
+
+
 def topology_arguments(given: list[str]) -> list[str]:
     """Return the arguments that name a topology: without them a run would go on with the recipe's."""
     key = "--federation.topology"
     pairs = [given[i : i + 2] for i, one in enumerate(given) if one == key]
     return [*(one for one in given if one.startswith(f"{key}=")), *(one for pair in pairs for one in pair)]
->>>>>>> d55d2f8 (Name the topology again where a stopped run says how to go on)
+
+
+@contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Hold a run's folder while a run writes into it; where nothing came of it, it is not left behind empty.
+
+    Args:
+        folder: The run's folder, which need not exist.
+
+    Raises:
+        LinesError: If another run is at work there, or the folder cannot be made.
+    """
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LinesError([f"the run's folder {folder} cannot be made: {error.strerror}"]) from error
+    with ExitStack() as held:
+        try:
+            # whoever looks whether it is held, holds it for a moment
+            held.enter_context(FileLock(folder / LOCK).acquire(timeout=1.0))
+        except Timeout:
+            raise LinesError([f"another worldlm fit is at work in {folder}: wait for it, or stop it first"]) from None
+        except (OSError, NotImplementedError):  # a file system without locks, or somebody else's file
+            pass
+        try:
+            yield
+        finally:
+            if new and folder.is_dir() and os.listdir(folder) == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a run, of any process, writes into a folder now; no where that cannot be found out."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False

@@ -3,12 +3,15 @@
 import html
 import json
 import os
+import pty
 import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import torch
 
 import worldlm
 from worldlm.cli import main
+from worldlm.run_folder import at_work
 from worldlm.topology import find_file
 
 RECIPE = """\
@@ -111,9 +115,19 @@ def test_no_arguments_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "fitt") == [
-        "no command 'fitt'; there are fit, validate, prepare, compare, export, generate, evaluate, topology; "
-        "did you mean 'fit'?"
+        "no command 'fitt'; there are fit, validate, prepare, compare, runs, export, generate, evaluate, topology, "
+        "report; did you mean 'fit'?"
     ]
+
+
+def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, told in (("topology", "usage: worldlm topology check FILE"), ("nothing", "")):
+        assert main(["help", command]) == (0 if told else 2)
+        assert capsys.readouterr().out.startswith(told)
+    with pytest.raises(SystemExit) as stopped:
+        main(["help", "runs"])
+    assert stopped.value.code == 0
+    assert "usage: worldlm runs" in capsys.readouterr().out
 
 
 def test_topology_check_and_show(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +166,17 @@ def test_fit_go_on_and_validate(shore: Path, capsys: pytest.CaptureFixture[str])
     folder = Path("runs/tiny/version_0")
     assert (folder / "checkpoints" / "last.ckpt").is_file()
     assert (folder / "config.yaml").is_file()
-    assert list(folder.glob("events.out.tfevents.*"))
+    layout = documented_layout()
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert [[pattern for pattern in layout if fnmatch(name, pattern)] for name in found] == [
+        [".lock"],
+        ["checkpoints/last.ckpt"],
+        ["config.yaml"],
+        ["events.out.tfevents.*"],
+        ["hparams.yaml"],
+        ["results.json"],
+    ]
+    assert layout.keys() - {"pages/*"} == {pattern for pattern, when in layout.items() if when != "while the run works"}
     assert main(["fit", "--recipe", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
     more = capsys.readouterr()
     assert "goes on from runs/tiny/version_0/checkpoints/last.ckpt" in more.out
@@ -162,6 +186,67 @@ def test_fit_go_on_and_validate(shore: Path, capsys: pytest.CaptureFixture[str])
     assert main(["validate", "--recipe", "tiny.yaml", "--ckpt_path", "last"]) == 0
     seen = capsys.readouterr().out
     assert all(re.search(rf"\b{node}\b", seen) for node in nodes)
+
+
+def documented_layout() -> dict[str, str]:
+    """When each file of a run is there, by its pattern, as docs/commands.md says."""
+    page = Path(__file__).parents[2] / "docs" / "commands.md"
+    (table,) = re.findall(r"\| file \| what it is \| there \|\n\|---\|---\|---\|\n((?:\|.*\n)+)", page.read_text())
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    return {name.strip("`"): when for name, _, when in rows}
+
+
+def test_two_runs_do_not_share_a_folder(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "1"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.name != ".lock"}
+    capsys.readouterr()
+    with at_work(Path("runs/tiny/version_0")):
+        assert main(["runs", "--json"]) == 0
+        (one,) = json.loads(capsys.readouterr().out)
+        assert one["state"] == "running"
+        told = refused(capsys, "fit", "--recipe", "tiny.yaml", "--ckpt_path", "last")
+        assert told == ["another worldlm fit is at work in runs/tiny/version_0: wait for it, or stop it first"]
+        assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.name != ".lock"} == before
+    assert main(["fit", "--recipe", "tiny.yaml", "--ckpt_path", "last"]) == 0
+
+
+def test_a_start_that_fails_leaves_no_folder(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sea.txt").unlink()
+    refused(capsys, "fit", "--recipe", "tiny.yaml")
+    assert list(Path("runs").rglob("version_*")) == []
+
+
+def test_a_trial_leaves_nothing_behind(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(shore.parent.rglob("*"))
+    trial = ["--trainer.fast_dev_run", "true", "--data.cache_dir", "../cache", "--model.optimizer.warmup_steps", "0"]
+    assert main(["fit", "--recipe", "tiny.yaml", *trial]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "done. a trial, of which nothing is kept"
+    assert sorted(shore.parent.rglob("*")) == before
+
+
+def test_a_terminal_has_a_bar_and_no_colours_if_told_so(shore: Path) -> None:
+    command = [sys.executable, "-m", "worldlm", "fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "1"]
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "NO_COLOR": "1", "TERM": "xterm"}
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # the end of a terminal
+        while part := os.read(ours, 65536):
+            seen += part
+    os.close(ours)
+    assert process.wait() == 0, seen
+    assert b"/9 steps" in seen
+    assert b"\x1b[2K" in seen
+    assert re.findall(rb"\x1b\[(?:\d+;)*(?:3|4|9|10)[0-7](?:;\d+)*m", seen) == []
+
+
+def test_libraries_show_no_bars_in_a_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "x")  # to be put back
+        monkeypatch.delenv(name)
+    refused(capsys, "fit")
+    assert os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] == os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
 
 
 def test_every_mistake_of_a_recipe_at_once(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,6 +359,7 @@ def test_several_processes(shore: Path) -> None:
     """They come to what one comes to, and speak with one voice; validate needs but one."""
     two = worldlm_command("fit", "--recipe", str(shore), "--trainer.devices", "2")
     assert (two.returncode, two.stdout.count("shore: 5 nodes"), two.stdout.count("done.")) == (0, 1, 1), two.stderr
+    assert [mark for mark in ("\x1b", "\r", "%|") if mark in two.stdout + two.stderr] == []  # no terminal, no bars
     assert main(["fit", "--recipe", str(shore), "--name", "one"]) == 0
     records = [json.loads(Path(f"runs/{name}/version_0/results.json").read_text()) for name in ("tiny", "one")]
     own = {"seconds": 0, "last_start": {}}
