@@ -238,6 +238,8 @@ def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
     quiet_libraries()
     keep_freed_memory()
     typed = shlex.join(["worldlm", *given])
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where a recipe's classes of the user's own are, behind all that is installed
     given, recipes = _resolve(given)
     if not recipes and not {"-h", "--help"} & set(given):
         told = f"{given[0]} needs a recipe: worldlm {given[0]} --recipe NAME_OR_PATH; try --recipe quickstart"

@@ -216,6 +216,19 @@ def test_a_start_that_fails_leaves_no_folder(shore: Path, capsys: pytest.Capture
     assert list(Path("runs").rglob("version_*")) == []
 
 
+def test_a_class_in_the_current_folder_is_found(
+    shore: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one])
+    source = "from worldlm.callbacks import NodeMetrics\nclass Mine(NodeMetrics): ...\n"
+    Path("of_my_own.py").write_text(source)
+    change(shore, ("  callbacks:\n", "  callbacks:\n    - class_path: of_my_own.Mine\n"))
+    assert main(["fit", "--recipe", "tiny.yaml"]) == 0
+    change(shore, ("of_my_own.Mine", "of_my_own.Mien"))
+    assert "did you mean 'Mine'?" in refused(capsys, "fit", "--recipe", "tiny.yaml")[0]
+    assert sys.path[-1] == str(shore.parent)  # what is installed comes first
+
+
 def test_a_trial_leaves_nothing_behind(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(shore.parent.rglob("*"))
     trial = ["--trainer.fast_dev_run", "true", "--data.cache_dir", "../cache", "--model.optimizer.warmup_steps", "0"]

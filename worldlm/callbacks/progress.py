@@ -86,7 +86,7 @@ class RoundProgress(ProgressBar):
         found = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" not in name}
         figures = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in sorted(found.items()))
         line = f"round {trainer.world.round + 1}/{trainer.max_epochs}: mean {figures or 'not evaluated'}"
-        (self._bar.console if self._bar else self._console).print(line, highlight=False)
+        (self._bar.console if self._bar else self._console).print(line, highlight=False, soft_wrap=True)
 
     def on_train_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         self._stop()
