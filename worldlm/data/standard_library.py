@@ -40,12 +40,12 @@ _VERSION = 1
 class StandardLibrary(Corpus):
     """Text that is part of every CPython from 3.11 on, in containers and distributions too.
 
-    | area | documents | kind | size in CPython 3.11 to 3.13 |
-    |---|---|---|---|
-    | `topics` | topics of the language manual (`pydoc`) | prose | 0.4 MB |
-    | `docstrings` | modules, of each the docstrings alone | terse prose | 0.7 MB |
-    | `network` | source files: asyncio, email, http, ... | code | 1.6 MB |
-    | `tools` | source files: argparse, inspect, pdb, unittest, ... | code | 1.6 MB |
+    Its areas, with their sizes in CPython 3.11 to 3.13:
+
+    - `topics`: topics of the language manual (`pydoc`), prose, 0.4 MB
+    - `docstrings`: modules, of each the docstrings alone, terse prose, 0.7 MB
+    - `network`: source files (asyncio, email, http, ...), code, 1.6 MB
+    - `tools`: source files (argparse, inspect, pdb, unittest, ...), code, 1.6 MB
 
     `docstrings` takes no module of `network` or `tools`. Every tenth document is held out. A
     paragraph of 80 characters or more that comes again in an area is dropped, so none is in both

@@ -61,9 +61,9 @@ def similarities(
 ) -> dict[str, float]:
     """Compare what two nodes' key layers learnt since the common initial keys.
 
-    With dQ = query - reference and dK = keys - reference, flattened: `cosine` is dQ.dK / (|dQ| |dK|), in
-    [-1, 1] up to rounding; `dot` is dQ.dK / sqrt(d), d the number of coordinates; `distance` is
-    1 - |dQ - dK|^2 / (2 |dQ|^2), which is the cosine where both are equally long, 1/2 for a candidate that learnt
+    With `dQ = query - reference` and `dK = keys - reference`, flattened: `cosine` is `dQ.dK / (|dQ| |dK|)`, in
+    [-1, 1] up to rounding; `dot` is `dQ.dK / sqrt(d)`, d the number of coordinates; `distance` is
+    `1 - |dQ - dK|^2 / (2 |dQ|^2)`, which is the cosine where both are equally long, 1/2 for a candidate that learnt
     nothing, and far below 0 for one that noise has carried away. A query without change, up to float32 rounding, is
     like nothing: all similarities are 0; so is, but for `distance`, that of a candidate without change.
 

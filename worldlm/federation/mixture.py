@@ -13,7 +13,7 @@ def mixture_weights(
 ) -> dict[str, dict[str, float]]:
     """Say how much of every model goes into the mixture of each (after FedAMP, arXiv 2007.03797).
 
-    With d_cj = |w_c - w_j|^2 over all tensors, and D the mean of d over all pairs: model c keeps `self_weight` of
+    With `d_cj = |w_c - w_j|^2` over all tensors, and D the mean of d over all pairs: model c keeps `self_weight` of
     itself, and the others share the rest in proportion to `exp(-d_cj / (sigma D))`. That the weight of a model in
     its own mixture is set, and the others' normalised, is the paper's heuristic form; that distances are taken over
     their mean, so that sigma has no unit and does not depend on the model's size, is this project's.

@@ -36,7 +36,7 @@ class Node:
     """The participants of this node's federation."""
 
     source: str = field(default="", compare=False)
-    """Where it was written, as `file:line`."""
+    """File and line where it was written."""
 
     copy: int = field(default=0, compare=False)
     """Which of the copies that its file asks for it is, from 1; 0 where it asks for none."""
