@@ -20,5 +20,5 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_topology_shown_is_one() -> None:
     (shown,) = re.findall(r"```yaml\n(.*?)```", (TOP / "docs" / "topologies.md").read_text(), re.DOTALL)
     topology = parse_topology(shown, "docs/topologies.md")
-    assert [node.name for node in topology.data_nodes] == ["cc", "wk", "pba", "pbc"]
-    assert topology.nodes["pba"].settings.privacy is not None
+    assert [node.name for node in topology.data_nodes] == ["topics", "docstrings", "network", "tools"]
+    assert topology.nodes["network"].settings.privacy is not None
