@@ -1,14 +1,284 @@
-"""What the documentation shows must work."""
+"""What the documentation shows must work: every block of shell, YAML and Python in README.md and docs/*.md.
+
+A new page is covered by being there. Of its blocks
+
+- `bash` is read by a real shell in which every program is a stand-in. What begins with `worldlm` is checked by HOW, one
+  function for each command: add a line there for a new command. What else may be typed stands in PROGRAMS.
+- `yaml` is read as what it holds: a topology, a recipe or a part of one, corpora, callbacks.
+- `python` is executed, all blocks of a page one after another, with the numbers of SMALLER.
+
+Whatever begins with a comment that is a file's name, as `# my_world.yaml`, is a file of that name for all blocks. One
+that cannot run in a test has `<!-- not run: why -->` on the line before it: it is checked, but not carried out by the
+slow test, which carries out all others on a small model.
+"""
+
+from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from glob import glob
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from worldlm.topology import parse_topology
+from worldlm.cli import COMMANDS, main
+from worldlm.compare import command as compare_command
+from worldlm.compare import compare
+from worldlm.compare.plan import PlannedRun, plan_runs
+from worldlm.recipe import find_class, read_recipe
+from worldlm.run import _resolve
+from worldlm.topology import find_file, load_topology, parse_topology
 
 TOP = Path(__file__).resolve().parents[2]
 PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
+
+PROGRAMS = "worldlm python pip pytest ruff mypy lint-imports sphinx-build tensorboard torchrun srun .ci/run"
+"""What pages may tell a reader to type, beside what a shell has by itself."""
+
+SMALLER = {
+    "max_epochs=20": "max_epochs=1, limit_train_batches=1",
+    "limit_val_batches=4": "limit_val_batches=1",
+    "d_model=128": "d_model=16",
+    'tokenizer="bytes"': 'tokenizer="bytes", cache_dir="cache"',
+}
+"""What stands in Python blocks, and what is executed in its place."""
+
+
+# ---------------------------------------------------------------------- blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """What stands between two fences."""
+
+    page: Path
+    line: int
+    text: str
+    runs: bool
+    """False where the page says, in a comment before the block, why it cannot run in a test."""
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+    @property
+    def file(self) -> str:
+        """The name in a first line such as `# my_world.yaml`, or "": what other blocks call this one."""
+        first = re.match(r"# ([\w/]+\.(?:yaml|py))\n", self.text)
+        return first.group(1) if first else ""
+
+
+_FENCE = re.compile(
+    r"(?P<note>^ *<!--[^\n]*-->\n)?^(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)^ *```$", re.M | re.S
+)
+
+
+def blocks_of(page: Path, language: str) -> list[Block]:
+    text, found = page.read_text("utf-8"), []
+    for match in _FENCE.finditer(text):
+        note = match["note"] or ""
+        if "not run" in note:
+            assert re.fullmatch(r" *<!-- not run: \w.* -->\n", note), f"{page.name}: write <!-- not run: why -->"
+        if match["language"] == language:
+            line = text.count("\n", 0, match.start("language")) + 1
+            content = textwrap.dedent(match["text"])
+            found.append(Block(page=page, line=line, text=content, runs="not run" not in note))
+    return found
+
+
+def all_blocks(language: str) -> list[Any]:
+    return [pytest.param(block, id=block.place) for page in PAGES for block in blocks_of(page, language)]
+
+
+def commands_of(block: Block) -> Iterator[list[str]]:
+    """Yield the words of every command of a block of shell, read in the current folder by a real shell.
+
+    Comments, quotes, braces and here-documents are what they are to a reader; every program is a stand-in that
+    writes its words down.
+    """
+    calls = Path(".calls")
+    calls.write_text("")
+    stand_ins = "".join(f'function {name} {{ record {name} "$@"; }}\n' for name in PROGRAMS.split())
+    script = (
+        f"record() {{ printf '%s\\0' \"$@\" $'\\x01' >> .calls; }}\n{stand_ins}"
+        f"cat() {{ /bin/cat; }}\nPATH=/nowhere\nset -e\n{block.text}"
+    )
+    done = subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stderr) == (0, ""), f"{block.place}: {done.stderr}"
+    for call in calls.read_text().split("\x01\0")[:-1]:
+        yield call.split("\0")[:-1]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder a reader stands in, with all files that pages show."""
+    for page in PAGES:
+        for block in (*blocks_of(page, "yaml"), *blocks_of(page, "python")):
+            if block.file:
+                path = tmp_path / block.file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block.text)
+    swapped = tmp_path / "my_world_swapped.yaml"  # compare.md's; any other tree with the same leaves
+    swapped.write_text((tmp_path / "my_world.yaml").read_text().replace("name: my-world", "name: my-world-swapped"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["worldlm"])
+    return tmp_path
+
+
+# ---------------------------------------------------------------------- commands
+
+
+def check_settings(reading: Any, given: list[str]) -> None:
+    """Parse a command of Lightning's: its recipes are found, its keys, classes and values are right."""
+    arguments, recipes = _resolve(given)
+    assert recipes, "names no recipe"
+    for path in recipes:
+        read_recipe(path, reading.known)
+    parsed = reading.parser.parse_args([one for one in arguments if one != "--print_config"])
+    load_topology(find_file("topologies", parsed[given[0]].federation.topology))
+
+
+def check_compare(reading: Any, given: list[str]) -> None:
+    """Plan the runs, and parse the first, and what does not come with WorldLM, which tests of its own parse."""
+    parser = compare_command._parser()
+    options, rest = parser.parse_known_args(given)
+    overrides = compare_command._overrides(parser, rest)
+    if options.read:
+        return
+    assert options.recipe
+    assert options.methods
+    runs = plan_runs(options.recipe, options.methods, [1], name="x", runs="runs", overrides=overrides)
+    ours = str(find_file("recipes", "quickstart").parent)
+    for number, run in enumerate(runs):
+        recipes = [word for before, word in pairwise(run.command) if before == "--recipe"]
+        if number == 0 or not all(one.startswith(ours) for one in recipes):
+            check_settings(reading, list(run.command))
+
+
+def check_topology(reading: Any, given: list[str]) -> None:
+    if given[0] != "estimate":
+        return carry_out(["topology", *given])
+    speed = [i for i, one in enumerate(given) if one == "--tokens_per_second"]  # no setting of `prepare`
+    assert all(float(given[i + 1]) > 0 for i in speed)
+    rest = [one for i, one in enumerate(given) if not {i, i - 1} & set(speed)]
+    check_settings(reading, ["prepare", "--recipe", *rest[1:]])
+
+
+def carry_out(given: list[str]) -> None:
+    """Run a command here and now."""
+    try:
+        status = main(given)
+    except SystemExit as ended:  # argparse's help
+        status = int(ended.code or 0)
+    assert status == 0, given
+
+
+HOW: dict[str, Callable[[Any, list[str]], None]] = {
+    "fit": lambda reading, given: check_settings(reading, ["fit", *given]),
+    "validate": lambda reading, given: check_settings(reading, ["validate", *given]),
+    "prepare": lambda reading, given: check_settings(reading, ["prepare", *given]),
+    "compare": check_compare,
+    "topology": check_topology,
+    "runs": lambda reading, given: carry_out(["runs", *given]),
+    "help": lambda reading, given: carry_out(["help", *given]),
+    "--version": lambda reading, given: carry_out(["--version", *given]),
+    "": lambda reading, given: carry_out(given),
+}
+"""How the command that is named is checked without training; given are the parsed recipe's settings, and its words."""
+
+
+def check_other(words: list[str]) -> None:
+    """Check what is no command of WorldLM's: scripts and their options are there, and extras are."""
+    program, *given = words
+    if program == "pip":
+        extras = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        for name in (name for one in given for names in re.findall(r"\[(.*)\]", one) for name in names.split(",")):
+            assert name in extras
+    if program == "python":
+        script = TOP / given[0]
+        source = (script / "__main__.py" if script.is_dir() else script).read_text()
+        for option in (one for one in given[1:] if one.startswith("--")):
+            assert re.search(rf"[\"'](--)?{option.removeprefix('--')}[\"']", source), option
+    if program.startswith(".ci"):
+        assert (TOP / program).is_file()
+
+
+@pytest.mark.parametrize("block", all_blocks("bash"))
+def test_commands(block: Block, desk: Path, reading: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    found = list(commands_of(block))
+    assert found
+    for words in found:
+        if "worldlm" not in words:
+            check_other(words)
+            continue
+        command, *given = words[words.index("worldlm") + 1 :] or [""]
+        assert command in HOW, f"{block.place}: say in HOW how `worldlm {command}` is checked"
+        HOW[command](reading, given)
+
+
+def test_every_command_is_shown_somewhere() -> None:
+    shown = "\n".join(block.values[0].text for block in all_blocks("bash"))
+    assert [name for name in COMMANDS if not re.search(rf"\bworldlm {name}\b", shown)] == []
+
+
+# ---------------------------------------------------------------------- YAML and Python
+
+
+@pytest.mark.parametrize("block", all_blocks("yaml"))
+def test_yaml(block: Block, desk: Path, reading: Any) -> None:
+    content = yaml.safe_load(block.text)
+    if isinstance(content, dict) and "root" in content:
+        parse_topology(block.text, block.place)
+        return
+    if isinstance(content, list):  # callbacks
+        for one in content:
+            found, _ = find_class(one["class_path"])
+            found(**one.get("init_args", {}))
+        content = {"trainer": {"callbacks": content}}
+    elif all(isinstance(one, dict) and "class_path" in one for one in content.values()):
+        content = {"data": {"corpora": content}}
+    Path("shown.yaml").write_text(yaml.safe_dump(content))
+    check_settings(reading, ["fit", "--recipe", "quickstart", "--recipe", "shown.yaml"])
+
+
+def test_the_example_of_a_callback_is_short(desk: Path) -> None:
+    assert len(Path("vote.py").read_text().splitlines()) < 30
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks_of(page, "python") and page.stem != "README"], ids=lambda page: page.name
+)
+def test_python(page: Path, desk: Path) -> None:
+    names: dict[str, Any] = {}
+    after = [TOP / "README.md"] if page.stem == "quickstart" else []  # it names that page's module and data
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*warmup_steps is|.*treespec")
+        for block in (block for one in (page, *after) for block in blocks_of(one, "python") if block.runs):
+            text = block.text
+            for shown, smaller in SMALLER.items():
+                text = text.replace(shown, smaller)
+            exec(compile("\n" * block.line + text, str(block.page), "exec"), names)
+
+
+def test_what_a_run_prints_is_told_alike_on_both_pages() -> None:
+    tables = [block.text for page in ("README.md", "docs/quickstart.md") for block in blocks_of(TOP / page, "text")]
+    tables = [one for one in tables if "after 20 rounds" in one]
+    assert len(tables) == 2
+    assert tables[0] == tables[1]
+
+
+# ---------------------------------------------------------------------- pages
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -17,8 +287,91 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_topology_shown_is_one() -> None:
-    (shown,) = re.findall(r"```yaml\n(.*?)```", (TOP / "docs" / "topologies.md").read_text(), re.DOTALL)
-    topology = parse_topology(shown, "docs/topologies.md")
-    assert [node.name for node in topology.data_nodes] == ["topics", "docstrings", "network", "tools"]
-    assert topology.nodes["network"].settings.privacy is not None
+def test_every_page_is_in_the_table_of_contents() -> None:
+    index = (TOP / "docs" / "index.md").read_text()
+    entries = {name for tree in re.findall(r"```{toctree}\n(.*?)```", index, re.S) for name in tree.split()}
+    assert [page.stem for page in PAGES[1:] if page.stem != "index" and page.stem not in entries] == []
+
+
+def test_every_module_of_the_mathematics_is_in_the_reference() -> None:
+    page = (TOP / "docs" / "reference" / "federation.md").read_text()
+    modules = sorted(path.stem for path in (TOP / "worldlm" / "federation").glob("*.py") if path.stem != "__init__")
+    assert re.findall(r"automodule:: worldlm\.federation\.(\w+)", page) == modules
+
+
+@pytest.mark.slow
+def test_pages_build_without_a_warning(tmp_path: Path) -> None:
+    """As `.ci/run` does."""
+    pytest.importorskip("furo")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--quiet",
+        "-W",
+        "--keep-going",
+        str(TOP / "docs"),
+        str(tmp_path / "html"),
+    ]
+    done = subprocess.run([*command, "-d", str(tmp_path / "trees")], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---------------------------------------------------------------------- all of it, carried out small
+
+TEXT = "the sea came in and the sea went out, and nobody on the shore could say how often that had been.\n"
+
+
+def smaller(reading: Any, given: list[str]) -> list[str]:
+    """Return what makes a command of Lightning's small: one step of a tiny model on a few kB of text."""
+    arguments, _ = _resolve([one for one in given if one != "--print_config"])
+    corpora = reading.parser.parse_args(arguments)[given[0]].data.corpora
+    local = [word for name in corpora if name != "all" for word in (f"--data.local.{name}", "{split}.txt")]
+    sizes = {"d_model": 32, "num_heads": 2, "max_seq_len": 16, "vocab_size": 257}
+    limits = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1, "accumulate_grad_batches": 1}
+    pairs = {f"--model.architecture.{name}": value for name, value in sizes.items()}
+    pairs |= {f"--trainer.{name}": value for name, value in limits.items()}
+    pairs |= {"--data.tokenizer": "bytes", "--data.cache_dir": "cache", "--data.batch_size": 2, "--data.root": "."}
+    pairs |= {"--model.optimizer.warmup_steps": 0, "--trainer.check_val_every_n_epoch": 1}
+    return [*(word for name, value in pairs.items() for word in (name, str(value))), *local]
+
+
+class Here:
+    """A run of a comparison, carried out in this process when it is first looked at."""
+
+    def __init__(self, reading: Any, run: PlannedRun) -> None:
+        self.command = [*run.command, *smaller(reading, list(run.command))]
+
+    def poll(self) -> int:
+        return main(self.command)
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        return 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page, "bash")], ids=lambda page: page.name)
+@pytest.mark.filterwarnings("ignore")
+def test_commands_are_carried_out(page: Path, desk: Path, reading: Any) -> None:
+    for split in ("train", "validation"):
+        Path(f"{split}.txt").write_text(TEXT * 60 + split)
+    done = 0
+    for block in (one for one in blocks_of(page, "bash") if one.runs):
+        for words in commands_of(block):
+            if words[0] != "worldlm" or len(words) == 1:
+                continue
+            command, *given = words[1:]
+            given = [path for one in given for path in (sorted(glob(one)) or [one])]  # of folders made meanwhile
+            done += 1
+            if command == "compare":
+                assert compare(given, start=lambda run, threads: Here(reading, run)) == 0
+            elif command in ("fit", "validate", "prepare"):
+                carry_out([command, *given, *smaller(reading, [command, *given])])
+            else:
+                carry_out([command, *given])
+    assert done or page.name == "contributing.md"
