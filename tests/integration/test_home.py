@@ -64,10 +64,12 @@ NODES = ["world", "land", "hills", "woods", "sea"]
 @pytest.fixture(scope="module")
 def shore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a finished run, to stand in."""
-    folder = tmp_path_factory.mktemp("shore")
+    folder, num_threads = tmp_path_factory.mktemp("shore"), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["worldlm"])
+        patch.setenv("OMP_NUM_THREADS", "1")  # so that no fit takes more than it finds
+        torch.set_num_threads(1)
         (folder / "shore.yaml").write_text(TOPOLOGY)
         (folder / "tiny.yaml").write_text(RECIPE)
         for name, words in {"hills": "up and down the hill ", "sea": "wave after wave, salt; "}.items():
@@ -75,6 +77,7 @@ def shore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             (folder / f"{name}_too.txt").write_text(words * 10 + "the end")
         assert main(["fit", "--recipe", "tiny.yaml"]) == 0
         yield folder
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture
