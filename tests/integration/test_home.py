@@ -161,6 +161,28 @@ def test_the_card_says_what_it_is(
     assert "Unknown: none was stated" in text
 
 
+def test_after_the_topology_changed_the_card_claims_no_more_than_holds(
+    shore: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("runs/tiny", tmp_path / "tiny")
+    changed = TOPOLOGY.replace(", {name: woods, corpus: hills, settings: {batch_size: 2}}", "")
+    Path("next.yaml").write_text(changed.replace("{name: sea, corpus: sea}", "{name: bay, corpus: sea}"))
+    again = ["--federation.topology", "next.yaml", "--trainer.max_epochs", "3", "--ckpt_path", "last"]
+    assert main(["fit", "--recipe", "tiny.yaml", "--runs", str(tmp_path), *again]) == 0
+    before, now = open_run(tmp_path / "tiny", 2), open_run(tmp_path / "tiny")
+    assert (before.topology, before.changes) == (None, [])
+    assert now.topology is not None
+    assert [one["left"] for one in now.changes] == [["woods", "sea"]]
+    cards = {}
+    for node, which in (("woods", ["--round", "2"]), ("world", [])):
+        out = tmp_path / node
+        assert main(["export", str(tmp_path / "tiny"), "--node", node, "--out", str(out), *which]) == 0
+        cards[node] = (out / "README.md").read_text()
+    assert "take it that nothing protects the text" in cards["woods"]
+    assert "What `woods`, `sea` learnt came here too, before they left the world." in cards["world"]
+    assert "**The topology changed on the way, after round 2.**" in cards["world"]
+
+
 def test_a_licence_is_what_was_stated(shore: Path, tmp_path: Path) -> None:
     arguments = ["export", "runs/tiny", "--node", "sea", "--out", str(tmp_path), "--license", "cc-by-4.0"]
     assert main(arguments) == 0

@@ -51,4 +51,5 @@ def _part(parent: NodeState, child: str) -> None:
     """Forget a child."""
     parent.participants = tuple(name for name in parent.participants if name != child)
     parent.uploads = {name: upload for name, upload in parent.uploads.items() if name != child}
+    parent.refused = {name: number for name, number in parent.refused.items() if name != child}
     parent.attention = {name: weight for name, weight in parent.attention.items() if name != child}

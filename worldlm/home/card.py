@@ -116,6 +116,9 @@ def _data(run: SavedRun, node: str) -> Iterator[str]:
         "Tokens that each node had trained on, and passes over its own text. No text left its node; what was learnt "
         "elsewhere came here as weights, as far as the method let them travel."
     )
+    left = [name for change in run.changes for name in change["left"] if name not in tree.nodes]
+    if left:
+        yield f"What {_listed(left)} learnt came here too, before they left the world."
 
 
 def _training(run: SavedRun, digest: str) -> str:
@@ -179,6 +182,13 @@ def _privacy(run: SavedRun, node: str) -> Iterator[str]:
         )
     if warning := own_updates(run, node, tree):
         yield warning
+    if run.changes:
+        after = ", ".join(dict.fromkeys(str(one["round"]) for one in run.changes))
+        yield (
+            f"**The topology changed on the way, after round {after}.** A guarantee holds for what was released under "
+            "it: what a node sent before without noise, what it sent by another way, and the text of nodes that left "
+            "are covered by none of the figures here."
+        )
     if isinstance((run.config.get("data") or {}).get("tokenizer"), dict):
         yield (
             "The tokenizer was trained on the text of all corpora. Its tokens are statistics of that text, which no "

@@ -89,16 +89,18 @@ class SavedRun:
     def topology(self) -> Topology | None:
         """The tree with its settings, where its file still tells the same nodes; else what the record tells of it."""
         recorded = None if self.record is None else _recorded_topology(self.record)
+        if recorded is not None and _children(recorded) != self.world.children:
+            recorded = None  # of a later round, before which the topology changed
         try:
             with warnings.catch_warnings(action="ignore"):  # said when it was trained
                 tree = _topology_of(self.config["federation"])
         except (KeyError, ValueError, OSError):
             return recorded  # its file is gone
-        if {name: [one.name for one in node.children] for name, node in tree.nodes.items()} != self.world.children:
+        if _children(tree) != self.world.children:
             return recorded  # its file was changed
         asked = _asks(tree)
         nodes = self.record.nodes if self.record else ()
-        is_same = all(asked[one["name"]] == (one["corpus"], one["noise_multiplier"]) for one in nodes)
+        is_same = all(asked.get(one["name"]) == (one["corpus"], one["noise_multiplier"]) for one in nodes)
         return tree if is_same else recorded
 
     @property
@@ -111,6 +113,12 @@ class SavedRun:
         rounds = self.record.rounds if self.record else []
         figures = (one["nodes"].get(node, {}) for one in rounds if one["round"] + 1 == self.world.num_rounds)
         return dict(next(figures, {}))
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """How the topology changed before a round that had ended; see `RunRecord.changes`."""
+        changes = self.record.changes if self.record else []
+        return [one for one in changes if one["round"] < self.world.num_rounds]
 
     @property
     def when(self) -> str:
@@ -144,6 +152,10 @@ class SavedRun:
             raise LinesError([f"{self.folder} holds neither {FILE} nor {CONFIG}: its tokenizer is not known"])
         trained, data = TrainedBPE(**chosen.get("init_args", {})), data_module(self.config["data"])
         return trained.load(data.corpora, data.cache_dir)
+
+
+def _children(tree: Topology) -> dict[str, list[str]]:
+    return {name: [one.name for one in node.children] for name, node in tree.nodes.items()}
 
 
 def _topology_of(federation: Mapping[str, Any]) -> Topology:

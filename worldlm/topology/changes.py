@@ -35,6 +35,8 @@ class Changes:
     """What was set anew at nodes that stayed; their corpus and weight are among it."""
     loosened: Mapping[str, tuple[Setting, ...]] = field(default_factory=dict)
     """The part of `settings` that asks for less privacy than before."""
+    begun: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that stayed and ask for privacy from now on, and for which kind; for both, the first."""
     disclosed: str | None = None
     """The old root, where a new root above it starts from it although it is private now."""
 
@@ -72,6 +74,8 @@ class Changes:
         told = {name: ", ".join(map(_shown, settings)) for name, settings in self.loosened.items()}
         for what, names in _grouped(told).items():
             yield f"privacy is loosened at {_few(names)}: {what}; what was spent so far stays in the ledger"
+        for kind, names in _grouped(self.begun).items():
+            yield f"{kind} begins at {_few(names)}: no epsilon covers what was learnt there before"
         if self.disclosed is not None:
             told_of = (
                 f"what is above {self.disclosed} starts from its model, which no noise hides: all that it learnt so "
@@ -127,6 +131,7 @@ def compare(old: Described, new: Described) -> Changes:
         moved={name: both for name, both in parents.items() if both[0] != both[1]},
         settings={name: found for name, found in settings.items() if found},
         loosened={name: found for name, found in loosened.items() if found},
+        begun={name: kind for name in stayed for kind in reversed(_KINDS_OF_PRIVACY) if _begins(old, new, name, kind)},
         disclosed=old_root if new_root not in old and _privacy(new.get(old_root, {}), "privacy") else None,
     )
 
@@ -155,6 +160,10 @@ def _loosened(old: Mapping[str, Any], new: Mapping[str, Any], settings: Iterable
         fields = () if demand is None else asdict(demand) if now is None else demand.loosened_by(now)
         looser = {f"{kind}.{name}" for name in fields}
         yield from (setting for setting in settings if setting[0] in looser)
+
+
+def _begins(old: Described, new: Described, name: str, kind: str) -> bool:
+    return _privacy(old[name], kind) is None and _privacy(new[name], kind) is not None
 
 
 def _privacy(node: Mapping[str, Any], kind: str) -> Privacy | None:

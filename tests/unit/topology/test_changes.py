@@ -56,7 +56,7 @@ def test_join_leave_move_and_change() -> None:
         "privacy.max_epsilon none -> 8",
         "pbc: reads news from its beginning",
     ]
-    assert list(changes.warnings()) == []
+    assert list(changes.warnings()) == ["privacy begins at wk: no epsilon covers what was learnt there before"]
     record = json.loads(json.dumps(changes.record(), allow_nan=False))
     assert record["left"] == ["cc"]
     assert record["moved"] == {"wk": ["internet", "medical"]}
@@ -113,7 +113,8 @@ def test_a_private_world_below_another_has_told_what_it_learnt_before() -> None:
     assert (public.disclosed, list(public.warnings())) == (None, [])
     private = _compare(old, below.replace("SETTINGS", "privacy: {clip_norm: 0.5, noise_multiplier: 1.0}"))
     assert private.disclosed == "world"
-    (told,) = private.warnings()
+    begins, told = private.warnings()
+    assert begins.startswith("privacy begins at world, a: ")
     assert told.startswith("what is above world starts from its model, which no noise hides")
 
 
