@@ -29,11 +29,7 @@ def report(given: Sequence[str]) -> int:
     Raises:
         LinesError: What a user can put right, one line each.
     """
-    parser = Parser("worldlm report", __doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, its version_N, or of a comparison")
-    told = f"file to write; by default {REPORT} beside a run's {RESULTS} or in a comparison's folder, of several here"
-    parser.add_argument("--out", metavar="FILE", help=told)
-    options = parser.parse_args(given)
+    options = _parser().parse_args(given)
     folders = [Path(one) for one in options.runs]
     if missing := [one for one in folders if not one.is_dir()]:
         raise LinesError([f"{one}: no such folder{suggest(str(one), _beside(one))}" for one in missing])
@@ -46,6 +42,14 @@ def report(given: Sequence[str]) -> int:
     write(target, page(runs, _progress))
     print(f"done. report: {target}")
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("worldlm report", __doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, its version_N, or of a comparison")
+    told = f"file to write; by default {REPORT} beside a run's {RESULTS} or in a comparison's folder, of several here"
+    parser.add_argument("--out", metavar="FILE", help=told)
+    return parser
 
 
 def _beside(folder: Path) -> list[str]:
