@@ -23,3 +23,8 @@ class Parser(argparse.ArgumentParser):
         """Raise LinesError."""
         name = self.prog.partition(" ")[2]
         raise LinesError([f"{name}: {message}", *self.format_usage().strip().splitlines()])
+
+
+def names(text: str) -> list[str]:
+    """Read names with commas between them."""
+    return [name for name in (part.strip() for part in text.split(",")) if name]

@@ -16,6 +16,8 @@ LOCK = ".lock"
 """In a run's folder: held by the run that writes there, and given up by the system when that ends, however it ends."""
 
 LAST = "checkpoints/last.ckpt"
+CONFIG = "config.yaml"
+"""All settings of a run, as LightningCLI writes them."""
 _KEPT = "checkpoints/round_{}.ckpt"
 
 

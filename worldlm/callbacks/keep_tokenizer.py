@@ -7,10 +7,10 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
-from worldlm.callbacks.record import write_text
 from worldlm.data.tokenizers import FILE, FileTokenizer
 from worldlm.loop import FederationCallback, WorldTrainer
 from worldlm.models.initial_weights import find_origin
+from worldlm.whole_files import write_text
 
 log = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from worldlm.results import FORMAT, RESULTS, RunRecord
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
 from worldlm.topology.draw import facts
+from worldlm.whole_files import write_text
 
 _SECONDS = "worldlm_seconds"
 _DEMANDS = {
@@ -85,7 +86,8 @@ class Record(FederationCallback):
 
     def so_far(self, trainer: WorldTrainer) -> RunRecord:
         """Return what the run came to, at the end of a round."""
-        self._add_round(trainer)
+        if not self.rounds or self.rounds[-1]["round"] < trainer.world.round:  # else this was asked to record it before
+            self._add_round(trainer)
         return RunRecord(method=trainer.topology.name, folder=trainer.folder, content=self._content(trainer, False))
 
     # ------------------------------------------------------------------ what is written
@@ -194,17 +196,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         ValueError: If the content holds NaN or infinity.
     """
     write_text(path, _lines(content))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file: at any moment `path` is the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _lines(content: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from worldlm.arguments import Parser
+from worldlm.arguments import Parser, names
 from worldlm.compare.comparable import check
 from worldlm.compare.execute import Start, execute, start_process
 from worldlm.compare.plan import PlannedRun, changes, plan_runs
@@ -117,7 +117,7 @@ def report(records: Sequence[RunRecord], target: Path) -> None:
 def _parser() -> Parser:
     parser = Parser("worldlm compare", __doc__)
     parser.add_argument("--recipe", action="append", default=[], help="name or path of a recipe of all runs; repeats")
-    parser.add_argument("--methods", type=_names, default=[], help="recipes, with commas between; A+B is one of two")
+    parser.add_argument("--methods", type=names, default=[], help="recipes, with commas between; A+B is one of two")
     parser.add_argument("--seeds", type=_seeds, default=[1], help="seeds, with commas between; 1 by default")
     parser.add_argument("--reference", action="store_true", help=f"also run {', '.join(REFERENCES)}")
     parser.add_argument("--name", help="folder of the comparison; compare-RECIPE by default")
@@ -128,12 +128,8 @@ def _parser() -> Parser:
     return parser
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _seeds(text: str) -> list[int]:
-    return [int(name) for name in _names(text)]
+    return [int(name) for name in names(text)]
 
 
 def _positive(text: str) -> int:

@@ -20,11 +20,6 @@ def run_parser(command: str, description: str) -> Parser:
     return parser
 
 
-def names(text: str) -> list[str]:
-    """Read names with commas between them."""
-    return [name for name in (part.strip() for part in text.split(",")) if name]
-
-
 def whole(least: int) -> Callable[[str], int]:
     """Return a reader of whole numbers from `least` on."""
 

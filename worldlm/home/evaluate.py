@@ -12,15 +12,16 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from worldlm.arguments import Parser
-from worldlm.callbacks.record import write_json, write_text
-from worldlm.home.arguments import line_by_line, names, parse, run_parser, whole
+from worldlm.arguments import Parser, names
+from worldlm.callbacks.record import write_json
+from worldlm.home.arguments import line_by_line, parse, run_parser, whole
 from worldlm.home.matrix import Cell, Matrix, as_csv, as_json, best_of, draw_table, heatmap
 from worldlm.home.saved_run import SavedRun, open_run
 from worldlm.home.texts import Text, find_texts
 from worldlm.loop.trainer import default_precision
 from worldlm.pictures.strokes import save
 from worldlm.topology.lines import LinesError
+from worldlm.whole_files import write_text
 
 FORMAT = 1
 """Counted up whenever matrix.json changes its meaning."""

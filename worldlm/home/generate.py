@@ -11,8 +11,8 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from worldlm.arguments import Parser
-from worldlm.home.arguments import line_by_line, names, parse, run_parser, whole
+from worldlm.arguments import Parser, names
+from worldlm.home.arguments import line_by_line, parse, run_parser, whole
 from worldlm.home.saved_run import SavedRun, open_run
 from worldlm.models import generate
 from worldlm.topology.lines import LinesError

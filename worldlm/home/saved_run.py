@@ -18,11 +18,9 @@ from worldlm.data.tokenizers import FILE
 from worldlm.federation.saved import SavedWorld, open_world
 from worldlm.models import LanguageModule
 from worldlm.results import RESULTS, RunRecord, read_results
-from worldlm.run_folder import find_run, find_saved
+from worldlm.run_folder import CONFIG, find_run, find_saved
 from worldlm.topology import Node, Settings, Topology, load_topology, reshape, split_rounds
 from worldlm.topology.lines import LinesError, suggest
-
-CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)

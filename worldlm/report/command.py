@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from worldlm.arguments import Parser
 from worldlm.report.read import Run, read
 from worldlm.results import RESULTS
 from worldlm.topology.lines import LinesError, suggest
+from worldlm.whole_files import write_text
 
 REPORT = "report.html"
 
@@ -39,7 +39,7 @@ def report(given: Sequence[str]) -> int:
         raise LinesError([f"{target} is a folder; --out takes a file, such as {target / REPORT}"])
     from worldlm.report.page import page  # late: pictures take a second to import
 
-    write(target, page(runs, _progress))
+    write_text(target, page(runs, _progress), errors="replace")
     print(f"done. report: {target}")
     return 0
 
@@ -65,19 +65,3 @@ def _target(folders: Sequence[Path], runs: Sequence[Run]) -> Path:
 def _progress(runs: Sequence[Run]) -> Iterable[Run]:
     console = Console(stderr=True)
     return track(runs, "drawing", console=console, disable=not console.is_terminal, transient=True)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file: at any moment `path` is the old one or the new one.
-
-    Args:
-        path: The file; its folder is made if it is not there.
-        text: Its content. What cannot be encoded is written as a question mark.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, "utf-8", errors="replace")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from worldlm.report.read import CONFIG, Run
+from worldlm.report.read import Run
 from worldlm.report.results_part import MAX_ROWS
 from worldlm.report.tags import NOTHING, Html, code, element, facts, folded, if_long, joined, table
 from worldlm.report.words import whole
+from worldlm.run_folder import CONFIG
 
 
 def data(run: Run) -> Html:

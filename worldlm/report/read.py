@@ -10,10 +10,8 @@ from pathlib import Path
 from worldlm.compare.records import find_runs, in_order, run_folders
 from worldlm.report.sound import faults
 from worldlm.results import RunRecord, read_results, results_of
+from worldlm.run_folder import CONFIG
 from worldlm.topology.lines import LinesError
-
-CONFIG = "config.yaml"
-"""Beside results.json: all settings of the run, as LightningCLI writes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
