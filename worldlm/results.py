@@ -67,7 +67,7 @@ class RunRecord:
     @property
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes of the recorded tree, parents first."""
-        return list(walk(self.tree))
+        return list(_walk(self.tree))
 
     @property
     def data_nodes(self) -> list[str]:
@@ -87,7 +87,7 @@ class RunRecord:
     @property
     def noise_multiplier(self) -> float | None:
         """The largest that update-level privacy asks for at a node; None where it is asked for at none."""
-        found = (node.get("noise_multiplier") for node in walk(self.tree))
+        found = (node.get("noise_multiplier") for node in self.nodes)
         return max((float(one) for one in found if one is not None), default=None)
 
     @property
@@ -184,8 +184,7 @@ def read_results(path: Path) -> dict[str, Any]:
     return content
 
 
-def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a node of a recorded tree and all below it, parents first."""
+def _walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield node
     for child in node["children"]:
-        yield from walk(child)
+        yield from _walk(child)

@@ -51,8 +51,7 @@ class Pictures(FederationCallback):
             board.add_custom_scalars(layout(trainer.topology))
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        finished, most = trainer.world.round + 1, trainer.max_epochs
-        if finished % (self.every_n_rounds or rounds_between(most)) == 0 or finished == most:
+        if is_due(trainer.world.round, self.every_n_rounds, trainer.max_epochs):
             self._draw(trainer)
 
     def _draw(self, trainer: WorldTrainer) -> None:
@@ -75,6 +74,18 @@ class Pictures(FederationCallback):
 def rounds_between(max_rounds: int | None) -> int:
     """Return how many rounds lie between two looks at a run: a fifth of it, or ten where it has no end."""
     return 10 if max_rounds is None or max_rounds < 1 else -(-max_rounds // 5)
+
+
+def is_due(number: int, every_n_rounds: int | None, max_rounds: int | None) -> bool:
+    """Whether one looks at a run at the end of a round.
+
+    Args:
+        number: The round, from 0.
+        every_n_rounds: Rounds between two looks; None: as `rounds_between` says.
+        max_rounds: Rounds of the run, the last of which is always looked at; None or below 0: it has no end.
+    """
+    finished = number + 1
+    return finished % (every_n_rounds or rounds_between(max_rounds)) == 0 or finished == max_rounds
 
 
 def draw(record: RunRecord, since: int = 0) -> dict[str, Any]:
@@ -126,7 +137,7 @@ def layout(topology: Topology) -> dict[str, dict[str, list[Any]]]:
     sections = {"world at a glance": _charts(list(topology.nodes.values())[:MAX_FEDERATIONS])}
     federations = [node for node in topology.nodes.values() if node.children]
     for node in federations[:MAX_FEDERATIONS]:
-        sections[" > ".join(_path(topology, node))] = _charts([node, *node.children], node)
+        sections[" > ".join(one.name for one in topology.path(node.name))] = _charts([node, *node.children], node)
     return sections
 
 
@@ -145,8 +156,3 @@ def _charts(nodes: list[Node], federation: Node | None = None) -> dict[str, list
         charts["attention"] = [f"{federation.name}/attention/{name}" for name in [*own, *children]]
         charts["bytes since the run began"] = [f"{name}/bytes_{way}" for name in children for way in ("down", "up")]
     return {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in charts.items() if tags}
-
-
-def _path(topology: Topology, node: Node) -> list[str]:
-    parent = topology.parent(node.name)
-    return [*(_path(topology, parent) if parent else []), node.name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningModule
@@ -63,9 +63,8 @@ class RobustAveraging(Averaging):
 
     def _mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:
         models = [self._tensors(upload) for upload in uploads]
-        means: dict[Rule, Callable[[], Tensors]] = {
-            "median": lambda: median(models),
-            "trimmed_mean": lambda: trimmed_mean(models, int(self.trim * len(models))),
-            "norm_bound": lambda: norm_bounded_mean(models, weights, context.state.parameters, self.max_norm),
-        }
-        return means[self.rule]()
+        if self.rule == "median":
+            return median(models)
+        if self.rule == "trimmed_mean":
+            return trimmed_mean(models, int(self.trim * len(models)))
+        return norm_bounded_mean(models, weights, context.state.parameters, self.max_norm)

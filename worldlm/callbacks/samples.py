@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 
-from worldlm.callbacks.pictures import rounds_between
+from worldlm.callbacks.pictures import is_due
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.loop.scalars import log_text
 from worldlm.models import generate
@@ -52,10 +52,6 @@ class Samples(FederationCallback):
         self.every_n_rounds = every_n_rounds
         self.temperature = temperature
         self.top_k = top_k
-        self._nodes: set[str] = set()
-
-    def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        self._nodes = set(list(trainer.topology.nodes)[:MAX_NODES])
 
     def on_merged(self, trainer: WorldTrainer, context: Context) -> None:
         if context.node.children or not context.node.fits:
@@ -67,9 +63,13 @@ class Samples(FederationCallback):
 
     def _write(self, trainer: WorldTrainer, context: Context) -> None:
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
-        finished, most = context.round + 1, trainer.max_epochs
-        due = finished % (self.every_n_rounds or rounds_between(most)) == 0 or finished == most
-        if not due or tokenizer is None or context.node.name not in self._nodes or not trainer.loggers:
+        if (
+            tokenizer is None
+            or not trainer.loggers
+            or not is_due(context.round, self.every_n_rounds, trainer.max_epochs)
+        ):
+            return
+        if context.node.name not in islice(trainer.topology.nodes, MAX_NODES):
             return
         trainer.fit_loop.slot.put_weights(context.node.name, context.state)
         module: Any = trainer.lightning_module

@@ -45,7 +45,7 @@ class Summary(FederationCallback):
             table.add_column(name, justify="right")
         for node in trainer.topology.nodes.values():
             figures = rows[node.name]
-            depth = _depth(trainer, node)
+            depth = len(trainer.topology.path(node.name)) - 1
             cells = [_cell(name, figures) for name in shown]
             table.add_row("  " * depth + node.name, *cells)
         console = Console()
@@ -173,8 +173,3 @@ def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
     refused = sum(one.refused.get(name, 0) for one in at)
     figures |= {"refused": refused} if refused else {}
     return figures
-
-
-def _depth(trainer: WorldTrainer, node: Node) -> int:
-    parent = trainer.topology.parent(node.name)
-    return 0 if parent is None else 1 + _depth(trainer, parent)

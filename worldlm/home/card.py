@@ -87,13 +87,8 @@ def _world(run: SavedRun, node: str) -> Iterator[str]:
         yield f"The run left no record of its tree; it had {len(run.names)} nodes."
         return
     yield f"```text\n{_cut(draw_tree(tree).splitlines())}\n```"
-    way, above = [node], tree.parent(node)
-    while above is not None:
-        way.insert(0, above.name)
-        above = tree.parent(above.name)
-    yield f"This model: `{' > '.join(way)}`." + (
-        "" if run.knows_settings else " The settings of the tree are not known."
-    )
+    way = " > ".join(one.name for one in tree.path(node))
+    yield f"This model: `{way}`." + ("" if run.knows_settings else " The settings of the tree are not known.")
 
 
 def _data(run: SavedRun, node: str) -> Iterator[str]:

@@ -43,7 +43,7 @@ def protections(
     own = figures.get(source.name, {})
     if "example_epsilon" in own:
         found.append(_protection("examples", source, own["example_epsilon"]))
-    above = {holder} | {node.name for node in _ancestors(topology, holder)}
+    above = {node.name for node in topology.path(holder)}
     node: Node | None = source
     while node is not None and node.name not in above:
         if "epsilon" in (spent := figures.get(node.name, {})):
@@ -61,14 +61,6 @@ def _protection(kind: Literal["examples", "updates"], node: Node, epsilon: float
         delta=None if asked is None else asked.delta,
         noise_multiplier=None if asked is None else asked.noise_multiplier,
     )
-
-
-def _ancestors(topology: Topology, name: str) -> list[Node]:
-    found, node = list[Node](), topology.parent(name)
-    while node is not None:
-        found.append(node)
-        node = topology.parent(node.name)
-    return found
 
 
 def told(protection: Protection) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,17 +67,14 @@ def of_perplexity(record: RunRecord, number: int | None = None) -> Box:
     logs = {name: math.log(min(told.values())) for name, told in scores.items() if told}
     low, high = min(logs.values(), default=0.0), max(logs.values(), default=0.0)
 
-    def box(node: Mapping[str, Any]) -> Box:
-        name = node["name"]
+    def tell(name: str) -> dict[str, Any]:
         told = scores.get(name, {})
-        return Box(
-            name=name,
-            lines=tuple(f"{figure(value)} {moment}" for moment, value in told.items()),
-            shade=1.0 - 0.8 * (logs[name] - low) / (high - low) if name in logs and high > low else 0.5 * bool(told),
-            children=tuple(map(box, node["children"])),
-        )
+        return {
+            "lines": tuple(f"{figure(value)} {moment}" for moment, value in told.items()),
+            "shade": 1.0 - 0.8 * (logs[name] - low) / (high - low) if name in logs and high > low else 0.5 * bool(told),
+        }
 
-    return box(record.tree)
+    return _recorded(record, tell)
 
 
 def of_traffic(record: RunRecord, number: int | None = None) -> Box:
@@ -91,32 +88,32 @@ def of_traffic(record: RunRecord, number: int | None = None) -> Box:
     moved = {name: (one.get("bytes_down", 0), one.get("bytes_up", 0)) for name, one in nodes.items()}
     most = max(map(sum, moved.values()), default=0) or 1
 
-    def box(node: Mapping[str, Any]) -> Box:
-        down, up = moved.get(node["name"], (0, 0))
-        return Box(
-            name=node["name"],
-            edge=f"↓ {_megabytes(down)}  ↑ {_megabytes(up)}" if down or up else "",
-            edge_width=1.0 + 6.0 * (down + up) / most,
-            children=tuple(map(box, node["children"])),
-        )
+    def tell(name: str) -> dict[str, Any]:
+        down, up = moved.get(name, (0, 0))
+        return {
+            "edge": f"↓ {_megabytes(down)}  ↑ {_megabytes(up)}" if down or up else "",
+            "edge_width": 1.0 + 6.0 * (down + up) / most,
+        }
 
-    return box(record.tree)
+    return _recorded(record, tell)
 
 
 def of_settings(record: RunRecord) -> Box:
     """Tell what held at every node of a run, as `of_topology` does."""
-
-    def box(node: Mapping[str, Any]) -> Box:
-        return Box(name=node["name"], lines=tuple(node.get("told", ())), children=tuple(map(box, node["children"])))
-
-    return box(record.tree)
+    told = {node["name"]: tuple(node.get("told", ())) for node in record.nodes}
+    return _recorded(record, lambda name: {"lines": told[name]})
 
 
 def of_names(record: RunRecord) -> Box:
     """Tell the names alone."""
+    return _recorded(record, lambda name: {})
+
+
+def _recorded(record: RunRecord, tell: Callable[[str], dict[str, Any]]) -> Box:
+    """Return the recorded tree; `tell` gives what is told at a node, by its name."""
 
     def box(node: Mapping[str, Any]) -> Box:
-        return Box(name=node["name"], children=tuple(map(box, node["children"])))
+        return Box(name=node["name"], children=tuple(map(box, node["children"])), **tell(node["name"]))
 
     return box(record.tree)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from worldlm.pictures.strokes import COLOURS, INCHES
-from worldlm.results import RunRecord, walk
+from worldlm.results import RunRecord
 
 KINDS = {"epsilon": "max_epsilon", "example_epsilon": "max_example_epsilon"}
 """What is spent, of updates and of examples, and under which name a node's budget for it is recorded."""
@@ -47,7 +46,7 @@ Curve = tuple[tuple[int, float | None], ...]
 
 def _shared(record: RunRecord) -> dict[tuple[str, float | None, Curve], list[str]]:
     found: dict[tuple[str, float | None, Curve], list[str]] = {}
-    for name, kind, limit in _private(record.tree):
+    for name, kind, limit in _private(record):
         curve = tuple(
             (one["round"] + 1, one["nodes"][name][kind]) for one in record.rounds if kind in one["nodes"].get(name, {})
         )
@@ -56,8 +55,8 @@ def _shared(record: RunRecord) -> dict[tuple[str, float | None, Curve], list[str
     return found
 
 
-def _private(tree: dict[str, Any]) -> Iterator[tuple[str, str, float | None]]:
-    for node in walk(tree):
+def _private(record: RunRecord) -> Iterator[tuple[str, str, float | None]]:
+    for node in record.nodes:
         for kind, limit in KINDS.items():
             yield node["name"], kind, node.get(limit)
 

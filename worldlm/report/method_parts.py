@@ -11,7 +11,7 @@ from worldlm.report.drawn import INCHES, MOST_LEAVES, picture
 from worldlm.report.read import Run
 from worldlm.report.tags import NOTHING, Html, element, facts, folded, if_long, joined, table
 from worldlm.report.words import duration, epsilon, plain, size, whole
-from worldlm.results import RunRecord, walk
+from worldlm.results import RunRecord
 
 DROPPED = "dropped"
 """Where residuals went that found no home."""
@@ -51,7 +51,7 @@ def routes(run: Run, salt: str) -> Html:
     record, found = run.record, run.record.routes
     if not found:
         return NOTHING
-    names = {node["name"] for node in walk(record.tree)}
+    names = {node["name"] for node in record.nodes}
     lost = sum(count for (_, home), count in found.items() if home == DROPPED and DROPPED not in names)
     homes = {ends: count for ends, count in found.items() if ends[0] in names and ends[1] in names}
     told = f"What fitted badly at home travelled: {sum(found.values()) - lost:,} residuals found another federation"

@@ -9,7 +9,7 @@ from typing import Any
 from worldlm.compare.comparable import all_tokens
 from worldlm.compare.table import spread
 from worldlm.pictures.budget import KINDS
-from worldlm.results import MOMENTS, Moment, RunRecord, walk
+from worldlm.results import MOMENTS, Moment, RunRecord
 
 KIND_NAMES = {"epsilon": "updates", "example_epsilon": "examples"}
 """What is hidden by each kind of privacy."""
@@ -86,9 +86,9 @@ class Account:
 
 def accounts(record: RunRecord) -> list[Account]:
     """Return the accounts of all nodes at which privacy is asked for and can be spent, or an epsilon was recorded."""
-    can = {"epsilon": {node["name"] for node in walk(record.tree)} - {record.root},  # the root uploads to nobody
+    can = {"epsilon": {node["name"] for node in record.nodes} - {record.root},  # the root uploads to nobody
            "example_epsilon": set(record.data_nodes)}  # fmt: skip
-    found = [_account(record, node, kind) for node in walk(record.tree) for kind in KINDS]
+    found = [_account(record, node, kind) for node in record.nodes for kind in KINDS]
     return [one for one in found if one.spent or (_asked(one) and one.node in can[one.kind])]
 
 

@@ -11,7 +11,7 @@ from worldlm.report.drawn import MOST_LEAVES, picture
 from worldlm.report.read import Run
 from worldlm.report.tags import NOTHING, Html, element, if_long, joined, table
 from worldlm.report.words import duration, epsilon, listed, plural, score, size, whole
-from worldlm.results import RunRecord, walk
+from worldlm.results import RunRecord
 
 MAX_ROWS = 200
 """Nodes that a table shows."""
@@ -33,7 +33,7 @@ def summary(run: Run) -> Html:
     """Tell a run in a paragraph, and its main figures in large."""
     record = run.record
     done, wanted = record.content["rounds_done"], record.content.get("rounds_wanted")
-    nodes, levels = list(walk(record.tree)), 1 + max(depth for _, depth in numbers.with_depth(record.tree))
+    nodes, levels = record.nodes, 1 + max(depth for _, depth in numbers.with_depth(record.tree))
     rounds = f"{done:,} of {wanted:,} rounds" if wanted is not None else plural(done, "round")
     told = [
         f"A world of {plural(len(nodes), 'node')} in {plural(levels, 'level')}, {len(record.data_nodes):,} with "

@@ -125,6 +125,15 @@ class Topology:
         """
         return self._parents.get(self.nodes[name].name)
 
+    def path(self, name: str) -> list[Node]:
+        """Return the nodes on the way from the root to a node, both among them.
+
+        Raises:
+            KeyError: if no node has that name.
+        """
+        parent = self.parent(name)
+        return [*(self.path(parent.name) if parent else []), self.nodes[name]]
+
     @property
     def data_nodes(self) -> list[Node]:
         """The nodes that hold a corpus, in preorder; listeners are among them."""

@@ -36,6 +36,14 @@ def test_parents() -> None:
         topology.parent("nobody")
 
 
+def test_the_way_down_from_the_root() -> None:
+    topology = small()
+    assert [node.name for node in topology.path("it")] == ["world", "west", "it"]
+    assert topology.path("world") == [topology.root]
+    with pytest.raises(KeyError):
+        topology.path("nobody")
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
 def test_copies_and_pickles(copied) -> None:
     outer = OuterOptimizer(name="SGD", arguments={"lr": 0.7})
