@@ -111,7 +111,8 @@ class Attention(nn.Module):
         """Attend: x is [batch, seq, d_model], bias [1, num_heads, seq, seq]; returns x's shape."""
         heads = self.Wqkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = heads.unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        # an empty batch, which Poisson sampling draws at times, makes nothing of it in bf16 on a GPU
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias) if len(x) else value
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
