@@ -36,10 +36,11 @@ class NodeOptimizer:
             config.scheduler.load_state_dict(one)
 
     def move(self, device: torch.device) -> None:
-        """Move the optimizer's state to a device."""
+        """Move the optimizer's state to a device; steps are counted there only by optimizers that say so."""
+        counts = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
         for state in self.optimizer.state.values():
             for name, value in state.items():
-                if isinstance(value, Tensor):
+                if isinstance(value, Tensor) and (counts or name != "step"):
                     state[name] = value.to(device)
 
 
