@@ -36,6 +36,16 @@ class Recorder(Logger):
         return [value for name, value, _ in self.scalars if name == tag][-1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--accelerator", default="cpu", help="what integration tests train on: cpu, or gpu")
+
+
+@pytest.fixture(scope="session")
+def accelerator(pytestconfig: pytest.Config) -> str:
+    """What to train on."""
+    return str(pytestconfig.getoption("--accelerator"))
+
+
 @pytest.fixture
 def recorder() -> Recorder:
     """A logger for `logger=`."""

@@ -33,7 +33,9 @@ def without_time(content: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in ("seconds", "last_start")}
 
 
-def test_the_record_of_a_run(tree: Topology, fit: Make, make_module: Make, whole_method: Make) -> None:
+def test_the_record_of_a_run(
+    tree: Topology, fit: Make, make_module: Make, whole_method: Make, accelerator: str
+) -> None:
     trainer = fit(tree, [*whole_method(), Record()])
     content = read(trainer.folder / "results.json")
     assert (content["finished"], content["rounds_done"], content["rounds_wanted"]) == (True, 2, 2)
@@ -47,7 +49,8 @@ def test_the_record_of_a_run(tree: Topology, fit: Make, make_module: Make, whole
     c = root["children"][1]["children"][0]
     assert (c["clip_norm"], c["noise_multiplier"], c["delta"], c["example_delta"]) == (0.5, 0.3, 1e-5, None)
     started = content["last_start"]
-    assert (started["processes"], started["threads"], started["device"]) == (1, 1, "cpu")
+    device = "cpu" if accelerator == "cpu" else torch.cuda.get_device_name()
+    assert (started["processes"], started["threads"], started["device"]) == (1, 1, device)
     assert started["command"] == shlex.join(sys.argv)
     assert b["told"][0] == "corpus b"
     facts = {"text": None, "blocks": 13, "batch_size": 2, "steps": 2, "fits": 1}

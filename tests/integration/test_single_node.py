@@ -37,6 +37,7 @@ CASES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", CASES, ids=str)
 def test_one_node_is_lightnings_trainer(
     options: dict[str, Any],
+    accelerator: str,
     single: Topology,
     fit: Callable[..., WorldTrainer],
     make_module: Callable[..., Any],
@@ -51,7 +52,7 @@ def test_one_node_is_lightnings_trainer(
     loader = DataLoader(blocks, batch_sampler=sampler, collate_fn=lambda batch: batch)
     theirs = pl.Trainer(
         max_epochs=3,
-        accelerator="cpu",
+        accelerator=accelerator,
         logger=False,
         enable_checkpointing=False,
         limit_val_batches=0,
