@@ -46,6 +46,7 @@ SYSTEMS = {
 }
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """The settings of glibc's allocator that `worldlm fit` makes by itself, for the bare loop."""
+DEFAULT_JOBS = "small,many,large,round_small,round_large"
 DEFAULT = "bare,bare_malloc,worldlm,pfl,flower,lightning"
 SECONDS_BETWEEN_SAMPLES = 0.1
 
@@ -86,7 +87,8 @@ def run(system: str, folder: Path, processes: int, threads: int) -> tuple[list[t
     """
     script = Path(__file__).parent / SYSTEMS[system]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    environment |= {"PYTHONPATH": f"{TOP}{os.pathsep}{Path(__file__).parent}", "BENCHMARK_START": str(time.time())}
+    paths = [str(TOP), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment |= {"PYTHONPATH": os.pathsep.join(paths), "BENCHMARK_START": str(time.time())}
     environment |= MALLOC if system == "bare_malloc" else {}
     command = [sys.executable, str(script), str(folder), system, str(processes), str(threads)]
     with (folder / f"{system}.log").open("w+") as log:
@@ -101,6 +103,8 @@ def run(system: str, folder: Path, processes: int, threads: int) -> tuple[list[t
         log.seek(0)
         said = log.read().splitlines()
     for line in said:
+        if line.endswith("GPU's memory"):
+            print(f"{system}: {line}", flush=True)
         if line.startswith("MEASURED "):
             return [(wall, cpu) for wall, cpu in json.loads(line.removeprefix("MEASURED "))], peak
     raise Skipped(said[-1].removeprefix("skipped: ") if said else f"status {child.returncode}, and nothing said")
@@ -167,14 +171,16 @@ def table(job: Job, found: dict[str, Measured]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", default=",".join(JOBS), help=f"some of {', '.join(JOBS)}")
+    parser.add_argument("--jobs", default=DEFAULT_JOBS, help=f"some of {', '.join(JOBS)}")
     parser.add_argument("--systems", default=DEFAULT, help=f"some of {', '.join(SYSTEMS)}")
     parser.add_argument("--layouts", default="1x2", help="processes x threads, such as 1x2,2x1")
     parser.add_argument("--repeats", type=int, default=1, help="runs of every system")
     for name in ("clients", "steps", "rounds", "blocks", "width"):
         parser.add_argument(f"--{name}", type=int, help="instead of the job's own")
+    parser.add_argument("--accelerator", choices=("cpu", "gpu"), help="gpu: of the others, lightning alone can")
     given = parser.parse_args()
-    changes = {name: getattr(given, name) for name in ("clients", "steps", "rounds", "blocks", "width")}
+    names = ("clients", "steps", "rounds", "blocks", "width", "accelerator")
+    changes = {name: getattr(given, name) for name in names}
     for name in given.jobs.split(","):
         job = replace(JOBS[name], **{key: value for key, value in changes.items() if value is not None})
         for layout in given.layouts.split(","):

@@ -30,6 +30,8 @@ def start_ranks(processes: int) -> list[subprocess.Popen[bytes]]:
 
 def main() -> None:
     workspace = Workspace.of_command_line()
+    if workspace.job.accelerator != "cpu":
+        raise SystemExit("skipped: set up for a CPU here")
     others = start_ranks(workspace.processes)
     import torch
     from pfl.aggregate.simulate import SimulatedBackend

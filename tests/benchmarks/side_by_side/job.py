@@ -37,11 +37,18 @@ class Job:
     """Blocks of the decoder."""
     width: int
     heads: int = 8
+    accelerator: str = "cpu"
+    """What trains, cpu or gpu; on a GPU autocast computes in bf16."""
 
     @property
     def tokens(self) -> int:
         """Tokens of one round."""
         return self.clients * self.steps * self.batch * self.seq
+
+    @property
+    def device(self) -> str:
+        """Where torch computes."""
+        return "cuda" if self.accelerator == "gpu" else "cpu"
 
     @property
     def architecture(self) -> dict[str, int]:
@@ -57,10 +64,12 @@ class Job:
 
 _3M = {"blocks": 4, "width": 256}
 _25M = {"blocks": 8, "width": 512}
+_125M = {"blocks": 10, "width": 1024, "heads": 16}
 JOBS = {
     "small": Job(clients=8, steps=20, rounds=5, batch=4, seq=64, **_3M),
     "many": Job(clients=32, steps=5, rounds=5, batch=4, seq=64, **_3M),
     "large": Job(clients=8, steps=2, rounds=5, batch=4, seq=64, **_25M),
+    "huge": Job(clients=4, steps=20, rounds=4, batch=8, seq=1024, **_125M),
     "round_small": Job(clients=8, steps=1, rounds=20, batch=1, seq=16, **_3M),
     "round_large": Job(clients=8, steps=1, rounds=8, batch=1, seq=16, **_25M),
 }
@@ -103,7 +112,8 @@ class Workspace:
         """Return one batch, int64 [batch, seq + 1]."""
         import torch
 
-        return torch.from_numpy(self.batches()[client, number * self.job.steps + step].astype(np.int64))
+        found = torch.from_numpy(self.batches()[client, number * self.job.steps + step].astype(np.int64))
+        return found.to(self.job.device)
 
     def model(self) -> Any:
         """Return the decoder with its initial weights.
@@ -120,7 +130,7 @@ class Workspace:
         spec.loader.exec_module(mpt)
         model = mpt.MPT(mpt.Architecture(**self.job.architecture))
         self.load(model)
-        return model
+        return model.to(self.job.device)
 
     def initial(self) -> dict[str, Any]:
         """Return the initial weights by name."""
@@ -141,6 +151,10 @@ class Workspace:
         Args:
             weights: Gives the server's weights by name, or several of one name: see `save_weights`.
         """
+        if self.job.accelerator == "gpu":
+            import torch
+
+            torch.cuda.synchronize()
         wall, cpu = time.time(), self._clock.seconds()
         self._rounds.append((wall - self._begun[0], cpu - self._begun[1]))
         if len(self._rounds) == 1:
@@ -149,19 +163,28 @@ class Workspace:
 
     def report(self) -> None:
         """Print what was measured: wall and CPU seconds of each round, the first with all that came before it."""
+        if self.job.accelerator == "gpu":
+            import torch
+
+            print(f"{torch.cuda.max_memory_reserved() / 1e6:.0f} MB of the GPU's memory", flush=True)
         print("MEASURED " + json.dumps(self._rounds), flush=True)
 
 
 def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
     """Save tensors or arrays by name."""
-    np.savez(path, **{name: np.asarray(value) for name, value in weights.items()})
+    np.savez(
+        path, **{name: np.asarray(value.cpu() if hasattr(value, "cpu") else value) for name, value in weights.items()}
+    )
 
 
 def loss(model: Any, tokens: Any) -> Any:
     """Return the mean cross entropy of a batch, int64 [batch, seq + 1]."""
+    import torch
     import torch.nn.functional as F
 
-    return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1).float(), tokens[:, 1:].flatten())
+    with torch.autocast("cuda", torch.bfloat16, enabled=tokens.is_cuda):
+        logits = model(tokens[:, :-1]).flatten(0, 1)
+    return F.cross_entropy(logits.float(), tokens[:, 1:].flatten())
 
 
 def optimizer(model: Any) -> Any:

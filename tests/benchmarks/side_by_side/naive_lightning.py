@@ -55,10 +55,19 @@ def main() -> None:
             module.model.load_state_dict({**server, "lm_head.weight": server["transformer.wte.weight"]}, strict=False)
             tokens = torch.cat([workspace.tokens(client, number, step) for step in range(job.steps)])
             trainer = pl.Trainer(
-                max_steps=job.steps, gradient_clip_val=CLIP, accelerator="cpu", default_root_dir=folder, **options
+                max_steps=job.steps,
+                gradient_clip_val=CLIP,
+                accelerator=job.accelerator,
+                default_root_dir=folder,
+                **options,
             )
             trainer.fit(module, DataLoader(TensorDataset(tokens), batch_size=job.batch))
-            trained.append({name: parameter.detach().clone() for name, parameter in module.model.named_parameters()})
+            trained.append(
+                {
+                    name: parameter.detach().to(job.device, copy=True)
+                    for name, parameter in module.model.named_parameters()
+                }
+            )
         server = {name: torch.stack([one[name] for one in trained]).mean(0) for name in server}
         workspace.end_round(lambda found=server: found)
         shutil.rmtree(folder, ignore_errors=True)

@@ -38,7 +38,7 @@ def recipe(folder: Path, job: Job) -> dict[str, Any]:
             "limit_val_batches": 0,
             "log_every_n_steps": 10,
             "gradient_clip_val": CLIP,
-            "accelerator": "cpu",
+            "accelerator": job.accelerator,
         },
     }
 
