@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from worldlm.callbacks import LastCheckpoint
 from worldlm.callbacks.last_checkpoint import keep
-from worldlm.federation.saved import open_world
+from worldlm.federation.saved import open_world, read_checkpoint
 from worldlm.loop.checkpoint_io import AtomicCheckpointIO
 from worldlm.topology import Topology
 
@@ -87,6 +88,33 @@ def test_foreign_files_give_a_value_error(
     _foreign(kind, last)
     with pytest.raises(ValueError, match=r"last\.ckpt cannot be read as a checkpoint"):
         fit(tree, whole_method(), resume=last, module=make_module(3))
+
+
+@pytest.mark.parametrize("number", [40, pytest.param(4000, marks=pytest.mark.slow)])
+def test_a_flipped_bit_is_noticed_wherever_it_matters(number: int, last: Path, differences: Make) -> None:
+    whole, content = last.read_bytes(), read_checkpoint(last)
+    chosen, refused = random.Random(0), 0
+    for _ in range(number):
+        place, bit = chosen.randrange(len(whole)), 1 << chosen.randrange(8)
+        last.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        try:
+            found = read_checkpoint(last)
+        except ValueError:
+            refused += 1
+        else:
+            assert differences(found, content) == [], f"byte {place}, bit {bit}"
+    assert refused > number / 3  # the rest lies between what is saved
+
+
+def test_whoever_refuses_a_damaged_checkpoint_names_the_others(last: Path) -> None:
+    keep(last, "round_1.ckpt")
+    whole = last.read_bytes()
+    middle = len(whole) // 2
+    last.unlink()  # the two are one file
+    last.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    with pytest.raises(ValueError, match=r"damaged: the checksum of \S+ differs \(beside it: round_1\.ckpt\)"):
+        read_checkpoint(last, mapped=True)
+    assert read_checkpoint(last.with_name("round_1.ckpt"))["epoch"] >= 1
 
 
 def test_lightnings_own_checkpoints_give_a_value_error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +28,36 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a whole checkpoint of a model, or holds anything but tensors and plain values.
+        ValueError: If it is not a whole checkpoint of a model, is not what was written there, or holds anything but
+            tensors and plain values.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
+        _check(path)
         checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # what a reader stumbles over in a foreign file is anybody's guess
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
+        others = sorted(one.name for one in path.parent.glob("*.ckpt") if one.name != path.name)
+        beside = f" (beside it: {', '.join(others)})" if others else ""
+        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}{beside}") from error
     if not (isinstance(checkpoint, dict) and {"state_dict", "loops"} <= checkpoint.keys()):
         raise ValueError(f"{path} cannot be read as a checkpoint: it is not one that a trainer saved")
     return checkpoint
+
+
+def _check(path: Path) -> None:
+    """Compare a checkpoint with the checksums in it: torch reads it without looking at them.
+
+    Raises:
+        ValueError: If a byte that counts is not what was written.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # cut short, or no checkpoint at all, as torch will say
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"it is damaged: the checksum of {damaged} differs")
 
 
 @dataclass(frozen=True, kw_only=True)
