@@ -85,8 +85,8 @@ class TrainedBPE:
         if not corpora:
             raise ValueError("there is no corpus to train a tokenizer on")
         titled = {name: ((titles or {}).get(name, f"corpus {name!r}"), corpora[name]) for name in sorted(corpora)}
-        path = Path(cache_dir).expanduser() / "tokenizers" / f"bpe-{self._key(titled)}.json"
-        tokenizer = _open(path) or self._train_alone(titled, path)
+        stem = Path(cache_dir).expanduser() / "tokenizers" / f"bpe-{self._key(titled)}"
+        tokenizer = _open(stem) or self._train_alone(titled, stem)
         if tokenizer.vocab_size < self.vocab_size:
             _log.warning(
                 "the text gave a tokenizer of %d tokens, not %d: raise megabytes, or lower vocab_size or min_frequency",
@@ -105,17 +105,18 @@ class TrainedBPE:
                 fingerprints.append((name, corpus.fingerprint()))
         return digest(_FORMAT, __version__, settings, fingerprints)
 
-    def _train_alone(self, corpora: _Titled, path: Path) -> FileTokenizer:
+    def _train_alone(self, corpora: _Titled, stem: Path) -> FileTokenizer:
         """Train unless another process has, and put the file in its place, whole."""
-        with one_at_a_time(path, "training the tokenizer"):
-            if found := _open(path):
+        with one_at_a_time(stem, "training the tokenizer"):
+            if found := _open(stem):
                 return found
             started = time.perf_counter()
             sizes: dict[str, int] = {}
             backend = self._train(corpora, sizes)
-            new = path.with_suffix(".new")
-            with new.open("w", encoding="utf-8") as stream:
-                stream.write(backend.to_str())
+            content = backend.to_str().encode()
+            path, new = stem.with_name(f"{stem.name}-{digest(content)}.json"), stem.with_suffix(".new")
+            with new.open("wb") as stream:
+                stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
             new.replace(path)
@@ -161,8 +162,10 @@ class TrainedBPE:
             raise ValueError(f"there is no text to train a tokenizer on in {', '.join(map(repr, empty))}")
 
 
-def _open(path: Path) -> FileTokenizer | None:
-    """Open a tokenizer, if it is there and in order."""
-    with suppress(ValueError):
-        return FileTokenizer(path)
+def _open(stem: Path) -> FileTokenizer | None:
+    """Open a tokenizer, if it is there as it was written: its name ends in a digest of its content."""
+    for path in stem.parent.glob(f"{stem.name}-*.json"):
+        with suppress(OSError, ValueError):
+            if path.name == f"{stem.name}-{digest(path.read_bytes())}.json":
+                return FileTokenizer(path)
     return None

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -141,13 +141,23 @@ def test_it_is_trained_once_and_again_after_any_change(
     assert len(list((tmp_path / "tokenizers").glob("*.json"))) == before + 2
 
 
-@pytest.mark.parametrize("keep", [0, 1000])
-def test_a_damaged_file_is_made_anew(tmp_path: Path, keep: int) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda it: b"",
+        lambda it: it[:1000],
+        lambda it: it.replace(b'"t"', b'"T"'),
+        lambda it: it.replace(b"true", b"null"),
+    ],
+    ids=["empty", "cut short", "another letter", "no JSON of a tokenizer"],
+)
+def test_a_damaged_file_is_made_anew(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     corpora = {"notes": _Lines(_TEXT)}
     TrainedBPE(vocab_size=300).load(corpora, tmp_path)
     (path,) = (tmp_path / "tokenizers").glob("*.json")
     content = path.read_bytes()
-    path.write_bytes(content[:keep])
+    assert damage(content) != content
+    path.write_bytes(damage(content))
     TrainedBPE(vocab_size=300).load(corpora, tmp_path)
     assert path.read_bytes() == content
 
