@@ -107,7 +107,9 @@ def topology_arguments(given: list[str]) -> list[str]:
 
 @contextmanager
 def at_work(folder: Path) -> Iterator[None]:
-    """Hold a run's folder while a run writes into it; where nothing came of it, it is not left behind empty.
+    """Hold a run's folder while a run writes into it, without what a killed one had half written there.
+
+    Where nothing came of a run, its folder is not left behind empty.
 
     Args:
         folder: The run's folder, which need not exist.
@@ -124,6 +126,9 @@ def at_work(folder: Path) -> Iterator[None]:
         try:
             # whoever looks whether it is held, holds it for a moment
             held.enter_context(FileLock(folder / LOCK).acquire(timeout=1.0))
+            for left in folder.rglob(".*.partial"):  # by a run that was killed while it wrote
+                if left.is_file():
+                    left.unlink()
         except Timeout:
             raise LinesError([f"another worldlm fit is at work in {folder}: wait for it, or stop it first"]) from None
         except (OSError, NotImplementedError):  # a file system without locks, or somebody else's file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -301,3 +302,60 @@ class SaveEverywhere(Callback):
 def save_everywhere(tmp_path: Path) -> Callable[..., SaveEverywhere]:
     """Return a builder of a callback that saves in the hooks it is given; `saved` lists the files."""
     return lambda *hooks: SaveEverywhere(tmp_path, hooks)
+
+
+# ---------------------------------------------------------------------- a run by the command line
+
+SHORE_RECIPE = """\
+seed_everything: 7
+federation: {topology: TOPOLOGY}
+model:
+  architecture: {num_blocks: 2, d_model: 16, num_heads: 2, max_seq_len: 16, vocab_size: 257}
+  split: {keys: ['blocks\\.1\\.(norm_1|attn)\\.'], values: ['blocks\\.1\\.', 'norm_f\\.']}
+  optimizer: {lr: 6e-3, warmup_steps: 2}
+data:
+  cache_dir: CACHE
+  batch_size: 4
+  corpora:
+    hills: {class_path: worldlm.data.TextFiles, init_args: {train: hills.txt, validation: hills_too.txt}}
+    sea: {class_path: worldlm.data.TextFiles, init_args: {train: sea.txt, validation: sea_too.txt}}
+trainer:
+  max_epochs: 2
+  log_every_n_steps: 1
+  callbacks:
+    - class_path: worldlm.callbacks.Averaging
+      init_args: {parts: [backbone]}
+    - class_path: worldlm.callbacks.AttentionAggregation
+      init_args: {temperature: 0.1}
+    - class_path: worldlm.callbacks.ResidualExchange
+    - class_path: worldlm.callbacks.UpdatePrivacy
+"""
+
+SHORE = """\
+name: shore
+settings: {num_local_steps: 3}
+root:
+  name: world
+  children:
+    - name: land
+      settings: {privacy: {clip_norm: 0.5, noise_multiplier: 1.0}}
+      children:
+        - {name: hills, corpus: hills}
+        - {name: woods, corpus: hills}
+    - {name: sea, corpus: sea}
+"""
+
+
+@pytest.fixture
+def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a recipe, its topology and its text, to stand in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["worldlm"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "shore.yaml").write_text(SHORE)
+    for name, words in {"hills": "up and down the hill ", "sea": "wave after wave, salt; "}.items():
+        (tmp_path / f"{name}.txt").write_text(words * 60)
+        (tmp_path / f"{name}_too.txt").write_text(words * 10 + "the end")
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(SHORE_RECIPE.replace("TOPOLOGY", "shore.yaml").replace("CACHE", str(tmp_path / "cache")))
+    return recipe

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from worldlm.run_folder import find_run, find_saved, topology_arguments
+from worldlm.run_folder import at_work, find_run, find_saved, topology_arguments
 from worldlm.topology.lines import LinesError
 
 
@@ -37,6 +37,17 @@ def test_a_round_is_there_or_those_that_are_are_told(tmp_path: Path) -> None:
         find_saved(tmp_path, 3)
     last.unlink()
     assert find_saved(tmp_path) == tenth
+
+
+def test_what_a_killed_run_had_half_written_goes_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / ".text.partial").mkdir()
+    half = [tmp_path / ".results.json.1.partial", tmp_path / "checkpoints" / ".last.ckpt.7.partial"]
+    kept = [tmp_path / "results.json", tmp_path / "checkpoints" / "last.ckpt", tmp_path / ".text.partial" / "train.bin"]
+    for path in half + kept:
+        path.touch()
+    with at_work(tmp_path):
+        assert [path.exists() for path in half + kept] == [False] * 2 + [True] * 3
 
 
 @pytest.mark.parametrize(

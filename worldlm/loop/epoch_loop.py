@@ -38,7 +38,7 @@ class NodeEpochLoop(_TrainingEpochLoop):
             for tracker in both:
                 ready = tracker.ready - again
                 tracker.ready = tracker.started = tracker.processed = tracker.completed = ready
-            progress.is_last_batch = False
+            progress.is_last_batch = finished == self.trainer.num_training_batches
             self.scheduler_progress.reset_on_restart()
             optimizer.reset_on_restart()
         self._batches_that_stepped = self.global_step
