@@ -35,10 +35,10 @@ from worldlm.loop.machine import keep_freed_memory, sensible_threads
 from worldlm.loop.strategy import WorldStrategy
 from worldlm.models import LanguageModule
 from worldlm.recipe import LayRecipe, RecipeError, explain, read_recipe
-from worldlm.run_folder import at_work, find_checkpoint, find_version, topology_arguments
+from worldlm.run_folder import LAST, at_work, find_checkpoint, find_version, topology_arguments
 from worldlm.terminal import log_to_terminal, quiet_libraries
 from worldlm.topology import Shape, find_file
-from worldlm.topology.lines import Reader
+from worldlm.topology.lines import LinesError, Reader
 
 ALWAYS: dict[str, tuple[type[Callback], ...]] = {
     "fit": (NodeMetrics, Samples, Traffic, Record, Pictures, KeepTokenizer, LastCheckpoint, RoundProgress, Summary),
@@ -263,6 +263,13 @@ def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
         rank: int = getattr(rank_zero_only, "rank", 0)
         told = explain(str(error), cli.readers, cli.known, given)
         raise RecipeError([f"process {rank}: {line}" if rank else line for line in told.splitlines()]) from error
+    except OSError as error:
+        if cli.folder is None:
+            raise
+        where = f": {cli.folder}" if error.errno is not None and error.filename is None else ""
+        saved = (cli.folder / LAST).is_file()
+        again = "; once that is put right, go on with --ckpt_path last" if saved else ""
+        raise LinesError([f"{error}{where}{again}"]) from error
     return 0
 
 

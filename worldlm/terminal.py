@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,15 @@ def quiet_libraries() -> None:
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     warnings.showwarning = lambda message, *_: print(f"worldlm: warning: {message}", file=sys.stderr)
+    threading.excepthook = _tell_of_a_thread
+
+
+def _tell_of_a_thread(failed: threading.ExceptHookArgs) -> None:
+    """Say in a line that a library's thread could not write its file, as TensorBoard's on a full disk."""
+    if isinstance(failed.exc_value, OSError):
+        print(f"worldlm: warning: in the background: {failed.exc_value}", file=sys.stderr)
+    else:
+        threading.__excepthook__(failed)
 
 
 @contextmanager

@@ -1,21 +1,43 @@
 """Files that are whole or not there."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_text(path: Path, text: str, errors: str = "strict") -> None:
-    """Write a file: at any moment `path` is the old one or the new one.
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Lend a path beside a file to write to, which takes the file's place at the end: `path` is the old one or the new.
+
+    Where a process was killed meanwhile, `.NAME.PID.partial` is left.
 
     Args:
         path: The file; its folder is made if it is not there.
+
+    Raises:
+        OSError: If it cannot be written, with its name; the old file stays.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, partial, str(partial)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a file of text, as `whole_file`.
+
+    Args:
+        path: The file.
         text: Its content, in UTF-8.
         errors: What becomes of what cannot be encoded, as of `str.encode`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial:
         partial.write_text(text, "utf-8", errors=errors)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

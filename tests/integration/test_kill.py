@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -51,8 +52,16 @@ def _find(moment: str) -> tuple[Any, str]:
     return owner, name
 
 
-def _be_killed(moment: str, number: int, where: str) -> None:
-    """Let this process be killed at its so-manieth call of a moment's function: before, after or within it."""
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _refuse_to_write(number: int) -> None:
+    raise OSError(number, os.strerror(number))
+
+
+def _break(moment: str, number: int, where: str, how: Callable[[], None] = _kill) -> None:
+    """Break this process off at its so-manieth call of a moment's function: before, after or within it."""
     owner, name = _find(moment)
     original, calls = getattr(owner, name), 0
 
@@ -69,7 +78,7 @@ def _be_killed(moment: str, number: int, where: str) -> None:
         if where == "within" and moment == "writing a checkpoint":
             original(args[0], memoryview(args[1]).cast("B")[: memoryview(args[1]).nbytes // 2])
             args[0].flush()
-        os.kill(os.getpid(), signal.SIGKILL)
+        return how()
 
     setattr(owner, name, wrapped)
 
@@ -99,7 +108,7 @@ def _carry_out(arguments: tuple[str, ...], log: Path, prepare: Callable[[], None
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = (os.fdopen(one, "w", closefd=False) for one in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(one, "w", buffering=1, closefd=False) for one in (1, 2))
     prepare()
     status = main(arguments)
     sys.stdout.flush()
@@ -171,20 +180,34 @@ def leftovers(folder: Path) -> list[str]:
     return [str(path) for path in folder.rglob("*") if ".partial" in path.name or path.suffix == ".new"]
 
 
-def test_killed_at_every_kind_of_moment(undisturbed: Path, differences: Callable[..., list[str]]) -> None:
-    """Each kill hits the run that the one before left, at a call chosen by chance."""
-    seed = time.time_ns()
-    chance = random.Random(seed)
+def test_broken_off_at_every_kind_of_moment(undisturbed: Path, differences: Callable[..., list[str]]) -> None:
+    """Killed, or told that the disk is full or read-only, at a call chosen by chance: each time where it was before."""
+    log = undisturbed / "log.txt"
     calls = json.loads((undisturbed / "calm" / "calls.json").read_text())
     assert calls.keys() == MOMENTS.keys()
-    told = f"seed {seed}"
-    for moment in ("tokenising", "fitting", "paging", "writing a checkpoint", "aggregating"):
-        number, where = chance.randint(1, max(1, calls[moment] // 6)), chance.choice(["before", "after", "within"])
+    told = f"seed {(seed := time.time_ns())}"
+    chance = random.Random(seed)
+
+    def breaks_off(moment: str, how: Callable[[], Any]) -> int:
+        nonlocal told
+        number, where = chance.randint(1, max(1, calls[moment] // 8)), chance.choice(["before", "after", "within"])
         told += f"; {moment}, call {number}, {where}"
-        log = undisturbed / "log.txt"
-        assert finish(begin(log, partial(_be_killed, moment, number, where))) == KILLED, told + log.read_text()
-    assert finish(begin(undisturbed / "log.txt")) == 0, told + (undisturbed / "log.txt").read_text()
+        log.write_text("")
+        return finish(begin(log, partial(_break, moment, number, where, how)))
+
+    for moment in ("tokenising", "fitting", "paging", "writing a checkpoint", "aggregating"):
+        assert breaks_off(moment, _kill) == KILLED, told + log.read_text()
+    for moment in ("writing a checkpoint", "paging", "recording"):
+        reason = chance.choice([errno.ENOSPC, errno.EROFS])
+        assert breaks_off(moment, partial(_refuse_to_write, reason)) == 2, told + log.read_text()
+        said = log.read_text().splitlines()[-1]
+        assert said.startswith("worldlm: "), told
+        assert said.endswith("; once that is put right, go on with --ckpt_path last"), told + said
+        assert os.strerror(reason) in said, told + said
+        assert "Traceback" not in log.read_text(), told
+    assert finish(begin(log)) == 0, told + log.read_text()
     assert differences(came_to(undisturbed), came_to(undisturbed / "calm")) == [], told
+    assert leftovers(undisturbed) == []
 
 
 @pytest.mark.slow
@@ -213,7 +236,7 @@ def test_killed_fifty_times(undisturbed: Path, differences: Callable[..., list[s
             else:
                 moment = chance.choice([*MOMENTS])
                 where = chance.choice(["before", "after", "within"])
-                status = finish(begin(log, partial(_be_killed, moment, chance.randint(1, calls[moment]), where)))
+                status = finish(begin(log, partial(_break, moment, chance.randint(1, calls[moment]), where)))
             in_this_run += 1
             hit[moment] += int(status == KILLED)
         assert status == 0, f"seed {seed}: {log.read_text()}"

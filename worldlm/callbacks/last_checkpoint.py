@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from worldlm.loop import WorldTrainer
+from worldlm.whole_files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +92,8 @@ class LastCheckpoint(Checkpoint):
 
 def keep(path: Path, name: str) -> None:
     """Keep a file under another name too: one file on disk with two names, or a copy where there are no such."""
-    partial = path.with_name(f".{name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path.with_name(name)) as partial:
         try:
             os.link(path, partial)
         except OSError:
             shutil.copyfile(path, partial)
-        partial.replace(path.with_name(name))
-    finally:
-        partial.unlink(missing_ok=True)

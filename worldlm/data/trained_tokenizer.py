@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any, TypeAlias
 from worldlm.data.corpora import Corpus, digest, naming
 from worldlm.data.locks import one_at_a_time
 from worldlm.data.tokenizers import FileTokenizer
+from worldlm.whole_files import write_text
 
 _FORMAT = 1
 _END_OF_TEXT = "<|endoftext|>"
@@ -113,13 +113,9 @@ class TrainedBPE:
             started = time.perf_counter()
             sizes: dict[str, int] = {}
             backend = self._train(corpora, sizes)
-            content = backend.to_str().encode()
-            path, new = stem.with_name(f"{stem.name}-{digest(content)}.json"), stem.with_suffix(".new")
-            with new.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            new.replace(path)
+            content = backend.to_str()
+            path = stem.with_name(f"{stem.name}-{digest(content.encode())}.json")
+            write_text(path, content)
         megabytes, seconds = sum(sizes.values()) / 1e6, time.perf_counter() - started
         text = f"{megabytes:.1f} MB of {len(sizes)} {'corpus' if len(sizes) == 1 else 'corpora'}"
         size = backend.get_vocab_size()

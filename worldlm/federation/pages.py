@@ -17,8 +17,11 @@ from weakref import WeakSet, WeakValueDictionary, finalize, ref
 
 import torch
 import xxhash
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from worldlm.whole_files import whole_file
 
 _SMALLEST = 4096
 """Tensors of fewer bytes stay in memory: a counter or a norm is not worth a place on disk."""
@@ -199,12 +202,11 @@ class Pages:
 
     def _write(self, tensors: dict[str, Tensor]) -> Page:
         path = self.folder / f"{next(self._numbers)}.safetensors"
-        partial = path.with_suffix(".partial")
         try:
-            save_file(tensors, partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+            with whole_file(path) as partial:
+                save_file(tensors, partial)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
         return Page(path)
 
 

@@ -13,6 +13,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from worldlm.federation.pages import forget
 from worldlm.federation.saved import read_checkpoint
+from worldlm.whole_files import whole_file
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -42,18 +43,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.mapped = mapped
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint: at any moment `path` is the old file or the new one."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with _Forgetful(partial.open("wb", buffering=0)) as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Write a checkpoint: at any moment `path` is the old file or the new one.
+
+        Raises:
+            OSError: If it cannot be written, with its name; the old one stays.
+        """
+        with whole_file(Path(path)) as partial, _Forgetful(partial.open("wb", buffering=0)) as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def load_checkpoint(
         self,
