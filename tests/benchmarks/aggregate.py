@@ -1,4 +1,4 @@
-"""What averaging and attention cost, against copying the same bytes once.
+"""What admission, averaging and attention cost, against copying the same bytes once.
 
     python tests/benchmarks/aggregate.py [--children 8] [--megaparameters 125] [--repeats 5] [--threads 1]
 
@@ -6,8 +6,9 @@ The models are those of the paper's 125M, 12 blocks of width 768 (fewer `--megap
 embedding is the backbone, and the attention halves and feed-forward halves of all blocks are keys and values.
 Averaging takes all three parts, with an outer step of SGD(lr=1) and the norm of the pseudo-gradient, as `Averaging`
 does; attention asks with a federation's own keys and takes all keys and values, as `AttentionAggregation` does; once
-more where every parameter is a key, which is the most that it can cost. All run in turn, in one process; printed are
-medians of seconds of this process, their ratios to the copy, and the most that any of them added to its memory.
+more where every parameter is a key, which is the most that it can cost. Admission looks at every upload, as a
+federation does before it merges. All run in turn, in one process; printed are medians of seconds of this process, their
+ratios to the copy, and the most that any of them added to its memory.
 """
 
 import argparse
@@ -18,8 +19,10 @@ from pathlib import Path
 
 import torch
 
+from worldlm.federation.admission import why_refused
 from worldlm.federation.attention import KeyValue, attend
 from worldlm.federation.averaging import outer_step_, weighted_mean
+from worldlm.federation.messages import Upload
 from worldlm.federation.parameters import Tensors, copy_, num_bytes
 
 
@@ -73,6 +76,11 @@ def main() -> None:
         for target, child in zip(copies, children, strict=True):
             copy_(target, child)
 
+    def admission() -> None:
+        for number, child in enumerate(children):
+            upload = Upload(node=str(number), round=0, parts={"backbone": child}, num_tokens=1)
+            assert why_refused(upload, {"backbone": reference}, 0) == ""
+
     def average() -> None:
         mean = weighted_mean(children, [1.0] * len(children))
         outer_step_(own, mean, torch.optim.SGD, {"lr": 1.0})
@@ -89,7 +97,8 @@ def main() -> None:
         attention(lambda model: model, lambda model: {})
 
     told: dict[str, Callable[[], None]] = {
-        "copy": copy, "averaging": average, "attention": halves, "attention, all keys": all_keys,
+        "copy": copy, "admission": admission, "averaging": average,
+        "attention": halves, "attention, all keys": all_keys,
     }  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in told}
     added: dict[str, float] = {}
