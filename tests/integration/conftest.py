@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -33,7 +35,7 @@ from worldlm.data.packing import PackedCorpus
 from worldlm.federation.seeds import derive_seed
 from worldlm.loop import WorldTrainer
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
-from worldlm.topology import Node, Topology, parse_topology
+from worldlm.topology import Node, Privacy, Residuals, Settings, Topology, parse_topology
 
 SEQ_LEN, VOCAB_SIZE, BATCH_SIZE = 8, 32, 2
 
@@ -281,6 +283,55 @@ def _snapshot() -> Callable[[WorldTrainer], dict[str, Any]]:
 @pytest.fixture(name="differences")
 def _differences() -> Callable[..., list[str]]:
     return differences
+
+
+def _tightened(draw: st.DrawFn, demand: Privacy | None) -> Privacy | None:
+    if demand is None:
+        return draw(
+            st.sampled_from([None, None, *(Privacy(clip_norm=0.5, noise_multiplier=z) for z in (0.0, 0.5, 1.0))])
+        )
+    clip_norm, more = draw(st.sampled_from([(0.5, 0.0), (0.25, 0.0), (0.25, 0.5)]))
+    return replace(demand, clip_norm=min(demand.clip_norm, clip_norm), noise_multiplier=demand.noise_multiplier + more)
+
+
+@st.composite
+def _worlds(draw: st.DrawFn, max_nodes: int = 7, privacy: bool = True, examples: bool = False) -> Topology:
+    """Trees with chance of every kind, whose children never ask for less privacy than their parents."""
+    num_nodes = draw(st.integers(3, max_nodes))
+    above = [draw(st.integers(max(0, i - 3), i - 1)) for i in range(1, num_nodes)]
+    below = {i: [j for j, parent in enumerate(above, 1) if parent == i] for i in range(num_nodes)}
+
+    def build(i: int, demand: Privacy | None, of_examples: Privacy | None) -> Node:
+        inner = bool(below[i])
+        demand = _tightened(draw, demand) if privacy else None
+        if examples and of_examples is None and draw(st.booleans()):
+            of_examples = Privacy(clip_norm=0.5, noise_multiplier=draw(st.sampled_from([0.0, 1.0])))
+        own = Settings(
+            num_local_steps=draw(st.integers(1, 2)),
+            batch_size=2,
+            num_subrounds=draw(st.integers(1, 2)) if inner else 1,
+            participation=draw(st.sampled_from([1.0, 1.0, 0.6])) if inner else 1.0,
+            sampling=draw(st.sampled_from(["auto", "fixed", "poisson"])) if inner else "auto",
+            dropout=draw(st.sampled_from([0.0, 0.0, 0.4])) if i else 0.0,
+            residuals=Residuals(
+                share=draw(st.sampled_from([True, True, True, False])),
+                accept_from=draw(st.sampled_from([None, None, (), ("eu",), ("us", "eu")])),
+            ),
+            jurisdiction=draw(st.sampled_from([None, "eu", "us"])),
+            privacy=demand,
+            example_privacy=of_examples,
+        )
+        corpus = f"text{i}" if not inner or draw(st.sampled_from([False, False, True])) else None
+        children = tuple(build(j, demand, of_examples) for j in below[i])
+        return Node(name=f"n{i}", corpus=corpus, settings=own, children=children)
+
+    return Topology(name="random", root=build(0, None, None))
+
+
+@pytest.fixture(scope="session")
+def worlds() -> Callable[..., st.SearchStrategy[Topology]]:
+    """Return a builder of strategies for small random worlds, the root `n0`."""
+    return _worlds
 
 
 class SaveEverywhere(Callback):

@@ -145,5 +145,5 @@ def test_what_the_account_does_not_hold_for_is_refused(star: Make, fit: Make, ma
                 Node(name=node.name, corpus=node.corpus, settings=star("a").nodes["a"].settings)
             )
 
-    with pytest.raises(ValueError, match="a asks for example_privacy, .* Poisson"):
+    with pytest.raises(ValueError, match="example_privacy is asked for at a, b, .* Poisson"):
         fit(topology, [Averaging(), ExamplePrivacy()], data=Shuffled())

@@ -1,5 +1,6 @@
 """Example-level differential privacy: DP-SGD within a node's fit, by Opacus."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from opacus.optimizers import DPOptimizer
 from torch.optim import Optimizer
 
 from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
+from worldlm.federation.messages import Download, Upload
 from worldlm.federation.seeds import derive_seed
 from worldlm.loop import Context, WorldTrainer
 
@@ -60,17 +62,21 @@ class ExamplePrivacy(PrivacyLedgers):
         steps, rate = trainer.fit_loop.num_batches(name), _sample_rate(trainer, name)
         return self._may_go_on(context, privacy, "fit", rate, steps)
 
+    def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        private = [node.name for node in trainer.topology.data_nodes if node.fits and node.settings.example_privacy]
+        samplers = {name: trainer.fit_loop.loaders[name].batch_sampler for name in private}
+        if wrong := [name for name, sampler in samplers.items() if not hasattr(sampler, "sample_rate")]:
+            raise ValueError(
+                f"example_privacy is asked for at {', '.join(wrong)}, and its account holds for Poisson-sampled "
+                "batches only; use worldlm.data.PoissonBatchSampler"
+            )
+
     def on_local_fit_start(self, trainer: WorldTrainer, context: Context) -> None:
         privacy = context.node.settings.example_privacy
         if privacy is None:
             return
         module: Any = trainer.lightning_module
         sampler: Any = trainer.fit_loop.loaders[context.node.name].batch_sampler
-        if not hasattr(sampler, "sample_rate"):
-            raise ValueError(
-                f"{context.node.name} asks for example_privacy, whose account holds for Poisson-sampled batches only; "
-                "use worldlm.data.PoissonBatchSampler"
-            )
         self._samples = GradSampleModule(module.model, batch_first=True, loss_reduction="mean")
         self._optimizer = DPOptimizer(
             trainer.optimizers[0],
@@ -101,6 +107,12 @@ class ExamplePrivacy(PrivacyLedgers):
         if (privacy := context.node.settings.example_privacy) is not None:
             self._take_off()
             self._log_epsilon(trainer, context, privacy, "example_epsilon")
+
+    def on_sanitise(self, trainer: WorldTrainer, context: Context, upload: Upload, download: Download) -> Upload:
+        """Strip what tells of the text beside the model, which the noise of its steps protects."""
+        if context.node.settings.example_privacy is None:
+            return upload
+        return replace(upload, metrics={}, row_counts={})
 
     def on_exception(self, trainer: Any, pl_module: LightningModule, exception: BaseException) -> None:
         self._take_off()

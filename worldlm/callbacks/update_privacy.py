@@ -37,7 +37,10 @@ class UpdatePrivacy(PrivacyLedgers):
 
     def on_sanitise(self, trainer: WorldTrainer, context: Context, upload: Upload, download: Download) -> Upload:
         privacy = context.node.settings.privacy
-        if privacy is None or not any(upload.parts.values()):  # what sends nothing spends nothing
+        if privacy is None:
+            return upload
+        upload = replace(upload, metrics={}, row_counts={})
+        if not any(upload.parts.values()):  # what sends nothing spends nothing
             return upload
         start = {**context.world.reference, **joined(download.parts)}
         model = joined(upload.parts)
@@ -52,7 +55,7 @@ class UpdatePrivacy(PrivacyLedgers):
         log_scalars(trainer, scalars, context.round)
         self._log_epsilon(trainer, context, privacy, "epsilon")
         parts = {part: {name: safe.tensors[name] for name in tensors} for part, tensors in upload.parts.items()}
-        return replace(upload, parts=parts, metrics={}, row_counts={}, residuals=tuple(residuals))
+        return replace(upload, parts=parts, residuals=tuple(residuals))
 
     def _release(self, context: Context, privacy: Privacy, model: Tensors, start: Tensors, purpose: str) -> Sanitised:
         """Clip and noise what is about to leave, and write it down."""
