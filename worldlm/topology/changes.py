@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from worldlm.topology.lines import suggest
-from worldlm.topology.settings import FOR_CHILDREN, Privacy, Settings
+from worldlm.topology.settings import FOR_CHILDREN, KINDS_OF_PRIVACY, Privacy, Settings
 from worldlm.topology.tree import Topology
 
 Described: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -15,7 +15,6 @@ Described: TypeAlias = Mapping[str, Mapping[str, Any]]
 Setting: TypeAlias = tuple[str, Any, Any]
 """Dotted name of a setting, its old value and its new one; None where it is not set."""
 
-_KINDS_OF_PRIVACY = ("privacy", "example_privacy")
 _FOR_DATA = ("num_local_steps", "batch_size", "optimizer_state")
 _SHOWN = 10
 """Names that a line tells before it counts the others."""
@@ -37,6 +36,12 @@ class Changes:
     """The part of `settings` that asks for less privacy than before."""
     begun: Mapping[str, str] = field(default_factory=dict)
     """Nodes that stayed and ask for privacy from now on, and for which kind; for both, the first."""
+    opened: Mapping[str, tuple[Setting, ...]] = field(default_factory=dict)
+    """The part of `settings` that lets more residuals out or in than before."""
+    dissolved: tuple[str, ...] = ()
+    """Nodes that left, whose privacy held for children that stayed, together, as one."""
+    bared: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    """Nodes that read a text anew without a kind of privacy that it was read under: the text, the kind, and where."""
     disclosed: str | None = None
     """The old root, where a new root above it starts from it although it is private now."""
 
@@ -74,6 +79,13 @@ class Changes:
         told = {name: ", ".join(map(_shown, settings)) for name, settings in self.loosened.items()}
         for what, names in _grouped(told).items():
             yield f"privacy is loosened at {_few(names)}: {what}; what was spent so far stays in the ledger"
+        told = {name: ", ".join(map(_shown, settings)) for name, settings in self.opened.items()}
+        for what, names in _grouped(told).items():
+            yield f"rules on residuals are loosened at {_few(names)}: {what}"
+        for name in self.dissolved:
+            yield f"{name} is gone, whose privacy held for all below it as one: what is left is that of every node"
+        for (corpus, kind, where), names in _grouped(self.bared).items():
+            yield f"{_few(names)} reads {corpus} without the {kind} that it was read under at {where}"
         for kind, names in _grouped(self.begun).items():
             yield f"{kind} begins at {_few(names)}: no epsilon covers what was learnt there before"
         if self.disclosed is not None:
@@ -124,14 +136,21 @@ def compare(old: Described, new: Described) -> Changes:
     stayed = [name for name in new if name in old]
     parents = {name: (old[name]["parent"], new[name]["parent"]) for name in stayed}
     settings = {name: tuple(_changed(old[name], new[name])) for name in stayed}
-    loosened = {name: tuple(_loosened(old[name], new[name], settings[name])) for name in stayed if settings[name]}
+    changed = [name for name in stayed if settings[name]]
+    loosened = {name: tuple(_loosened(old[name], new[name], settings[name])) for name in changed}
+    opened = {name: tuple(filter(_is_opened, settings[name])) for name in changed}
+    left = {name: node["parent"] for name, node in old.items() if name not in new}
+    held_together = {parents[name][0] for name in stayed} & {name for name in left if _privacy(old[name], "privacy")}
     return Changes(
         joined={name: sources[name] for name in new if name not in old},
-        left={name: node["parent"] for name, node in old.items() if name not in new},
+        left=left,
         moved={name: both for name, both in parents.items() if both[0] != both[1]},
         settings={name: found for name, found in settings.items() if found},
         loosened={name: found for name, found in loosened.items() if found},
-        begun={name: kind for name in stayed for kind in reversed(_KINDS_OF_PRIVACY) if _begins(old, new, name, kind)},
+        opened={name: found for name, found in opened.items() if found},
+        dissolved=tuple(name for name in left if name in held_together),
+        bared=dict(_bared(old, new)),
+        begun={name: kind for name in stayed for kind in reversed(KINDS_OF_PRIVACY) if _begins(old, new, name, kind)},
         disclosed=old_root if new_root not in old and _privacy(new.get(old_root, {}), "privacy") else None,
     )
 
@@ -155,11 +174,35 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Setting
 
 
 def _loosened(old: Mapping[str, Any], new: Mapping[str, Any], settings: Iterable[Setting]) -> Iterator[Setting]:
-    for kind in _KINDS_OF_PRIVACY:
+    for kind in KINDS_OF_PRIVACY:
         demand, now = _privacy(old, kind), _privacy(new, kind)
         fields = () if demand is None else asdict(demand) if now is None else demand.loosened_by(now)
         looser = {f"{kind}.{name}" for name in fields}
         yield from (setting for setting in settings if setting[0] in looser)
+
+
+def _is_opened(setting: Setting) -> bool:
+    """Whether a rule on residuals has become looser."""
+    key, old, new = setting
+    if key == "residuals.share":
+        return bool(new)
+    return key == "residuals.accept_from" and old is not None and (new is None or not set(new) <= set(old))
+
+
+def _bared(old: Described, new: Described) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    """Find who reads a text anew, and less privately than somebody did before."""
+    private: dict[tuple[str, str], str] = {}
+    for name, node in old.items():
+        for kind in KINDS_OF_PRIVACY:
+            if "corpus" in node and _privacy(node, kind) is not None:
+                private.setdefault((str(node["corpus"]), kind), name)
+    for name, node in new.items():
+        corpus = str(node.get("corpus"))
+        if corpus == str(old.get(name, {}).get("corpus")):
+            continue
+        for kind in KINDS_OF_PRIVACY:
+            if (where := private.get((corpus, kind))) is not None and _privacy(node, kind) is None:
+                yield name, (corpus, kind, where)
 
 
 def _begins(old: Described, new: Described, name: str, kind: str) -> bool:

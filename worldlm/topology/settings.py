@@ -20,6 +20,10 @@ FOR_CHILDREN = (
 """Settings of a federation, which have no effect at a leaf."""
 
 
+KINDS_OF_PRIVACY = ("privacy", "example_privacy")
+"""Settings that ask for differential privacy: of updates, of examples. Below a node they may only be tightened."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Privacy:
     """Clip to a norm, add Gaussian noise, and keep account of the budget.

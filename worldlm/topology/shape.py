@@ -94,6 +94,18 @@ def single(topology: Topology, *, all_tokens: bool = False) -> Topology:
     return replace(topology, root=replace(root, corpus=ALL, settings=settings, children=listeners))
 
 
+def gone_as_one(tree: Topology, shaped: Topology) -> list[str]:
+    """Return the federations of a tree that ask for `privacy`, and whose members a shape keeps without them."""
+    kept = shaped.nodes
+    return [
+        node.name
+        for node in tree.nodes.values()
+        if node.settings.privacy is not None
+        and (node.name not in kept or (node.children and kept[node.name].is_leaf))
+        and any(below.name in kept for below in node.walk() if below is not node)
+    ]
+
+
 def split_rounds(topology: Topology, num_subrounds: int) -> Topology:
     """Let every federation below the root hold several sub-rounds, and divide the local steps among them.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from worldlm.topology.checks import bad_name, out_of_range, refuse
-from worldlm.topology.settings import Settings
+from worldlm.topology.settings import KINDS_OF_PRIVACY, Settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +89,8 @@ class Topology:
     """A named tree of nodes.
 
     Raises:
-        FieldError: for a bad name, two nodes with one name, or a world in which nobody trains.
+        FieldError: for a bad name, two nodes with one name, a world in which nobody trains, or a node that asks for
+            less privacy than the one above it.
     """
 
     name: str
@@ -106,7 +107,7 @@ class Topology:
         counts = Counter(node.name for node in self.root.walk())
         doubled = [name for name, count in counts.items() if count > 1]
         wrong = f"must not hold one name twice, but holds {', '.join(doubled)}" if doubled else _idle(self.root)
-        refuse({"name": bad_name(self.name), "root": wrong})
+        refuse({"name": bad_name(self.name), "root": wrong or "; ".join(_loosened(self.root))})
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
@@ -170,6 +171,21 @@ def _bad_minimum(node: Node) -> str:
     most = sum(not child.listens for child in node.children) + node.fits
     wanted = node.settings.min_participants
     return f"is {wanted} at node {node.name!r}, which has {most} participants" if wanted > most else ""
+
+
+def _loosened(root: Node) -> Iterator[str]:
+    """Yield where a node asks for less privacy than its parent; files are refused line by line before."""
+    for node in root.walk():
+        for child in node.children:
+            for kind in KINDS_OF_PRIVACY:
+                demand, below = getattr(node.settings, kind), getattr(child.settings, kind)
+                if demand is None or below is demand:
+                    continue
+                told = {"": "may only be tightened, but is removed"} if below is None else demand.loosened_by(below)
+                yield from (
+                    f"must not loosen privacy: {kind}{field and '.'}{field} of {child.name!r} {wrong}"
+                    for field, wrong in told.items()
+                )
 
 
 def _idle(root: Node) -> str:

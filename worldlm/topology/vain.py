@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from worldlm.topology.lines import suggest
+from worldlm.topology.settings import KINDS_OF_PRIVACY
 from worldlm.topology.tree import Topology
 
 
 def in_vain(topology: Topology) -> Iterator[str]:
     """Yield a warning, a line each, for every setting that has no effect in this tree."""
     yield from _unknown_jurisdictions(topology)
+    yield from _read_openly_too(topology)
     federations = [node for node in topology.nodes.values() if node.children]
     drawing = [node for node in federations if node.settings.sampling != "auto"]
     if drawing and all(node.settings.participation >= 1 for node in drawing):
@@ -19,6 +21,20 @@ def in_vain(topology: Topology) -> Iterator[str]:
     if hurried and all(child.settings.link is None for node in hurried for child in node.children):
         told = f"deadline_seconds has no effect at {hurried[0].name!r}"
         yield f"{hurried[0].source}: {told}: none of its children has a link, which would take time"
+
+
+def _read_openly_too(topology: Topology) -> Iterator[str]:
+    """Find texts that one node reads under a kind of privacy, and another without it."""
+    readers = [node for node in topology.data_nodes if node.fits]
+    for kind in KINDS_OF_PRIVACY:
+        private = {str(node.corpus): node for node in readers if getattr(node.settings, kind) is not None}
+        told_of = set[str]()
+        for node in (node for node in readers if getattr(node.settings, kind) is None):
+            corpus = str(node.corpus)
+            if corpus in private and corpus not in told_of:
+                told_of.add(corpus)
+                told = f"{kind} of {private[corpus].name!r} does not protect its text: {node.name!r} reads {corpus!r}"
+                yield f"{node.source}: {told} too, without it"
 
 
 def _unknown_jurisdictions(topology: Topology) -> Iterator[str]:

@@ -138,3 +138,40 @@ def test_many_nodes_share_a_line() -> None:
     (joined, changed) = _compare(leaves % (1, 12), leaves % (2, 24)).lines()
     assert joined == "joined: " + ", ".join(f"c_{i}" for i in range(13, 23)) + " and 2 more (from w)"
     assert changed == "changed: " + ", ".join(f"c_{i}" for i in range(1, 11)) + " and 2 more num_local_steps 1 -> 2"
+
+
+def test_what_is_lost_without_being_loosened_is_told() -> None:
+    """A federation that was one for its privacy goes, and its text is read under another name without any."""
+    new = """
+name: new
+settings: {num_local_steps: 500}
+root:
+  name: world
+  children:
+    - name: internet
+      children: [{name: cc, corpus: cc}, {name: clinic, corpus: pbc}]
+    - {name: pba, corpus: pba, settings: {privacy: {clip_norm: 0.5, noise_multiplier: 1.0, max_epsilon: 8}}}
+"""
+    changes = _compare(OLD, new)
+    assert (changes.loosened, changes.dissolved) == ({}, ("medical",))
+    assert changes.bared == {"clinic": ("pbc", "privacy", "pbc")}
+    assert list(changes.warnings()) == [
+        "medical is gone, whose privacy held for all below it as one: what is left is that of every node",
+        "clinic reads pbc without the privacy that it was read under at pbc",
+    ]
+
+
+def test_looser_rules_on_residuals_are_told_and_tighter_ones_are_not() -> None:
+    def with_rules(rules: str) -> str:
+        return OLD.replace(
+            "{name: cc, corpus: cc}", f"{{name: cc, corpus: cc, settings: {{residuals: {rules}}}}}"
+        ).replace("- name: medical\n      settings: {", "- name: medical\n      settings: {jurisdiction: eu, ")
+
+    tight, loose = with_rules("{share: false, accept_from: []}"), with_rules("{accept_from: [eu]}")
+    (told,) = _compare(tight, loose).warnings()
+    assert told == (
+        "rules on residuals are loosened at cc: residuals.share False -> True, residuals.accept_from [] -> [eu]"
+    )
+    assert list(_compare(loose, tight).warnings()) == []
+    (told,) = _compare(loose, with_rules("{}")).warnings()
+    assert told.endswith("residuals.accept_from [eu] -> none")

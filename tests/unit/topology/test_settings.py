@@ -166,3 +166,25 @@ def test_settings_without_effect_are_warned_of() -> None:
 
 def test_seconds_of_a_link_are_latency_and_bytes_over_bandwidth() -> None:
     assert Link(bandwidth_mbps=8.0, latency_ms=250.0, jitter=1.0).seconds(3_000_000) == 3.25
+
+
+def test_a_text_that_somebody_else_reads_without_its_privacy_is_warned_of() -> None:
+    text = """
+name: t
+settings: {num_local_steps: 1}
+root:
+  name: w
+  children:
+    - {name: a, corpus: text, settings: {KIND: {clip_norm: 1}}}
+    - {name: b, corpus: text}
+    - {name: c, corpus: text}
+    - {name: d, corpus: other}
+"""
+    for kind in ("privacy", "example_privacy"):
+        with pytest.warns(UserWarning, match="does not protect") as told:
+            parse_topology(text.replace("KIND", kind), "t.yaml")
+        expected = f"t.yaml:8: {kind} of 'a' does not protect its text: 'b' reads 'text' too, without it"
+        assert [str(one.message) for one in told] == [expected]
+    above = text.replace("num_local_steps: 1}", "num_local_steps: 1, privacy: {clip_norm: 1}}")
+    parse_topology(above.replace("KIND", "privacy"), "t.yaml")
+    parse_topology(text.replace("KIND", "privacy").replace("corpus: text}", "corpus: other}"), "t.yaml")

@@ -113,3 +113,17 @@ def test_a_parent_with_data_cannot_just_listen() -> None:
 def test_somebody_must_train() -> None:
     with pytest.raises(FieldError, match="root must hold a node that trains"):
         Topology(name="t", root=Node(name="world", children=(listener("it"),)))
+
+
+@pytest.mark.parametrize(
+    ("below", "told"),
+    [
+        (None, "privacy of 'b' may only be tightened, but is removed"),
+        (Privacy(clip_norm=2.0, noise_multiplier=1.0), "privacy.clip_norm of 'b' may only be tightened: at most 1 as"),
+    ],
+)
+def test_a_tree_built_by_hand_cannot_loosen_privacy(below: Privacy | None, told: str) -> None:
+    strict = Settings(num_local_steps=1, privacy=Privacy(clip_norm=1.0, noise_multiplier=1.0))
+    leaf = Node(name="b", corpus="text", settings=Settings(num_local_steps=1, privacy=below))
+    with pytest.raises(FieldError, match=f"root must not loosen privacy: {told}"):
+        Topology(name="t", root=Node(name="a", settings=strict, children=(leaf,)))
