@@ -142,3 +142,16 @@ def test_an_interrupted_comparison_goes_on(shore: Path) -> None:
 
 def newest(name: str, method: str) -> Path:
     return sorted(Path(f"runs/{name}/{method}-1").glob("version_*"))[-1]
+
+
+@pytest.mark.slow
+def test_a_method_that_does_not_keep_privacy_fails_and_the_others_run(
+    shore: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (shore / "worldlm.yaml").read_text()
+    (shore / "worldlm.yaml").write_text(text + "    - class_path: worldlm.callbacks.UpdatePrivacy\n")
+    assert compare("--federation.settings.privacy", "{clip_norm: 0.5, noise_multiplier: 1.0}") == 1
+    told = capsys.readouterr().err
+    assert "asks for privacy at world, hills, sea, and no callback provides it: add worldlm.callbacks.Upd" in told
+    assert not list(Path("runs/it/fedavg-1").glob("version_*/results.json"))
+    assert json.loads(Path("runs/it/worldlm-1/version_0/results.json").read_text())["finished"]

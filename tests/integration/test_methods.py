@@ -94,6 +94,18 @@ def test_privacy_over_every_method(method: str, reading: Any) -> None:
         check_settings(load_topology("pile_three_level", asking), ours(trainer))
 
 
+@pytest.mark.parametrize("kind", ["privacy", "example_privacy"])
+def test_a_method_of_ones_own_without_privacy_is_refused(kind: str, reading: Any, tmp_path: Path) -> None:
+    """By what `fit` builds, and with it every run of `compare`."""
+    (tmp_path / "mine.yaml").write_text("trainer: {callbacks: [{class_path: worldlm.callbacks.Averaging}]}\n")
+    given = (f"--federation.settings.{kind}", "{clip_norm: 0.5}")
+    mine = laid(reading, "quickstart", str(tmp_path / "mine.yaml"), given=given)
+    with pytest.raises(
+        ValueError, match=rf"quickstart asks for {kind} at world, .* add worldlm\.callbacks\..*Privacy to"
+    ):
+        build(reading, mine)
+
+
 @pytest.mark.parametrize(
     ("name", "down", "up"), [("compressed_bf16", "bf16", "bf16"), ("compressed_int8", "bf16", "int8")]
 )

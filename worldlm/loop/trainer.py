@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch import Callback
 
 from worldlm.federation.parameters import PARTS
 from worldlm.federation.program import num_visits
@@ -19,6 +22,10 @@ from worldlm.loop.node_store import NodeStore, PagedStore, Paging
 from worldlm.loop.processes import check_followers, choose_processes
 from worldlm.loop.world import World
 from worldlm.topology import Settings, Shape, Topology, load_topology, reshape, split_rounds
+from worldlm.topology.settings import KINDS_OF_PRIVACY
+from worldlm.topology.shape import gone_as_one
+
+log = logging.getLogger(__name__)
 
 
 class WorldTrainer(pl.Trainer):
@@ -75,6 +82,7 @@ class WorldTrainer(pl.Trainer):
             AtomicCheckpointIO(mapped=paging is not None),
         ]
         self._refuse(kwargs)
+        check_listed_once(kwargs.get("callbacks") or ())
         kwargs["num_sanity_val_steps"] = 0
         kwargs["use_distributed_sampler"] = False
         if kwargs.get("precision") is None:
@@ -85,10 +93,27 @@ class WorldTrainer(pl.Trainer):
         super().__init__(*args, **kwargs)
         check_followers(self.callbacks, self.num_ranks)  # type: ignore[attr-defined]
         self.fit_loop = FederatedFitLoop(self, self.topology, self.seed, self.min_epochs, self.max_epochs)
+        self._shape: Shape = shape
+        self._check_method()
+        for name in gone_as_one(tree, self.topology) if self.is_global_zero else ():
+            told = "shape %s has no %s, whose privacy held for all below it as one: what is left is that of every node"
+            log.warning(told, shape, name)
+
+    def _check_method(self) -> None:
+        """Check that the callbacks are a method which does what the topology asks for."""
         ours = [one for one in self.callbacks if isinstance(one, FederationCallback)]  # type: ignore[attr-defined]
         check_settings(self.topology, ours)
         check_parts(ours)
-        check_handed_out(self.topology, shape, ours)
+        check_handed_out(self.topology, self._shape, ours)
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """Train the world.
+
+        Raises:
+            ValueError: If a callback that the topology demands was taken away since the trainer was built.
+        """
+        self._check_method()
+        super().fit(*args, **kwargs)
 
     def prepare(self, model: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
         """Tokenise and pack the text of all nodes, without training.
@@ -163,6 +188,25 @@ def default_precision(accelerator: object) -> str:
     """Return bf16-mixed where a GPU that computes in it will be used, else 32-true."""
     uses_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if uses_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def check_listed_once(callbacks: Callback | Iterable[Callback]) -> None:
+    """Check that no callback which is saved, or keeps a node's privacy, is listed twice.
+
+    Raises:
+        ValueError: Names the callback; or the two of them, where they keep the same kind of privacy.
+    """
+    seen: dict[str, str] = {}
+    for one in [callbacks] if isinstance(callbacks, Callback) else callbacks:
+        name, kinds = type(one).__name__, frozenset(KINDS_OF_PRIVACY) & getattr(one, "honours", frozenset())
+        is_saved = type(one).state_dict is not Callback.state_dict
+        for what in (*sorted(kinds), *([one.state_key] if is_saved else ())):
+            other = seen.setdefault(what, "")
+            if other == name:
+                raise ValueError(f"{name} is among trainer.callbacks more than once")
+            if other:
+                raise ValueError(f"{what} is kept by {other} and by {name} too: let one callback keep it")
+            seen[what] = name
 
 
 def check_parts(callbacks: list[FederationCallback]) -> None:
