@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +15,11 @@ from worldlm.federation.messages import (
     residual_from_state,
 )
 from worldlm.federation.parameters import clone
-from worldlm.federation.residuals import Route, route, select_residuals
+from worldlm.federation.residuals import Route, is_allowed_at, refusal, route, select_residuals
 from worldlm.federation.state import NodeState
 from worldlm.loop import Context, FederationCallback, World, WorldTrainer
 from worldlm.loop.scalars import log_scalars, log_text
+from worldlm.topology import Node, Topology
 from worldlm.topology.changes import Changes
 
 log = logging.getLogger(__name__)
@@ -71,11 +72,8 @@ class ResidualExchange(FederationCallback):
         for child, parent in changes.parted:
             for what in ("children_keys", "outbox"):
                 kept.get(parent, {}).get(what, {}).pop(child, None)
-        for memory in kept.values():  # residuals of who left go too: its law may have gone with it
-            lists = {what: memory[what] for what in ("missed", "climbing") if what in memory}
-            memory |= {what: _without(changes.left, waiting) for what, waiting in lists.items()}
-            outbox = memory.get("outbox", {})
-            outbox.update({child: _without(changes.left, waiting) for child, waiting in outbox.items()})
+        for name in (name for name in kept if name in trainer.topology.nodes):
+            _obey(kept[name], trainer.topology.nodes[name], trainer.topology)
         total = self.memory(states[trainer.topology.root.name])  # what happened stays counted
         for what in ("routes", "refusals"):
             for name in (name for name in changes.left if kept.get(name, {}).get(what)):
@@ -90,6 +88,9 @@ class ResidualExchange(FederationCallback):
     def on_route(self, trainer: WorldTrainer, context: Context, download: Download) -> Download:
         kept = []
         for residual in download.residuals:
+            if reason := refusal(residual, context.node):  # its parent, which asked too, may run other code
+                self._refuse(context, f"residual of {residual.origin}: {reason}")
+                continue
             own_keys = context.part("keys")
             reference = {name: context.world.reference[name] for name in own_keys}
             own = similarities(residual.keys, own_keys, reference, similarity=self.similarity)[""]
@@ -196,5 +197,16 @@ class ResidualExchange(FederationCallback):
         log_text(trainer, "residuals", f"round {context.round}: {path}", context.round)
 
 
-def _without(origins: Collection[str], residuals: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [one for one in residuals if one["origin"] not in origins]
+def _obey(memory: dict[str, Any], node: Node, topology: Topology) -> None:
+    """Drop the residuals that wait at a node and may not go on by its tree's rules, who left taking theirs along."""
+    above = topology.parent(node.name)
+    for what in memory.keys() & {"missed", "climbing"}:
+        may_leave = above if node.settings.residuals.share else None
+        memory[what] = [] if may_leave is None else _allowed(memory[what], may_leave, topology)
+    outbox = memory.get("outbox", {})
+    for child in outbox:
+        outbox[child] = _allowed(outbox[child], topology.nodes[child], topology)
+
+
+def _allowed(residuals: list[dict[str, Any]], holder: Node, topology: Topology) -> list[dict[str, Any]]:
+    return [one for one in residuals if is_allowed_at(residual_from_state(one), holder, topology)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from worldlm.federation.parameters import clone
+from worldlm.federation.residuals import is_allowed_at
 from worldlm.federation.state import NodeState
 from worldlm.topology import Topology
 from worldlm.topology.changes import Changes
@@ -41,8 +42,8 @@ def carry_over(
         carried[name].download = None
     for name in changes.new_texts:
         carried[name].num_batches = 0
-    for state in carried.values():
-        state.inbox = [one for one in state.inbox if one.origin not in changes.left]
+    for name, state in carried.items():
+        state.inbox = [one for one in state.inbox if is_allowed_at(one, topology.nodes[name], topology)]
     carried[topology.root.name].takes_part = True
     return carried
 

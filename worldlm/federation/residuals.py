@@ -5,13 +5,13 @@ are selected and compared is this project's reading (ALGORITHM section 5).
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from worldlm.federation.attention import Similarity, similarities
 from worldlm.federation.messages import Residual
-from worldlm.topology import Node
+from worldlm.topology import Node, Topology
 
 
 def select_residuals(weights: Mapping[str, float], children: Collection[str], num_residuals: int) -> list[str]:
@@ -39,6 +39,27 @@ def refusal(residual: Residual, receiver: Node) -> str | None:
         return f"{receiver.name} accepts residuals from nobody"
     home = residual.jurisdiction or "a node without a jurisdiction"
     return f"{receiver.name} accepts residuals from {', '.join(accepted)} only, not from {home}"
+
+
+def is_allowed_at(residual: Residual, holder: Node, topology: Topology) -> bool:
+    """Say whether a residual may be at a node by the rules of a topology that has changed on its way.
+
+    Its origin must still be there. Every node that it has left to come here must share it, and the node that holds it
+    must take it in, under its origin's law of then and of now, unless it comes from below.
+
+    Args:
+        residual: The residual.
+        holder: The node at which it is, or to which it is about to be sent.
+        topology: The tree, with the rules.
+    """
+    if residual.origin not in topology.nodes:
+        return False
+    ways = [topology.path(name) for name in (residual.origin, holder.name)]
+    origin, left = ways[0][-1], [node for node in ways[0] if node not in ways[1]]
+    if not all(node.settings.residuals.share for node in left):
+        return False
+    now = replace(residual, jurisdiction=origin.settings.jurisdiction)
+    return holder in ways[0] or all(refusal(one, holder) is None for one in (residual, now))
 
 
 @dataclass(frozen=True, slots=True)

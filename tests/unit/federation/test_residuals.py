@@ -1,11 +1,13 @@
 """Which residuals leave, where they go, and who keeps them out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from worldlm.federation.messages import Residual
-from worldlm.federation.residuals import Route, refusal, route, select_residuals
-from worldlm.topology import Node, Residuals, Settings
+from worldlm.federation.residuals import Route, is_allowed_at, refusal, route, select_residuals
+from worldlm.topology import Node, Residuals, Settings, Topology
 
 REFERENCE = {"k": torch.tensor([1.0, 1.0])}
 
@@ -138,3 +140,51 @@ def test_who_refuses_is_passed_over_and_told() -> None:
 def test_refused_by_all_has_no_home() -> None:
     found = send({"a": keys(1.0, 0.0)}, accept={"a": ("us",)})
     assert (found.home, found.fits, len(found.refusals)) == (None, {}, 1)
+
+
+# ---------------------------------------------------------------- rules that change on the way
+
+
+def two(**rules: Residuals) -> Topology:
+    """A world of a federation `south` with the leaf `it`, and a federation `north` with the leaf `uk`, all of `eu`."""
+
+    def node(name: str, *children: Node) -> Node:
+        own = Settings(num_local_steps=1, residuals=rules.get(name, Residuals()), jurisdiction="eu")
+        return Node(name=name, corpus=None if children else "text", settings=own, children=children)
+
+    tree = node("world", node("south", node("it"), node("fr")), node("north", node("uk")))
+    return Topology(name="two", root=tree)
+
+
+KEEP = Residuals(share=False)
+NOBODY, ABROAD = Residuals(accept_from=()), Residuals(accept_from=("us",))
+
+
+@pytest.mark.parametrize(
+    ("rules", "allowed"),
+    [
+        ({}, ["world", "south", "it", "fr", "north", "uk"]),
+        ({"it": KEEP}, ["it"]),
+        ({"south": KEEP}, ["south", "it", "fr"]),
+        ({"world": KEEP, "north": KEEP, "uk": KEEP}, ["world", "south", "it", "fr", "north", "uk"]),  # it left none
+        ({"north": NOBODY}, ["world", "south", "it", "fr", "uk"]),
+        ({"uk": ABROAD, "fr": NOBODY}, ["world", "south", "it", "north"]),
+        ({"world": NOBODY, "south": NOBODY, "it": NOBODY}, ["world", "south", "it", "fr", "north", "uk"]),  # from below
+    ],
+)
+def test_where_a_residual_may_be(rules, allowed) -> None:
+    tree = two(**rules)
+    assert [name for name, node in tree.nodes.items() if is_allowed_at(residual(), node, tree)] == allowed
+
+
+def test_a_residual_of_who_left_may_be_nowhere() -> None:
+    tree, gone = two(), replace(residual(), origin="es")
+    assert not any(is_allowed_at(gone, node, tree) for node in tree.nodes.values())
+
+
+def test_a_residual_is_under_the_law_of_then_and_of_now() -> None:
+    for law, expected in (("eu", True), ("us", False), (None, False)):
+        tree = two(uk=Residuals(accept_from=("eu",)))
+        assert is_allowed_at(residual(jurisdiction=law), tree.nodes["uk"], tree) == expected
+    tree = two(uk=ABROAD)
+    assert not is_allowed_at(residual(jurisdiction="us"), tree.nodes["uk"], tree)  # it is of eu by now
