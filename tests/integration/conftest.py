@@ -285,17 +285,17 @@ def _differences() -> Callable[..., list[str]]:
     return differences
 
 
-def _tightened(draw: st.DrawFn, demand: Privacy | None) -> Privacy | None:
+def _tightened(draw: st.DrawFn, demand: Privacy | None, noises: Sequence[float]) -> Privacy | None:
     if demand is None:
-        return draw(
-            st.sampled_from([None, None, *(Privacy(clip_norm=0.5, noise_multiplier=z) for z in (0.0, 0.5, 1.0))])
-        )
-    clip_norm, more = draw(st.sampled_from([(0.5, 0.0), (0.25, 0.0), (0.25, 0.5)]))
-    return replace(demand, clip_norm=min(demand.clip_norm, clip_norm), noise_multiplier=demand.noise_multiplier + more)
+        return draw(st.sampled_from([None, None, *(Privacy(clip_norm=0.5, noise_multiplier=one) for one in noises)]))
+    noise = draw(st.sampled_from([one for one in noises if one >= demand.noise_multiplier]))
+    return replace(demand, clip_norm=draw(st.sampled_from([0.25, demand.clip_norm])), noise_multiplier=noise)
 
 
 @st.composite
-def _worlds(draw: st.DrawFn, max_nodes: int = 7, privacy: bool = True, examples: bool = False) -> Topology:
+def _worlds(
+    draw: st.DrawFn, max_nodes: int = 7, noises: Sequence[float] = (0.0, 0.5, 1.0), examples: bool = False
+) -> Topology:
     """Trees with chance of every kind, whose children never ask for less privacy than their parents."""
     num_nodes = draw(st.integers(3, max_nodes))
     above = [draw(st.integers(max(0, i - 3), i - 1)) for i in range(1, num_nodes)]
@@ -303,9 +303,9 @@ def _worlds(draw: st.DrawFn, max_nodes: int = 7, privacy: bool = True, examples:
 
     def build(i: int, demand: Privacy | None, of_examples: Privacy | None) -> Node:
         inner = bool(below[i])
-        demand = _tightened(draw, demand) if privacy else None
+        demand = _tightened(draw, demand, noises) if noises else None
         if examples and of_examples is None and draw(st.booleans()):
-            of_examples = Privacy(clip_norm=0.5, noise_multiplier=draw(st.sampled_from([0.0, 1.0])))
+            of_examples = Privacy(clip_norm=0.5, noise_multiplier=draw(st.sampled_from([*noises])))
         own = Settings(
             num_local_steps=draw(st.integers(1, 2)),
             batch_size=2,

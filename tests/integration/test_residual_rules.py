@@ -82,7 +82,7 @@ def few(num: int) -> Any:
 
 
 def _check(data: st.DataObject, worlds: Make, fit: Make) -> None:
-    topology, watch = data.draw(worlds(privacy=data.draw(st.booleans()))), Watch()
+    topology, watch = data.draw(worlds(noises=data.draw(st.sampled_from([(), (0.0, 1.0)])))), Watch()
     fit(topology, [*_pieces(data.draw(st.booleans())), watch], limit_val_batches=0, max_epochs=3)
     assert watch.wrong == []
 
@@ -105,7 +105,7 @@ def test_rules_are_obeyed_in_many_worlds(data: st.DataObject, worlds: Make, fit:
 
 def _check_change(data: st.DataObject, worlds: Make, fit: Make, save_everywhere: Make) -> None:
     """What waits when a run goes on obeys the rules that hold from then on."""
-    saver, watch, topology = save_everywhere("on_train_epoch_end"), Watch(), data.draw(worlds(privacy=False))
+    saver, watch, topology = save_everywhere("on_train_epoch_end"), Watch(), data.draw(worlds(noises=()))
     fit(_open(topology), [*_pieces(), saver], limit_val_batches=0)
     path: Path = data.draw(st.sampled_from(saver.saved))
     fit(topology, [*_pieces(), watch], resume=path, limit_val_batches=0, max_epochs=4)
