@@ -144,7 +144,8 @@ def test_ledgers_tell_what_happened(data: st.DataObject, worlds: Make, fit: Make
 
 
 @pytest.mark.slow
-@few(120)
+@pytest.mark.timeout(1800)
+@few(60)
 @given(data=st.data())
 def test_ledgers_tell_what_happened_in_many_worlds(
     data: st.DataObject, worlds: Make, fit: Make, save_everywhere: Make

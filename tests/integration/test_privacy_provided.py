@@ -132,7 +132,7 @@ def test_no_order_of_the_pieces_is_a_wrong_one(tree: Topology, fit: Make, snapsh
         ours = pieces()
         return snapshot(fit(tree, [ours[i] for i in order], limit_val_batches=0))["world"]["states"]
 
-    first, *others = list(permutations(range(5)))[::17]
+    first, *others = list(permutations(range(5)))[::29]
     expected = run(first)
     assert all(differences(run(order), expected) == [] for order in others)
 

@@ -201,13 +201,14 @@ def few(num: int) -> Any:
     return settings(max_examples=num, deadline=None, suppress_health_check=quiet, phases=[Phase.generate])
 
 
-@few(8)
+@few(6)
 @given(data=st.data())
 def test_nothing_private_crosses_a_border(data: st.DataObject, worlds: Make, fit: Make, make_module: Make) -> None:
     _check(data, data.draw(worlds()), fit, make_module, [])
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @few(400)
 @given(data=st.data())
 def test_nothing_private_crosses_a_border_in_many_worlds(

@@ -87,13 +87,14 @@ def _check(data: st.DataObject, worlds: Make, fit: Make) -> None:
     assert watch.wrong == []
 
 
-@few(8)
+@few(5)
 @given(data=st.data())
 def test_rules_are_obeyed_in_any_world(data: st.DataObject, worlds: Make, fit: Make) -> None:
     _check(data, worlds, fit)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @few(300)
 @given(data=st.data())
 def test_rules_are_obeyed_in_many_worlds(data: st.DataObject, worlds: Make, fit: Make) -> None:
@@ -112,13 +113,14 @@ def _check_change(data: st.DataObject, worlds: Make, fit: Make, save_everywhere:
     assert watch.wrong == []
 
 
-@few(6)
+@few(4)
 @given(data=st.data())
 def test_new_rules_hold_for_what_waits(data: st.DataObject, worlds: Make, fit: Make, save_everywhere: Make) -> None:
     _check_change(data, worlds, fit, save_everywhere)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @few(200)
 @given(data=st.data())
 def test_new_rules_hold_for_what_waits_in_many_worlds(

@@ -130,6 +130,7 @@ def test_a_child_is_never_looser_or_its_file_is_refused(whole: dict[str, Any], o
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @MANY
 @given(files(), st.just({}) | OWN)
 def test_a_child_is_never_looser_in_many_files(whole: dict[str, Any], overrides: dict[str, Any]) -> None:
@@ -226,6 +227,7 @@ def test_nothing_is_loosened_over_time_without_a_word(old: Topology, new: Topolo
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @MANY
 @given(settled(), settled())
 def test_nothing_is_loosened_over_time_in_many_worlds(old: Topology, new: Topology) -> None:
