@@ -37,7 +37,7 @@ Make = Callable[..., Any]
 EVERY = 7
 """Nodes of a world, at most: of every tensor, each marks the coordinates that are its own modulo this."""
 STEP = 30.0
-"""What a mark adds to a coordinate: about 1000 in L2, where clipping lets through 0.5 a release."""
+"""How far a mark moves a coordinate from its start: 1000 in L2, where clipping lets through 0.5 a release."""
 MOST = 15.0
 """What may be found of a mark outside of its node: all releases of a test together, and their noise."""
 
@@ -62,8 +62,9 @@ class Customs(FederationCallback):
 
     def _mark(self, context: Any) -> None:
         if context.node.settings.privacy is not None:
-            for tensor in context.state.parameters.values():
-                _mine(tensor, _number(context.node.name)).add_(STEP)
+            number = _number(context.node.name)
+            for name, tensor in context.state.parameters.items():
+                _mine(tensor, number).copy_(_mine(self.initial[name], number) + STEP)
             self.secrets += clone(context.state.parameters).values()
 
     def on_local_fit_end(self, trainer: Any, context: Any) -> None:

@@ -153,6 +153,17 @@ root:
     assert trainer.world.states["south"].bytes_up == num_bytes(trainer.world.states["south"].parameters)
 
 
+def test_a_private_node_that_diverged_is_named(star: Make, fit: Make) -> None:
+    class Diverge(FederationCallback):
+        def on_local_fit_end(self, trainer: Any, context: Any) -> None:
+            if (context.round, context.node.name) == (1, "b"):
+                next(iter(context.state.parameters.values())).fill_(torch.nan)
+
+    topology = star("ab", "privacy: {clip_norm: 0.2, noise_multiplier: 1.0}")
+    with pytest.raises(ValueError, match="round 1: what b sends cannot be made private: the update holds NaN"):
+        fit(topology, [Averaging(), UpdatePrivacy(), Diverge()], limit_val_batches=0)
+
+
 def test_privacy_that_nobody_provides_is_an_error_before_the_first_step(star: Make, trainer_for: Make) -> None:
     topology = star("ab", "privacy: {clip_norm: 0.2}")
     with pytest.raises(ValueError, match=r"asks for privacy at world, a, b.*worldlm\.callbacks\.UpdatePrivacy"):

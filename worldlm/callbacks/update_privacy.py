@@ -62,7 +62,11 @@ class UpdatePrivacy(PrivacyLedgers):
         self._spend(context.state, privacy.noise_multiplier)
         generator = torch.Generator().manual_seed(context.seed(purpose))
         bounds = {"clip_norm": privacy.clip_norm, "noise_multiplier": privacy.noise_multiplier}
-        return sanitise(model, start, **bounds, generator=generator)
+        try:
+            return sanitise(model, start, **bounds, generator=generator)
+        except ValueError as error:
+            told = f"round {context.round}: what {context.node.name} sends cannot be made private: {error}"
+            raise ValueError(told) from error
 
     def _release_residual(self, context: Context, privacy: Privacy, residual: Residual, start: Tensors) -> Residual:
         """Sanitise a residual that leaves with the upload: its origin did so for itself, not for the federation."""
