@@ -236,7 +236,8 @@ def test_killed_fifty_times(undisturbed: Path, differences: Callable[..., list[s
             else:
                 moment = chance.choice([*MOMENTS])
                 where = chance.choice(["before", "after", "within"])
-                status = finish(begin(log, partial(_break, moment, chance.randint(1, max(1, calls[moment] // 3)), where)))
+                number = chance.randint(1, max(1, calls[moment] // 3))
+                status = finish(begin(log, partial(_break, moment, number, where)))
             in_this_run += 1
             hit[moment] += int(status == KILLED)
         assert status == 0, f"seed {seed}: {log.read_text()}"
