@@ -53,8 +53,12 @@ def test_the_record_of_a_run(
     assert (started["processes"], started["threads"], started["device"]) == (1, 1, device)
     assert started["command"] == shlex.join(sys.argv)
     assert b["told"][0] == "corpus b"
-    facts = {"text": None, "blocks": 13, "batch_size": 2, "steps": 2, "fits": 1}
-    assert content["data_nodes"]["a"] == {**facts, "held_out_text": None, "held_out_blocks": 3}
+    facts = {"text": None, "tokens_crc32": None, "blocks": 13, "batch_size": 2, "steps": 2, "fits": 1}
+    held_out = {"held_out_text": None, "held_out_tokens_crc32": None, "held_out_blocks": 3}
+    assert content["data_nodes"]["a"] == {**facts, **held_out}
+    digests = {name: weights_digest(state.parameters) for name, state in trainer.world.states.items()}
+    assert content["final_weights"] == digests
+    assert len(set(digests.values())) == len(digests)
     assert content["data_nodes"]["c"]["steps"] == 1
     first, second = content["rounds"]
     a = second["nodes"]["a"]

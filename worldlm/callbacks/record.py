@@ -3,8 +3,6 @@
 import hashlib
 import json
 import math
-import os
-import platform
 import shlex
 import sys
 import time
@@ -13,13 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch import LightningModule
 
-from worldlm import __version__
 from worldlm.callbacks.node_metrics import MOMENTS
 from worldlm.callbacks.residual_exchange import ResidualExchange
+from worldlm.callbacks.run_facts import code, data_facts, machine, tree_facts, versions
 from worldlm.callbacks.summary import row
 from worldlm.federation.parameters import Tensors
 from worldlm.federation.state import NodeState
@@ -27,17 +24,9 @@ from worldlm.loop import FederationCallback, WorldTrainer
 from worldlm.results import FORMAT, RESULTS, RunRecord
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
-from worldlm.topology.draw import facts
 from worldlm.whole_files import write_text
 
 _SECONDS = "worldlm_seconds"
-_DEMANDS = {
-    "clip_norm": "example_clip_norm",
-    "noise_multiplier": "example_noise_multiplier",
-    "delta": "example_delta",
-    "max_epsilon": "max_example_epsilon",
-}
-"""What privacy asks for at a node, and how it is called where it hides examples."""
 
 
 class Record(FederationCallback):
@@ -45,10 +34,12 @@ class Record(FederationCallback):
 
     It says what the run was (seed, tree, digest of the initial weights, text and batches of every data node,
     versions) and what became of it: for every round and node the figures of the closing table, the attention weights
-    of the federations, and the residuals that found a home; and how the topology changed between rounds. A perplexity
+    of the federations, and the residuals that found a home; how the topology changed between rounds; and, at the end of
+    the run, digests of what all nodes' weights came to, by which a repetition is known to have matched. A perplexity
     of a round in which nothing was evaluated is missing; that of a node that took no part is its last one, for the node
     is as it was. Figures that are no finite number are null. A run that was interrupted and taken up again writes what
-    one that never stopped would have, but for `seconds` and `last_start`: how and where it was started, the last time.
+    one that never stopped would have, but for `seconds` and `last_start`: how, where and by what code it was started,
+    the last time.
     """
 
     def __init__(self) -> None:
@@ -58,8 +49,11 @@ class Record(FederationCallback):
         """How the topology changed, and before which round, from 0."""
         self.initial_weights: str | None = None
         """Digest of the weights that all nodes started from; None where the run goes on from another's checkpoint."""
+        self.final_weights: dict[str, str] | None = None
+        """Digest of every node's weights at the end; None before."""
         self.command = shlex.join(sys.argv)
         """The command line of this start."""
+        self._code: dict[str, str] = {}
         self._goes_on = False
         self._seconds = 0.0  # before this start
         self._started = time.monotonic()
@@ -73,22 +67,47 @@ class Record(FederationCallback):
         self.changes.append({"round": trainer.world.changed_after, **changes.record()})
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        self._started = time.monotonic()
+        self._started, self.final_weights = time.monotonic(), None
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._code = code()
         if self.initial_weights is None and not self._goes_on:
             self.initial_weights = weights_digest(trainer.world.states[trainer.topology.root.name].parameters)
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         self._add_round(trainer)
-        self._write(trainer, finished=trainer.world.round + 1 == trainer.max_epochs)
+        finished = trainer.world.round + 1 == trainer.max_epochs
+        self.final_weights = _all_digests(trainer) if finished else None
+        self._write(trainer, finished=finished)
 
     def on_train_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        self.final_weights = self.final_weights or _all_digests(trainer)
         self._write(trainer, finished=True)  # also where something else than max_epochs ended it
 
     def so_far(self, trainer: WorldTrainer) -> RunRecord:
         """Return what the run came to, at the end of a round."""
         if not self.rounds or self.rounds[-1]["round"] < trainer.world.round:  # else this was asked to record it before
             self._add_round(trainer)
-        return RunRecord(method=trainer.topology.name, folder=trainer.folder, content=self._content(trainer, False))
+        return RunRecord(method=trainer.topology.name, folder=trainer.folder, content=self.content(trainer))
+
+    def content(self, trainer: WorldTrainer, finished: bool = False) -> dict[str, Any]:
+        """Return what is written."""
+        wanted = trainer.max_epochs
+        return {
+            "format": FORMAT,
+            "finished": finished,
+            "rounds_done": len(self.rounds),
+            "rounds_wanted": wanted if wanted is not None and wanted >= 0 else None,
+            "seed": trainer.seed,
+            "changes": self.changes,
+            "topology": {"name": trainer.topology.name, "root": tree_facts(trainer.topology.root, None)},
+            "initial_weights": self.initial_weights,
+            "final_weights": self.final_weights,
+            "data_nodes": data_facts(trainer),
+            "versions": versions(),
+            "seconds": round(self._elapsed(), 3),
+            "last_start": {"command": self.command, **machine(trainer), "code": self._code},
+            "rounds": self.rounds,
+        }
 
     # ------------------------------------------------------------------ what is written
 
@@ -122,30 +141,7 @@ class Record(FederationCallback):
     def _write(self, trainer: WorldTrainer, *, finished: bool) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return  # a trial leaves nothing behind, and one process writes
-        write_json(self.path(trainer), self._content(trainer, finished))
-
-    def _content(self, trainer: WorldTrainer, finished: bool) -> dict[str, Any]:
-        wanted = trainer.max_epochs
-        return {
-            "format": FORMAT,
-            "finished": finished,
-            "rounds_done": len(self.rounds),
-            "rounds_wanted": wanted if wanted is not None and wanted >= 0 else None,
-            "seed": trainer.seed,
-            "changes": self.changes,
-            "topology": {"name": trainer.topology.name, "root": _tree(trainer.topology.root, None)},
-            "initial_weights": self.initial_weights,
-            "data_nodes": data_facts(trainer),
-            "versions": {
-                "worldlm": __version__,
-                "torch": torch.__version__,
-                "lightning": lightning.__version__,
-                "python": platform.python_version(),
-            },
-            "seconds": round(self._elapsed(), 3),
-            "last_start": {"command": self.command, **machine(trainer)},
-            "rounds": self.rounds,
-        }
+        write_json(self.path(trainer), self.content(trainer, finished))
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -167,18 +163,6 @@ class Record(FederationCallback):
         self._goes_on, self._seconds = True, float(checkpoint.get(_SECONDS, 0.0))
 
 
-def machine(trainer: WorldTrainer) -> dict[str, Any]:
-    """Tell what a run runs on: `platform`, `processors`, `processes`, `threads` of each, and `device`."""
-    device = trainer.strategy.root_device
-    return {
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "processes": trainer.num_ranks,
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-    }
-
-
 def weights_digest(weights: Tensors) -> str:
     """Return a digest of named tensors: of their names, types, shapes and bytes, in the order of their names."""
     digest = hashlib.blake2b(digest_size=16)
@@ -187,6 +171,18 @@ def weights_digest(weights: Tensors) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _all_digests(trainer: WorldTrainer) -> dict[str, str] | None:
+    """Return the digest of every node's weights; all processes call this at the same point."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    world, found = trainer.world, dict[str, str]()
+    for part in world.wire.gather(
+        {name: weights_digest(state.parameters) for name, state in world.states.items() if world.wire.here(name)}
+    ):
+        found |= part
+    return {name: found[name] for name in world.states}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -208,31 +204,6 @@ def _lines(content: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(told) + "\n}\n"
 
 
-def data_facts(trainer: WorldTrainer) -> dict[str, dict[str, Any]]:
-    """Tell by node what was trained on and how: two runs are comparable where these are the same.
-
-    Returns:
-        By data node `text` (names of the folders of packed text, which end in a digest of their content; null where
-        the data module does not say), `blocks`, `batch_size`, `steps` of one fit and `fits` of one round; and, of
-        nodes with held-out text, `held_out_text` and `held_out_blocks`, those that are evaluated.
-    """
-    loop, fits, facts = trainer.fit_loop, trainer.num_visits, {}
-    for name, loader in loop.loaders.items():
-        facts[name] = {
-            "text": _text(loader.dataset),
-            "blocks": _length(loader.dataset),
-            "batch_size": getattr(loader.batch_sampler, "batch_size", None),
-            "steps": -(-loop.num_batches(name) // trainer.accumulate_grad_batches),
-            "fits": fits.get(name, 0),
-        }
-    held_out = loop.val_loaders()
-    for (name, loader), limit in zip(held_out.items(), trainer.num_val_batches if held_out else (), strict=True):
-        size, blocks = getattr(loader.batch_sampler, "batch_size", None), _length(loader.dataset)
-        used = blocks if size is None or blocks is None or math.isinf(limit) else min(blocks, int(limit) * size)
-        facts.setdefault(name, {}).update(held_out_text=_text(loader.dataset), held_out_blocks=used)
-    return facts
-
-
 def _figures(trainer: WorldTrainer, node: Node) -> dict[str, Any]:
     found, figures = row(trainer, node), dict[str, Any]()
     for moment in MOMENTS:
@@ -251,27 +222,3 @@ def _figures(trainer: WorldTrainer, node: Node) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _tree(node: Node, above: Node | None) -> dict[str, Any]:
-    demands = {name: getattr(node.settings.privacy, name, None) for name in _DEMANDS}
-    of_examples = {theirs: getattr(node.settings.example_privacy, name, None) for name, theirs in _DEMANDS.items()}
-    return {
-        "name": node.name,
-        "corpus": node.corpus,
-        "told": list(facts(node, above)),
-        **demands,
-        **of_examples,
-        "children": [_tree(child, node) for child in node.children],
-    }
-
-
-def _text(blocks: Any) -> list[str] | None:
-    parts = getattr(blocks, "parts", (blocks,))
-    paths = [getattr(getattr(part, "packed", None), "path", None) for part in parts]
-    names = [Path(path).parent.name if path is not None else "" for path in paths]
-    return names if all(names) else None
-
-
-def _length(dataset: Any) -> int | None:
-    return len(dataset) if hasattr(dataset, "__len__") else None

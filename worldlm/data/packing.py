@@ -55,6 +55,8 @@ class PackedCorpus:
     """Bytes of the text in UTF-8, without the ends of texts."""
     num_documents: int
     """Number of documents."""
+    crc32: int | None = None
+    """CRC-32 of the file of tokens; None where nobody wrote it down."""
 
     @classmethod
     def open(cls, path: Path) -> PackedCorpus:
@@ -74,7 +76,7 @@ class PackedCorpus:
             raise ValueError(f"{path} is no packed corpus: {error}") from error
         if len(tokens) != own.num_tokens or path.stat().st_size != tokens.nbytes:
             raise ValueError(f"{path} holds {path.stat().st_size} bytes, not {own.num_tokens} tokens of {dtype}")
-        return cls(path, tokens, own.num_bytes, own.num_documents)
+        return cls(path, tokens, own.num_bytes, own.num_documents, own.crc32)
 
     @property
     def num_tokens(self) -> int:

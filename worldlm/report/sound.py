@@ -126,15 +126,16 @@ _FIGURES = _object(
         **dict.fromkeys(("epsilon", "example_epsilon"), _or_null(_number)),
     },
 )
+_TEXTS = ("text", "held_out_text", "tokens_crc32", "held_out_tokens_crc32")
 _FACTS = _object(
     {},
     {
-        **dict.fromkeys(("text", "held_out_text"), _or_null(_list(_text))),
+        **dict.fromkeys(_TEXTS, _or_null(_list(_text))),
         **dict.fromkeys(("blocks", "batch_size", "steps", "fits", "held_out_blocks"), _or_null(_count)),
     },
 )
 _START = _object(
-    {}, {"command": _text, "platform": _text, "device": _text,
+    {}, {"command": _text, "platform": _text, "device": _text, "code": _table(_text),
          **dict.fromkeys(("processors", "processes", "threads"), _or_null(_count))}
 )  # fmt: skip
 _ROUND = _object(
@@ -157,5 +158,10 @@ _RECORD = _object(
         "seconds": _number,
         "rounds": _list(_ROUND),
     },
-    {"rounds_wanted": _or_null(_count), "initial_weights": _or_null(_text), "last_start": _START},
+    {
+        "rounds_wanted": _or_null(_count),
+        "initial_weights": _or_null(_text),
+        "final_weights": _or_null(_table(_text)),
+        "last_start": _START,
+    },
 )
