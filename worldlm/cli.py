@@ -12,6 +12,7 @@ HELP = f"""worldlm {__version__}: language models trained across federations of 
 
   worldlm fit --recipe NAME_OR_PATH [--a.b value ...]       train a world; see the run with tensorboard --logdir runs
   worldlm fit --recipe NAME_OR_PATH --ckpt_path last        go on where the last run of that recipe stopped
+  worldlm fit --repeat RUN                                  a finished run once more: does it come to the same?
   worldlm prepare --recipe NAME_OR_PATH                     only download, tokenise and pack the text; fit does it too
   worldlm fit --recipe NAME_OR_PATH --print_config          show every setting, with its value
   worldlm validate --recipe NAME_OR_PATH --ckpt_path last   evaluate every node of a run
@@ -30,7 +31,8 @@ HELP = f"""worldlm {__version__}: language models trained across federations of 
 Recipes and topologies are found by path, or by name in ./recipes and ./topologies and among those that come with
 WorldLM. `worldlm fit --help` lists all settings. Several --recipe are laid over one another, the last one wins.
 
-Exit status: 0 all went well, 1 a run failed, 2 something you can put right, 130 or 143 stopped by Ctrl-C or SIGTERM.
+Exit status: 0 all went well, 1 a run failed or its repetition did not match, 2 something you can put right, 130 or 143
+stopped by Ctrl-C or SIGTERM.
 """
 
 LIGHTNING = ("fit", "validate", "prepare")
@@ -57,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands after `worldlm`; by default that of this process.
 
     Returns:
-        The exit status: 0 if all went well, 1 if a run failed or nobody reads on, 2 for what a user can put right, 130
-        or 143 if stopped by a signal.
+        The exit status: 0 if all went well, 1 if a run failed, its repetition did not match or nobody reads on, 2 for
+        what a user can put right, 130 or 143 if stopped by a signal.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -86,6 +88,8 @@ def _run(given: list[str]) -> int:
     if given[0] in ELSEWHERE:
         room, _, name = ELSEWHERE[given[0]].partition(":")
         return int(getattr(import_module(room), name)(given[1:]))
+    if given[0] == "fit" and any(one.partition("=")[0] == "--repeat" for one in given):
+        return int(import_module("worldlm.repeat").repeat(given[1:]))
     if given[0] in LIGHTNING:
         if not sys.stderr.isatty():  # bars of libraries, read when they are imported
             os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -67,7 +67,7 @@ class RunRecord:
     @property
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes of the recorded tree, parents first."""
-        return list(_walk(self.tree))
+        return list(nodes_of(self.tree))
 
     @property
     def data_nodes(self) -> list[str]:
@@ -184,7 +184,8 @@ def read_results(path: Path) -> dict[str, Any]:
     return content
 
 
-def _walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def nodes_of(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the nodes of a recorded tree, parents first."""
     yield node
     for child in node["children"]:
-        yield from _walk(child)
+        yield from nodes_of(child)

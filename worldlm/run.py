@@ -196,7 +196,16 @@ class RecipeCLI(LightningCLI):
         told = (
             "a trial, of which nothing is kept" if trial else f"results: {self.folder} (tensorboard --logdir {board})"
         )
+        self.done(told)
+
+    def done(self, told: str) -> None:
+        """Close what was told with the line that names the results."""
         rank_zero_only(print)(f"done. {told}")
+
+    def told_to_go_on(self, given: list[str]) -> str:
+        """Return the command that goes on with a fit that was stopped."""
+        again = " ".join([*(f"--recipe {path}" for path in self.recipes), *topology_arguments(given)])
+        return f"worldlm fit {again} --ckpt_path last"
 
     def validate(self, **kwargs: Any) -> None:
         """Evaluate every node of a checkpoint."""
@@ -250,9 +259,7 @@ def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
         with log_to_terminal():
             cli.__init__(recipes, typed)  # type: ignore[misc]
     except SIGTERMException:
-        again = " ".join([*(f"--recipe {path}" for path in recipes), *topology_arguments(given)])
-        told = f"stopped; go on with: worldlm fit {again} --ckpt_path last. results so far: {cli.folder}"
-        rank_zero_only(print)(told)
+        rank_zero_only(print)(f"stopped; go on with: {cli.told_to_go_on(given)}. results so far: {cli.folder}")
         return 143
     except RankLost as error:
         print(f"worldlm: {error}; go on with --ckpt_path last", file=sys.stderr)

@@ -36,6 +36,7 @@ from worldlm.compare import compare
 from worldlm.compare.plan import PlannedRun, plan_runs
 from worldlm.home import evaluate, export, generate
 from worldlm.recipe import find_class, read_recipe
+from worldlm.repeat.command import split_off_run
 from worldlm.report import command as report_command
 from worldlm.run import _resolve
 from worldlm.topology import find_file, load_topology, parse_topology
@@ -150,6 +151,15 @@ def check_settings(reading: Any, given: list[str]) -> None:
     load_topology(find_file("topologies", parsed[given[0]].federation.topology))
 
 
+def check_fit(reading: Any, given: list[str]) -> None:
+    """Parse a fit's settings; those of a repetition are laid over a run's, for which a recipe stands in."""
+    if "--repeat" in given:
+        run, options = split_off_run(given)
+        assert run.startswith("runs/")
+        given = ["--recipe", "quickstart", *options]
+    check_settings(reading, ["fit", *given])
+
+
 def check_compare(reading: Any, given: list[str]) -> None:
     """Plan the runs, and parse the first, and what does not come with WorldLM, which tests of its own parse."""
     parser = compare_command._parser()
@@ -191,7 +201,7 @@ def carry_out(given: list[str]) -> None:
 
 
 HOW: dict[str, Callable[[Any, list[str]], None]] = {
-    "fit": lambda reading, given: check_settings(reading, ["fit", *given]),
+    "fit": check_fit,
     "validate": lambda reading, given: check_settings(reading, ["validate", *given]),
     "prepare": lambda reading, given: check_settings(reading, ["prepare", *given]),
     "compare": check_compare,

@@ -49,11 +49,15 @@ def environment(run: Run) -> Html:
     content = run.record.content
     started: dict[str, Any] = content.get("last_start", {})
     machine = [(name, str(started[name])) for name in _MACHINE if started.get(name) is not None]
-    digest = content.get("initial_weights")
-    told = facts([*content["versions"].items(), *machine, ("digest of the initial weights", digest or "")])
-    return told
+    code = [(_CODE.get(name, name), commit) for name, commit in started.get("code", {}).items()]
+    digests = [
+        ("digest of the initial weights", content.get("initial_weights") or ""),
+        ("digest of the root's final weights", (content.get("final_weights") or {}).get(run.record.root, "")),
+    ]
+    return facts([*content["versions"].items(), *code, *machine, *digests])
 
 
+_CODE = {"worldlm": "commit of worldlm", "folder": "commit of the folder"}
 _MACHINE = ("platform", "device", "processors", "processes", "threads")
 
 
@@ -83,6 +87,9 @@ def repeat(run: Run) -> Html:
             "is read by its name, so its file must be as it was."
         )
         parts += [element("p", told), _command(command)]
+        if run.record.content["finished"]:
+            check = "The same, and at the end whether the weights of all nodes and every figure matched:"
+            parts += [element("p", check), _command(shlex.join(["worldlm", "fit", "--repeat", str(run.folder)]))]
         parts += [folded(f"All settings ({CONFIG})", code(run.config))]
     if not parts:
         return element("p", f"Neither its command nor its {CONFIG} was kept.")

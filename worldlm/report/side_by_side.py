@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import yaml
 from matplotlib.figure import Figure
 
 from worldlm.compare.comparable import check
@@ -16,6 +14,7 @@ from worldlm.pictures.boxes import MAX_ROWS
 from worldlm.report import numbers
 from worldlm.report.drawn import INCHES, curves, legend, picture
 from worldlm.report.read import Run
+from worldlm.report.settings import flat_settings
 from worldlm.report.tags import NOTHING, Html, element, joined, section, table
 from worldlm.report.words import duration, epsilon, listed, plural, score, size, whole
 from worldlm.results import RunRecord
@@ -24,8 +23,6 @@ MAX_NODES = 12
 """Nodes that have a column in the table of methods."""
 MAX_METHODS = 12
 """Methods whose settings are compared."""
-_OWN = ("seed_everything", "name", "runs", "ckpt_path", "trainer.logger", "trainer.default_root_dir")
-"""Settings that say which run it is, not what it does."""
 
 
 def several(runs: Sequence[Run], details: Html) -> Html:
@@ -132,7 +129,7 @@ def _differences(runs: Sequence[Run]) -> Html:
     groups = by_method([one.record for one in runs])
     config = {id(one.record): one.config for one in runs}
     known = {method: text for method, group in groups.items() if (text := config[id(group[0])]) is not None}
-    flat = {method: settings for method, text in known.items() if (settings := _settings(text)) is not None}
+    flat = {method: settings for method, text in known.items() if (settings := flat_settings(text)) is not None}
     if len(flat) < 2:
         return NOTHING
     methods = list(flat)[:MAX_METHODS]
@@ -145,32 +142,3 @@ def _differences(runs: Sequence[Run]) -> Html:
     if len(flat) > len(methods):
         note += f" The first {len(methods)} of {len(flat)} methods."
     return joined([element("p", note), table(["setting", *methods], lines, words=range(1, len(methods) + 1))])
-
-
-def _settings(text: str) -> dict[str, str] | None:
-    """Return a config.yaml's settings by their dotted names; None if it cannot be read."""
-    try:
-        told = dict(_flat(yaml.safe_load(text), ""))
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return None
-    return {key.removeprefix("trainer.callbacks."): one for key, one in told.items() if not key.startswith(_OWN)}
-
-
-def _flat(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    """Yield names and values; an item of a list that has a class_path is named by its class."""
-    if isinstance(value, dict) and value:
-        for key, one in value.items():
-            yield from _flat(one, f"{prefix}.{key}".removeprefix("."))
-    elif isinstance(value, list) and value and all(isinstance(one, dict) and "class_path" in one for one in value):
-        for one in value:
-            name = str(one["class_path"]).rpartition(".")[2]
-            yield f"{prefix}.{name}", "yes"
-            yield from _flat(one.get("init_args") or {}, f"{prefix}.{name}")
-    else:
-        yield prefix, _told(value)
-
-
-def _told(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return "none" if value is None or value == {} else str(value)
