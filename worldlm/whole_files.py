@@ -1,7 +1,7 @@
 """Files that are whole or not there."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,13 +31,17 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str, errors: str = "strict") -> None:
+def write_text(path: Path, text: str | Iterable[str], errors: str = "strict", *, to_disk: bool = False) -> None:
     """Write a file of text, as `whole_file`.
 
     Args:
         path: The file.
-        text: Its content, in UTF-8.
+        text: Its content, in UTF-8; or that piece by piece, so that it is never in memory as a whole.
         errors: What becomes of what cannot be encoded, as of `str.encode`.
+        to_disk: Whether to wait until the disk has it, so that it outlives a loss of power.
     """
-    with whole_file(path) as partial:
-        partial.write_text(text, "utf-8", errors=errors)
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", errors=errors) as file:
+        file.writelines([text] if isinstance(text, str) else text)
+        if to_disk:
+            file.flush()
+            os.fsync(file.fileno())

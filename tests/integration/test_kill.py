@@ -35,7 +35,7 @@ MOMENTS = {
     "paging": "worldlm.federation.pages:save_file",
     "writing a checkpoint": "worldlm.loop.checkpoint_io:_Forgetful.write",
     "renaming a file": "pathlib:Path.replace",
-    "recording": "worldlm.callbacks.record:write_json",
+    "recording": "worldlm.callbacks.record:Record._write",
 }
 """Where a run may be killed: what is called at those moments."""
 KILLED = -signal.SIGKILL

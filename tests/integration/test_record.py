@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shlex
+import shutil
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from worldlm.callbacks import LastCheckpoint, NodeMetrics, Record
 from worldlm.callbacks.record import weights_digest, write_json
@@ -89,6 +94,82 @@ def test_a_resumed_run_writes_what_an_undisturbed_one_does(
         folder = path.with_suffix("")
         fit(tree, [*whole_method(), Record()], resume=path, module=make_module(99), default_root_dir=folder)
         assert without_time(read(folder / "results.json")) == expected, path.name
+
+
+def test_an_earlier_checkpoint_drops_the_rounds_after_it(
+    tree: Topology, fit: Make, whole_method: Make, tmp_path: Path
+) -> None:
+    """In the same folder, at its end and on the way."""
+    keep = LastCheckpoint(keep_every_n_rounds=1)
+    whole = fit(tree, [*whole_method(), Record(), keep], max_epochs=4)
+    expected = read(whole.folder / "results.json")
+    stop = StopAfter(3)
+    fit(tree, [*whole_method(), Record(), stop], resume=tmp_path / "checkpoints/round_2.ckpt", max_epochs=4)
+    found = read(whole.folder / "results.json")
+    assert (found["rounds_done"], found["rounds"]) == (3, expected["rounds"][:3])
+    fit(tree, [*whole_method(), Record()], resume=tmp_path / "checkpoints/round_2.ckpt", max_epochs=4)
+    assert without_time(read(whole.folder / "results.json")) == without_time(expected)
+
+
+class StopAfter(Callback):
+    """Ends a run after a round, before its time."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.should_stop = trainer.world.round + 1 == self.number
+
+
+def test_a_checkpoint_does_not_hold_the_rounds(tree: Topology, fit: Make, whole_method: Make, tmp_path: Path) -> None:
+    """One that was moved away from its record goes on without, and says so; one of another record is not taken in."""
+    first = fit(tree, [*whole_method(), record := Record(), LastCheckpoint()])
+    state = torch.load(LastCheckpoint.path(first), weights_only=True)["callbacks"]["Record"]
+    assert sorted(state) == ["initial_weights", "num_rounds", "rounds_digest", "routes"]
+    assert state["num_rounds"] == 2
+    assert Counter(state["routes"]) == sum((Counter(one["routes"]) for one in record.rounds), Counter())
+    for content in ("", json.dumps({**read(tmp_path / "results.json"), "rounds": [{}, {}]})):
+        away = tmp_path / "away" / str(len(content))
+        (away / "checkpoints").mkdir(parents=True)
+        shutil.copy(LastCheckpoint.path(first), away / "checkpoints" / "last.ckpt")
+        (away / "results.json").write_text(content)
+        with logs("worldlm.callbacks.round_lines") as told:
+            more = fit(
+                tree, [*whole_method(), Record()], resume=away / "checkpoints/last.ckpt", max_epochs=3,
+                default_root_dir=away,
+            )  # fmt: skip
+        assert [one["round"] for one in read(more.folder / "results.json")["rounds"]] == [2]
+        assert told == [
+            "the 2 rounds before the checkpoint are in no results.json beside it: the record begins with the next"
+        ]
+
+
+@contextmanager
+def logs(name: str) -> Iterator[list[str]]:
+    """Collect what a logger is told."""
+    told: list[str] = []
+    handler, logger = logging.Handler(), logging.getLogger(name)
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    yield told
+    logger.removeHandler(handler)
+
+
+def test_a_checkpoint_that_holds_the_rounds_is_read(
+    tree: Topology, fit: Make, whole_method: Make, tmp_path: Path
+) -> None:
+    """As versions before wrote it."""
+    first = fit(tree, [*whole_method(), record := Record(), LastCheckpoint()])
+    checkpoint = torch.load(LastCheckpoint.path(first), weights_only=True)
+    checkpoint["callbacks"]["Record"] = {"initial_weights": record.initial_weights, "rounds": record.rounds}
+    torch.save(checkpoint, tmp_path / "older.ckpt")
+    expected = read(tmp_path / "results.json")["rounds"]
+    (tmp_path / "results.json").unlink()
+    fit(tree, [*whole_method(), Record()], resume=tmp_path / "older.ckpt", max_epochs=3)
+    content = read(tmp_path / "results.json")
+    assert (content["rounds"][:2], content["rounds_done"]) == (expected, 3)
+    fit(tree, [*whole_method(), Record()], max_epochs=3, default_root_dir=tmp_path / "anew")
+    assert content["rounds"][2]["routes"] == read(tmp_path / "anew" / "results.json")["rounds"][2]["routes"]
 
 
 def test_the_seconds_of_all_starts_count(tree: Topology, fit: Make, whole_method: Make, tmp_path: Path) -> None:

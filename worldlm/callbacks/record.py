@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule
 
 from worldlm.callbacks.node_metrics import MOMENTS
 from worldlm.callbacks.residual_exchange import ResidualExchange
+from worldlm.callbacks.round_lines import RoundLines, find_rounds
 from worldlm.callbacks.run_facts import code, data_facts, machine, tree_facts, versions
 from worldlm.callbacks.summary import row
 from worldlm.federation.parameters import Tensors
@@ -40,11 +41,12 @@ class Record(FederationCallback):
     is as it was. Figures that are no finite number are null. A run that was interrupted and taken up again writes what
     one that never stopped would have, but for `seconds` and `last_start`: how, where and by what code it was started,
     the last time.
+
+    A checkpoint holds a digest of the rounds, not the rounds, so that it does not grow with them: a run that goes on
+    reads them from the results.json of the checkpoint's run, and drops those that came after it.
     """
 
     def __init__(self) -> None:
-        self.rounds: list[dict[str, Any]] = []
-        """What each finished round came to."""
         self.changes: list[dict[str, Any]] = []
         """How the topology changed, and before which round, from 0."""
         self.initial_weights: str | None = None
@@ -53,10 +55,18 @@ class Record(FederationCallback):
         """Digest of every node's weights at the end; None before."""
         self.command = shlex.join(sys.argv)
         """The command line of this start."""
+        self._rounds = RoundLines()  # in process 0, which writes
+        self._promised: tuple[int, str] | None = None  # by a checkpoint: how many rounds, and their digest
+        self._routes = Counter[str]()  # up to the last finished round
         self._code: dict[str, str] = {}
         self._goes_on = False
         self._seconds = 0.0  # before this start
         self._started = time.monotonic()
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """What each finished round came to."""
+        return self._rounds.parsed()
 
     @staticmethod
     def path(trainer: WorldTrainer) -> Path:
@@ -68,8 +78,9 @@ class Record(FederationCallback):
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         self._started, self.final_weights = time.monotonic(), None
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._code = code()
+        if trainer.is_global_zero:
+            self._code = {} if trainer.fast_dev_run else code()  # type: ignore[attr-defined]
+            self._rounds = self._found(trainer)
         if self.initial_weights is None and not self._goes_on:
             self.initial_weights = weights_digest(trainer.world.states[trainer.topology.root.name].parameters)
 
@@ -85,17 +96,21 @@ class Record(FederationCallback):
 
     def so_far(self, trainer: WorldTrainer) -> RunRecord:
         """Return what the run came to, at the end of a round."""
-        if not self.rounds or self.rounds[-1]["round"] < trainer.world.round:  # else this was asked to record it before
-            self._add_round(trainer)
+        self._add_round(trainer)
         return RunRecord(method=trainer.topology.name, folder=trainer.folder, content=self.content(trainer))
 
     def content(self, trainer: WorldTrainer, finished: bool = False) -> dict[str, Any]:
         """Return what is written."""
+        return {**self._head(trainer, finished), "rounds": self.rounds}
+
+    # ------------------------------------------------------------------ what is written
+
+    def _head(self, trainer: WorldTrainer, finished: bool) -> dict[str, Any]:
         wanted = trainer.max_epochs
         return {
             "format": FORMAT,
             "finished": finished,
-            "rounds_done": len(self.rounds),
+            "rounds_done": len(self._rounds.lines),
             "rounds_wanted": wanted if wanted is not None and wanted >= 0 else None,
             "seed": trainer.seed,
             "changes": self.changes,
@@ -106,26 +121,22 @@ class Record(FederationCallback):
             "versions": versions(),
             "seconds": round(self._elapsed(), 3),
             "last_start": {"command": self.command, **machine(trainer), "code": self._code},
-            "rounds": self.rounds,
         }
 
-    # ------------------------------------------------------------------ what is written
-
     def _add_round(self, trainer: WorldTrainer) -> None:
-        number = trainer.world.round
-        self.rounds = [one for one in self.rounds if one["round"] < number]
-        self.rounds.append(self._round(trainer))
+        if not trainer.is_global_zero or self._rounds.last >= trainer.world.round:  # which somebody asked for before
+            return
+        before, self._routes = self._routes, self._all_routes(trainer)
+        self._rounds.add(self._round(trainer, self._routes - before))
 
-    def _round(self, trainer: WorldTrainer) -> dict[str, Any]:
-        before = sum((Counter(one["routes"]) for one in self.rounds), Counter[str]())
-        routes = sum(
-            (
-                one.routes(trainer.world)
-                for one in trainer.callbacks  # type: ignore[attr-defined]
-                if isinstance(one, ResidualExchange)
-            ),
-            Counter[str](),
-        )
+    @staticmethod
+    def _all_routes(trainer: WorldTrainer) -> Counter[str]:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        found = (one.routes(trainer.world) for one in callbacks if isinstance(one, ResidualExchange))
+        return sum(found, Counter[str]())
+
+    @staticmethod
+    def _round(trainer: WorldTrainer, routes: Counter[str]) -> dict[str, Any]:
         states = trainer.world.states
         return {
             "round": trainer.world.round,
@@ -135,25 +146,48 @@ class Record(FederationCallback):
                 for name, state in states.items()
                 if state.attention
             },
-            "routes": dict(sorted((routes - before).items())),
+            "routes": dict(sorted(routes.items())),
         }
 
     def _write(self, trainer: WorldTrainer, *, finished: bool) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return  # a trial leaves nothing behind, and one process writes
-        write_json(self.path(trainer), self.content(trainer, finished))
+        text = _pieces(self._head(trainer, finished), {"rounds": self._rounds.lines})
+        write_text(self.path(trainer), text, to_disk=True)  # before a checkpoint relies on it
 
     # ------------------------------------------------------------------ checkpoints
 
     def _elapsed(self) -> float:
         return self._seconds + time.monotonic() - self._started
 
+    def _found(self, trainer: WorldTrainer) -> RoundLines:
+        """Return the rounds that were finished before this start."""
+        if self._promised is None:
+            kept = self._rounds.before(trainer.current_epoch)
+            self._routes = self._routes if kept is self._rounds else kept.routes()  # this was another run's before
+            return kept
+        (number, digest), self._promised = self._promised, None
+        checkpoint = Path(str(trainer.ckpt_path)).absolute()
+        return find_rounds(number, digest, (checkpoint.parents[1], checkpoint.parent, trainer.folder))
+
     def state_dict(self) -> dict[str, Any]:
-        state = {"initial_weights": self.initial_weights, "rounds": list(self.rounds)}
+        state = {
+            "initial_weights": self.initial_weights,
+            "num_rounds": len(self._rounds.lines),
+            "rounds_digest": self._rounds.digest,
+            "routes": dict(self._routes),
+        }
         return {**state, "changes": list(self.changes)} if self.changes else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.initial_weights, self.rounds = state_dict["initial_weights"], list(state_dict["rounds"])
+        self.initial_weights = state_dict["initial_weights"]
+        if "rounds" in state_dict:  # of a version whose checkpoints held them
+            self._rounds = RoundLines(state_dict["rounds"])
+            self._promised = None
+            self._routes = self._rounds.routes()
+        else:
+            self._promised = state_dict["num_rounds"], state_dict["rounds_digest"]
+            self._routes = Counter(state_dict["routes"])
         self.changes = list(state_dict.get("changes", []))
 
     def on_save_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -191,17 +225,35 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If the content holds NaN or infinity.
     """
-    write_text(path, _lines(content))
+    write_text(path, _pieces(content))
 
 
-def _lines(content: Mapping[str, Any]) -> str:
-    """Lay JSON out without an indent, with which it is written many times as slowly."""
-    told = []
+def _pieces(content: Mapping[str, Any], more: Mapping[str, Sequence[str]] | None = None) -> Iterator[str]:
+    """Lay JSON out without an indent, with which it is written many times as slowly.
+
+    Args:
+        content: What is laid out.
+        more: Lists that come last, whose items are JSON already.
+    """
+    start = "{\n"
     for name, value in content.items():
-        lines = [value] if not isinstance(value, list) else value
-        text = ",\n  ".join(json.dumps(one, allow_nan=False) for one in lines)
-        told.append(f" {json.dumps(name)}: " + (f"[\n  {text}\n ]" if isinstance(value, list) else text))
-    return "{\n" + ",\n".join(told) + "\n}\n"
+        yield f"{start} {json.dumps(name)}: "
+        if isinstance(value, list):
+            yield from _items([json.dumps(one, allow_nan=False) for one in value])
+        else:
+            yield json.dumps(value, allow_nan=False)
+        start = ",\n"
+    for name, lines in (more or {}).items():
+        yield f"{start} {json.dumps(name)}: "
+        yield from _items(lines)
+    yield "\n}\n"
+
+
+def _items(lines: Sequence[str]) -> Iterator[str]:
+    yield "[\n  "
+    for i, line in enumerate(lines):
+        yield f",\n  {line}" if i else line
+    yield "\n ]"
 
 
 def _figures(trainer: WorldTrainer, node: Node) -> dict[str, Any]:
