@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from worldlm.federation.gaussian import composed_mu, gaussian_epsilon
 from worldlm.federation.parameters import Tensors, norm, subtract
 
 # A clipped update stays below the bound by more than the rounding of float32.
@@ -79,7 +80,7 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class PrivacyLedger:
-    """What one node has spent, by Opacus' accountants."""
+    """What one node has spent: exactly where it took part in all that was sampled, else by Opacus' accountants."""
 
     history: list[tuple[float, float, int]] = field(default_factory=list)
     """Runs of equal steps: noise multiplier, sample rate, number of steps."""
@@ -91,8 +92,9 @@ class PrivacyLedger:
     def epsilon(self, delta: float) -> float:
         """Return the epsilon spent at `delta`, an upper bound: infinity once a release had no noise.
 
-        By PRV (Gopi et al., arXiv 2106.02848); the looser RDP figure where PRV would be false or too large to
-        compute, that is for epsilons in the hundreds and very many steps.
+        Exact (Balle and Wang, arXiv 1805.06530) where every sample rate is 1. Else by PRV (Gopi et al., arXiv
+        2106.02848), and the looser RDP figure where PRV would be false or too large to compute, that is for epsilons in
+        the hundreds and very many steps.
         """
         return _epsilons(tuple(self.history), delta)[0]
 
@@ -126,6 +128,9 @@ def _epsilons(history: History, delta: float) -> tuple[float, float]:
     from opacus.accountants import PRVAccountant, RDPAccountant
 
     loose = _ask(RDPAccountant(), history, delta)
+    if all(rate == 1.0 for _, rate, _ in history):
+        mu = composed_mu((noise, steps) for noise, _, steps in history)
+        return gaussian_epsilon(mu, delta), max(0.0, loose)
     try:
         sound = _prv_is_sound(history, _ask(RDPAccountant(), history, delta / 4000), delta)
         tight = _ask(PRVAccountant(), history, delta) if sound else math.nan

@@ -1,4 +1,7 @@
-"""Epsilon: pinned figures, the closed form of the Gaussian mechanism, and the edges of Opacus' accountants."""
+"""Epsilon: pinned figures, the closed form of the Gaussian mechanism, and the edges of Opacus' accountants.
+
+Whoever takes part in all has the closed form; `NEARLY` all is what accountants are asked for, and costs no more.
+"""
 
 import math
 from itertools import pairwise
@@ -10,6 +13,7 @@ from scipy.special import log_ndtr
 from worldlm.federation.privacy import PrivacyLedger
 
 DELTA = 1e-5
+NEARLY = 0.9999
 
 
 def spent(*runs: tuple[float, float, int]) -> PrivacyLedger:
@@ -48,18 +52,30 @@ def test_the_closed_form_is_the_known_figure() -> None:
     assert exact_epsilon(1.0, 20) == pytest.approx(28.374, abs=0.001)
 
 
+@pytest.mark.parametrize("noise_multiplier", [1000.0, 20.0, 2.69, 1.0, 0.05, 1e-3, 1e-6])
+@pytest.mark.parametrize("num_steps", [1, 20, 20_000])
+@pytest.mark.parametrize("delta", [1e-14, 1e-5, 1e-2])
+def test_with_all_taking_part_it_is_the_closed_form(monkeypatch, noise_multiplier, num_steps, delta) -> None:
+    def must_not(*args, **kwargs):
+        raise AssertionError("gigabytes and seconds, more with every round")
+
+    monkeypatch.setattr(PRVAccountant, "get_epsilon", must_not)
+    found = spent((noise_multiplier, 1.0, num_steps)).epsilon(delta)
+    assert found == pytest.approx(exact_epsilon(noise_multiplier, num_steps, delta), rel=1e-9, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("noise_multiplier", "num_steps"), [(20.0, 1), (2.69, 20), (1.0, 1), (0.5, 20), (0.05, 1), (0.035, 1)]
 )
-def test_is_the_closed_form_or_a_hundredth_above(noise_multiplier, num_steps) -> None:
+def test_accounting_is_the_closed_form_or_a_hundredth_above(noise_multiplier, num_steps) -> None:
     exact = exact_epsilon(noise_multiplier, num_steps)
-    assert exact <= spent((noise_multiplier, 1.0, num_steps)).epsilon(DELTA) <= exact + 0.02
+    assert exact - 0.01 <= spent((noise_multiplier, NEARLY, num_steps)).epsilon(DELTA) <= exact + 0.02
 
 
 @pytest.mark.parametrize("delta", [1e-10, 1e-6, 1e-2])
 def test_other_deltas(delta) -> None:
     exact = exact_epsilon(1.0, 20, delta)
-    assert exact <= spent((1.0, 1.0, 20)).epsilon(delta) <= exact + 0.02
+    assert exact - 0.01 <= spent((1.0, NEARLY, 20)).epsilon(delta) <= exact + 0.02
 
 
 def test_changed_noise_composes() -> None:
@@ -84,18 +100,18 @@ def test_little_noise_gets_the_rdp_figure_without_asking_prv(monkeypatch, noise_
 
     monkeypatch.setattr(PRVAccountant, "get_epsilon", must_not)
     delta = 1.5e-5  # not in the cache
-    ledger, exact = spent((noise_multiplier, 1.0, num_steps)), exact_epsilon(noise_multiplier, num_steps, delta)
+    ledger, exact = spent((noise_multiplier, NEARLY, num_steps)), exact_epsilon(noise_multiplier, num_steps, delta)
     assert ledger.epsilon(delta) == ledger.epsilon_rdp(delta)
-    assert exact <= ledger.epsilon(delta) <= 1.1 * exact + 0.01
+    assert 0.99 * exact <= ledger.epsilon(delta) <= 1.1 * exact + 0.01
 
 
 def test_very_many_steps_get_the_rdp_figure() -> None:
-    ledger = spent((8.0, 1.0, 20_000))
+    ledger = spent((8.0, NEARLY, 20_000))
     assert exact_epsilon(8.0, 20_000) <= ledger.epsilon(DELTA) == ledger.epsilon_rdp(DELTA)
 
 
 def test_where_opacus_gives_up_the_rdp_figure_stands() -> None:
-    ledger = spent((1.0, 1.0, 20))  # PRV: "floating point errors will dominate"
+    ledger = spent((1.0, NEARLY, 20))  # PRV: "floating point errors will dominate"
     assert exact_epsilon(1.0, 20, 1e-14) <= ledger.epsilon(1e-14) == ledger.epsilon_rdp(1e-14)
 
 
@@ -108,12 +124,14 @@ def test_no_answer_of_prv_is_never_taken_for_a_figure(monkeypatch, failing) -> N
 
     monkeypatch.setattr(PRVAccountant, "get_epsilon", fail)
     delta = 2e-5 + 1e-9 * len(repr(failing))  # not in the cache
-    assert spent((1.0, 1.0, 20)).epsilon(delta) == spent((1.0, 1.0, 20)).epsilon_rdp(delta) > 25
+    ledger = spent((1.0, NEARLY, 20))
+    assert ledger.epsilon(delta) == ledger.epsilon_rdp(delta) > 25
 
 
 def test_epsilon_is_never_negative() -> None:
-    ledger = spent((5.0, 1.0, 1))  # Opacus: -0.68, -0.65
-    assert (ledger.epsilon(0.5), ledger.epsilon_rdp(0.5)) == (0.0, 0.0)
+    for rate in (1.0, NEARLY):
+        ledger = spent((5.0, rate, 1))  # Opacus: -0.68, -0.65
+        assert (ledger.epsilon(0.5), ledger.epsilon_rdp(0.5)) == (0.0, 0.0)
 
 
 def test_an_empty_ledger_has_spent_nothing() -> None:
@@ -150,7 +168,7 @@ def test_epsilon_rises_with_every_step() -> None:
 
 
 def test_epsilon_keeps_rising_where_rdp_takes_over() -> None:
-    ledgers = [spent((0.05, 1.0, num_steps)) for num_steps in (1, 2, 3, 4)]
+    ledgers = [spent((0.05, NEARLY, num_steps)) for num_steps in (1, 2, 3, 4)]
     found = [ledger.epsilon(DELTA) for ledger in ledgers]
     assert found == sorted(found)
     by_rdp = [ledger.epsilon(DELTA) == ledger.epsilon_rdp(DELTA) for ledger in ledgers]
