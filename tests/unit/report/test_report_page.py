@@ -228,6 +228,16 @@ def test_an_unfinished_run_says_so(lay: Lay) -> None:
 
 
 @pytest.mark.usefixtures("empty_pictures")
+def test_what_a_repetition_is_held_against_is_shown(lay: Lay) -> None:
+    started = {"command": "worldlm fit --recipe tiny", "code": {"worldlm": "abc-dirty", "folder": "def"}}
+    page = told(lay(last_start=started, final_weights={"world": "digest 2", "a": "digest 3"}))
+    assert "commit of worldlmabc-dirtycommit of the folderdef" in page.text
+    assert "digest of the root's final weightsdigest 2" in page.text
+    assert "worldlm fit --repeat runs/tiny/version_0" in page.text
+    assert "--repeat" not in told(lay("begun", finished=False)).text
+
+
+@pytest.mark.usefixtures("empty_pictures")
 def test_what_older_versions_did_not_write_is_left_out(lay: Lay, content: Callable[..., dict[str, Any]]) -> None:
     old = content()
     del old["last_start"]
