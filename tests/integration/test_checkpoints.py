@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,38 @@ def test_a_crash_while_saving_leaves_the_old_file(last: Path, monkeypatch: pytes
         AtomicCheckpointIO().save_checkpoint({}, last)
     assert last.read_bytes() == before
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("taken", [0.0, 0.5, 1.0])
+def test_a_disk_that_is_full_is_told_of_whenever_that_is(
+    taken: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every write of a checkpoint, of which a part was taken: torch has other words for some of them."""
+    target, write, calls = tmp_path / "last.ckpt", BufferedWriter.write, 0
+
+    def fill(file: BufferedWriter, content: Any) -> int:
+        nonlocal calls
+        calls += 1
+        if calls < full:
+            return write(file, content)
+        write(file, memoryview(content).cast("B")[: int(taken * memoryview(content).nbytes)])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    content = {f"w{i}": torch.ones(size) for i, size in enumerate((10, 1000, 20000))}
+    AtomicCheckpointIO().save_checkpoint(content, target)
+    before = target.read_bytes()
+    monkeypatch.setattr("worldlm.loop.checkpoint_io._Forgetful.write", fill)
+    full, told = 0, set()
+    while True:
+        full, calls = full + 1, 0
+        try:
+            AtomicCheckpointIO().save_checkpoint(content, target)
+        except OSError as error:
+            told |= {str(error), target.read_bytes() == before}
+        else:
+            break
+    assert told == {f"[Errno 28] No space left on device: '{target}'", True}
+    assert full > 20
 
 
 def test_while_saving_the_old_file_is_whole(last: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,16 @@ class _Forgetful(BufferedWriter):
         return super().write(content)
 
 
+def _save(checkpoint: dict[str, Any], file: BufferedWriter) -> None:
+    """Write a checkpoint; torch has words of its own about a file that the disk did not take."""
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes to the disk, and renames; reads with `weights_only=True` always.
 
@@ -49,7 +59,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             OSError: If it cannot be written, with its name; the old one stays.
         """
         with whole_file(Path(path)) as partial, _Forgetful(partial.open("wb", buffering=0)) as file:
-            torch.save(checkpoint, file)
+            _save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
 
