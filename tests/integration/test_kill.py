@@ -9,118 +9,30 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from breaking import MOMENTS, break_off, carry_out, count_calls, kill, refuse_to_write
 
-from worldlm.cli import main
 from worldlm.federation.saved import read_checkpoint
 
-MOMENTS = {
-    "tokenising": "worldlm.data.packing:Packing.append",
-    "packed": "worldlm.data.packing:Packing.finish",
-    "fitting": "worldlm.models:LanguageModule.training_step",
-    "aggregating": "worldlm.loop.steps:Steps._aggregate",
-    "talking": "worldlm.loop.steps:Steps._upload",
-    "paging": "worldlm.federation.pages:save_file",
-    "writing a checkpoint": "worldlm.loop.checkpoint_io:_Forgetful.write",
-    "renaming a file": "pathlib:Path.replace",
-    "recording": "worldlm.callbacks.record:Record._write",
-}
-"""Where a run may be killed: what is called at those moments."""
 KILLED = -signal.SIGKILL
 FIT = ("fit", "--recipe", "tiny.yaml", "--ckpt_path", "last")
 
 
-def _find(moment: str) -> tuple[Any, str]:
-    """Return what owns the function that is called at a moment, and the function's name."""
-    module, _, path = MOMENTS[moment].partition(":")
-    *owners, name = path.split(".")
-    owner: Any = import_module(module)
-    for one in owners:
-        owner = getattr(owner, one)
-    return owner, name
-
-
-def _kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _refuse_to_write(number: int) -> None:
-    raise OSError(number, os.strerror(number))
-
-
-def _break(moment: str, number: int, where: str, how: Callable[[], None] = _kill) -> None:
-    """Break this process off at its so-manieth call of a moment's function: before, after or within it."""
-    owner, name = _find(moment)
-    original, calls = getattr(owner, name), 0
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls < number:
-            return original(*args, **kwargs)
-        if where == "after":
-            original(*args, **kwargs)
-        if where == "within" and moment == "paging":
-            original(*args, **kwargs)
-            os.truncate(args[1], Path(args[1]).stat().st_size // 2)
-        if where == "within" and moment == "writing a checkpoint":
-            original(args[0], memoryview(args[1]).cast("B")[: memoryview(args[1]).nbytes // 2])
-            args[0].flush()
-        return how()
-
-    setattr(owner, name, wrapped)
-
-
-def _count_calls(path: Path) -> None:
-    """Let this process write down how often it comes to every moment."""
-    counts: Counter[str] = Counter()
-
-    def wrap(moment: str) -> None:
-        owner, name = _find(moment)
-        original = getattr(owner, name)
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            counts[moment] += 1
-            found = original(*args, **kwargs)
-            if moment == "recording":
-                path.write_text(json.dumps(counts))
-            return found
-
-        setattr(owner, name, wrapped)
-
-    for moment in MOMENTS:
-        wrap(moment)
-
-
-def _carry_out(arguments: tuple[str, ...], log: Path, prepare: Callable[[], None]) -> None:
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = (os.fdopen(one, "w", buffering=1, closefd=False) for one in (1, 2))
-    prepare()
-    status = main(arguments)
-    sys.stdout.flush()
-    os._exit(status)
-
-
-def begin(log: Path, prepare: Callable[[], None] = lambda: None, arguments: tuple[str, ...] = FIT) -> BaseProcess:
-    """Start a command in a process forked from this one, which has imported everything already."""
-    process = multiprocessing.get_context("fork").Process(target=_carry_out, args=(arguments, log, prepare))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking, which is safe with one thread
-        process.start()
+def begin(log: Path, prepare: Callable[[], object] = dict, arguments: tuple[str, ...] = FIT) -> BaseProcess:
+    """Start a command in a process forked from one that has imported everything, and has no threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["breaking", "worldlm.run"])
+    process = context.Process(target=carry_out, args=(arguments, log, prepare))
+    process.start()
     return process
 
 
@@ -157,7 +69,7 @@ def undisturbed(shore: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("tiny.yaml", "shore.yaml", "hills.txt", "hills_too.txt", "sea.txt", "sea_too.txt"):
         (calm / name).symlink_to(shore.parent / name)
     monkeypatch.chdir(calm)
-    assert finish(begin(calm / "log.txt", partial(_count_calls, calm / "calls.json"))) == 0, (
+    assert finish(begin(calm / "log.txt", partial(count_calls, calm / "calls.json"))) == 0, (
         calm / "log.txt"
     ).read_text()
     monkeypatch.chdir(shore.parent)
@@ -193,13 +105,13 @@ def test_broken_off_at_every_kind_of_moment(undisturbed: Path, differences: Call
         number, where = chance.randint(1, max(1, calls[moment] // 8)), chance.choice(["before", "after", "within"])
         told += f"; {moment}, call {number}, {where}"
         log.write_text("")
-        return finish(begin(log, partial(_break, moment, number, where, how)))
+        return finish(begin(log, partial(break_off, moment, number, where, how)))
 
     for moment in ("tokenising", "fitting", "paging", "writing a checkpoint", "aggregating"):
-        assert breaks_off(moment, _kill) == KILLED, told + log.read_text()
+        assert breaks_off(moment, kill) == KILLED, told + log.read_text()
     for moment in ("writing a checkpoint", "paging", "recording"):
         reason = chance.choice([errno.ENOSPC, errno.EROFS])
-        assert breaks_off(moment, partial(_refuse_to_write, reason)) == 2, told + log.read_text()
+        assert breaks_off(moment, partial(refuse_to_write, reason)) == 2, told + log.read_text()
         said = log.read_text().splitlines()[-1]
         assert said.startswith("worldlm: "), told
         assert said.endswith("; once that is put right, go on with --ckpt_path last"), told + said
@@ -237,7 +149,7 @@ def test_killed_fifty_times(undisturbed: Path, differences: Callable[..., list[s
                 moment = chance.choice([*MOMENTS])
                 where = chance.choice(["before", "after", "within"])
                 number = chance.randint(1, max(1, calls[moment] // 3))
-                status = finish(begin(log, partial(_break, moment, number, where)))
+                status = finish(begin(log, partial(break_off, moment, number, where)))
             in_this_run += 1
             hit[moment] += int(status == KILLED)
         assert status == 0, f"seed {seed}: {log.read_text()}"
