@@ -11,23 +11,12 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from worldlm.callbacks import (
-    KeepTokenizer,
-    LastCheckpoint,
-    NodeMetrics,
-    NodeValidation,
-    Pictures,
-    Record,
-    RoundProgress,
-    Samples,
-    Summary,
-    Traffic,
-)
+from worldlm.callbacks import Record
+from worldlm.callbacks.always import ALWAYS
 from worldlm.callbacks.summary import headline
 from worldlm.data import CorpusDataModule
 from worldlm.loop import RankLost, WorldTrainer
@@ -39,12 +28,6 @@ from worldlm.run_folder import LAST, at_work, find_checkpoint, find_version, top
 from worldlm.terminal import log_to_terminal, quiet_libraries
 from worldlm.topology import Shape, find_file
 from worldlm.topology.lines import LinesError, Reader
-
-ALWAYS: dict[str, tuple[type[Callback], ...]] = {
-    "fit": (NodeMetrics, Samples, Traffic, Record, Pictures, KeepTokenizer, LastCheckpoint, RoundProgress, Summary),
-    "validate": (NodeValidation,),
-    "prepare": (),
-}
 
 
 class UsageError(ValueError):

@@ -15,6 +15,7 @@ from worldlm.callbacks.proximal import Proximal
 from worldlm.callbacks.record import Record
 from worldlm.callbacks.residual_exchange import ResidualExchange
 from worldlm.callbacks.robust_averaging import RobustAveraging
+from worldlm.callbacks.same_text import SameText
 from worldlm.callbacks.samples import Samples
 from worldlm.callbacks.summary import Summary
 from worldlm.callbacks.token_rows import TokenRows
@@ -37,6 +38,7 @@ __all__ = [
     "ResidualExchange",
     "RobustAveraging",
     "RoundProgress",
+    "SameText",
     "Samples",
     "Summary",
     "TokenRows",
