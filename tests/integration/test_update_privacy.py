@@ -153,15 +153,20 @@ root:
     assert trainer.world.states["south"].bytes_up == num_bytes(trainer.world.states["south"].parameters)
 
 
-def test_a_private_node_that_diverged_is_named(star: Make, fit: Make) -> None:
+def test_a_private_node_that_diverged_sends_noise_and_the_world_goes_on(
+    star: Make, fit: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     class Diverge(FederationCallback):
         def on_local_fit_end(self, trainer: Any, context: Any) -> None:
             if (context.round, context.node.name) == (1, "b"):
                 next(iter(context.state.parameters.values())).fill_(torch.nan)
 
     topology = star("ab", "privacy: {clip_norm: 0.2, noise_multiplier: 1.0}")
-    with pytest.raises(ValueError, match="round 1: what b sends cannot be made private: the update holds NaN"):
-        fit(topology, [Averaging(), UpdatePrivacy(), Diverge()], limit_val_batches=0)
+    trainer = fit(topology, [Averaging(), privacy := UpdatePrivacy(), Diverge()], limit_val_batches=0, max_epochs=3)
+    told = "round 1: what b would send holds NaN or infinite values: it sends its noise alone"
+    assert [one for one in caplog.messages if "NaN" in one] == [told]
+    assert _history(privacy, trainer.world)["b"] == [(1.0, 1.0, 3)]  # nobody learns that it diverged
+    assert all(bool(tensor.isfinite().all()) for tensor in trainer.world.states["world"].parameters.values())
 
 
 def test_privacy_that_nobody_provides_is_an_error_before_the_first_step(star: Make, trainer_for: Make) -> None:

@@ -1,6 +1,7 @@
 """Update-level differential privacy at every edge whose topology asks for it."""
 
 import logging
+import math
 from dataclasses import replace
 
 import torch
@@ -51,7 +52,7 @@ class UpdatePrivacy(PrivacyLedgers):
             if self._is_affordable(context, privacy, residual)
         ]
         norm, name = safe.update_norm, context.node.name
-        scalars = {f"{name}/update_norm": norm, f"{name}/update_clipped": float(norm > privacy.clip_norm)}
+        scalars = {f"{name}/update_norm": norm, f"{name}/update_clipped": float(not norm <= privacy.clip_norm)}
         log_scalars(trainer, scalars, context.round)
         self._log_epsilon(trainer, context, privacy, "epsilon")
         parts = {part: {name: safe.tensors[name] for name in tensors} for part, tensors in upload.parts.items()}
@@ -62,11 +63,11 @@ class UpdatePrivacy(PrivacyLedgers):
         self._spend(context.state, privacy.noise_multiplier)
         generator = torch.Generator().manual_seed(context.seed(purpose))
         bounds = {"clip_norm": privacy.clip_norm, "noise_multiplier": privacy.noise_multiplier}
-        try:
-            return sanitise(model, start, **bounds, generator=generator)
-        except ValueError as error:
-            told = f"round {context.round}: what {context.node.name} sends cannot be made private: {error}"
-            raise ValueError(told) from error
+        safe = sanitise(model, start, **bounds, generator=generator)
+        if not math.isfinite(safe.update_norm):
+            told = "round %d: what %s would send holds NaN or infinite values: it sends its noise alone"
+            log.warning(told, context.round, context.node.name)
+        return safe
 
     def _release_residual(self, context: Context, privacy: Privacy, residual: Residual, start: Tensors) -> Residual:
         """Sanitise a residual that leaves with the upload: its origin did so for itself, not for the federation."""

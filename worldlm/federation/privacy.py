@@ -27,7 +27,7 @@ class Sanitised:
 
     tensors: Tensors
     update_norm: float
-    """L2 norm of the update before clipping."""
+    """L2 norm of the update before clipping; not finite where the update was not."""
 
 
 @torch.no_grad()
@@ -41,7 +41,8 @@ def sanitise(
 ) -> Sanitised:
     """Clip the update `model - start` to an L2 norm and add Gaussian noise.
 
-    ``U <- U * min(1, C / |U|) + N(0, (sigma C)^2)`` per coordinate, all tensors taken as one vector.
+    ``U <- U * min(1, C / |U|) + N(0, (sigma C)^2)`` per coordinate, all tensors taken as one vector. An update that is
+    not finite is clipped to nothing: what leaves is noise. To send none would tell that it diverged.
 
     Args:
         model: What the node trained, by name.
@@ -54,19 +55,18 @@ def sanitise(
         New tensors `start + U`; the model's own where nothing had to be done.
 
     Raises:
-        ValueError: If the update is not finite, or noise is asked for without a bound.
+        ValueError: If noise is asked for without a bound.
     """
     if noise_multiplier > 0 and math.isinf(clip_norm):
         raise ValueError("noise_multiplier needs a finite clip_norm: unclipped updates have no sensitivity")
     update = subtract({name: _at_least_float32(tensor) for name, tensor in model.items()}, start)
     length = norm(update)
-    if not math.isfinite(length):
-        raise ValueError("the update holds NaN or infinite values, and cannot be clipped")
-    scale = 1.0 if length <= clip_norm else clip_norm / length * _MARGIN
-    if scale == 1.0 and noise_multiplier == 0.0:
+    is_bounded = length <= clip_norm or math.isinf(clip_norm)
+    scale = 1.0 if is_bounded else clip_norm / length * _MARGIN
+    if is_bounded and noise_multiplier == 0.0:
         return Sanitised(dict(model), length)
     for name, tensor in update.items():
-        tensor.mul_(scale)
+        tensor.mul_(scale) if math.isfinite(length) else tensor.zero_()
         if noise_multiplier > 0:
             noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
             tensor.add_(noise.to(tensor.device), alpha=noise_multiplier * clip_norm)
