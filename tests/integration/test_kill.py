@@ -88,8 +88,10 @@ def came_to(folder: Path) -> dict[str, Any]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """What lies about in a run's folder and in the cache that a finished run has no use for."""
-    return [str(path) for path in folder.rglob("*") if ".partial" in path.name or path.suffix == ".new"]
+    """What lies about in the cache and in the last run's folder that a finished run has no use for."""
+    last = max(folder.glob("runs/tiny/version_*"), key=lambda path: int(path.name[8:]))
+    found = [path for place in (last, folder / "cache") for path in place.rglob("*")]
+    return [str(path) for path in found if ".partial" in path.name or path.suffix == ".new"]
 
 
 def test_broken_off_at_every_kind_of_moment(undisturbed: Path, differences: Callable[..., list[str]]) -> None:
