@@ -30,6 +30,7 @@ HELP = f"""worldlm {__version__}: language models trained across federations of 
 
 Recipes and topologies are found by path, or by name in ./recipes and ./topologies and among those that come with
 WorldLM. `worldlm fit --help` lists all settings. Several --recipe are laid over one another, the last one wins.
+A class_path in a recipe runs code: with --safe only classes of worldlm, torch and lightning may be named.
 
 Exit status: 0 all went well, 1 a run failed or its repetition did not match, 2 something you can put right, 130 or 143
 stopped by Ctrl-C or SIGTERM.

@@ -15,6 +15,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from worldlm.topology.compose import line_of, pairs
 from worldlm.topology.lines import LinesError, Reader, read_text, suggest
+from worldlm.trust import denied, refusal, refusal_of_class
 
 
 class RecipeError(LinesError):
@@ -36,12 +37,13 @@ class LayRecipe(ActionConfigFile):
             cfg["federation.settings"] = {**before, **after}
 
 
-def read_recipe(path: Path, known: Collection[str]) -> Reader:
+def read_recipe(path: Path, known: Collection[str], safe: bool = False) -> Reader:
     """Check the keys and classes of a recipe.
 
     Args:
         path: The YAML file.
         known: Dotted names of all settings, such as `trainer.max_epochs`; below them anything goes.
+        safe: Whether to refuse, without importing them, classes that `worldlm.trust` does not allow.
 
     Returns:
         The document, to look up lines in.
@@ -53,7 +55,7 @@ def read_recipe(path: Path, known: Collection[str]) -> Reader:
     if not isinstance(reader.root, yaml.MappingNode):
         reader.fail(1, "a recipe must be a mapping (key: value)")
     _check_keys(reader, reader.root, "", known)
-    _check_classes(reader, reader.root)
+    _check_classes(reader, reader.root, safe)
     reader.finish()
     return reader
 
@@ -110,23 +112,23 @@ def _check_keys(reader: Reader, node: yaml.Node, prefix: str, known: Collection[
         reader.report(entry.line, f"unknown key {path!r}{suggest(name, siblings)}")
 
 
-def _check_classes(reader: Reader, node: yaml.Node) -> None:
+def _check_classes(reader: Reader, node: yaml.Node, safe: bool) -> None:
     """Check every class_path, and the names of its init_args."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _check_classes(reader, item)
+            _check_classes(reader, item, safe)
     if not isinstance(node, yaml.MappingNode):
         return
     entries = {key.value: entry for key, entry in pairs(node)}
     if "class_path" in entries:
         path = entries["class_path"]
-        found, wrong = find_class(str(path.node.value))
+        found, wrong = find_class(str(path.node.value), safe)
         if wrong:
             reader.report(path.line, wrong)
         elif found is not None and "init_args" in entries:
             _check_arguments(reader, found, str(path.node.value), entries["init_args"].node)
     for entry in entries.values():
-        _check_classes(reader, entry.node)
+        _check_classes(reader, entry.node, safe)
 
 
 def _check_arguments(reader: Reader, found: Any, name: str, node: yaml.Node) -> None:
@@ -140,8 +142,12 @@ def _check_arguments(reader: Reader, found: Any, name: str, node: yaml.Node) -> 
             reader.report(line_of(key), told)
 
 
-def find_class(path: str) -> tuple[Any | None, str]:
+def find_class(path: str, safe: bool = False) -> tuple[Any | None, str]:
     """Import what a class_path names.
+
+    Args:
+        path: The dotted path.
+        safe: Whether to refuse what `worldlm.trust` does not allow.
 
     Returns:
         The class and "", or None and what is wrong; None and "" for a bare name, which jsonargparse looks up.
@@ -149,6 +155,8 @@ def find_class(path: str) -> tuple[Any | None, str]:
     module_name, _, name = path.rpartition(".")
     if not module_name:
         return None, ""
+    if safe and (wrong := refusal(path)):
+        return None, wrong
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -157,6 +165,8 @@ def find_class(path: str) -> tuple[Any | None, str]:
     if not isinstance(found, type):
         near = suggest(name, [one for one, value in vars(module).items() if isinstance(value, type)])
         return None, f"class_path {path!r}: {module_name} has no class {name!r}{near}"
+    if safe and (wrong := refusal_of_class(found)):  # what a module imported from elsewhere is no class of its own
+        return None, wrong
     return found, ""
 
 
@@ -183,6 +193,8 @@ def explain(message: str, readers: Collection[Reader], known: Collection[str], g
     overridden = {one.removeprefix("--").split("=")[0] for one in given if one.startswith("--")}
     if unknown := re.match(r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE):
         return f"no setting --{unknown.group(1)}{suggest(unknown.group(1), known)}"
+    if path := denied(message):
+        return _with_place_of_value(refusal(path), path, readers)
     keys = re.findall(r'Parser key "([\w.]+)":', message)
     if not keys and "Union subtypes" not in message:
         elsewhere = tuple(f"{one.rsplit('.', 1)[-1]} " for one in overridden)
@@ -215,3 +227,10 @@ def _with_place(message: str, key: str, readers: Collection[Reader]) -> str:
     value = re.search(r"(?:is|Got value:|got) '?([^\s':,]+)'?", message)
     place = line_of_key(readers, name.group().rstrip("."), value and value.group(1)) if name else ""
     return f"{place}: {message}" if place else message
+
+
+def _with_place_of_value(message: str, value: str, readers: Collection[Reader]) -> str:
+    places = (
+        f"{reader.source}:{line}: " for reader in readers for _, line, text in _keys(reader.root, "") if text == value
+    )
+    return f"{next(places, '')}{message}"

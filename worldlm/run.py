@@ -28,6 +28,7 @@ from worldlm.run_folder import LAST, at_work, find_checkpoint, find_version, top
 from worldlm.terminal import log_to_terminal, quiet_libraries
 from worldlm.topology import Shape, find_file
 from worldlm.topology.lines import LinesError, Reader
+from worldlm.trust import OPTION, look_here_too, only_allowed
 
 
 class UsageError(ValueError):
@@ -44,8 +45,8 @@ class RecipeParser(LightningArgumentParser):
 class RecipeCLI(LightningCLI):
     """Builds model, data and trainer from recipes, and runs them in a folder of their own: runs/NAME/version_N."""
 
-    def __init__(self, recipes: list[Path], typed: str = "") -> None:
-        self.recipes, self.typed = recipes, typed
+    def __init__(self, recipes: list[Path], typed: str = "", safe: bool = False) -> None:
+        self.recipes, self.typed, self.safe = recipes, typed, safe
         self.readers: list[Reader] = []
         self.known: set[str] = set()
         self.folder: Path | None = None
@@ -97,7 +98,7 @@ class RecipeCLI(LightningCLI):
         """Check the recipes' names before their values."""
         settings = (action.dest for action in self._subcommand_parsers[sys.argv[1]]._actions)
         self.known = {name for name in settings if not name.endswith(".help")}
-        self.readers = [read_recipe(path, self.known) for path in self.recipes]
+        self.readers = [read_recipe(path, self.known, self.safe) for path in self.recipes]
         super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
@@ -166,7 +167,9 @@ class RecipeCLI(LightningCLI):
         from_there = f"; goes on from {self.checkpoint}" if self.checkpoint else ""
         rank_zero_only(print)(headline(trainer, self.model) + from_there)
         if isinstance(trainer.strategy, WorldStrategy):
-            trainer.strategy.command = [sys.executable, "-m", "worldlm", *sys.argv[1:]]
+            # -P: Python would look in the current folder first
+            begin, end = (["-P"], [OPTION]) if self.safe else ([], [])
+            trainer.strategy.command = [sys.executable, *begin, "-m", "worldlm", *sys.argv[1:], *end]
         before = signal.signal(signal.SIGINT, lambda *_: _interrupt(trainer))
         trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         try:
@@ -187,7 +190,8 @@ class RecipeCLI(LightningCLI):
 
     def told_to_go_on(self, given: list[str]) -> str:
         """Return the command that goes on with a fit that was stopped."""
-        again = " ".join([*(f"--recipe {path}" for path in self.recipes), *topology_arguments(given)])
+        options = [*topology_arguments(given), *([OPTION] if self.safe else [])]
+        again = " ".join([*(f"--recipe {path}" for path in self.recipes), *options])
         return f"worldlm fit {again} --ckpt_path last"
 
     def validate(self, **kwargs: Any) -> None:
@@ -229,18 +233,18 @@ def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
     """
     quiet_libraries()
     keep_freed_memory()
-    typed = shlex.join(["worldlm", *given])
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # where a recipe's classes of the user's own are, behind all that is installed
-    given, recipes = _resolve(given)
+    typed, safe = shlex.join(["worldlm", *given]), OPTION in given
+    if not safe:
+        look_here_too()
+    given, recipes = _resolve([one for one in given if one != OPTION])
     if not recipes and not {"-h", "--help"} & set(given):
         told = f"{given[0]} needs a recipe: worldlm {given[0]} --recipe NAME_OR_PATH; try --recipe quickstart"
         raise RecipeError([told])
     sys.argv = ["worldlm", *given]
     cli = kind.__new__(kind)
     try:
-        with log_to_terminal():
-            cli.__init__(recipes, typed)  # type: ignore[misc]
+        with log_to_terminal(), only_allowed(safe):
+            cli.__init__(recipes, typed, safe)  # type: ignore[misc]
     except SIGTERMException:
         rank_zero_only(print)(f"stopped; go on with: {cli.told_to_go_on(given)}. results so far: {cli.folder}")
         return 143

@@ -319,7 +319,7 @@ def test_a_report_says_how_to_repeat_a_run(shore: Path) -> None:
 
 def test_several_processes(shore: Path) -> None:
     """They come to what one comes to, and speak with one voice; validate needs but one."""
-    two = worldlm_command("fit", "--recipe", str(shore), "--trainer.devices", "2")
+    two = worldlm_command("fit", "--safe", "--recipe", str(shore), "--trainer.devices", "2")
     assert (two.returncode, two.stdout.count("shore: 5 nodes"), two.stdout.count("done.")) == (0, 1, 1), two.stderr
     assert [mark for mark in ("\x1b", "\r", "%|") if mark in two.stdout + two.stderr] == []  # no terminal, no bars
     assert main(["fit", "--recipe", str(shore), "--name", "one"]) == 0

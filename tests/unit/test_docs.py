@@ -40,6 +40,7 @@ from worldlm.repeat.command import split_off_run
 from worldlm.report import command as report_command
 from worldlm.run import _resolve
 from worldlm.topology import find_file, load_topology, parse_topology
+from worldlm.trust import OPTION
 
 TOP = Path(__file__).resolve().parents[2]
 PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
@@ -147,7 +148,7 @@ def check_settings(reading: Any, given: list[str]) -> None:
     assert recipes, "names no recipe"
     for path in recipes:
         read_recipe(path, reading.known)
-    parsed = reading.parser.parse_args([one for one in arguments if one != "--print_config"])
+    parsed = reading.parser.parse_args([one for one in arguments if one not in ("--print_config", OPTION)])
     load_topology(find_file("topologies", parsed[given[0]].federation.topology))
 
 

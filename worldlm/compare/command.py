@@ -18,6 +18,7 @@ from worldlm.compare.records import ORDER, by_method, common_nodes, in_order, is
 from worldlm.compare.table import LEGEND, comma_separated, for_terminal, markdown, rows
 from worldlm.results import RunRecord, read_results, results_of
 from worldlm.topology.lines import LinesError
+from worldlm.trust import OPTION
 
 REFERENCES = ("methods/local", "methods/centralized_steps", "methods/centralized_tokens")
 """What --reference adds: nobody shares, and all text in one place."""
@@ -52,7 +53,9 @@ def compare(given: Sequence[str], start: Start = start_process) -> int:
         parser.error("needs --recipe and --methods, or --read RUN_FOLDER")
     methods = [*options.methods, *(REFERENCES if options.reference else ())]
     name = options.name or f"compare-{Path(options.recipe[-1]).stem}"
-    runs = plan_runs(options.recipe, methods, options.seeds, name=name, runs=options.runs, overrides=overrides)
+    runs = plan_runs(
+        options.recipe, methods, options.seeds, name=name, runs=options.runs, overrides=overrides, safe=options.safe
+    )
     return _carry_out(runs, Path(options.runs, name), options.jobs, start)
 
 
@@ -124,6 +127,9 @@ def _parser() -> Parser:
     parser.add_argument("--runs", default="runs", help="folder of all runs")
     parser.add_argument("--jobs", type=_positive, default=1, help="runs at a time, which share the cores")
     parser.add_argument("--read", nargs="+", metavar="RUN_FOLDER", help="run nothing: compare these finished runs")
+    parser.add_argument(
+        OPTION, action="store_true", help="refuse classes in recipes but worldlm's, torch's, lightning's"
+    )
     parser.epilog = "Any other --a.b value is handed on to every run."
     return parser
 

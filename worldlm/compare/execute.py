@@ -17,6 +17,7 @@ from typing import Protocol
 
 from worldlm.compare.plan import PlannedRun
 from worldlm.compare.records import is_finished
+from worldlm.trust import OPTION
 
 STDERR = "stderr.txt"
 STDOUT = "stdout.txt"
@@ -56,10 +57,11 @@ class _Working:
 
 def start_process(run: PlannedRun, threads: int) -> Process:
     """Start a run as a process of its own, whose output goes to files in its folder."""
+    alone = ["-P"] if OPTION in run.command else []  # or Python would look in the current folder first
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # what the user has set wins
     with (run.folder / STDOUT).open("w") as out, (run.folder / STDERR).open("w") as err:
         return subprocess.Popen(
-            [sys.executable, "-m", "worldlm", *run.command],
+            [sys.executable, *alone, "-m", "worldlm", *run.command],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,

@@ -14,6 +14,7 @@ import yaml
 
 from worldlm.topology import find_file
 from worldlm.topology.lines import LinesError
+from worldlm.trust import OPTION
 
 SETTINGS = "settings.json"
 """Beside a run's versions: what it was started with."""
@@ -53,6 +54,7 @@ def plan_runs(
     name: str,
     runs: str,
     overrides: Sequence[str] = (),
+    safe: bool = False,
 ) -> list[PlannedRun]:
     """Lay out a run for every method and seed, the methods of one seed beside one another.
 
@@ -63,6 +65,7 @@ def plan_runs(
         name: The comparison's folder.
         runs: The folder of all runs.
         overrides: What is handed on to every run, such as `--trainer.max_epochs`, `3`.
+        safe: Whether all runs refuse the classes that `worldlm.trust` does not allow.
 
     Raises:
         LinesError: If two methods have one name, or a seed is given twice.
@@ -75,20 +78,21 @@ def plan_runs(
         if doubled := [value for value, count in Counter(values).items() if count > 1]:
             raise LinesError([f"--{what} names {', '.join(doubled)} twice"])
     return [
-        _planned([*base, *paths], method, seed, name, runs, overrides)
+        _planned([*base, *paths], method, seed, name, runs, overrides, safe)
         for seed in seeds
         for method, paths in zip(names, own, strict=True)
     ]
 
 
 def _planned(
-    recipes: Sequence[Path], method: str, seed: int, name: str, runs: str, overrides: Sequence[str]
+    recipes: Sequence[Path], method: str, seed: int, name: str, runs: str, overrides: Sequence[str], safe: bool
 ) -> PlannedRun:
     inner = f"{name}/{method}-{seed}"
     command = ["fit"]
     for path in recipes:
         command += ["--recipe", str(path)]
     command += ["--seed_everything", str(seed), "--name", inner, "--runs", runs, "--ckpt_path", "last", *overrides]
+    command += [OPTION] if safe else []
     topology = _topology(recipes, overrides)
     settings = {
         "recipes": {Path(*path.parts[-2:]).as_posix(): _digest(path) for path in recipes},

@@ -16,7 +16,7 @@ from worldlm.models import LanguageModule
 from worldlm.run import RecipeCLI, UsageError, run
 from worldlm.topology.lines import LinesError
 
-USAGE = """usage: worldlm topology estimate RECIPE [--recipe ANOTHER ...] [--tokens_per_second X] [--a.b value ...]
+USAGE = """usage: worldlm topology estimate RECIPE [--recipe ANOTHER ...] [--tokens_per_second X] [--safe] [--a.b X ...]
 RECIPE is a name or a path; --recipe lays others over it, and any setting of `worldlm prepare` may be given.
 Without --tokens_per_second, the speed of models below 200 M parameters is measured by a few steps on this machine."""
 

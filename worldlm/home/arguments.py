@@ -17,6 +17,9 @@ def run_parser(command: str, description: str) -> Parser:
     parser.add_argument(
         "--round", type=whole(1), metavar="N", help="as it was after this round, from 1, if it was kept; default: last"
     )
+    parser.add_argument(
+        "--trust", action="store_true", help="run the code of any class that the run's config.yaml, or a recipe, names"
+    )
     return parser
 
 

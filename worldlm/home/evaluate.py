@@ -44,7 +44,7 @@ def evaluate(given: Sequence[str]) -> int:
         return 0
     changes = {name: value for name in ("root", "cache_dir") if (value := getattr(options, name)) is not None}
     with line_by_line():
-        run = open_run(options.run, options.round)
+        run = open_run(options.run, options.round, options.trust)
         nodes = run.choose(options.node or run.names)
         texts = find_texts(
             run, options.corpus, split=options.split, limit=options.limit, recipes=options.recipe, changes=changes

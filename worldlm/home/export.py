@@ -42,7 +42,7 @@ def export(given: Sequence[str]) -> int:
         return 0
     target = Path(options.out).expanduser()
     with line_by_line():
-        run = open_run(options.run, options.round)
+        run = open_run(options.run, options.round, options.trust)
         (node,) = run.choose([options.node])
         _check_target(target, force=options.force)
         warnings = export_node(run, node, target, license_=options.license)

@@ -36,7 +36,7 @@ def generate_texts(given: Sequence[str]) -> int:
     if options is None:
         return 0
     with line_by_line():
-        run = open_run(options.run, options.round)
+        run = open_run(options.run, options.round, options.trust)
         if options.node is None and len(run.names) > _MANY:
             raise LinesError([f"{run.folder} has {len(run.names)} nodes: name some with --node"])
         chosen = run.choose(options.node or run.names)

@@ -20,7 +20,8 @@ from worldlm.models import LanguageModule
 from worldlm.results import RESULTS, RunRecord, read_results
 from worldlm.run_folder import CONFIG, find_run, find_saved
 from worldlm.topology import Node, Settings, Topology, load_topology, reshape, split_rounds
-from worldlm.topology.lines import LinesError, suggest
+from worldlm.topology.lines import LinesError, read_text, suggest
+from worldlm.trust import denied, look_here_too, only_allowed, refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class SavedRun:
     """Its config.yaml; empty if there is none."""
     record: RunRecord | None
     """Its results.json; None if there is none."""
+    trusted: bool = False
+    """Whether classes that `worldlm.trust` does not allow may be made of its config.yaml."""
 
     # ------------------------------------------------------------------ nodes
 
@@ -148,7 +151,7 @@ class SavedRun:
             return load_tokenizer(chosen)
         if chosen is None:
             raise LinesError([f"{self.folder} holds neither {FILE} nor {CONFIG}: its tokenizer is not known"])
-        trained, data = TrainedBPE(**chosen.get("init_args", {})), data_module(self.config["data"])
+        trained, data = TrainedBPE(**chosen.get("init_args", {})), data_module(self.config["data"], self.trusted)
         return trained.load(data.corpora, data.cache_dir)
 
 
@@ -172,12 +175,13 @@ def _asks(tree: Topology) -> dict[str, tuple[str | None, float | None]]:
     }
 
 
-def open_run(run: str | Path, round_: int | None = None) -> SavedRun:
+def open_run(run: str | Path, round_: int | None = None, trusted: bool = False) -> SavedRun:
     """Open a run.
 
     Args:
         run: Its folder, or that of all its versions; see `find_run`.
         round_: As it was after this round, from 1, if that was kept; None for its last checkpoint.
+        trusted: Whether any class may be made of its config.yaml.
 
     Raises:
         LinesError: If there is none.
@@ -190,32 +194,43 @@ def open_run(run: str | Path, round_: int | None = None) -> SavedRun:
     if "architecture" not in world.hyper_parameters:
         raise LinesError([f"{world.path}: its model is not one of worldlm's, whose sizes would be told there"])
     try:
-        settings = yaml.safe_load(config.read_text("utf-8")) if config.is_file() else None
+        settings = (yaml.safe_load(read_text(config)) if config.is_file() else None) or {}
     except yaml.YAMLError as error:
         raise LinesError([f"{config}: cannot be read: {' '.join(str(error).split())}"]) from error
+    if not isinstance(settings, dict):
+        raise LinesError([f"{config}: holds no settings"])
     return SavedRun(
         folder=folder,
         world=world,
-        config=settings or {},
+        config=settings,
         record=None if content is None else RunRecord(method=folder.name, folder=folder, content=content),
+        trusted=trusted,
     )
 
 
-def data_module(settings: Mapping[str, Any]) -> CorpusDataModule:
+def data_module(settings: Mapping[str, Any], trusted: bool) -> CorpusDataModule:
     """Build the data module of a recipe's or a run's `data`, for its corpora; its tokenizer is not loaded.
 
+    Args:
+        settings: The `data`.
+        trusted: Whether any class may be made of it, or those alone that `worldlm.trust` allows.
+
     Raises:
-        ValueError: If a setting is wrong.
+        ValueError: If a setting is wrong, or a class not trusted.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
+    if trusted:
+        look_here_too()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(CorpusDataModule, "data")
     try:
-        config = parser.parse_object({"data": {**settings, "tokenizer": "bytes"}})
-        made: CorpusDataModule = parser.instantiate_classes(config).data
+        with only_allowed(not trusted):
+            config = parser.parse_object({"data": {**settings, "tokenizer": "bytes"}})
+            made: CorpusDataModule = parser.instantiate_classes(config).data
     except (ArgumentError, TypeError) as error:
-        raise ValueError(f"data: {error}") from error
+        refused = denied(str(error))
+        raise ValueError(f"{refusal(refused)}; --trust allows all" if refused else f"data: {error}") from error
     return made
 
 

@@ -19,7 +19,7 @@ from worldlm.data.readers import find_files
 from worldlm.data.samplers import spread
 from worldlm.home.saved_run import SavedRun, data_module
 from worldlm.topology import find_file
-from worldlm.topology.lines import LinesError, suggest
+from worldlm.topology.lines import LinesError, read_text, suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def _known(run: SavedRun, recipes: Sequence[str], changes: Mapping[str, str]) ->
     cache_dir, corpora = changes.get("cache_dir", own.get("cache_dir", "~/.cache/worldlm")), dict[str, Corpus]()
     for source, settings in ((str(run.folder), {**own, **changes}), *((one, _data_of(one)) for one in recipes)):
         with naming(source):
-            module = data_module({**settings, "cache_dir": cache_dir})
+            module = data_module({**settings, "cache_dir": cache_dir}, run.trusted)
             corpora |= {**module.corpora, **module.mixtures}
     return corpora, cache_dir
 
@@ -122,8 +122,8 @@ def _known(run: SavedRun, recipes: Sequence[str], changes: Mapping[str, str]) ->
 def _data_of(recipe: str) -> dict[str, Any]:
     path = find_file("recipes", recipe)
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise LinesError([f"{path}: cannot be read: {' '.join(str(error).split())}"]) from error
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, dict) or "corpora" not in data:
