@@ -84,6 +84,8 @@ class HubDataset(RecordCorpus):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
+        if self.path == "pandas":  # older releases of datasets would read them
+            raise ValueError("path is 'pandas', whose files are pickles, which may run anything when they are read")
         used = {self.train} | ({self.validation} if self.validation else set())
         if self.data_files is not None and set(self.data_files) != used:
             given = ", ".join(self.data_files) or "none"

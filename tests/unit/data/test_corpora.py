@@ -129,6 +129,11 @@ def test_settings_are_checked(
         kind(**{source: "a.txt"}, **settings)  # type: ignore[arg-type]
 
 
+def test_pickles_of_data_frames_are_no_data_set() -> None:
+    with pytest.raises(ValueError, match="path is 'pandas', whose files are pickles"):
+        HubDataset(path="pandas", data_files={"train": "a.pkl"})
+
+
 def test_a_folder_is_read_as_a_data_set(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
