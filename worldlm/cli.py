@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from worldlm import __version__
-from worldlm.topology.lines import LinesError, suggest
+from worldlm.topology.lines import LinesError, printable, suggest
 
 HELP = f"""worldlm {__version__}: language models trained across federations of federations
 
@@ -105,5 +105,5 @@ def _run(given: list[str]) -> int:
 def fail(message: str, status: int = 2) -> int:
     """Say what went wrong, on standard error, a line each."""
     for line in message.splitlines():
-        print(f"worldlm: {line}", file=sys.stderr)
+        print(f"worldlm: {printable(line)}", file=sys.stderr)
     return status

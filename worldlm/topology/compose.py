@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,10 +12,15 @@ from worldlm.topology.checks import shorten
 
 MAX_DEPTH = 64
 MAX_VALUES = 1_000_000
+FREE_VALUES = 10_000
+"""As many may come of aliases, whatever the size of the text; beyond, as many as it has characters."""
 
 _PREFIX = "tag:yaml.org,2002:"
 MERGE = f"{_PREFIX}merge"
 _TAGS = {"str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merge", "value"}
+_BY_FORM = {"int", "float", "bool", "timestamp"}
+"""What a text is by its form: PyYAML stumbles over others that are tagged so."""
+_REACHES = re.compile(r"[&*!\[{]")
 
 
 class Entry(NamedTuple):
@@ -31,6 +37,10 @@ class _Extent(NamedTuple):
     depth: int
 
 
+class TooFar(yaml.composer.ComposerError):
+    """YAML, but more of it than is allowed."""
+
+
 class Composer(yaml.SafeLoader):
     """SafeLoader that only composes, and refuses cycles, tags, deep nesting and YAML bombs.
 
@@ -43,6 +53,7 @@ class Composer(yaml.SafeLoader):
         self.alias_lines: dict[int, int] = {}
         self._extents: dict[int, _Extent] = {}
         self._num_open = 0
+        self._max_values = min(MAX_VALUES, FREE_VALUES + len(text))
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose one node and check how far it reaches."""
@@ -62,18 +73,57 @@ class Composer(yaml.SafeLoader):
             self._extents[id(node)] = self._measure(node, mark)
         return node
 
+    def _form(self, node: yaml.Node) -> Any:
+        """Return the tag that a text has by itself; None for what is no text."""
+        if not isinstance(node, yaml.ScalarNode):
+            return None
+        return self.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
+
     def _measure(self, node: yaml.Node, mark: Any) -> _Extent:
         tag = node.tag.removeprefix(_PREFIX)
         if tag not in _TAGS:
-            _refuse(f"tag {shorten(repr(node.tag))} is not allowed; write the plain value", mark)
+            told = f"tag {shorten(repr(node.tag))} is not allowed; write the plain value"
+            raise yaml.composer.ComposerError(None, None, told, mark)
+        if tag in _BY_FORM and self._form(node) != node.tag:
+            shown = shorten(repr(node.value)) if isinstance(node, yaml.ScalarNode) else "what is no single value"
+            _refuse(f"tag !!{tag} does not fit {shown}; write the plain value", mark)
         below = [self._extents[id(child)] for child in _children(node)]
         num_values = 1 + sum(extent.num_values for extent in below)
         depth = 1 + max((extent.depth for extent in below), default=0)
-        if num_values > MAX_VALUES:
-            _refuse(f"has more than the {MAX_VALUES} values allowed, aliases followed", mark)
+        if num_values > self._max_values:
+            _refuse(f"has more than the {self._max_values} values allowed, aliases followed", mark)
         if depth > MAX_DEPTH:
             _refuse(f"is nested deeper than the {MAX_DEPTH} levels allowed, aliases followed", mark)
         return _Extent(num_values, depth)
+
+
+def too_far(text: str) -> str:
+    """Say why a text must not be read as YAML by a reader without these bounds; nothing if it is none, or harmless.
+
+    Texts within it count too, as some readers take a text for YAML wherever it stands.
+    """
+    if not _REACHES.search(text):
+        return ""
+    try:
+        node = Composer(text).get_single_node()
+    except TooFar as error:
+        return str(error.problem)
+    except (yaml.YAMLError, ValueError):  # to all others it is a text
+        return ""
+    return next(filter(None, map(too_far, _texts(node, text))), "")
+
+
+def _texts(node: yaml.Node | None, whole: str) -> Iterator[str]:
+    """Yield what stands in a node, and is shorter than the whole; the same node once."""
+    waiting, seen = [node], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, yaml.ScalarNode) and len(one.value) < len(whole):
+            yield one.value
+        waiting += _children(one)
 
 
 def pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, Entry]]:
@@ -107,4 +157,4 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _refuse(wrong: str, mark: Any) -> None:
-    raise yaml.composer.ComposerError(None, None, wrong, mark)
+    raise TooFar(None, None, wrong, mark)

@@ -22,7 +22,7 @@ def find_file(kind: Literal["topologies", "recipes"], name_or_path: str | Path) 
     Raises:
         FileNotFoundError: if there is none, naming those there are and the nearest.
     """
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))  # as it is, where there is no such user
     if os.path.isfile(path):
         return path
     known = _known(kind)

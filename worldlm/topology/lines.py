@@ -8,6 +8,7 @@ recipes can be too (`Reader.line` finds the line of a dotted key).
 from __future__ import annotations
 
 import difflib
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -21,6 +22,8 @@ from worldlm.topology.compose import MERGE, Composer, Entry, line_of, pairs
 from worldlm.topology.scalars import coerce, is_null, shown
 
 MAX_BYTES = 2_000_000
+MAX_MISTAKES = 100
+"""Told of one file; how many more there are is told too."""
 _T = TypeVar("_T")
 _NONE_GIVEN: Mapping[str, Any] = MappingProxyType({})
 
@@ -48,15 +51,23 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_fold[near[0]]!r}?" if near else ""
 
 
+def printable(text: str) -> str:
+    """Return a text with what a terminal would obey, and what has no form, written as escapes."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def read_text(path: Path, error: type[LinesError] = LinesError) -> str:
     """Read a small UTF-8 text file.
 
     Raises:
-        LinesError: (or `error`) if it is a folder, unreadable, too large, or not UTF-8.
+        LinesError: (or `error`) if it is a folder, no file, unreadable, too large, or not UTF-8.
     """
-    if path.is_dir():
-        raise error([f"{path}: is a folder, not a YAML file"])
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise error([f"{path}: is a folder, not a YAML file"])
+        if not stat.S_ISREG(kind):  # a pipe may never end, nor begin
+            raise error([f"{path}: is no file, but a pipe or a device; write what it gives to a file"])
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as problem:
@@ -70,6 +81,20 @@ def read_text(path: Path, error: type[LinesError] = LinesError) -> str:
         byte = content[problem.start]
         told = f"{path}:{line}: is not UTF-8: byte 0x{byte:02x}; save the file as UTF-8"
         raise error([told]) from problem
+
+
+def read_plain(path: Path) -> Any:
+    """Read a YAML file to plain values, as PyYAML takes them.
+
+    Raises:
+        LinesError: As `read_text` and `Reader`, or if a value is none of its kind, such as the 31st of February.
+    """
+    text = read_text(path)
+    Reader(text, str(path))
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as problem:
+        raise LinesError([f"{path}: cannot be read: {' '.join(str(problem).split())}"]) from problem
 
 
 class Reader:
@@ -109,7 +134,7 @@ class Reader:
 
     def report(self, line: int, wrong: str) -> None:
         """Keep a mistake for `finish`."""
-        self._mistakes.append((line, " ".join(wrong.split())))
+        self._mistakes.append((line, printable(" ".join(wrong.split()))))
 
     @property
     def num_mistakes(self) -> int:
@@ -127,7 +152,11 @@ class Reader:
             raise self._error(self._told())
 
     def _told(self) -> list[str]:
-        return [f"{self.source}:{line}: {wrong}" for line, wrong in sorted(set(self._mistakes))]
+        mistakes = sorted(set(self._mistakes))
+        told = [f"{self.source}:{line}: {wrong}" for line, wrong in mistakes[:MAX_MISTAKES]]
+        if left := mistakes[MAX_MISTAKES:]:
+            told.append(f"{self.source}:{left[0][0]}: and {len(left)} more mistakes from here on")
+        return told
 
     def alias_line(self, node: yaml.Node) -> int:
         """Return the line (from 1) of the first alias to a node, its own line if there is none."""
@@ -183,7 +212,11 @@ class Reader:
 
     def _unknown(self, key: str, line: int, what: str, known: Sequence[str]) -> None:
         told = f"unknown key {shorten(repr(key))} in {what}; allowed: {', '.join(known)}"
-        self.report(line, told + suggest(key, known))
+        self.report(line, told + self.near(key, known))
+
+    def near(self, name: str, known: Iterable[str]) -> str:
+        """Suggest a name, as `suggest`, unless there are more mistakes than are told: to search takes time."""
+        return suggest(name, known) if self.num_mistakes < MAX_MISTAKES else ""
 
     def items(self, entry: Entry, what: str) -> list[yaml.Node]:
         """Read a list's items; report what is no list. Null is an empty list."""

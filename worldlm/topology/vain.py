@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from worldlm.topology.lines import suggest
 from worldlm.topology.settings import KINDS_OF_PRIVACY
 from worldlm.topology.tree import Topology
+
+MAX_WARNINGS = 20
+"""Of one kind; how many more there are is told too."""
 
 
 def in_vain(topology: Topology) -> Iterator[str]:
@@ -38,6 +42,13 @@ def _read_openly_too(topology: Topology) -> Iterator[str]:
 
 
 def _unknown_jurisdictions(topology: Topology) -> Iterator[str]:
+    found = _not_known(topology)
+    yield from islice(found, MAX_WARNINGS)
+    if left := sum(1 for _ in found):
+        yield f"accept_from has {left} more jurisdictions that no node has"
+
+
+def _not_known(topology: Topology) -> Iterator[str]:
     known = {node.settings.jurisdiction or "" for node in topology.nodes.values()} - {""}
     told_of = set[tuple[str, str]]()  # copies have one source
     for node in topology.nodes.values():
@@ -47,5 +58,6 @@ def _unknown_jurisdictions(topology: Topology) -> Iterator[str]:
         for name in residuals.accept_from or ():
             if name not in known and (node.source, name) not in told_of:
                 told_of.add((node.source, name))
+                near = suggest(name, known) if len(told_of) <= MAX_WARNINGS else ""  # a search through all there are
                 told = f"{node.source}: node {node.name!r} accepts residuals from {name!r}, "
-                yield f"{told}which is the jurisdiction of no node{suggest(name, known)}"
+                yield f"{told}which is the jurisdiction of no node{near}"
