@@ -7,15 +7,24 @@ import importlib
 import inspect
 import re
 from collections.abc import Collection
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
-from worldlm.topology.compose import line_of, pairs
-from worldlm.topology.lines import LinesError, Reader, read_text, suggest
+from worldlm.topology.checks import shorten
+from worldlm.topology.compose import line_of, pairs, too_far
+from worldlm.topology.lines import MAX_MISTAKES, LinesError, Reader, read_text, suggest
 from worldlm.trust import denied, refusal, refusal_of_class
+
+MAX_OBJECTS = 100
+"""In one list, such as callbacks; jsonargparse's time grows with the square of their number."""
+MAX_CHARACTERS = 1000
+"""Of one line of an error, which may repeat a value."""
+MAX_DIGITS = 1000
+"""Of one number; Python reads none of more than 4300."""
 
 
 class RecipeError(LinesError):
@@ -54,8 +63,7 @@ def read_recipe(path: Path, known: Collection[str], safe: bool = False) -> Reade
     reader = Reader(read_text(path, RecipeError), str(path), RecipeError)
     if not isinstance(reader.root, yaml.MappingNode):
         reader.fail(1, "a recipe must be a mapping (key: value)")
-    _check_keys(reader, reader.root, "", known)
-    _check_classes(reader, reader.root, safe)
+    _check_keys(reader, reader.root, "", known, safe)
     reader.finish()
     return reader
 
@@ -98,48 +106,63 @@ def _lists(node: yaml.Node, prefix: str) -> list[str]:
     return [path for key, entry in below for path in _lists(entry.node, f"{prefix}.{key.value}".removeprefix("."))]
 
 
-def _check_keys(reader: Reader, node: yaml.Node, prefix: str, known: Collection[str]) -> None:
-    """Check the names of a mapping's keys down to the settings themselves."""
+def _check_keys(reader: Reader, node: yaml.Node, prefix: str, known: Collection[str], safe: bool) -> None:
+    """Check the names of a mapping's keys down to the settings themselves, and the classes in these."""
     for name, entry in reader.mapping(node, prefix or "the recipe").items():
         path = f"{prefix}.{name}" if prefix else name
         if any(one.startswith(f"{path}.") for one in known):
-            _check_keys(reader, entry.node, path, known)
+            _check_keys(reader, entry.node, path, known, safe)
             continue
-        if path.removesuffix("+") in known:
-            continue
-        depth = path.count(".")
-        siblings = {one.split(".")[depth] for one in known if one.startswith(f"{prefix}." if prefix else "")}
-        reader.report(entry.line, f"unknown key {path!r}{suggest(name, siblings)}")
+        if path.removesuffix("+") not in known:
+            depth = prefix.count(".") + 1 if prefix else 0
+            siblings = {one.split(".")[depth] for one in known if one.startswith(f"{prefix}." if prefix else "")}
+            reader.report(entry.line, f"unknown key {shorten(repr(path))}{reader.near(name, siblings)}")
+        _check_classes(reader, entry.node, shorten(path), safe)
 
 
-def _check_classes(reader: Reader, node: yaml.Node, safe: bool) -> None:
-    """Check every class_path, and the names of its init_args."""
+def _check_classes(reader: Reader, node: yaml.Node, where: str, safe: bool) -> None:
+    """Check every class_path, the names of its init_args, that no key is written twice, and what takes too long."""
+    if reader.num_mistakes >= MAX_MISTAKES:
+        return
+    if isinstance(node, yaml.ScalarNode):
+        _check_value(reader, node, where)
     if isinstance(node, yaml.SequenceNode):
+        if sum(isinstance(item, yaml.MappingNode) for item in node.value) > MAX_OBJECTS:
+            reader.report(line_of(node), f"{where} has a list of more than the {MAX_OBJECTS} objects allowed")
+            return
         for item in node.value:
-            _check_classes(reader, item, safe)
+            _check_classes(reader, item, where, safe)
     if not isinstance(node, yaml.MappingNode):
         return
-    entries = {key.value: entry for key, entry in pairs(node)}
+    entries = reader.mapping(node, where)
     if "class_path" in entries:
-        path = entries["class_path"]
-        found, wrong = find_class(str(path.node.value), safe)
+        path = reader.value(entries["class_path"], str, "class_path")
+        found, wrong = (None, "") if path is MISSING else find_class(path, safe)
         if wrong:
-            reader.report(path.line, wrong)
+            reader.report(entries["class_path"].line, wrong)
         elif found is not None and "init_args" in entries:
-            _check_arguments(reader, found, str(path.node.value), entries["init_args"].node)
+            _check_arguments(reader, found, path, entries["init_args"].node)
     for entry in entries.values():
-        _check_classes(reader, entry.node, safe)
+        _check_classes(reader, entry.node, where, safe)
+
+
+def _check_value(reader: Reader, node: yaml.ScalarNode, where: str) -> None:
+    """Check a single value for what jsonargparse, which reads texts as YAML too, would take too long over."""
+    if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_DIGITS:
+        reader.report(line_of(node), f"{where} has a number of {len(node.value)} digits; {MAX_DIGITS} are allowed")
+    elif wrong := too_far(node.value):
+        reader.report(line_of(node), f"{where} has a text that, read as YAML, {wrong}")
 
 
 def _check_arguments(reader: Reader, found: Any, name: str, node: yaml.Node) -> None:
     parameters = inspect.signature(found).parameters
     if not isinstance(node, yaml.MappingNode) or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    for key, _ in pairs(node):
-        if key.value not in parameters:
+    for key, entry in reader.mapping(node, f"the init_args of {name}").items():
+        if key not in parameters:
             allowed = ", ".join(parameters) or "none"
-            told = f"{name} takes no argument {key.value!r}; allowed: {allowed}{suggest(key.value, parameters)}"
-            reader.report(line_of(key), told)
+            told = f"{name} takes no argument {shorten(repr(key))}; allowed: {allowed}{suggest(key, parameters)}"
+            reader.report(entry.line, told)
 
 
 def find_class(path: str, safe: bool = False) -> tuple[Any | None, str]:
@@ -155,6 +178,8 @@ def find_class(path: str, safe: bool = False) -> tuple[Any | None, str]:
     module_name, _, name = path.rpartition(".")
     if not module_name:
         return None, ""
+    if not all(part.isidentifier() for part in path.split(".")):
+        return None, f"class_path {shorten(repr(path))} must be names with dots between{suggest(path, _our_classes())}"
     if safe and (wrong := refusal(path)):
         return None, wrong
     try:
@@ -190,6 +215,11 @@ def explain(message: str, readers: Collection[Reader], known: Collection[str], g
     Returns:
         One line per mistake.
     """
+    told = _explained(message, readers, known, given)
+    return "\n".join(shorten(line, MAX_CHARACTERS) for line in told.splitlines())
+
+
+def _explained(message: str, readers: Collection[Reader], known: Collection[str], given: Collection[str]) -> str:
     overridden = {one.removeprefix("--").split("=")[0] for one in given if one.startswith("--")}
     if unknown := re.match(r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE):
         return f"no setting --{unknown.group(1)}{suggest(unknown.group(1), known)}"

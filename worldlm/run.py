@@ -24,7 +24,7 @@ from worldlm.loop.machine import keep_freed_memory, sensible_threads
 from worldlm.loop.strategy import WorldStrategy
 from worldlm.models import LanguageModule
 from worldlm.recipe import LayRecipe, RecipeError, explain, read_recipe
-from worldlm.run_folder import LAST, at_work, find_checkpoint, find_version, topology_arguments
+from worldlm.run_folder import LAST, at_work, check_name, find_checkpoint, find_version, topology_arguments
 from worldlm.terminal import log_to_terminal, quiet_libraries
 from worldlm.topology import Shape, find_file
 from worldlm.topology.lines import LinesError, Reader
@@ -36,7 +36,10 @@ class UsageError(ValueError):
 
 
 class RecipeParser(LightningArgumentParser):
-    """Raises what is wrong instead of printing a page of usage."""
+    """Raises what is wrong instead of printing a page of usage; takes no value for the name of a file to read."""
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
+        return super().add_class_arguments(*args, **{**kwargs, "sub_configs": False})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(message) from ex
@@ -115,7 +118,7 @@ class RecipeCLI(LightningCLI):
             return
         if config.trainer.fast_dev_run:
             self.save_config_callback = None  # a trial leaves nothing behind
-        name = config.name or "-".join(path.stem for path in self.recipes) or "world"
+        name = check_name(config.name or "-".join(path.stem for path in self.recipes) or "world")
         runs = Path(config.runs) / name
         self.checkpoint = find_checkpoint(config.ckpt_path, runs)
         config.ckpt_path = str(self.checkpoint) if self.checkpoint else None

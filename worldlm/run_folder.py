@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from worldlm.topology.checks import shorten
 from worldlm.topology.lines import LinesError, suggest
 
 LOCK = ".lock"
@@ -19,6 +20,17 @@ LAST = "checkpoints/last.ckpt"
 CONFIG = "config.yaml"
 """All settings of a run, as LightningCLI writes them."""
 _KEPT = "checkpoints/round_{}.ckpt"
+
+
+def check_name(name: str) -> str:
+    """Return the name of a run.
+
+    Raises:
+        LinesError: If a folder of that name would not lie below another.
+    """
+    if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
+        raise LinesError([f"name must be that of a folder below runs, but is {shorten(repr(name))}"])
+    return name
 
 
 def find_checkpoint(ckpt_path: str | None, runs: Path) -> Path | None:

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from worldlm.topology import find_file
-from worldlm.topology.lines import LinesError
+from worldlm.topology.lines import LinesError, read_plain, read_text
 from worldlm.trust import OPTION
 
 SETTINGS = "settings.json"
@@ -127,9 +125,9 @@ def _topology(recipes: Sequence[Path], overrides: Sequence[str]) -> Path | None:
     found = None
     for path in recipes:
         try:
-            federation = (yaml.safe_load(path.read_text("utf-8")) or {}).get("federation") or {}
+            federation = read_plain(path).get("federation") or {}
             found = federation.get("topology", found)
-        except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        except (LinesError, AttributeError):
             continue
     for i, one in enumerate(overrides):
         key, _, value = one.partition("=")
@@ -142,4 +140,4 @@ def _topology(recipes: Sequence[Path], overrides: Sequence[str]) -> Path | None:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(read_text(path).encode(), digest_size=8).hexdigest()

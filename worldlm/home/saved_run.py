@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from worldlm.data import ByteTokenizer, CorpusDataModule, FileTokenizer, Tokenizer, TrainedBPE, load_tokenizer
 from worldlm.data.tokenizers import FILE
@@ -20,7 +19,7 @@ from worldlm.models import LanguageModule
 from worldlm.results import RESULTS, RunRecord, read_results
 from worldlm.run_folder import CONFIG, find_run, find_saved
 from worldlm.topology import Node, Settings, Topology, load_topology, reshape, split_rounds
-from worldlm.topology.lines import LinesError, read_text, suggest
+from worldlm.topology.lines import LinesError, read_plain, suggest
 from worldlm.trust import denied, look_here_too, only_allowed, refusal
 
 
@@ -193,10 +192,7 @@ def open_run(run: str | Path, round_: int | None = None, trusted: bool = False) 
     world = open_world(find_saved(folder, round_))
     if "architecture" not in world.hyper_parameters:
         raise LinesError([f"{world.path}: its model is not one of worldlm's, whose sizes would be told there"])
-    try:
-        settings = (yaml.safe_load(read_text(config)) if config.is_file() else None) or {}
-    except yaml.YAMLError as error:
-        raise LinesError([f"{config}: cannot be read: {' '.join(str(error).split())}"]) from error
+    settings = read_plain(config) if config.is_file() else {}
     if not isinstance(settings, dict):
         raise LinesError([f"{config}: holds no settings"])
     return SavedRun(

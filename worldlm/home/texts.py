@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
@@ -19,7 +18,7 @@ from worldlm.data.readers import find_files
 from worldlm.data.samplers import spread
 from worldlm.home.saved_run import SavedRun, data_module
 from worldlm.topology import find_file
-from worldlm.topology.lines import LinesError, read_text, suggest
+from worldlm.topology.lines import LinesError, read_plain, suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +120,7 @@ def _known(run: SavedRun, recipes: Sequence[str], changes: Mapping[str, str]) ->
 
 def _data_of(recipe: str) -> dict[str, Any]:
     path = find_file("recipes", recipe)
-    try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise LinesError([f"{path}: cannot be read: {' '.join(str(error).split())}"]) from error
+    content = read_plain(path)
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, dict) or "corpora" not in data:
         raise LinesError([f"{path}: has no data.corpora"])
