@@ -1,0 +1,320 @@
+"""Any file in the place of a topology or a recipe is read, or refused in plain lines, soon and in little memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import runpy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from worldlm.cli import main
+from worldlm.compare.plan import plan_runs
+from worldlm.recipe import explain, read_recipe
+from worldlm.run import UsageError
+from worldlm.run_folder import check_name
+from worldlm.topology import find_file, load_topology, parse_topology
+from worldlm.topology.compose import too_far
+from worldlm.topology.lines import MAX_MISTAKES, LinesError, Reader, printable, read_plain, read_text
+from worldlm.trust import only_allowed
+
+mutate = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "mutations.py"))["mutate"]
+TOPOLOGIES = [find_file("topologies", name).read_bytes() for name in ("quickstart", "star", "pile_three_level_private")]
+RECIPES = [find_file("recipes", name).read_bytes() for name in ("quickstart", "mc4_tiny", "methods/worldlm")]
+BOMB = "".join(
+    ["x0: &a0 {k1: 1, k2: 2}\n", *(f"x{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 20))]
+)
+Read = Callable[[Path], object]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # of settings that have no effect
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of class paths where any value may stand
+]
+
+
+@pytest.fixture(autouse=True)
+def _safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["worldlm", "fit"])
+
+
+@pytest.fixture(scope="module")
+def parse(reading: Any) -> Read:
+    """Return what reads a recipe as `worldlm fit --safe` does, up to where it would build anything."""
+    base = str(find_file("recipes", "quickstart"))
+
+    def read(path: Path) -> object:
+        readers = [read_recipe(path, reading.known, safe=True)]
+        try:
+            with only_allowed():
+                return reading.parser.parse_args(["fit", "--recipe", base, "--recipe", str(path)])
+        except (UsageError, ValueError) as error:
+            raise LinesError(explain(str(error), readers, reading.known).splitlines()) from error
+
+    return read
+
+
+def _mistakes(read: Read, path: Path) -> tuple[str, ...]:
+    try:
+        read(path)
+    except LinesError as error:
+        return error.mistakes or ("",)
+    return ()
+
+
+def read_or_refuse(read: Read, path: Path, data: bytes) -> None:
+    """Only LinesError may come, and all its lines must be of use; and soon."""
+    path.write_bytes(data)
+    started = time.process_time()
+    mistakes = _mistakes(read, path)
+    assert all(mistake.strip() and len(mistake.splitlines()) == 1 for mistake in mistakes)
+    assert max(map(len, mistakes), default=0) < 3000
+    assert time.process_time() - started < 1 + 10 * len(data) / 1e6
+
+
+FEW = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FEW
+@given(rng=st.randoms(use_true_random=False))
+def test_a_mutated_topology(rng: Random, tmp_path: Path) -> None:
+    read_or_refuse(load_topology, tmp_path / "t.yaml", mutate(rng, TOPOLOGIES, seldom=0.02))
+
+
+@FEW
+@given(rng=st.randoms(use_true_random=False))
+def test_a_mutated_recipe(rng: Random, tmp_path: Path, reading: Any) -> None:
+    read_or_refuse(
+        lambda path: read_recipe(path, reading.known, safe=True), tmp_path / "r.yaml", mutate(rng, RECIPES, seldom=0.02)
+    )
+
+
+@settings(FEW, max_examples=20)
+@given(rng=st.randoms(use_true_random=False))
+def test_a_mutated_recipe_through_the_command_line(rng: Random, tmp_path: Path, parse: Read) -> None:
+    read_or_refuse(parse, tmp_path / "r.yaml", mutate(rng, RECIPES, seldom=0.2))
+
+
+@pytest.mark.slow
+def test_many_mutated_files(tmp_path: Path, reading: Any, parse: Read) -> None:
+    kinds: list[tuple[Read, list[bytes], int]] = [
+        (load_topology, TOPOLOGIES, 10_000),
+        (lambda path: read_recipe(path, reading.known, safe=True), RECIPES, 10_000),
+        (parse, RECIPES, 1_000),
+    ]
+    for read, seeds, number in kinds:
+        for i in range(number):
+            read_or_refuse(read, tmp_path / "f.yaml", mutate(Random(i), seeds))
+
+
+# ---------------------------------------------------------------------- what was found
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("? [a]\n: 1\n", "r.yaml:1: a key of the recipe must be text, but is a list"),
+        ("a.b.c.d.e.f.g: 1\n", "r.yaml:1: unknown key 'a.b.c.d.e.f.g'"),
+        ("model:\n  no.such.key.at.all: 1\n", "r.yaml:2: unknown key 'model.no.such.key.at.all'"),
+        ("trainer: {callbacks: {? [a]: 1}}\n", "r.yaml:1: a key of trainer.callbacks must be text, but is a list"),
+        ("trainer: {callbacks: {class_path: [a]}}\n", "r.yaml:1: class_path must be text, but is a list"),
+        ("trainer: {callbacks: {class_path: .a.B}}\n", "r.yaml:1: class_path '.a.B' must be names with dots between"),
+        (
+            "trainer:\n  logger: {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {? [a]: 1}}\n",
+            "r.yaml:2: a key of the init_args of lightning.pytorch.loggers.CSVLogger must be text, but is a list",
+        ),
+        (
+            "trainer: {logger: {class_path: x.Y, class_path: x.Z}}\n",
+            "r.yaml:1: key 'class_path' of trainer.logger is written twice, first in line 1",
+        ),
+        ("trainer: {max_epochs: " + "9" * 5000 + "}\n", "r.yaml:1: trainer.max_epochs has a number of 5000 digits"),
+        ("trainer: {max_epochs: !!bool maybe}\n", "r.yaml:1: tag !!bool does not fit 'maybe'; write the plain value"),
+        ("trainer: {max_epochs: !!timestamp x}\n", "r.yaml:1: tag !!timestamp does not fit 'x'; write the plain value"),
+        ("trainer: {max_epochs: !!int [1]}\n", "r.yaml:1: tag !!int does not fit what is no single value"),
+        (
+            "trainer:\n  callbacks: [" + "{class_path: a.B}, " * 101 + "]\n",
+            "r.yaml:2: trainer.callbacks has a list of more",
+        ),
+        (BOMB, "r.yaml:5: has more than the"),
+        (
+            f"trainer:\n  max_epochs: {json.dumps(BOMB)}\n",
+            "r.yaml:2: trainer.max_epochs has a text that, read as YAML, has",
+        ),
+        (
+            f"federation:\n  settings: {json.dumps('[' * 100)}\n",
+            "r.yaml:2: federation.settings has a text that, read as",
+        ),
+        (
+            f"name: {json.dumps(json.dumps('{a: ' * 99))}\n",
+            "r.yaml:1: name has a text that, read as YAML, is nested deeper",
+        ),
+        (
+            "name: \"a: '!!bool maybe'\"\n",
+            "r.yaml:1: name has a text that, read as YAML, tag !!bool does not fit 'maybe'",
+        ),
+        ('"\\e[31m": 1\n', "r.yaml:1: unknown key '\\x1b[31m'"),
+        ('"\\e[31m": {? [a]: 1}\n', "r.yaml:1: a key of \\x1b[31m must be text"),
+    ],
+)
+def test_a_recipe_is_refused(
+    text: str, told: str, tmp_path: Path, parse: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("r.yaml")
+    path.write_text(text)
+    with pytest.raises(LinesError) as refused:
+        parse(path)
+    assert any(line.startswith(told) for line in refused.value.mistakes), refused.value
+
+
+@pytest.mark.parametrize(
+    "text", ["Once [upon", "*.txt", "!(a|b)", "a: b", "{{name}}", "[1, 2]", "&a 3", "!", "\\[*", ""]
+)
+def test_texts_that_are_no_bombs_may_stand(text: str) -> None:
+    assert too_far(text) == ""
+
+
+def test_a_value_is_not_repeated_without_end() -> None:
+    told = explain(f"Something is wrong with {'x' * 100_000}", [], [])
+    assert len(told) == 1000
+
+
+def test_a_hundred_mistakes_are_told_and_the_rest_counted() -> None:
+    text = "".join(f"key{i}: 1\n" for i in range(250)) + "name: t\nroot: {name: a, corpus: a}\n"
+    with pytest.raises(LinesError) as refused:
+        parse_topology(text, "t.yaml")
+    assert len(refused.value.mistakes) == MAX_MISTAKES + 1
+    assert re.fullmatch(r"t\.yaml:\d+: and \d+ more mistakes from here on", refused.value.mistakes[-1])
+
+
+def test_twenty_jurisdictions_are_warned_of_and_the_rest_counted() -> None:
+    names = ", ".join(f"j{i}" for i in range(5000))
+    top = f"name: t\nsettings: {{num_local_steps: 1, residuals: {{accept_from: [{names}]}}}}\n"
+    with pytest.warns(UserWarning, match="which is the jurisdiction of no node|more jurisdictions") as warned:
+        parse_topology(f"{top}root: {{name: w, children: [{{name: a, corpus: a}}]}}", "t.yaml")
+    assert [str(one.message) for one in warned][20:] == ["accept_from has 4980 more jurisdictions that no node has"]
+
+
+def test_many_unknown_keys_take_no_time(tmp_path: Path, reading: Any) -> None:
+    text = "trainer:\n" + "".join(f"  max_{i}: 1\n" for i in range(2_000))
+    read_or_refuse(lambda path: read_recipe(path, reading.known), tmp_path / "r.yaml", text.encode())
+
+
+# ---------------------------------------------------------------------- what is no file
+
+
+@pytest.fixture
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What is no file, by name: the beginning of what is told of it."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.yaml")
+    Path("loop.yaml").symlink_to("loop.yaml")
+    Path("folder.yaml").mkdir()
+    Path("gone.yaml").symlink_to("nowhere")
+    Path("secret.yaml").symlink_to("/proc/self/mem")
+    Path("huge.yaml").touch()
+    os.truncate("huge.yaml", 10**12)
+    no_file = "is no file, but a pipe or a device; write what it gives to a file"
+    return {
+        "pipe.yaml": f"pipe.yaml: {no_file}",
+        "/dev/zero": f"/dev/zero: {no_file}",
+        "folder.yaml": "folder.yaml: is a folder, not a YAML file",
+        "huge.yaml": "huge.yaml: is larger than the 2000000 bytes allowed",
+        "secret.yaml": "secret.yaml: cannot be read: ",
+        "loop.yaml": "no file 'loop.yaml', nor any of that name in ",
+        "gone.yaml": "no file 'gone.yaml', nor any of that name in ",
+        "~nobody-of-that-name/x": "no file '~nobody-of-that-name/x', nor any",
+        "a\0b": "no file 'a\\x00b', nor any of that name in",
+        "../" * 2000: "no file '../../",
+    }
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.mark.parametrize("command", ["topology check", "fit --safe --recipe", "compare"])
+def test_what_is_no_file_is_refused(command: str, odd: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    ends = ["--methods", "methods/fedavg"] if command == "compare" else []
+    given_first = ["compare", "--recipe"] if command == "compare" else command.split()
+    before = _peak()
+    for name, told in odd.items():
+        assert main([*given_first, name, *ends]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert [line for line in lines if line.startswith(f"worldlm: {told}")], (name, lines)
+        assert len(lines) == 1
+    assert _peak() - before < 200e6
+
+
+def test_a_recipe_may_not_point_out_of_here(
+    odd: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it names is read as a topology, or not at all; nothing is written outside the folder of runs."""
+    for setting, told in {
+        "federation: {topology: /dev/zero}": "/dev/zero: is no file",
+        "federation: {topology: pipe.yaml}": "pipe.yaml: is no file",
+        "trainer: {callbacks: huge.yaml}": "r.yaml:1: class 'huge.yaml' is not trusted",
+        "name: ../../evil": "name must be that of a folder below runs, but is '../../evil'",
+        "name: /evil": "name must be that of a folder below runs, but is '/evil'",
+        'name: "a\\0b"': "name must be that of a folder below runs, but is 'a\\x00b'",
+        "data: {tokenizer: ../../x}": "tokenizer '../../x': there is no",
+    }.items():
+        Path("r.yaml").write_text(setting)
+        assert main(["fit", "--safe", "--recipe", "quickstart", "--recipe", "r.yaml"]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert [line for line in lines if told in line], (setting, lines)
+    assert not Path("runs").exists()
+
+
+def test_names_of_runs() -> None:
+    assert check_name("compare-x/fedavg-1") == "compare-x/fedavg-1"
+    for name in ("..", "a/../b", "/a", ".", "a\0"):
+        with pytest.raises(LinesError, match="name must be that of a folder below runs"):
+            check_name(name)
+
+
+def test_plain_values_are_read_in_the_same_bounds(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    for text, told in {
+        BOMB: "has more than the",
+        "a: 2001-99-99": "month must be in 1..12",
+        "a: [": "expected the node",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(LinesError, match=told):
+            read_plain(path)
+    path.write_text("a: [1, x]")
+    assert read_plain(path) == {"a": [1, "x"]}
+
+
+def test_a_comparison_of_a_hostile_recipe_is_planned(tmp_path: Path) -> None:
+    """What is wrong with it, its runs say."""
+    recipe = tmp_path / "r.yaml"
+    for text in (
+        BOMB,
+        "federation: [a]",
+        "a: !!bool maybe",
+        "federation: {topology: 2001-99-99}",
+        "federation: {topology: {}}",
+    ):
+        recipe.write_text(text)
+        (run,) = plan_runs([str(recipe)], ["methods/fedavg"], [1], name="c", runs=str(tmp_path))
+        assert run.settings["topology"] == {}
+
+
+def test_what_a_terminal_would_obey_is_spelt_out() -> None:
+    assert printable("a\x1b[2Jb\x00\u202ec\ud800 é🦙") == "a\\x1b[2Jb\\x00\\u202ec\\ud800 é🦙"
+    with pytest.raises(LinesError) as refused:
+        Reader('"a', "t.yaml")
+    assert all(line.isprintable() for line in refused.value.mistakes)
+    with pytest.raises(LinesError, match="is no file"):
+        read_text(Path("/dev/null"))
