@@ -219,6 +219,16 @@ def explain(message: str, readers: Collection[Reader], known: Collection[str], g
     return "\n".join(shorten(line, MAX_CHARACTERS) for line in told.splitlines())
 
 
+def no_memory(error: Exception) -> str:
+    """Say that there is not as much memory as was asked for, if that is what went wrong; else nothing."""
+    text = " ".join(str(error).split())
+    found = re.search(r"tried to allocate [\d.]+ \w+|out of memory", text, re.IGNORECASE)
+    if not found and not isinstance(error, MemoryError):
+        return ""
+    said = f" ({found.group()})" if found else ""
+    return f"there is not the memory for it{said}: take a smaller model or batch_size; see worldlm topology estimate"
+
+
 def _explained(message: str, readers: Collection[Reader], known: Collection[str], given: Collection[str]) -> str:
     overridden = {one.removeprefix("--").split("=")[0] for one in given if one.startswith("--")}
     if unknown := re.match(r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE):

@@ -23,7 +23,7 @@ from worldlm.loop import RankLost, WorldTrainer
 from worldlm.loop.machine import keep_freed_memory, sensible_threads
 from worldlm.loop.strategy import WorldStrategy
 from worldlm.models import LanguageModule
-from worldlm.recipe import LayRecipe, RecipeError, explain, read_recipe
+from worldlm.recipe import LayRecipe, RecipeError, explain, no_memory, read_recipe
 from worldlm.run_folder import LAST, at_work, check_name, find_checkpoint, find_version, topology_arguments
 from worldlm.terminal import log_to_terminal, quiet_libraries
 from worldlm.topology import Shape, find_file
@@ -254,11 +254,12 @@ def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
     except RankLost as error:
         print(f"worldlm: {error}; go on with --ckpt_path last", file=sys.stderr)
         return 1
-    except (ValueError, MisconfigurationException, FileNotFoundError) as error:
-        if os.environ.get("WORLDLM_DEBUG"):
+    except (ValueError, MisconfigurationException, FileNotFoundError, MemoryError, RuntimeError) as error:
+        memory = no_memory(error)
+        if os.environ.get("WORLDLM_DEBUG") or (isinstance(error, RuntimeError) and not memory):
             raise
         rank: int = getattr(rank_zero_only, "rank", 0)
-        told = explain(str(error), cli.readers, cli.known, given)
+        told = memory or explain(str(error), cli.readers, cli.known, given)
         raise RecipeError([f"process {rank}: {line}" if rank else line for line in told.splitlines()]) from error
     except OSError as error:
         if cli.folder is None:

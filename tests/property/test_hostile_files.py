@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from worldlm.cli import main
 from worldlm.compare.plan import plan_runs
-from worldlm.recipe import explain, read_recipe
+from worldlm.recipe import explain, no_memory, read_recipe
 from worldlm.run import UsageError
 from worldlm.run_folder import check_name
 from worldlm.topology import find_file, load_topology, parse_topology
@@ -273,6 +273,32 @@ def test_a_recipe_may_not_point_out_of_here(
         lines = capsys.readouterr().err.splitlines()
         assert [line for line in lines if told in line], (setting, lines)
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "there is not the memory for it: take"),
+        (
+            RuntimeError("[x] can't allocate memory: you tried to allocate 12 bytes. Error"),
+            r"\(tried to allocate 12 bytes\)",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), r"it \(out of memory\): take a smaller model"),
+        (RuntimeError("something else"), "^$"),
+        (ValueError("must be 3"), "^$"),
+    ],
+)
+def test_what_needs_more_memory_than_there_is_is_told(error: Exception, told: str) -> None:
+    assert re.search(told, no_memory(error))
+
+
+def test_a_model_that_fits_nowhere_is_refused_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--recipe", "quickstart", "--model.architecture.d_model", "80000000"]) == 2
+    (line,) = (one for one in capsys.readouterr().err.splitlines() if one.startswith("worldlm: "))
+    assert line.startswith("worldlm: there is not the memory for it (tried to allocate")
 
 
 def test_names_of_runs() -> None:

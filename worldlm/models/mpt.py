@@ -13,13 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_MOST_OF_ANY = 100_000_000
+_MOST = {"num_blocks": 10_000}
+"""Sizes beyond which to build a model, without any weights, takes a machine's memory, or numbers overflow."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
     """Sizes of an MPT decoder (ALiBi, no biases, LayerNorm, GELU, tied head).
 
     Raises:
-        ValueError: If a size is below 1, or `num_heads` does not divide `d_model`.
+        ValueError: If a size is below 1 or larger than any model's, or `num_heads` does not divide `d_model`.
     """
 
     num_blocks: int
@@ -47,6 +51,8 @@ class Architecture:
         for name in self.__slots__:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+            if getattr(self, name) > (most := _MOST.get(name, _MOST_OF_ANY)):
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at most {most:,}")
         if self.d_model % self.num_heads:
             raise ValueError(f"d_model is {self.d_model}: it must be a multiple of num_heads, {self.num_heads}")
 

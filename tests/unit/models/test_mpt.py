@@ -203,6 +203,16 @@ def test_sizes_below_one_are_refused(name: str) -> None:
         Architecture(**{**sizes, name: 0})
 
 
+@pytest.mark.parametrize(
+    ("name", "most"), [("num_blocks", 10_000), ("d_model", 100_000_000), ("vocab_size", 100_000_000)]
+)
+def test_sizes_beyond_any_model_are_refused(name: str, most: int) -> None:
+    sizes = {"num_blocks": 1, "d_model": 8, "num_heads": 2, "max_seq_len": 4, "vocab_size": 9}
+    assert getattr(Architecture(**{**sizes, name: most}), name) == most
+    with pytest.raises(ValueError, match=f"{name} is {most + 2}: it must be at most {most:,}"):
+        Architecture(**{**sizes, name: most + 2})
+
+
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="d_model is 10: it must be a multiple of num_heads, 4"):
         Architecture(num_blocks=1, d_model=10, num_heads=4, max_seq_len=4, vocab_size=9)
