@@ -164,6 +164,38 @@ def test_a_checkpoint(payload: bytes, command: list[str], told: Told) -> None:
     assert "last.ckpt cannot be read as a checkpoint" in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hyper_parameters", 3),
+        ("hyper_parameters.architecture.num_blocks", "x"),
+        ("hyper_parameters.split", None),
+        ("loops.fit_loop", 3),
+        ("loops.fit_loop.epoch_progress.current", {}),
+        ("loops.fit_loop.epoch_progress.current.processed", [1]),
+        ("loops.fit_loop.state_dict.world", True),
+        ("loops.fit_loop.state_dict.world.topology", {"sea": ["bay"]}),
+        ("loops.fit_loop.state_dict.world.states", {}),
+        ("loops.fit_loop.state_dict.world.states.sea.parameters", 3),
+        ("loops.fit_loop.state_dict.world.states.sea.parameters", {}),
+        ("loops.fit_loop.state_dict.world.states.sea.parameters", {"a.b": 3}),
+    ],
+)
+def test_a_forged_checkpoint(key: str, value: object, told: Told) -> None:
+    """Plain values, as they should be, but not those that a run writes."""
+    path = Path(f"{RUN}/checkpoints/last.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    *above, last = key.split(".")
+    within = checkpoint
+    for name in above:
+        within = within[name]
+    within[last] = value
+    torch.save(checkpoint, path)
+    status, lines = told("generate", "runs/cove", "--node", "sea", "wave")
+    assert (status, len(lines)) == (2, 1)
+    assert f"{path}" in lines[0]
+
+
 @pytest.mark.parametrize("command", [["report", "runs/cove"], ["compare", "--read", "runs/cove"]])
 def test_a_record(payload: bytes, command: list[str], told: Told) -> None:
     Path(f"{RUN}/results.json").write_bytes(payload)

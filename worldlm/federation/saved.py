@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ class SavedWorld:
             listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
             raise ValueError(f"{self.path} has no node {node!r}; it has {listed}{suggest(node, names)}")
         weights: Tensors = self.states[node]["parameters"]
+        if strange := [name for name, one in weights.items() if not isinstance(one, torch.Tensor)]:
+            raise ValueError(f"{self.path}: the weights {str(strange[0])[:100]} of {node!r} are none")
         return weights
 
 
@@ -99,6 +102,11 @@ def open_world(path: str | Path) -> SavedWorld:
         ValueError: If it is none of a world, or of another format.
     """
     checkpoint = read_checkpoint(path, mapped=True)
+    with as_written(path):
+        return _opened(Path(path), checkpoint)
+
+
+def _opened(path: Path, checkpoint: Mapping[str, Any]) -> SavedWorld:
     loop = checkpoint["loops"].get("fit_loop", {})
     world = loop.get("state_dict", {}).get("world")
     if world is None or world.get("format", 1) not in _WITH_NODES:
@@ -107,12 +115,30 @@ def open_world(path: str | Path) -> SavedWorld:
             "it holds no world of nodes" if world is None else f"it is of format {world['format']}, known are {known}"
         )
         raise ValueError(f"{path} cannot be read as a saved world: {told}")
-    progress = loop["epoch_progress"]["current"]
+    progress, states, children = loop["epoch_progress"]["current"], world["states"], world["topology"]
+    if any(not isinstance(states[name]["parameters"], Mapping) for name in children):
+        raise TypeError("the parameters of a node are none")
+    if any(below not in children for names in children.values() for below in names):
+        raise TypeError("a node is below another, and nowhere")
     return SavedWorld(
-        path=Path(path),
-        hyper_parameters=checkpoint.get("hyper_parameters", {}),
-        children=world["topology"],
-        num_rounds=progress["processed"],
-        within_round=progress["started"] > progress["processed"],
-        states=world["states"],
+        path=path,
+        hyper_parameters={**checkpoint.get("hyper_parameters", {})},
+        children=children,
+        num_rounds=int(progress["processed"]),
+        within_round=bool(progress["started"] > progress["processed"]),
+        states=states,
     )
+
+
+@contextmanager
+def as_written(path: str | Path) -> Iterator[None]:
+    """Say of a checkpoint that it is not as worldlm writes it, where something stumbles over what it holds.
+
+    Raises:
+        ValueError: If so.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        reason = f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
+        raise ValueError(f"{path} cannot be read as a saved world: not as worldlm writes it: {reason}") from error

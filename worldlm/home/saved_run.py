@@ -14,7 +14,7 @@ import torch
 
 from worldlm.data import ByteTokenizer, CorpusDataModule, FileTokenizer, Tokenizer, TrainedBPE, load_tokenizer
 from worldlm.data.tokenizers import FILE
-from worldlm.federation.saved import SavedWorld, open_world
+from worldlm.federation.saved import SavedWorld, as_written, open_world
 from worldlm.models import LanguageModule
 from worldlm.results import RESULTS, RunRecord, read_results
 from worldlm.run_folder import CONFIG, find_run, find_saved
@@ -75,13 +75,14 @@ class SavedRun:
 
     def module(self) -> LanguageModule:
         """Build a module for the nodes' weights, on the accelerator if there is one, in evaluation mode."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), as_written(self.world.path):
             module = LanguageModule.from_hyper_parameters(self.world.hyper_parameters)
         return module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def put(self, module: LanguageModule, node: str) -> None:
         """Let a module be a node's model."""
-        module.load_weights(self.world.parameters(node))
+        with as_written(self.world.path):
+            module.load_weights(self.world.parameters(node))
 
     # ------------------------------------------------------------------ what it was
 
