@@ -16,13 +16,11 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from worldlm.topology.checks import shorten
 from worldlm.topology.compose import line_of, pairs, too_far
-from worldlm.topology.lines import MAX_MISTAKES, LinesError, Reader, read_text, suggest
+from worldlm.topology.lines import MAX_CHARACTERS, MAX_MISTAKES, LinesError, Reader, read_text, suggest
 from worldlm.trust import denied, refusal, refusal_of_class
 
 MAX_OBJECTS = 100
 """In one list, such as callbacks; jsonargparse's time grows with the square of their number."""
-MAX_CHARACTERS = 1000
-"""Of one line of an error, which may repeat a value."""
 MAX_DIGITS = 1000
 """Of one number; Python reads none of more than 4300."""
 

@@ -25,7 +25,7 @@ from worldlm.run import UsageError
 from worldlm.run_folder import check_name
 from worldlm.topology import find_file, load_topology, parse_topology
 from worldlm.topology.compose import too_far
-from worldlm.topology.lines import MAX_MISTAKES, LinesError, Reader, printable, read_plain, read_text
+from worldlm.topology.lines import MAX_CHARACTERS, MAX_MISTAKES, LinesError, Reader, printable, read_plain, read_text
 from worldlm.trust import only_allowed
 
 mutate = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "mutations.py"))["mutate"]
@@ -185,7 +185,13 @@ def test_texts_that_are_no_bombs_may_stand(text: str) -> None:
 
 def test_a_value_is_not_repeated_without_end() -> None:
     told = explain(f"Something is wrong with {'x' * 100_000}", [], [])
-    assert len(told) == 1000
+    assert len(told) == MAX_CHARACTERS
+
+
+def test_a_name_is_not_repeated_without_end() -> None:
+    with pytest.raises(LinesError) as refused:
+        parse_topology(f"name: t\nroot: {{name: {'1' * 50_000}, corpus: a}}", "t.yaml")
+    assert max(map(len, refused.value.mistakes)) == len("t.yaml:2: ") + MAX_CHARACTERS
 
 
 def test_a_hundred_mistakes_are_told_and_the_rest_counted() -> None:

@@ -22,6 +22,8 @@ from worldlm.topology.compose import MERGE, Composer, Entry, line_of, pairs
 from worldlm.topology.scalars import coerce, is_null, shown
 
 MAX_BYTES = 2_000_000
+MAX_CHARACTERS = 1000
+"""Of one mistake, which may repeat a value."""
 MAX_MISTAKES = 100
 """Told of one file; how many more there are is told too."""
 _T = TypeVar("_T")
@@ -134,7 +136,7 @@ class Reader:
 
     def report(self, line: int, wrong: str) -> None:
         """Keep a mistake for `finish`."""
-        self._mistakes.append((line, printable(" ".join(wrong.split()))))
+        self._mistakes.append((line, printable(shorten(" ".join(wrong.split()), MAX_CHARACTERS))))
 
     @property
     def num_mistakes(self) -> int:
