@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -162,6 +163,15 @@ def test_a_checkpoint(payload: bytes, command: list[str], told: Told) -> None:
     assert status == 2
     assert len(lines) == 1
     assert "last.ckpt cannot be read as a checkpoint" in lines[0]
+
+
+def test_a_checkpoint_that_would_not_fit_into_memory(told: Told) -> None:
+    path = Path(f"{RUN}/checkpoints/last.ckpt")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("last/data.pkl", bytes(10_000_000))
+    status, lines = told("generate", "runs/cove", "--node", "sea", "wave")
+    assert (status, len(lines)) == (2, 1)
+    assert "last.ckpt cannot be read as a checkpoint: it is compressed" in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ def _check(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return  # cut short, or no checkpoint at all, as torch will say
     with zipfile.ZipFile(path) as archive:
+        if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+            raise ValueError("it is compressed, which torch never does: what is in it may be of any size")
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"it is damaged: the checksum of {damaged} differs")
 
