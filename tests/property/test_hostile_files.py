@@ -107,9 +107,9 @@ def test_a_mutated_recipe_through_the_command_line(rng: Random, tmp_path: Path, 
 @pytest.mark.slow
 def test_many_mutated_files(tmp_path: Path, reading: Any, parse: Read) -> None:
     kinds: list[tuple[Read, list[bytes], int]] = [
-        (load_topology, TOPOLOGIES, 10_000),
-        (lambda path: read_recipe(path, reading.known, safe=True), RECIPES, 10_000),
-        (parse, RECIPES, 1_000),
+        (load_topology, TOPOLOGIES, 3_000),
+        (lambda path: read_recipe(path, reading.known, safe=True), RECIPES, 3_000),
+        (parse, RECIPES, 300),
     ]
     for read, seeds, number in kinds:
         for i in range(number):
