@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from worldlm.arguments import Parser
+from worldlm.results import RESULTS
+from worldlm.run_folder import CONFIG
 from worldlm.topology.lines import LinesError
 
 
@@ -54,3 +57,9 @@ def line_by_line() -> Iterator[None]:
     except OSError as error:
         told = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         raise LinesError(told.splitlines()) from error
+    except (LookupError, TypeError, AttributeError) as error:
+        if os.environ.get("WORLDLM_DEBUG"):
+            raise
+        reason = f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
+        told = f"a file of the run, {RESULTS} or {CONFIG}, is not as worldlm writes it: {reason}"
+        raise LinesError([f"{told} (WORLDLM_DEBUG=1 shows where)"]) from error
