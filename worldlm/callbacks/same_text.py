@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 
 from worldlm.callbacks.run_facts import data_facts
 from worldlm.loop import FederationCallback, WorldTrainer
+from worldlm.topology.lines import few
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,8 @@ class SameText(FederationCallback):
         now = {name: one["tokens_crc32"] for name, one in facts.items() if one.get("tokens_crc32")}
         changed = [name for name in now if self._before.get(name, now[name]) != now[name]]
         if changed and trainer.is_global_zero:
-            told = f"{', '.join(changed[:10])}{f' and {len(changed) - 10} more' if len(changed) > 10 else ''}"
-            log.warning("other text than before the checkpoint is read at %s: the run goes on with it", told)
+            told = "other text than before the checkpoint is read at %s: the run goes on with it"
+            log.warning(told, few(changed))
         self._before = now
 
     def state_dict(self) -> dict[str, Any]:

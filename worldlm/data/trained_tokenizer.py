@@ -115,7 +115,7 @@ class TrainedBPE:
             backend = self._train(corpora, sizes)
             content = backend.to_str()
             path = stem.with_name(f"{stem.name}-{digest(content.encode())}.json")
-            write_text(path, content)
+            write_text(path, content, to_disk=True)
         megabytes, seconds = sum(sizes.values()) / 1e6, time.perf_counter() - started
         text = f"{megabytes:.1f} MB of {len(sizes)} {'corpus' if len(sizes) == 1 else 'corpora'}"
         size = backend.get_vocab_size()

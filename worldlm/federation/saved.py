@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from worldlm.federation.parameters import Tensors
-from worldlm.topology.lines import suggest
+from worldlm.topology.lines import few, reason, suggest
 
 FORMAT = 2
 """Counted up whenever what a checkpoint says of the world changes its meaning."""
@@ -39,10 +39,10 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]
         _check(path)
         checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # what a reader stumbles over in a foreign file is anybody's guess
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        said = (str(error) or type(error).__name__).splitlines()[0]
         others = sorted(one.name for one in path.parent.glob("*.ckpt") if one.name != path.name)
         beside = f" (beside it: {', '.join(others)})" if others else ""
-        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}{beside}") from error
+        raise ValueError(f"{path} cannot be read as a checkpoint: {said}{beside}") from error
     if not (isinstance(checkpoint, dict) and {"state_dict", "loops"} <= checkpoint.keys()):
         raise ValueError(f"{path} cannot be read as a checkpoint: it is not one that a trainer saved")
     return checkpoint
@@ -88,8 +88,7 @@ class SavedWorld:
         """
         if node not in self.states:
             names = list(self.children)
-            listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-            raise ValueError(f"{self.path} has no node {node!r}; it has {listed}{suggest(node, names)}")
+            raise ValueError(f"{self.path} has no node {node!r}; it has {few(names, 20)}{suggest(node, names)}")
         weights: Tensors = self.states[node]["parameters"]
         if strange := [name for name, one in weights.items() if not isinstance(one, torch.Tensor)]:
             raise ValueError(f"{self.path}: the weights {str(strange[0])[:100]} of {node!r} are none")
@@ -142,5 +141,5 @@ def as_written(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-        reason = f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
-        raise ValueError(f"{path} cannot be read as a saved world: not as worldlm writes it: {reason}") from error
+        told = f"{path} cannot be read as a saved world: not as worldlm writes it: {reason(error)}"
+        raise ValueError(told) from error

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from worldlm.arguments import Parser
 from worldlm.results import RESULTS
 from worldlm.run_folder import CONFIG
-from worldlm.topology.lines import LinesError
+from worldlm.topology.lines import LinesError, reason
 
 
 def run_parser(command: str, description: str) -> Parser:
@@ -60,6 +60,5 @@ def line_by_line() -> Iterator[None]:
     except (LookupError, TypeError, AttributeError) as error:
         if os.environ.get("WORLDLM_DEBUG"):
             raise
-        reason = f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
-        told = f"a file of the run, {RESULTS} or {CONFIG}, is not as worldlm writes it: {reason}"
+        told = f"a file of the run, {RESULTS} or {CONFIG}, is not as worldlm writes it: {reason(error)}"
         raise LinesError([f"{told} (WORLDLM_DEBUG=1 shows where)"]) from error

@@ -19,7 +19,7 @@ from worldlm.models import LanguageModule
 from worldlm.results import RESULTS, RunRecord, read_results
 from worldlm.run_folder import CONFIG, find_run, find_saved
 from worldlm.topology import Node, Settings, Topology, load_topology, reshape, split_rounds
-from worldlm.topology.lines import LinesError, read_plain, suggest
+from worldlm.topology.lines import LinesError, few, read_plain, suggest
 from worldlm.trust import denied, look_here_too, only_allowed, refusal
 
 
@@ -52,9 +52,8 @@ class SavedRun:
             LinesError: Names all that are none.
         """
         names, chosen = self.names, list(dict.fromkeys(wanted))
-        listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         wrong = [
-            f"{self.folder} has no node {name!r}; it has {listed}{suggest(name, names)}"
+            f"{self.folder} has no node {name!r}; it has {few(names, 20)}{suggest(name, names)}"
             for name in chosen
             if name not in self.world.children
         ]

@@ -14,7 +14,7 @@ from worldlm.callbacks import Record
 from worldlm.callbacks.record import weights_digest
 from worldlm.federation.saved import open_world
 from worldlm.loop import WorldTrainer
-from worldlm.repeat.command import OPTION, FirstRun
+from worldlm.repeat.command import OPTION, FirstRun, part
 from worldlm.repeat.differences import another, in_a_line, outcome, settings, surroundings
 from worldlm.report.settings import flat_settings
 from worldlm.results import RESULTS, read_results
@@ -76,10 +76,9 @@ class RepeatCLI(RecipeCLI):
         return made
 
     def told_to_go_on(self, given: list[str]) -> str:
-        return shlex.join(
-            ["worldlm", "fit", OPTION, str(self.first.folder), *_without_checkpoint(self.first.options), "--ckpt_path",
-             f"{self.folder}/{LAST}"]
-        )  # fmt: skip
+        _, options = part(self.first.options, "--ckpt_path")
+        goes_on = [*options, "--ckpt_path", f"{self.folder}/{LAST}"]
+        return shlex.join(["worldlm", "fit", OPTION, str(self.first.folder), *goes_on])
 
     @rank_zero_only
     def done(self, told: str) -> None:
@@ -135,12 +134,3 @@ def final_weights(first: FirstRun) -> dict[str, str]:
     if world.within_round or world.num_rounds != first.content["rounds_done"]:
         return {}
     return {name: weights_digest(world.parameters(name)) for name in world.children}
-
-
-def _without_checkpoint(options: tuple[str, ...]) -> list[str]:
-    kept, expects = list[str](), False
-    for one in options:
-        if not expects and one.partition("=")[0] != "--ckpt_path":
-            kept.append(one)
-        expects = one == "--ckpt_path"
-    return kept

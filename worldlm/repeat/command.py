@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worldlm.report.sound import faults
-from worldlm.results import RESULTS, read_results
+from worldlm.report.sound import read_sound
+from worldlm.results import RESULTS
 from worldlm.run_folder import CONFIG, find_run
 from worldlm.topology.lines import LinesError
 
@@ -60,18 +60,24 @@ def split_off_run(given: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     Raises:
         LinesError: If it names none, or a recipe is named too.
     """
-    runs, options, expects = list[str](), list[str](), False
-    for one in given:
-        if expects or one.startswith(f"{OPTION}="):
-            runs.append(one if expects else one.partition("=")[2])
-        elif one != OPTION:
-            options.append(one)
-        expects = one == OPTION
+    runs, options = part(given, OPTION)
     if len(runs) != 1 or not runs[0] or runs[0].startswith("--"):
         raise LinesError([f"{OPTION} takes one run: worldlm fit {OPTION} runs/NAME/version_0"])
     if any(one.partition("=")[0] == "--recipe" for one in options):
         raise LinesError([f"{OPTION} takes all settings from the run: leave --recipe out"])
     return runs[0], tuple(options)
+
+
+def part(given: Sequence[str], option: str) -> tuple[list[str], list[str]]:
+    """Part the values of an option, `--a b` or `--a=b`, from all else on a command line."""
+    values, others, expects = list[str](), list[str](), False
+    for one in given:
+        if expects or one.startswith(f"{option}="):
+            values.append(one if expects else one.partition("=")[2])
+        elif one != option:
+            others.append(one)
+        expects = one == option
+    return values, others
 
 
 def first_run(folder: Path, options: tuple[str, ...] = ()) -> FirstRun:
@@ -87,9 +93,7 @@ def first_run(folder: Path, options: tuple[str, ...] = ()) -> FirstRun:
     results, config = folder / RESULTS, folder / CONFIG
     if missing := [path.name for path in (results, config) if not path.is_file()]:
         raise LinesError([f"{folder} holds no {' and no '.join(missing)}: it cannot be repeated"])
-    content = read_results(results)
-    if (fault := next(faults(content), None)) is not None:
-        raise LinesError([f"{results}: not as worldlm writes it: {fault}"])
+    content = read_sound(results)
     if not content["finished"]:
         raise LinesError([f"{folder} is not finished: finish it first, with worldlm fit and --ckpt_path last"])
     if content.get("changes"):

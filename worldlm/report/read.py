@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from worldlm.compare.records import find_runs, in_order, run_folders
-from worldlm.report.sound import faults
-from worldlm.results import RunRecord, read_results, results_of
+from worldlm.report.sound import read_sound
+from worldlm.results import RunRecord, results_of
 from worldlm.run_folder import CONFIG
 from worldlm.topology.lines import LinesError
 
@@ -37,24 +37,19 @@ def read(folders: Sequence[Path]) -> list[Run]:
     Raises:
         LinesError: If a folder holds none, or a results.json is not as worldlm writes it: one line each.
     """
-    wrong = []
+    wrong = list[str]()
     for path in dict.fromkeys(results_of(one) for folder in folders for one in run_folders(folder)):
-        if path is not None and (fault := _first_fault(path)):
-            wrong.append(f"{path}: {fault}")
+        try:
+            if path is not None:
+                read_sound(path)
+        except LinesError as error:
+            wrong += error.mistakes
     if wrong:
         raise LinesError(wrong)
     records = {
         one.folder.resolve(): one for one in in_order(find_runs(folders), folders)
     }  # each once, however often it was named
     return [_beside(one) for one in _told_apart(list(records.values()))]
-
-
-def _first_fault(path: Path) -> str | None:
-    try:
-        fault = next(faults(read_results(path)), None)
-    except RecursionError:
-        return "no record of a run: it is nested too deeply"
-    return None if fault is None else f"not as worldlm writes it: {fault}"
 
 
 def _told_apart(records: list[RunRecord]) -> list[RunRecord]:

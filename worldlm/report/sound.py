@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from worldlm.results import read_results
+from worldlm.topology.lines import LinesError
 
 Check = Callable[[Any, str], Iterator[str]]
 """Given a value and where it stands, yields what is wrong with it."""
@@ -20,6 +24,22 @@ def faults(content: object) -> Iterator[str]:
         content: What was read as JSON.
     """
     yield from _RECORD(content, "")
+
+
+def read_sound(path: Path) -> dict[str, Any]:
+    """Read a results.json that has the form that worldlm writes.
+
+    Raises:
+        LinesError: If it is none, or something in it is not; the first thing alone.
+    """
+    try:
+        content = read_results(path)
+        fault = next(faults(content), None)
+    except RecursionError:
+        raise LinesError([f"{path}: no record of a run: it is nested too deeply"]) from None
+    if fault is not None:
+        raise LinesError([f"{path}: not as worldlm writes it: {fault}"])
+    return content
 
 
 def _number(value: Any, where: str) -> Iterator[str]:

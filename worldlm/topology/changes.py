@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
-from worldlm.topology.lines import suggest
+from worldlm.topology.lines import few, suggest
 from worldlm.topology.settings import FOR_CHILDREN, KINDS_OF_PRIVACY, Privacy, Settings
 from worldlm.topology.tree import Topology
 
@@ -16,8 +16,6 @@ Setting: TypeAlias = tuple[str, Any, Any]
 """Dotted name of a setting, its old value and its new one; None where it is not set."""
 
 _FOR_DATA = ("num_local_steps", "batch_size", "optimizer_state")
-_SHOWN = 10
-"""Names that a line tells before it counts the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,31 +61,31 @@ class Changes:
     def lines(self) -> Iterator[str]:
         """Yield what changed, a line each; nodes with which the same happened share one."""
         for source, names in _grouped(self.joined).items():
-            yield f"joined: {_few(names)} (from {source})"
+            yield f"joined: {few(names)} (from {source})"
         if self.left:
-            yield f"left: {_few(self.left)}"
+            yield f"left: {few(self.left)}"
         for (old, new), names in _grouped(self.moved).items():
-            yield f"moved: {_few(names)} from {old or 'the top'} to {new or 'the top'}"
+            yield f"moved: {few(names)} from {old or 'the top'} to {new or 'the top'}"
         told = {name: ", ".join(map(_shown, settings)) for name, settings in self.settings.items()}
         for what, names in _grouped(told).items():
-            yield f"changed: {_few(names)} {what}"
+            yield f"changed: {few(names)} {what}"
         for corpus, names in _grouped(self.new_texts).items():
-            yield f"{_few(names)}: reads {corpus} from its beginning"
+            yield f"{few(names)}: reads {corpus} from its beginning"
 
     def warnings(self) -> Iterator[str]:
         """Yield what nobody should overlook, a line each."""
         told = {name: ", ".join(map(_shown, settings)) for name, settings in self.loosened.items()}
         for what, names in _grouped(told).items():
-            yield f"privacy is loosened at {_few(names)}: {what}; what was spent so far stays in the ledger"
+            yield f"privacy is loosened at {few(names)}: {what}; what was spent so far stays in the ledger"
         told = {name: ", ".join(map(_shown, settings)) for name, settings in self.opened.items()}
         for what, names in _grouped(told).items():
-            yield f"rules on residuals are loosened at {_few(names)}: {what}"
+            yield f"rules on residuals are loosened at {few(names)}: {what}"
         for name in self.dissolved:
             yield f"{name} is gone, whose privacy held for all below it as one: what is left is that of every node"
         for (corpus, kind, where), names in _grouped(self.bared).items():
-            yield f"{_few(names)} reads {corpus} without the {kind} that it was read under at {where}"
+            yield f"{few(names)} reads {corpus} without the {kind} that it was read under at {where}"
         for kind, names in _grouped(self.begun).items():
-            yield f"{kind} begins at {_few(names)}: no epsilon covers what was learnt there before"
+            yield f"{kind} begins at {few(names)}: no epsilon covers what was learnt there before"
         if self.disclosed is not None:
             told_of = (
                 f"what is above {self.disclosed} starts from its model, which no noise hides: all that it learnt so "
@@ -220,12 +218,6 @@ def _grouped(values: Mapping[str, Any]) -> dict[Any, list[str]]:
     for name, value in values.items():
         groups.setdefault(value, []).append(name)
     return groups
-
-
-def _few(names: Iterable[str]) -> str:
-    told = list(names)
-    more = len(told) - _SHOWN
-    return ", ".join(told[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _shown(setting: Setting) -> str:

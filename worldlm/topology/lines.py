@@ -53,6 +53,17 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_fold[near[0]]!r}?" if near else ""
 
 
+def few(names: Iterable[str], most: int = 10) -> str:
+    """Return the first of some names with commas between, and how many more there are."""
+    told = list(names)
+    return ", ".join(told[:most]) + (f" and {len(told) - most} more" if len(told) > most else "")
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error is and says, in a line, for a file over which something stumbled."""
+    return f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
+
+
 def printable(text: str) -> str:
     """Return a text with what a terminal would obey, and what has no form, written as escapes."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
