@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from shore import BEGINNING, write_shore
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
@@ -357,19 +358,10 @@ def save_everywhere(tmp_path: Path) -> Callable[..., SaveEverywhere]:
 
 # ---------------------------------------------------------------------- a run by the command line
 
-SHORE_RECIPE = """\
-seed_everything: 7
-federation: {topology: TOPOLOGY}
-model:
-  architecture: {num_blocks: 2, d_model: 16, num_heads: 2, max_seq_len: 16, vocab_size: 257}
-  split: {keys: ['blocks\\.1\\.(norm_1|attn)\\.'], values: ['blocks\\.1\\.', 'norm_f\\.']}
-  optimizer: {lr: 6e-3, warmup_steps: 2}
-data:
-  cache_dir: CACHE
-  batch_size: 4
-  corpora:
-    hills: {class_path: worldlm.data.TextFiles, init_args: {train: hills.txt, validation: hills_too.txt}}
-    sea: {class_path: worldlm.data.TextFiles, init_args: {train: sea.txt, validation: sea_too.txt}}
+SHORE_RECIPE = (
+    "seed_everything: 7\n"
+    + BEGINNING
+    + """\
 trainer:
   max_epochs: 2
   log_every_n_steps: 1
@@ -381,6 +373,7 @@ trainer:
     - class_path: worldlm.callbacks.ResidualExchange
     - class_path: worldlm.callbacks.UpdatePrivacy
 """
+)
 
 SHORE = """\
 name: shore
@@ -403,10 +396,4 @@ def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["worldlm"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (tmp_path / "shore.yaml").write_text(SHORE)
-    for name, words in {"hills": "up and down the hill ", "sea": "wave after wave, salt; "}.items():
-        (tmp_path / f"{name}.txt").write_text(words * 60)
-        (tmp_path / f"{name}_too.txt").write_text(words * 10 + "the end")
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(SHORE_RECIPE.replace("TOPOLOGY", "shore.yaml").replace("CACHE", str(tmp_path / "cache")))
-    return recipe
+    return write_shore(tmp_path, SHORE, SHORE_RECIPE, str(tmp_path / "cache"))

@@ -10,22 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from shore import BEGINNING, write_shore
 
 from worldlm.cli import main
-
-RECIPE = """\
-federation: {topology: TOPOLOGY}
-model:
-  architecture: {num_blocks: 2, d_model: 16, num_heads: 2, max_seq_len: 16, vocab_size: 257}
-  split: {keys: ['blocks\\.1\\.(norm_1|attn)\\.'], values: ['blocks\\.1\\.', 'norm_f\\.']}
-  optimizer: {lr: 6e-3, warmup_steps: 2}
-data:
-  cache_dir: CACHE
-  batch_size: 4
-  corpora:
-    hills: {class_path: worldlm.data.TextFiles, init_args: {train: hills.txt, validation: hills_too.txt}}
-    sea: {class_path: worldlm.data.TextFiles, init_args: {train: sea.txt, validation: sea_too.txt}}
-"""
 
 TOPOLOGY = """\
 name: shore
@@ -59,13 +46,7 @@ def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["worldlm"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (tmp_path / "shore.yaml").write_text(TOPOLOGY)
-    for name, words in {"hills": "up and down the hill ", "sea": "wave after wave, salt; "}.items():
-        (tmp_path / f"{name}.txt").write_text(words * 60)
-        (tmp_path / f"{name}_too.txt").write_text(words * 10 + "the end")
-    (tmp_path / "tiny.yaml").write_text(
-        RECIPE.replace("TOPOLOGY", "shore.yaml").replace("CACHE", str(tmp_path / "cache"))
-    )
+    write_shore(tmp_path, TOPOLOGY, BEGINNING, str(tmp_path / "cache"))
     (tmp_path / "fedavg.yaml").write_text(FEDAVG)
     (tmp_path / "worldlm.yaml").write_text(WORLDLM)
     return tmp_path

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from shore import BEGINNING, write_shore
 
 from worldlm import callbacks
 from worldlm.cli import main
@@ -179,25 +180,17 @@ def test_servers(reading: Any) -> None:
 # ---------------------------------------------------------------------- run
 
 
-SHORE = """\
-seed_everything: 7
-federation: {topology: shore.yaml}
-model:
-  architecture: {num_blocks: 2, d_model: 16, num_heads: 2, max_seq_len: 16, vocab_size: 257}
-  split: {keys: ['blocks\\.1\\.(norm_1|attn)\\.'], values: ['blocks\\.1\\.', 'norm_f\\.']}
-  optimizer: {lr: 6e-3, warmup_steps: 2}
-data:
-  cache_dir: cache
-  batch_size: 4
-  corpora:
-    hills: {class_path: worldlm.data.TextFiles, init_args: {train: hills.txt, validation: hills_too.txt}}
-    sea: {class_path: worldlm.data.TextFiles, init_args: {train: sea.txt, validation: sea_too.txt}}
+SHORE = (
+    "seed_everything: 7\n"
+    + BEGINNING
+    + """\
 trainer:
   accelerator: cpu
   max_epochs: 1
   log_every_n_steps: 1
   callbacks: [{class_path: worldlm.callbacks.ResidualExchange}] # what no method is left with
 """
+)
 
 TOPOLOGY = """\
 name: shore
@@ -215,11 +208,7 @@ root:
 def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["worldlm"])
-    Path("shore.yaml").write_text(TOPOLOGY)
-    Path("tiny.yaml").write_text(SHORE)
-    for name, words in {"hills": "up and down the hill ", "sea": "wave after wave, salt; "}.items():
-        Path(f"{name}.txt").write_text(words * 60)
-        Path(f"{name}_too.txt").write_text(words * 10 + "the end")
+    write_shore(tmp_path, TOPOLOGY, SHORE)
 
 
 @pytest.mark.parametrize(

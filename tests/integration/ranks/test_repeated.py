@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from shore import BEGINNING, write_shore
 
 from worldlm.callbacks.record import weights_digest
 from worldlm.cli import main
@@ -22,19 +23,10 @@ from worldlm.repeat.command import first_run
 
 Make = Callable[..., Any]
 
-RECIPE = r"""
-seed_everything: 7
-federation: {topology: shore.yaml}
-model:
-  architecture: {num_blocks: 2, d_model: 16, num_heads: 2, max_seq_len: 16, vocab_size: 257}
-  split: {keys: ['blocks\.1\.(norm_1|attn)\.'], values: ['blocks\.1\.', 'norm_f\.']}
-  optimizer: {lr: 6e-3, warmup_steps: 2}
-data:
-  cache_dir: cache
-  batch_size: 4
-  corpora:
-    hills: {class_path: worldlm.data.TextFiles, init_args: {train: hills.txt, validation: hills_too.txt}}
-    sea: {class_path: worldlm.data.TextFiles, init_args: {train: sea.txt, validation: sea_too.txt}}
+RECIPE = (
+    "seed_everything: 7\n"
+    + BEGINNING
+    + """\
 trainer:
   max_epochs: 2
   accelerator: cpu
@@ -46,6 +38,7 @@ trainer:
     - {class_path: worldlm.callbacks.Samples, init_args: {num_new_tokens: 1}}
     - {class_path: worldlm.callbacks.Pictures, init_args: {every_n_rounds: 99}}
 """
+)
 
 TOPOLOGY = """
 name: shore
@@ -76,13 +69,9 @@ def shore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(sys, "path", [*sys.path, str(folder)])
         patch.setenv("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
-        (folder / "shore.yaml").write_text(TOPOLOGY)
-        (folder / "tiny.yaml").write_text(RECIPE)
+        write_shore(folder, TOPOLOGY, RECIPE)
         (folder / "stopping.py").write_text(STOPPING)
         (folder / "stop").touch()
-        for name, words in {"hills": "up and down the hill ", "sea": "wave after wave, salt; "}.items():
-            (folder / f"{name}.txt").write_text(words * 60)
-            (folder / f"{name}_too.txt").write_text(words * 10 + "the end")
         assert main(["fit", "--recipe", "tiny.yaml"]) == 143
         assert main(["fit", "--recipe", "tiny.yaml", "--ckpt_path", "last"]) == 0
         yield folder
