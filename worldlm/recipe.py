@@ -224,7 +224,8 @@ def no_memory(error: Exception) -> str:
     if not found and not isinstance(error, MemoryError):
         return ""
     said = f" ({found.group()})" if found else ""
-    return f"there is not the memory for it{said}: take a smaller model or batch_size; see worldlm topology estimate"
+    less = "a smaller model or batch_size" + (", or --trainer.nodes_on host" if "CUDA" in text else "")
+    return f"there is not the memory for it{said}: take {less}; see worldlm topology estimate"
 
 
 def _explained(message: str, readers: Collection[Reader], known: Collection[str], given: Collection[str]) -> str:

@@ -206,8 +206,8 @@ def trainer_for(tmp_path: Path, accelerator: str) -> Callable[..., WorldTrainer]
             quiet["max_epochs"] = 2
         if any(isinstance(callback, Checkpoint) for callback in callbacks):
             quiet["enable_checkpointing"] = True
-        if share_memory and accelerator != "cpu":
-            pytest.skip("nodes share their memory with the live module on a CPU only")
+        if share_memory is not None and accelerator != "cpu":
+            options["nodes_on"] = "device" if share_memory else "host"
         trainer = WorldTrainer(topology=topology, callbacks=list(callbacks), **{**quiet, **options})
         trainer.share_memory = share_memory
         return trainer

@@ -115,7 +115,7 @@ class TokenRows(FederationCallback):
     def _add(self, context: Context, counts: Tensor) -> None:
         """Count tokens that the node's next upload will tell of."""
         exact, memory = counts.to("cpu").double(), self.memory(context.state)
-        memory["unsent"] = memory["unsent"] + exact if "unsent" in memory else exact
+        memory["unsent"] = memory["unsent"].to("cpu") + exact if "unsent" in memory else exact
 
     # ------------------------------------------------------------------ sending on
 

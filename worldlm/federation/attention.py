@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worldlm.federation.averaging import weighted_sum
-from worldlm.federation.parameters import CHUNK, Tensors, chunks, few, norm
+from worldlm.federation.parameters import Tensors, chunk_size, chunks, few, norm
 
 Similarity: TypeAlias = Literal["cosine", "dot", "distance"]
 Granularity: TypeAlias = Literal["model", "block"]
@@ -108,7 +108,7 @@ def _similarities(
 def _products(query: Tensor, keys: Sequence[Tensor], reference: Tensor) -> list[tuple[float, float]]:
     """Return dQ.dK and dK.dK for every candidate, where dQ = query - reference and dK = keys - reference."""
     sums = [(0.0, 0.0)] * len(keys)
-    change = reference.new_empty(min(CHUNK, reference.numel()))
+    change = reference.new_empty(chunk_size(reference))
     rows = change.new_empty(2, len(change), dtype=torch.float64)
     for start, asked, *answers in zip(*map(chunks, (reference, query, *keys)), strict=True):
         left, right = rows[:, : len(start)]

@@ -15,6 +15,9 @@ PARTS: tuple[Part, ...] = ("backbone", "keys", "values")
 CHUNK = 1 << 15
 """Coordinates of several models that are taken at a time: what is made of them stays in the processor's cache."""
 
+_CHUNK_ON_DEVICE = 1 << 24
+"""The same on an accelerator, where every call costs, whatever its size."""
+
 _MOST = 16
 """Models that are taken at a time, at most: so many chunks fit into the cache."""
 
@@ -49,8 +52,13 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
 
 
 def chunks(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Return views of a tensor's coordinates, `CHUNK` at a time, in order."""
-    return torch.split(tensor.reshape(-1), CHUNK)
+    """Return views of a tensor's coordinates, `chunk_size` at a time, in order."""
+    return torch.split(tensor.reshape(-1), chunk_size(tensor))
+
+
+def chunk_size(tensor: Tensor) -> int:
+    """Return how many coordinates of a tensor are taken at a time, at most."""
+    return min(max(1, tensor.numel()), CHUNK if tensor.device.type == "cpu" else _CHUNK_ON_DEVICE)
 
 
 def few(models: Sequence[Mapping[str, Tensor]], name: str) -> Iterator[slice]:
@@ -71,7 +79,7 @@ def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """
     total = 0.0
     for name, tensor in one.items():
-        changed = tensor.new_empty(min(CHUNK, tensor.numel()))
+        changed = tensor.new_empty(chunk_size(tensor))
         for left, right in zip(chunks(tensor), chunks(other[name]), strict=True):
             torch.sub(left, right, out=changed[: len(left)])
             total += float(torch.linalg.vector_norm(changed[: len(left)], dtype=torch.float64)) ** 2

@@ -81,7 +81,8 @@ def mean_of_rows(tensors: Sequence[Tensor], weights: Sequence[Tensor], start: Te
     Returns:
         A new tensor: one accumulator, whatever the number of participants.
     """
-    total = torch.stack(list(weights)).sum(dim=0)
+    weights = [weight.to(start.device) for weight in weights]
+    total = torch.stack(weights).sum(dim=0)
     seen = total > 0
     mean = torch.zeros_like(start)
     for tensor, weight in zip(tensors, weights, strict=True):

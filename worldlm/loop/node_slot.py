@@ -47,13 +47,13 @@ class NodeOptimizer:
 class NodeSlot:
     """Puts a node's weights and optimizer in place, and takes them back.
 
-    On the CPU the live parameters point at the node's own memory: no tensor is copied. On an accelerator, waiting
-    nodes live in host memory, and are copied in and out.
+    Where nodes wait in the memory of the device that trains them, the live parameters point at the node's own: no
+    tensor is copied. Else nodes are copied in and out.
 
     Args:
         module: The one live module.
         strategy: Lightning's strategy, which owns the optimizer slot.
-        share_memory: Whether to point instead of copying; by default where the module is on the CPU.
+        share_memory: Whether to point instead of copying; by default where nodes wait on the module's device.
         store: Where the nodes that wait are.
     """
 
@@ -68,12 +68,12 @@ class NodeSlot:
         self._strategy = strategy
         self._live = dict(module.named_parameters())
         self._device = strategy.root_device
-        self._share = self._device.type == "cpu" if share_memory is None else share_memory
         self.name = ""
         self._state: NodeState | None = None
         self._optimizers: dict[str, NodeOptimizer] = {}
         self._pending: dict[str, dict[str, Any]] = {}
         self._store = store or NodeStore()
+        self._share = self._device == self._store.device if share_memory is None else share_memory
 
     @torch.no_grad()
     def put_weights(self, name: str, state: NodeState) -> None:

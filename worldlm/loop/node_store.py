@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, Literal, TypeAlias
 from weakref import finalize
 
+import torch
 from filelock import FileLock, Timeout
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 
 from worldlm.federation.messages import (
     Upload,
@@ -29,6 +32,13 @@ from worldlm.federation.program import compile_round
 from worldlm.federation.state import NodeState
 from worldlm.loop.machine import give_back_freed_memory
 from worldlm.topology import Topology
+
+NodesOn: TypeAlias = Literal["auto", "host", "device"]
+
+_HOST = torch.device("cpu")
+
+_MODELS = 4
+"""Models that a node comes to, at most times: its weights, AdamW's two moments, and a message."""
 
 _HOLES = 250_000_000
 """Bytes put away after which the memory they were in is given back to the system."""
@@ -53,19 +63,53 @@ class Paging:
             raise ValueError(f"paging: cache_gb must be at least 0, got {self.cache_gb}")
 
 
+def where_nodes_wait(nodes_on: NodesOn, device: torch.device, num_nodes: int, model_bytes: int) -> torch.device:
+    """Return the device in whose memory nodes wait.
+
+    Args:
+        nodes_on: The user's choice; `auto` takes the device that trains if it is a GPU of whose memory the whole world,
+            however many processes share it, fills no more than half.
+        device: The device that trains.
+        num_nodes: Nodes of the world.
+        model_bytes: Bytes of one node's weights.
+    """
+    if nodes_on == "auto" and device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        nodes_on = "device" if 2 * _MODELS * num_nodes * model_bytes <= memory else "host"
+    return device if nodes_on == "device" else _HOST
+
+
 class NodeStore:
-    """All nodes in memory: nothing needs to be done.
+    """All nodes in memory: that of the host, or that of the device which trains them.
 
     Counters, scores and all else that is no large tensor are in memory here and in every other store. Reading a
     tensor is possible at any time, writing into a node's weights after `bring` alone.
+
+    Args:
+        device: In whose memory.
     """
+
+    def __init__(self, device: torch.device = _HOST) -> None:
+        self.device = device
+
+    def hold(self, nest: Any) -> Any:
+        """Return a nest of plain containers and tensors with its tensors where nodes wait, copied if they must be."""
+        return apply_to_collection(nest, Tensor, lambda one: one.to(self.device))
 
     def initial(self, weights: Tensors) -> Tensors:
         """Return weights for a node to start from, which it may write into once it was brought."""
-        return clone(weights)
+        held: Tensors = self.hold(clone(weights))
+        return held
 
     def adopt(self, states: dict[str, NodeState]) -> None:
         """Take care of the nodes of a world."""
+        if self.device == _HOST:
+            return
+        for name, state in states.items():
+            memory, state.memory = state.memory, {}
+            held = states[name] = NodeState.from_state_dict(self.hold(state.state_dict()))
+            # an outer optimizer counts its steps in a single number, and most refuse one that is on a device
+            held.memory = apply_to_collection(memory, Tensor, lambda one: one.to(self.device) if one.dim() else one)
 
     def bring(self, name: str, *, to_write: bool = True) -> None:
         """Have a node's weights in memory: to be trained or merged into, or just to be read many times."""
@@ -97,6 +141,7 @@ class PagedStore(NodeStore):
     """
 
     def __init__(self, topology: Topology, settings: Paging, folder: Path) -> None:
+        super().__init__()
         self._topology = topology
         self._cache = settings.cache_gb * 1e9
         self._pages = Pages(_own_folder(self, folder))

@@ -136,7 +136,7 @@ class Steps:
         node, state = context.node, context.state
         if self.wire.apart(node.name):
             sent = self.wire.receive(node.name, "down")
-            download = None if sent is None else download_from_state(sent)
+            download = None if sent is None else download_from_state(self.world.store.hold(sent))
         else:
             download = self._compose(node, context.subround)
         state.takes_part = download is not None
@@ -246,7 +246,7 @@ class Steps:
             if self._places[Step("upload", child, context.subround)] < self._began:
                 continue  # done before the run was taken up here
             if (sent := self.wire.receive(child, "up")) is not None:
-                self._take(context, upload_from_state(sent))
+                self._take(context, upload_from_state(self.world.store.hold(sent)))
         uploads, state.uploads = [*state.uploads.values()], {}
         self.world.store.bring(name)
         state.unsent_tokens += sum(upload.num_tokens for upload in uploads)

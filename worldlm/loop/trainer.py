@@ -13,12 +13,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch import Callback
 
-from worldlm.federation.parameters import PARTS
+from worldlm.federation.parameters import PARTS, num_bytes
 from worldlm.federation.program import num_visits
 from worldlm.loop.checkpoint_io import AtomicCheckpointIO
 from worldlm.loop.fit_loop import FederatedFitLoop
 from worldlm.loop.hooks import FederationCallback
-from worldlm.loop.node_store import NodeStore, PagedStore, Paging
+from worldlm.loop.node_store import NodesOn, NodeStore, PagedStore, Paging, where_nodes_wait
 from worldlm.loop.processes import check_followers, choose_processes
 from worldlm.loop.world import World
 from worldlm.topology import Settings, Shape, Topology, load_topology, reshape, split_rounds
@@ -44,6 +44,8 @@ class WorldTrainer(pl.Trainer):
             default those that the topology sets. See `worldlm.topology.split_rounds`.
         seed: Seed of all random draws of the federation; by default that of `seed_everything`, else 0.
         devices_per_node: Devices, and processes, that train one node together, each on its share of every batch.
+        nodes_on: Where nodes wait and are merged: in the memory of the `host`, or of the `device` that trains them;
+            `auto` takes a GPU of whose memory the whole world fills no more than half.
         paging: Keeps the tensors of waiting nodes on disk; by default they are in memory.
         **kwargs: As `lightning.Trainer`. `devices` and `num_nodes` (machines) say how many processes share the nodes'
             fits out among them: by default 1, or as torchrun says. On a GPU `precision` is bf16-mixed unless given.
@@ -64,6 +66,7 @@ class WorldTrainer(pl.Trainer):
         num_subrounds: int | None = None,
         seed: int | None = None,
         devices_per_node: int = 1,
+        nodes_on: NodesOn = "auto",
         paging: Paging | None = None,
         **kwargs: Any,
     ) -> None:
@@ -75,6 +78,9 @@ class WorldTrainer(pl.Trainer):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.share_memory: bool | None = None
         self._folder: Path | None = None
+        if nodes_on == "device" and paging is not None:
+            raise ValueError("nodes_on is device, and paging keeps nodes on disk: choose one of them")
+        self.nodes_on: NodesOn = nodes_on
         self.paging = paging
         plugins = kwargs.get("plugins") or []
         kwargs["plugins"] = [
@@ -155,7 +161,9 @@ class WorldTrainer(pl.Trainer):
     def node_store(self) -> NodeStore:
         """Make the place for the nodes of a world."""
         if self.paging is None:
-            return NodeStore()
+            size = num_bytes(dict(self.lightning_module.named_parameters()))
+            device = self.strategy.root_device
+            return NodeStore(where_nodes_wait(self.nodes_on, device, len(self.topology.nodes), size))
         return PagedStore(self.topology, self.paging, Path(self.paging.folder or self.folder / "pages"))
 
     @property

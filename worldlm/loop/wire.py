@@ -192,7 +192,7 @@ def _pack(content: Any) -> Tensor:
 
 def _unpack(payload: Tensor) -> Any:
     """Undo `_pack`; executes nothing, whatever it is handed."""
-    return torch.load(io.BytesIO(payload.numpy().data), weights_only=True)
+    return torch.load(io.BytesIO(payload.numpy().data), map_location="cpu", weights_only=True)
 
 
 def share_out(trainer: WorldTrainer, costs: Mapping[str, float]) -> Wire:

@@ -61,7 +61,7 @@ class World:
         self.store.adopt(self.states)
         self.states[topology.root.name].takes_part = True
         personal = {name: tensor for name, tensor in initial.items() if partition[name] != "backbone"}
-        self.reference: Tensors = clone(personal)
+        self.reference: Tensors = self.store.hold(clone(personal))
         """The common initial keys and values."""
         self.changes = Changes()
         """What has changed in the topology since the checkpoint that the run goes on from."""
@@ -137,7 +137,7 @@ class World:
         for name, known in self.states.items():
             self.states[name] = known if self.wire.here(name) else NodeState(**known.figures())
         self.store.adopt(self.states)
-        self.reference = clone(state["reference"])
+        self.reference = self.store.hold(clone(state["reference"]))
 
     def _change(self, saved: Mapping[str, NodeState], steps: Mapping[str, int], num_rounds: int) -> None:
         """Go over to a changed topology, in every process for all nodes."""

@@ -39,6 +39,7 @@ SYSTEMS = {
     "worldlm": "worldlm_fit.py",
     "worldlm_checkpoints": "worldlm_fit.py",
     "worldlm_paged": "worldlm_fit.py",
+    "worldlm_host": "worldlm_fit.py",
     "pfl": "apple_pfl.py",
     "flower": "flower.py",
     "lightning": "naive_lightning.py",

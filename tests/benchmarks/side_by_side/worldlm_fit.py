@@ -1,7 +1,7 @@
 """`worldlm fit` with a recipe, a topology and packed text on disk, and with all that it does by default.
 
 But for the checkpoint of every round, which no other system writes: `worldlm_checkpoints` has that too. In
-`worldlm_paged` all nodes that wait are on disk.
+`worldlm_paged` all nodes that wait are on disk, in `worldlm_host` in the host's memory, also where a GPU trains.
 """
 
 from pathlib import Path
@@ -108,6 +108,8 @@ def main() -> int:
     written["trainer"]["callbacks"] = callbacks
     if workspace.system == "worldlm_paged":
         written["trainer"]["paging"] = {"cache_gb": 0.0}
+    if workspace.system == "worldlm_host":
+        written["trainer"]["nodes_on"] = "host"
     path = folder / f"{workspace.system}.yaml"
     path.write_text(yaml.safe_dump(written))
     from worldlm.cli import main as worldlm
