@@ -148,3 +148,8 @@ def test_nothing_is_left_of_the_pages(tree: Topology, fit: Make, whole_method: M
     del trainer
     gc.collect()
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_disk_and_device_exclude_each_other(star: Make, trainer_for: Make) -> None:
+    with pytest.raises(ValueError, match="nodes_on is device, and paging"):
+        trainer_for(star("ab"), nodes_on="device", paging=PAGING)

@@ -289,7 +289,10 @@ def test_a_recipe_may_not_point_out_of_here(
             RuntimeError("[x] can't allocate memory: you tried to allocate 12 bytes. Error"),
             r"\(tried to allocate 12 bytes\)",
         ),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), r"it \(out of memory\): take a smaller model or batch_size, or --trainer.nodes_on host"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            r"it \(out of memory\): take a smaller model or batch_size, or --trainer.nodes_on host",
+        ),
         (RuntimeError("something else"), "^$"),
         (ValueError("must be 3"), "^$"),
     ],

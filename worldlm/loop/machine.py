@@ -51,6 +51,24 @@ def _quota(folder: Path = Path("/sys/fs/cgroup")) -> int:
         return sys.maxsize
 
 
+def free_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many bytes this process could still take, within its container's limit; without end if nobody says."""
+    try:
+        lines = dict(line.split(":") for line in (proc / "meminfo").read_text().splitlines())
+        free = 1024 * int(lines["MemAvailable"].split()[0])
+        if (limit := _text(cgroup / "memory.max")) not in ("", "max"):
+            held = int(_text(cgroup / "memory.current"))
+            cached = dict(line.split() for line in _text(cgroup / "memory.stat").splitlines()).get("inactive_file", 0)
+            free = min(free, int(limit) - held + int(cached))
+        return free
+    except (OSError, ValueError, KeyError):
+        return sys.maxsize
+
+
+def _text(path: Path) -> str:
+    return path.read_text().strip() if path.exists() else ""
+
+
 def give_back_freed_memory() -> None:
     """Give all memory that this process has freed back to the system, holes too, where its C library is glibc."""
     if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Literal, TypeAlias
+from typing import Any
 from weakref import finalize
 
 import torch
@@ -33,12 +33,7 @@ from worldlm.federation.state import NodeState
 from worldlm.loop.machine import give_back_freed_memory
 from worldlm.topology import Topology
 
-NodesOn: TypeAlias = Literal["auto", "host", "device"]
-
 _HOST = torch.device("cpu")
-
-_MODELS = 4
-"""Models that a node comes to, at most times: its weights, AdamW's two moments, and a message."""
 
 _HOLES = 250_000_000
 """Bytes put away after which the memory they were in is given back to the system."""
@@ -61,22 +56,6 @@ class Paging:
         """Check the cache's size."""
         if not 0 <= self.cache_gb < float("inf"):
             raise ValueError(f"paging: cache_gb must be at least 0, got {self.cache_gb}")
-
-
-def where_nodes_wait(nodes_on: NodesOn, device: torch.device, num_nodes: int, model_bytes: int) -> torch.device:
-    """Return the device in whose memory nodes wait.
-
-    Args:
-        nodes_on: The user's choice; `auto` takes the device that trains if it is a GPU of whose memory the whole world,
-            however many processes share it, fills no more than half.
-        device: The device that trains.
-        num_nodes: Nodes of the world.
-        model_bytes: Bytes of one node's weights.
-    """
-    if nodes_on == "auto" and device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-        nodes_on = "device" if 2 * _MODELS * num_nodes * model_bytes <= memory else "host"
-    return device if nodes_on == "device" else _HOST
 
 
 class NodeStore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from worldlm.federation.program import num_visits
 from worldlm.loop.checkpoint_io import AtomicCheckpointIO
 from worldlm.loop.fit_loop import FederatedFitLoop
 from worldlm.loop.hooks import FederationCallback
-from worldlm.loop.node_store import NodesOn, NodeStore, PagedStore, Paging, where_nodes_wait
+from worldlm.loop.node_store import NodeStore, PagedStore, Paging
 from worldlm.loop.processes import check_followers, choose_processes
+from worldlm.loop.room import NodesOn, warn_of_little_memory, where_nodes_wait
 from worldlm.loop.world import World
 from worldlm.topology import Settings, Shape, Topology, load_topology, reshape, split_rounds
 from worldlm.topology.settings import KINDS_OF_PRIVACY
@@ -158,13 +159,15 @@ class WorldTrainer(pl.Trainer):
         self._folder = None
         self._folder = self.folder
 
-    def node_store(self) -> NodeStore:
-        """Make the place for the nodes of a world."""
-        if self.paging is None:
-            size = num_bytes(dict(self.lightning_module.named_parameters()))
-            device = self.strategy.root_device
-            return NodeStore(where_nodes_wait(self.nodes_on, device, len(self.topology.nodes), size))
-        return PagedStore(self.topology, self.paging, Path(self.paging.folder or self.folder / "pages"))
+    def node_store(self, names: Collection[str]) -> NodeStore:
+        """Make the place for the nodes that are held here."""
+        if self.paging is not None:
+            return PagedStore(self.topology, self.paging, Path(self.paging.folder or self.folder / "pages"))
+        size = num_bytes(dict(self.lightning_module.named_parameters()))
+        device = where_nodes_wait(self.nodes_on, self.strategy.root_device, len(self.topology.nodes), size)
+        if device.type == "cpu" and self.is_global_zero:
+            warn_of_little_memory([self.topology.nodes[name] for name in names], size, self.num_devices)
+        return NodeStore(device)
 
     @property
     def active_node(self) -> str:

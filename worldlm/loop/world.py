@@ -52,7 +52,7 @@ class World:
         self.wire = wire
         self.program = compile_round(topology)
         self.round = 0
-        self.store = trainer.node_store()
+        self.store = trainer.node_store([name for name in topology.nodes if wire.here(name)])
         self.states = {
             name: NodeState(parameters=self.store.initial(initial) if wire.here(name) else {})
             for name in topology.nodes

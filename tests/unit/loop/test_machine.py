@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from worldlm.loop import machine
-from worldlm.loop.machine import keep_freed_memory, sensible_threads
+from worldlm.loop.machine import free_memory, keep_freed_memory, sensible_threads
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +77,28 @@ def test_freed_memory_is_kept() -> None:
     held = resident()
     del tensors
     assert resident() > held - 2**25
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, sys.maxsize),
+        ({"meminfo": "unheard of\n"}, sys.maxsize),
+        ({"meminfo": "MemTotal: 9 kB\nMemAvailable:  4 kB\n"}, 4096),
+        ({"meminfo": "MemAvailable: 4 kB\n", "memory.max": "max\n", "memory.current": "1\n"}, 4096),
+        ({"meminfo": "MemAvailable: 4 kB\n", "memory.max": "3000\n", "memory.current": "1000\n"}, 2000),
+        (
+            {
+                "meminfo": "MemAvailable: 4 kB\n",
+                "memory.max": "3000\n",
+                "memory.current": "1000\n",
+                "memory.stat": "anon 200\ninactive_file 700\n",  # which the system drops when others need it
+            },
+            2700,
+        ),
+    ],
+)
+def test_memory_that_is_free(files: dict[str, str], free: int, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert free_memory(tmp_path, tmp_path) == free

@@ -4,7 +4,6 @@ import gc
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from worldlm.federation.messages import Download, Residual, Upload
 from worldlm.federation.pages import PagedTensor
 from worldlm.federation.state import NodeState
-from worldlm.loop.node_store import NodesOn, NodeStore, PagedStore, Paging, where_nodes_wait
+from worldlm.loop.node_store import NodeStore, PagedStore, Paging
 from worldlm.topology import Node, Settings, Topology
 
 SIZE = 2048
@@ -187,24 +186,6 @@ def test_a_cache_has_a_size(cache: float) -> None:
 
 
 # ---------------------------------------------------------------------- in whose memory
-
-
-@pytest.mark.parametrize(
-    ("nodes_on", "device", "num_nodes", "expected"),
-    [
-        ("auto", "cpu", 1, "cpu"),
-        ("auto", "cuda", 10, "cuda"),  # 10 nodes x 4 models x 1,000 bytes are half of 80,000
-        ("auto", "cuda", 11, "cpu"),
-        ("auto", "mps", 1, "cpu"),
-        ("host", "cuda", 1, "cpu"),
-        ("device", "cuda", 1000, "cuda"),
-    ],
-)
-def test_nodes_wait_on_a_gpu_that_their_world_fills_no_more_than_half(
-    nodes_on: NodesOn, device: str, num_nodes: int, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80_000))
-    assert where_nodes_wait(nodes_on, torch.device(device), num_nodes, 1000).type == expected
 
 
 def test_all_of_a_node_is_moved_to_the_device_but_for_single_numbers_of_its_memory() -> None:

@@ -1,0 +1,76 @@
+"""Nodes that wait, and are merged, on the GPU that trains them. On a CPU there is no other place."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from worldlm.callbacks import AttentionAggregation, Averaging, Compression, FedAMP, TokenRows
+from worldlm.topology import Topology
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def needs_a_gpu(accelerator: str) -> None:
+    if accelerator == "cpu":
+        pytest.skip("needs --accelerator gpu")
+
+
+def devices(nest: Any) -> set[str]:
+    """Name the kinds of devices that tensors of more than a number lie on."""
+    if isinstance(nest, Tensor):
+        return {nest.device.type} if nest.dim() else set()
+    values = nest.values() if isinstance(nest, Mapping) else nest if isinstance(nest, list | tuple) else ()
+    return set().union(*map(devices, values))
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["paper", "rows and rounding"])
+def test_a_method_is_that_of_the_host_but_for_rounding(
+    more: bool, busy_tree: Topology, fit: Make, whole_method: Make, snapshot: Make
+) -> None:
+    def run(where: str) -> dict[str, Any]:
+        rounding = [Averaging(), TokenRows(), AttentionAggregation(), Compression()]
+        found = snapshot(fit(busy_tree, rounding if more else whole_method(), nodes_on=where))["world"]["states"]
+        assert devices([one["parameters"] for one in found.values()]) == {"cuda" if where == "device" else "cpu"}
+        return dict(found)
+
+    there, here = run("device"), run("host")
+    for name, state in there.items():
+        assert state["bytes_up"] == here[name]["bytes_up"]
+        for key, tensor in state["parameters"].items():
+            torch.testing.assert_close(tensor.cpu(), here[name]["parameters"][key], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["whole", "mixtures"])
+def test_resume_within_a_round_is_exact(
+    method: str,
+    busy_tree: Topology,
+    star: Make,
+    fit: Make,
+    make_module: Make,
+    whole_method: Make,
+    save_everywhere: Make,
+    snapshot: Make,
+    differences: Make,
+) -> None:
+    tree, build = (busy_tree, whole_method) if method == "whole" else (star("abc"), lambda: [FedAMP()])
+    saver = save_everywhere("on_train_batch_end", "on_train_epoch_end")
+    fit(tree, [*build(), saver], nodes_on="device")
+    whole = snapshot(fit(tree, build(), nodes_on="device"))
+    for path in saver.saved[::4]:
+        resumed = fit(tree, build(), resume=path, module=make_module(99), nodes_on="device")
+        assert differences(snapshot(resumed), whole) == [], path.name
+
+
+def test_a_run_moves_between_host_and_device(
+    busy_tree: Topology, fit: Make, whole_method: Make, save_everywhere: Make, snapshot: Make
+) -> None:
+    for before, after in (("device", "host"), ("host", "device")):
+        saver = save_everywhere("on_train_batch_end")
+        fit(busy_tree, [*whole_method(), saver], nodes_on=before)
+        states = snapshot(fit(busy_tree, whole_method(), resume=saver.saved[3], nodes_on=after))["world"]["states"]
+        kinds = devices([(one["parameters"], one["memory"]) for one in states.values()])
+        assert kinds == {"cuda" if after == "device" else "cpu"}
