@@ -113,6 +113,7 @@ class RecipeCLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand != "fit":
             config.trainer.devices = config.trainer.num_nodes = config.trainer.devices_per_node = 1
+            config.trainer.fully_shard = False
         if self.subcommand == "prepare":
             config.trainer.logger = config.trainer.enable_progress_bar = False
             return

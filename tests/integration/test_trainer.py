@@ -45,6 +45,15 @@ def fedavg() -> Averaging:
         ({"devices": 2, "strategy": "ddp"}, "strategy is 'ddp': WorldTrainer shares the nodes out"),
         ({"devices": 3, "devices_per_node": 2}, "3 processes cannot be divided into teams of devices_per_node: 2"),
         ({"devices_per_node": 0}, "devices_per_node must be at least 1, got 0"),
+        ({"fully_shard": True, "devices": 2}, "fully_shard divides .*: devices_per_node must be at least 2, got 1"),
+        (
+            {"fully_shard": True, "devices_per_node": 2, "precision": "16-mixed"},
+            "precision is 16-mixed, and fully_shard .* use bf16-mixed",
+        ),
+        (
+            {"fully_shard": True, "devices_per_node": 2, "nodes_on": "device"},
+            "nodes_on is device, and with fully_shard no device holds a whole node",
+        ),
         ({"overfit_batches": 2}, "overfit_batches is 2: .* limit_train_batches"),
         ({"num_sanity_val_steps": 1}, "num_sanity_val_steps is 1: "),
         ({"reload_dataloaders_every_n_epochs": 1}, "reload_dataloaders_every_n_epochs is 1: "),

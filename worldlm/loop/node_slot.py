@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import Strategy
-from torch import Tensor
 from torch.optim import Optimizer
 
 from worldlm.federation.state import NodeState
 from worldlm.loop.node_store import NodeStore
+from worldlm.loop.slices import cut, cut_state, gathered, here, live, waiting, whole_nest
+from worldlm.loop.strategy import WorldStrategy
 
 
 @dataclass(slots=True)
@@ -30,28 +31,34 @@ class NodeOptimizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Restore `state_dict`, for `move` to bring to the device."""
+        parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
+        self.optimizer.load_state_dict(cut_state(state["optimizer"], parameters))
         for config, one in zip(self.schedulers, state["schedulers"], strict=True):
             config.scheduler.load_state_dict(one)
 
     def move(self, device: torch.device) -> None:
         """Move the optimizer's state to a device; steps are counted there only by optimizers that say so."""
         counts = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
-        for state in self.optimizer.state.values():
+        for parameter, state in self.optimizer.state.items():
             for name, value in state.items():
-                if isinstance(value, Tensor) and (counts or name != "step"):
-                    state[name] = value.to(device)
+                if counts or name != "step":
+                    state[name] = live(value, parameter, device)
+
+    def wait(self) -> None:
+        """Move the optimizer's state to host memory."""
+        for state in self.optimizer.state.values():
+            state.update({name: waiting(value) for name, value in state.items()})
 
 
 class NodeSlot:
     """Puts a node's weights and optimizer in place, and takes them back.
 
     Where nodes wait in the memory of the device that trains them, the live parameters point at the node's own: no
-    tensor is copied. Else nodes are copied in and out.
+    tensor is copied. Else nodes are copied in and out, also where a team has divided the live module.
 
     Args:
-        module: The one live module.
+        module: The one live module, whole; here the strategy divides it, if it is to be divided.
         strategy: Lightning's strategy, which owns the optimizer slot.
         share_memory: Whether to point instead of copying; by default where nodes wait on the module's device.
         store: Where the nodes that wait are.
@@ -64,6 +71,7 @@ class NodeSlot:
         share_memory: bool | None = None,
         store: NodeStore | None = None,
     ) -> None:
+        self._mesh = strategy.divide(module) if isinstance(strategy, WorldStrategy) else None
         self.module = module
         self._strategy = strategy
         self._live = dict(module.named_parameters())
@@ -73,7 +81,8 @@ class NodeSlot:
         self._optimizers: dict[str, NodeOptimizer] = {}
         self._pending: dict[str, dict[str, Any]] = {}
         self._store = store or NodeStore()
-        self._share = self._device == self._store.device if share_memory is None else share_memory
+        whole_here = self._device == self._store.device and self._mesh is None
+        self._share = whole_here if share_memory is None else share_memory
 
     @torch.no_grad()
     def put_weights(self, name: str, state: NodeState) -> None:
@@ -83,7 +92,7 @@ class NodeSlot:
             if self._share:
                 parameter.data = state.parameters[key]
             else:
-                parameter.data.copy_(state.parameters[key])
+                here(parameter).copy_(cut(state.parameters[key], parameter))
             parameter.grad = None
         self.name, self._state = name, state
 
@@ -110,7 +119,7 @@ class NodeSlot:
         if self._state is None or self._share:
             return
         for key, parameter in self._live.items():
-            self._state.parameters[key].copy_(parameter.data)
+            self._state.parameters[key].copy_(gathered(parameter))
 
     def rest(self) -> None:
         """Take back the weights, and the optimizer's state too: the node waits. Its last gradients are dropped."""
@@ -121,17 +130,20 @@ class NodeSlot:
         if own is None:
             return
         if not self._share:
-            own.move(torch.device("cpu"))
+            own.wait()
         if (put := self._store.put_optimizer(own.state_dict())) is not None:
             self._pending[self.name] = put
             self._optimizers.pop(self.name).optimizer.state.clear()  # the trainer holds it until the next node's
 
     def state_dict(self) -> dict[str, Any]:
-        """Return every node's optimizer state."""
-        return {
-            **self._pending,
-            **{name: own.state_dict() for name, own in self._optimizers.items()},
-        }
+        """Return every node's optimizer state, whole; all of a team call this."""
+        found = {**self._pending, **{name: own.state_dict() for name, own in self._optimizers.items()}}
+        return found if self._mesh is None else {name: self._whole(one) for name, one in found.items()}
+
+    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        assert self._mesh is not None
+        whole: dict[str, Any] = whole_nest(state, self._mesh, self._device)
+        return self._store.put_optimizer(whole) or whole
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`; a node's optimizer is built at its next fit."""

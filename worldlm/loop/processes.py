@@ -15,22 +15,30 @@ from lightning.pytorch.callbacks.timer import Interval
 from worldlm.loop.strategy import WorldStrategy
 
 
-def choose_processes(options: dict[str, Any], devices_per_node: int) -> int:
+def choose_processes(options: dict[str, Any], devices_per_node: int, fully_shard: bool = False) -> int:
     """Complete a Trainer's options for as many processes as they ask for.
 
     Args:
         options: Keyword arguments of a Lightning Trainer: `devices` and `num_nodes` are filled in, from torchrun's
             environment where the user says nothing, `strategy` and `plugins` as several processes need them.
         devices_per_node: Processes that train one node together.
+        fully_shard: Whether they divide the live module among themselves.
 
     Returns:
         The number of processes.
 
     Raises:
-        ValueError: If they cannot be divided into teams, or shared out by another strategy.
+        ValueError: If they cannot be divided into teams, or shared out by another strategy, or the module not divided.
     """
     if devices_per_node < 1:
         raise ValueError(f"devices_per_node must be at least 1, got {devices_per_node}")
+    if fully_shard and devices_per_node == 1:
+        raise ValueError("fully_shard divides a node over its devices: devices_per_node must be at least 2, got 1")
+    if fully_shard and str(options.get("precision")) in ("16", "16-mixed"):
+        raise ValueError(
+            f"precision is {options['precision']}, and fully_shard does not scale a loss over several devices; use "
+            "bf16-mixed or 32-true"
+        )
     if options.get("devices") in (None, "auto"):
         options["devices"] = devices_per_node
         if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -46,7 +54,7 @@ def choose_processes(options: dict[str, Any], devices_per_node: int) -> int:
             f"strategy is {options['strategy']!r}: WorldTrainer shares the nodes out over processes by itself; leave "
             "it out, and use devices_per_node for a node that several devices train"
         )
-    options["strategy"] = WorldStrategy(devices_per_node)
+    options["strategy"] = WorldStrategy(devices_per_node, fully_shard)
     if SLURMEnvironment.detect():  # which would save in the middle of a round, when it is requeued
         options["plugins"] = [*options["plugins"], SLURMEnvironment(auto_requeue=False)]
     return number

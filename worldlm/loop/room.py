@@ -19,6 +19,19 @@ _MODELS = 4
 """Models that a node comes to, at most times: its weights, AdamW's two moments, and a message."""
 
 
+def check_nodes_on(nodes_on: NodesOn, paging: bool, fully_shard: bool) -> NodesOn:
+    """Return where nodes wait by a user's choice: with FSDP in the host's memory, as no device holds one whole.
+
+    Raises:
+        ValueError: If they are to be on the device, and cannot be.
+    """
+    if nodes_on == "device" and paging:
+        raise ValueError("nodes_on is device, and paging keeps nodes on disk: choose one of them")
+    if nodes_on == "device" and fully_shard:
+        raise ValueError("nodes_on is device, and with fully_shard no device holds a whole node: choose one of them")
+    return "host" if fully_shard else nodes_on
+
+
 def where_nodes_wait(nodes_on: NodesOn, device: torch.device, num_nodes: int, model_bytes: int) -> torch.device:
     """Return the device in whose memory nodes wait.
 

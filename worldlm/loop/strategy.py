@@ -1,7 +1,7 @@
 """Lightning's launching and process groups, without its training in step.
 
 Lightning's DDP trains one model, all processes at once. Here every process trains nodes of its own, and only those of
-one team (`devices_per_node`) train in step.
+one team (`devices_per_node`) train in step: each with the whole model (DDP), or with a slice of it (`fully_shard`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.optim import Optimizer
+
+from worldlm.loop.slices import shard_, whole_nest, whole_state
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for another: longer than any fit."""
@@ -32,11 +38,14 @@ class WorldStrategy(DDPStrategy):
 
     Args:
         team_size: Processes that train one node together, each on its share of every batch.
+        fully_shard: Whether each of them holds a slice of the live module, and not all of it.
     """
 
-    def __init__(self, team_size: int = 1) -> None:
+    def __init__(self, team_size: int = 1, fully_shard: bool = False) -> None:
         super().__init__(timeout=PATIENCE)
         self.team_size = team_size
+        self.fully_shard = fully_shard
+        self._mesh: DeviceMesh | None = None
         self.command: list[str] = []
         """What starts another process like this one; by default the script that runs, with its arguments."""
 
@@ -66,12 +75,61 @@ class WorldStrategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Train in step with the own team, if there is one."""
-        if self.team_size == 1:
-            return
-        teams = dist.get_world_size() // self.team_size
-        groups = [dist.new_group([*range(i * self.team_size, (i + 1) * self.team_size)]) for i in range(teams)]
-        self._ddp_kwargs["process_group"] = groups[self.global_rank // self.team_size]
-        super().configure_ddp()
+        if self.team_size > 1 and not self.fully_shard:
+            self._ddp_kwargs["process_group"] = self._team()
+            super().configure_ddp()
+
+    def _team(self) -> dist.ProcessGroup:
+        """Make the groups of all teams, in all processes alike, and return the own one."""
+        number, size = dist.get_world_size() // self.team_size, self.team_size
+        groups = [dist.new_group([*range(i * size, (i + 1) * size)], timeout=PATIENCE) for i in range(number)]
+        own: dist.ProcessGroup = groups[self.global_rank // size]
+        return own
+
+    # ------------------------------------------------------------------ in slices
+
+    def model_to_device(self) -> None:
+        """Leave a module that will be divided where it is: a device may not hold all of it."""
+        if not self._divides:
+            super().model_to_device()
+
+    def divide(self, module: LightningModule) -> DeviceMesh | None:
+        """Leave each device of a team its slice of a whole module, if it is to be so; all processes call this.
+
+        Returns:
+            The own team, where the module is divided.
+
+        Raises:
+            ValueError: As `worldlm.loop.slices.shard_`.
+        """
+        if self._divides:
+            self._mesh = DeviceMesh.from_group(self._team(), self.root_device.type)
+            shard_(module, self._mesh)
+            module.to(self.root_device)  # what has no parameters
+        return self._mesh
+
+    @property
+    def _divides(self) -> bool:
+        assert self.lightning_module is not None
+        return self.fully_shard and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the live module, whole."""
+        assert self.lightning_module is not None
+        return super().lightning_module_state_dict() if self._mesh is None else whole_state(self.lightning_module)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Tensor]:
+        """Return the state of the optimizer that was active last, whole."""
+        state = super().optimizer_state(optimizer)
+        whole: dict[str, Tensor] = state if self._mesh is None else whole_nest(state, self._mesh, self.root_device)
+        return whole
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Not where the module is divided: every node's optimizer is restored by itself, in slices."""
+        return not self.fully_shard
+
+    # ------------------------------------------------------------------ steps
 
     def training_step(self, batch: Tensor, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Train on the own share of a batch, of which hooks see the whole."""

@@ -20,7 +20,7 @@ from worldlm.loop.fit_loop import FederatedFitLoop
 from worldlm.loop.hooks import FederationCallback
 from worldlm.loop.node_store import NodeStore, PagedStore, Paging
 from worldlm.loop.processes import check_followers, choose_processes
-from worldlm.loop.room import NodesOn, warn_of_little_memory, where_nodes_wait
+from worldlm.loop.room import NodesOn, check_nodes_on, warn_of_little_memory, where_nodes_wait
 from worldlm.loop.world import World
 from worldlm.topology import Settings, Shape, Topology, load_topology, reshape, split_rounds
 from worldlm.topology.settings import KINDS_OF_PRIVACY
@@ -45,6 +45,7 @@ class WorldTrainer(pl.Trainer):
             default those that the topology sets. See `worldlm.topology.split_rounds`.
         seed: Seed of all random draws of the federation; by default that of `seed_everything`, else 0.
         devices_per_node: Devices, and processes, that train one node together, each on its share of every batch.
+        fully_shard: Each of these devices holds a slice of weights, gradients, moments (torch's FSDP2), not all (DDP).
         nodes_on: Where nodes wait and are merged: in the memory of the `host`, or of the `device` that trains them;
             `auto` takes a GPU of whose memory the whole world fills no more than half.
         paging: Keeps the tensors of waiting nodes on disk; by default they are in memory.
@@ -67,6 +68,7 @@ class WorldTrainer(pl.Trainer):
         num_subrounds: int | None = None,
         seed: int | None = None,
         devices_per_node: int = 1,
+        fully_shard: bool = False,
         nodes_on: NodesOn = "auto",
         paging: Paging | None = None,
         **kwargs: Any,
@@ -79,9 +81,7 @@ class WorldTrainer(pl.Trainer):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.share_memory: bool | None = None
         self._folder: Path | None = None
-        if nodes_on == "device" and paging is not None:
-            raise ValueError("nodes_on is device, and paging keeps nodes on disk: choose one of them")
-        self.nodes_on: NodesOn = nodes_on
+        self.nodes_on = check_nodes_on(nodes_on, paging is not None, fully_shard)
         self.paging = paging
         plugins = kwargs.get("plugins") or []
         kwargs["plugins"] = [
@@ -94,7 +94,7 @@ class WorldTrainer(pl.Trainer):
         kwargs["use_distributed_sampler"] = False
         if kwargs.get("precision") is None:
             kwargs["precision"] = default_precision(kwargs.get("accelerator") or "auto")
-        self.num_ranks = choose_processes(kwargs, devices_per_node)
+        self.num_ranks = choose_processes(kwargs, devices_per_node, fully_shard)
         """Processes that share the world."""
         self.devices_per_node = devices_per_node
         super().__init__(*args, **kwargs)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from worldlm.callbacks import TokenRows
+from worldlm.federation.pages import fetch
 from worldlm.topology import Topology, parse_topology
 
 Job = Callable[[], Any]
@@ -118,6 +119,6 @@ def whole(fit: Make, whole_method: Make, snapshot: Make) -> Callable[..., dict[s
         trainer = fit(topology, [*whole_method(), TokenRows(), *extra], **options)
         here = [name for name in topology.nodes if trainer.world.wire.here(name)]
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        return {"all": snapshot(trainer), "metrics": metrics, "here": here}
+        return {"all": fetch(snapshot(trainer)), "metrics": metrics, "here": here}
 
     return run
