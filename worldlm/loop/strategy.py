@@ -129,6 +129,14 @@ class WorldStrategy(DDPStrategy):
         """Not where the module is divided: every node's optimizer is restored by itself, in slices."""
         return not self.fully_shard
 
+    def teardown(self) -> None:
+        """Let all go; a module in slices stays on its device, where another fit goes on with it."""
+        module = self._lightning_module
+        if self._mesh is not None:
+            self._lightning_module = None
+        super().teardown()
+        self._lightning_module = module
+
     # ------------------------------------------------------------------ steps
 
     def training_step(self, batch: Tensor, *args: Any, **kwargs: Any) -> STEP_OUTPUT:

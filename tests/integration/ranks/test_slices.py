@@ -160,3 +160,25 @@ def _shapes(nest: Any) -> Any:
     if isinstance(nest, list):
         return [_shapes(one) for one in nest]
     return (type(nest), nest.shape, nest.dtype) if isinstance(nest, Tensor) else type(nest)
+
+
+def test_another_fit_goes_on_in_slices(
+    star: Make, trainer_for: Make, make_module: Make, make_data: Make, on_ranks: Make
+) -> None:
+    topology = star("ab")
+
+    def twice(**options: Any) -> tuple[Any, str]:
+        module, told = make_module(), ""
+        trainer = trainer_for(topology, [Averaging(parts=PARTS)], max_epochs=1, **options)
+        trainer.fit(module, datamodule=make_data())
+        trainer.fit_loop.max_epochs = 2
+        trainer.fit(module, datamodule=make_data())
+        try:
+            trainer_for(topology, **options).fit(module, datamodule=make_data())
+        except ValueError as error:
+            told = str(error)
+        return trainer.world.states["a"].parameters, told
+
+    (found, told), _ = on_ranks(2, lambda: twice(**SLICED))
+    torch.testing.assert_close(found, twice()[0], rtol=1e-4, atol=1e-5)
+    assert told == "the module was divided over devices by an earlier fit (fully_shard): build it anew"
