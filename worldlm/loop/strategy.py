@@ -28,6 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from worldlm.loop.slices import shard_, whole_nest, whole_state
+from worldlm.loop.wire import lost
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for another: longer than any fit."""
@@ -158,6 +159,9 @@ class Launcher(_SubprocessScriptLauncher):
             *args: Its arguments.
             trainer: As Lightning hands it over.
             **kwargs: Its keyword arguments.
+
+        Raises:
+            RankLost: If a process that trains in step with this one is gone.
         """
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
@@ -165,8 +169,10 @@ class Launcher(_SubprocessScriptLauncher):
             threading.Thread(target=self._watch, daemon=True, name="watch").start()
         try:
             return function(*args, **kwargs)
-        except BaseException:
+        except BaseException as error:
             self._end_others()
+            if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+                raise lost(error) from error
             raise
 
     def _start(self) -> None:

@@ -137,8 +137,7 @@ class Wire:
             if self._stopped():
                 raise SIGTERMException
         if failed:
-            reason = str(failed[0]).rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0]
-            raise RankLost(f"another process of the run is gone ({reason or failed[0]})") from failed[0]
+            raise lost(failed[0]) from failed[0]
 
     def _tag(self, name: str, kind: Kind) -> int:
         return 2 * (len(_KINDS) * self._numbers[name] + _KINDS.index(kind))
@@ -181,6 +180,12 @@ class Wire:
             self.settle()
             return dict(own)
         return {name: own[name] if self.here(name) else self.receive(name, "state") for name in self._numbers}
+
+
+def lost(error: RuntimeError) -> RankLost:
+    """Return what an error of torch.distributed says of another process, in a line."""
+    reason = str(error).rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0]
+    return RankLost(f"another process of the run is gone ({reason or error})")
 
 
 def _pack(content: Any) -> Tensor:

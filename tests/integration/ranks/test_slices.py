@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worldlm.callbacks import Averaging, Proximal
 from worldlm.federation.parameters import PARTS
-from worldlm.loop import Paging
+from worldlm.loop import Paging, RankLost
 from worldlm.loop.slices import here
 from worldlm.topology import Topology
 
@@ -182,3 +182,23 @@ def test_another_fit_goes_on_in_slices(
     (found, told), _ = on_ranks(2, lambda: twice(**SLICED))
     torch.testing.assert_close(found, twice()[0], rtol=1e-4, atol=1e-5)
     assert told == "the module was divided over devices by an earlier fit (fully_shard): build it anew"
+
+
+class Fail(Callback):
+    """Fails in the second round, at one rank."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.world.round == 1 and trainer.global_rank == 1:
+            raise OSError("the machine is gone")
+
+
+@pytest.mark.parametrize("fully_shard", [False, True])
+def test_a_lost_member_ends_the_team(fully_shard: bool, star: Make, fit: Make, on_ranks: Make) -> None:
+    def train() -> str:
+        with pytest.raises((RankLost, OSError)) as caught:
+            fit(star("ab"), [Averaging(), Fail()], devices_per_node=2, fully_shard=fully_shard)
+        return str(caught.value)
+
+    first, second = on_ranks(2, train)
+    assert second == "the machine is gone"
+    assert first.startswith("another process of the run is gone (")
