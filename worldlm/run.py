@@ -25,6 +25,7 @@ from worldlm.loop.strategy import WorldStrategy
 from worldlm.models import LanguageModule
 from worldlm.recipe import LayRecipe, RecipeError, explain, no_memory, read_recipe
 from worldlm.run_folder import LAST, at_work, check_name, find_checkpoint, find_version, topology_arguments
+from worldlm.shared_settings import shared_settings
 from worldlm.terminal import log_to_terminal, quiet_libraries
 from worldlm.topology import Shape, find_file
 from worldlm.topology.lines import LinesError, Reader
@@ -174,6 +175,7 @@ class RecipeCLI(LightningCLI):
             # -P: Python would look in the current folder first
             begin, end = (["-P"], [OPTION]) if self.safe else ([], [])
             trainer.strategy.command = [sys.executable, *begin, "-m", "worldlm", *sys.argv[1:], *end]
+            trainer.strategy.must_be_alike |= shared_settings(self.config[self.subcommand])
         before = signal.signal(signal.SIGINT, lambda *_: _interrupt(trainer))
         trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         try:
@@ -253,7 +255,7 @@ def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
         rank_zero_only(print)(f"stopped; go on with: {cli.told_to_go_on(given)}. results so far: {cli.folder}")
         return 143
     except RankLost as error:
-        print(f"worldlm: {error}; go on with --ckpt_path last", file=sys.stderr)
+        print(f"worldlm: {error}", file=sys.stderr)
         return 1
     except (ValueError, MisconfigurationException, FileNotFoundError, MemoryError, RuntimeError) as error:
         memory = no_memory(error)

@@ -18,6 +18,7 @@ _NOISE = (
     ".*does not have many workers.*",  # batches come from a memory map
     "Full backward hook is firing.*",  # raised within Opacus
     ".*callbacks used to create the checkpoint need to be provided.*",  # validate needs other callbacks than fit
+    "The `srun` command is available.*",  # on the login node of a cluster, whether it is wanted or not
 )
 
 

@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.callbacks.timer import Interval
 
+from worldlm.loop import slurm
 from worldlm.loop.strategy import WorldStrategy
 
 
@@ -19,8 +21,8 @@ def choose_processes(options: dict[str, Any], devices_per_node: int, fully_shard
     """Complete a Trainer's options for as many processes as they ask for.
 
     Args:
-        options: Keyword arguments of a Lightning Trainer: `devices` and `num_nodes` are filled in, from torchrun's
-            environment where the user says nothing, `strategy` and `plugins` as several processes need them.
+        options: Keyword arguments of a Lightning Trainer: `devices` and `num_nodes` are filled in, as torchrun or srun
+            has started them where the user says nothing, `strategy` and `plugins` as several processes need them.
         devices_per_node: Processes that train one node together.
         fully_shard: Whether they divide the live module among themselves.
 
@@ -28,7 +30,8 @@ def choose_processes(options: dict[str, Any], devices_per_node: int, fully_shard
         The number of processes.
 
     Raises:
-        ValueError: If they cannot be divided into teams, or shared out by another strategy, or the module not divided.
+        ValueError: If they cannot be divided into teams, or shared out by another strategy, or are not those that
+            torchrun or srun has started, or the module cannot be divided.
     """
     if devices_per_node < 1:
         raise ValueError(f"devices_per_node must be at least 1, got {devices_per_node}")
@@ -39,14 +42,23 @@ def choose_processes(options: dict[str, Any], devices_per_node: int, fully_shard
             f"precision is {options['precision']}, and fully_shard does not scale a loss over several devices; use "
             "bf16-mixed or 32-true"
         )
+    started = _started()
     if options.get("devices") in (None, "auto"):
-        options["devices"] = devices_per_node
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            options["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
-            options["num_nodes"] = int(os.environ["WORLD_SIZE"]) // options["devices"]
-    number = _count(options["devices"]) * (options.get("num_nodes") or 1)
+        options["devices"] = started[1] if started else devices_per_node
+        if started and options.get("num_nodes") in (None, 1):
+            options["num_nodes"] = started[2]
+    devices, machines = _count(options["devices"]), options.get("num_nodes") or 1
+    number = devices * machines
+    if started and started[1:] != (devices, machines):
+        raise ValueError(
+            f"{started[0]} started {started[1] * started[2]} processes ({started[1]} on each of {started[2]} machines),"
+            f" and trainer.devices is {devices}, trainer.num_nodes {machines}: leave both out; only fit takes more than"
+            " one process"
+        )
     if number % devices_per_node:
         raise ValueError(f"{number} processes cannot be divided into teams of devices_per_node: {devices_per_node}")
+    if slurm.in_job() and not any(isinstance(one, ClusterEnvironment) for one in options["plugins"]):
+        options["plugins"] = [*options["plugins"], *_environment(started)]
     if number == 1:
         return 1
     if options.get("strategy") not in (None, "auto"):
@@ -55,9 +67,32 @@ def choose_processes(options: dict[str, Any], devices_per_node: int, fully_shard
             "it out, and use devices_per_node for a node that several devices train"
         )
     options["strategy"] = WorldStrategy(devices_per_node, fully_shard)
-    if SLURMEnvironment.detect():  # which would save in the middle of a round, when it is requeued
-        options["plugins"] = [*options["plugins"], SLURMEnvironment(auto_requeue=False)]
     return number
+
+
+def _started() -> tuple[str, int, int] | None:
+    """Return who has started the processes of the run, how many on each machine, and on how many machines.
+
+    Returns:
+        None where it is for this process to start the others.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # also within srun
+        number, devices = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        machines = int(os.environ.get("GROUP_WORLD_SIZE", number // devices))
+        if machines * devices != number:
+            raise ValueError(
+                f"torchrun started {number} processes on {machines} machines: there must be as many on each"
+            )
+        return "torchrun", devices, machines
+    size = slurm.step_size()
+    return ("srun", *size) if size else None
+
+
+def _environment(started: tuple[str, int, int] | None) -> list[ClusterEnvironment]:
+    """Return what Lightning is to know of the processes in a job of SLURM's, of which it would think otherwise."""
+    if started and started[0] == "torchrun":
+        return []
+    return [slurm.SrunStep() if started else LightningEnvironment()]
 
 
 def _count(devices: Any) -> int:

@@ -25,13 +25,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.optim import Optimizer
 
+from worldlm.loop.alike import check_alike, this_process
+from worldlm.loop.network import interface_towards, probe_connections
 from worldlm.loop.slices import shard_, whole_nest, whole_state
-from worldlm.loop.wire import lost
+from worldlm.loop.wire import PATIENCE, RankLost, as_lost, brief, is_of_network, tell_all
 
-PATIENCE = timedelta(days=7)
-"""How long a process waits for another: longer than any fit."""
+MINUTES_TO_JOIN = 10
+"""How long a process waits for all others to be started."""
 
 
 class WorldStrategy(DDPStrategy):
@@ -43,12 +46,14 @@ class WorldStrategy(DDPStrategy):
     """
 
     def __init__(self, team_size: int = 1, fully_shard: bool = False) -> None:
-        super().__init__(timeout=PATIENCE)
+        super().__init__(timeout=timedelta(minutes=MINUTES_TO_JOIN))
         self.team_size = team_size
         self.fully_shard = fully_shard
         self._mesh: DeviceMesh | None = None
         self.command: list[str] = []
         """What starts another process like this one; by default the script that runs, with its arguments."""
+        self.must_be_alike: dict[str, str] = {}
+        """What all processes must have been started with, by name."""
 
     @property
     def world_size(self) -> int:
@@ -59,6 +64,27 @@ class WorldStrategy(DDPStrategy):
         assert self.cluster_environment is not None
         self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
         self._launcher.strategy = self
+
+    def setup_distributed(self) -> None:
+        """Join the other processes, and see that all were started for the same run.
+
+        Raises:
+            RankLost: If one of them is missing, or cannot be reached.
+            ValueError: If one was started with other settings.
+        """
+        assert self.cluster_environment is not None
+        address = self.cluster_environment.main_address
+        if self.num_nodes > 1 and (interface := interface_towards(address)):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        try:
+            super().setup_distributed()
+        except RuntimeError as error:
+            if not is_of_network(error):
+                raise
+            raise RankLost(_MISSING.format(address=address, reason=brief(error))) from error
+        _set_pg_timeout(PATIENCE)
+        probe_connections()
+        check_alike(tell_all((this_process(self.global_rank), self.must_be_alike)))
 
     def _get_process_group_backend(self) -> str:
         """Waiting nodes live in host memory, and so do their messages: these always travel by gloo."""
@@ -146,6 +172,12 @@ class WorldStrategy(DDPStrategy):
         return super().training_step(share, *args, **kwargs)
 
 
+_MISSING = (
+    f"the processes of the run did not find one another within {MINUTES_TO_JOIN} minutes ({{reason}}): each must be "
+    "started, and reach the others and {address}; on several networks GLOO_SOCKET_IFNAME names the interface to use"
+)
+
+
 class Launcher(_SubprocessScriptLauncher):
     """Starts the other processes of this machine; if one of them fails, all end, with a line that says so."""
 
@@ -171,8 +203,8 @@ class Launcher(_SubprocessScriptLauncher):
             return function(*args, **kwargs)
         except BaseException as error:
             self._end_others()
-            if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
-                raise lost(error) from error
+            if is_of_network(error):
+                raise as_lost(error) from error
             raise
 
     def _start(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -27,6 +28,10 @@ Kind: TypeAlias = Literal["ready", "down", "up", "state"]
 """ready: whether a child may take part; down: a Download; up: an Upload; state: all that a node is, to process 0."""
 
 _KINDS: tuple[Kind, ...] = ("ready", "down", "up", "state")
+
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for another: longer than any fit. Machines that are lost are found by probes meanwhile."""
 
 
 class RankLost(RuntimeError):
@@ -126,7 +131,7 @@ class Wire:
 
         def wait() -> None:
             try:
-                work.wait()
+                work.wait(PATIENCE)  # else that of joining
             except RuntimeError as error:
                 failed.append(error)
 
@@ -137,7 +142,7 @@ class Wire:
             if self._stopped():
                 raise SIGTERMException
         if failed:
-            raise lost(failed[0]) from failed[0]
+            raise as_lost(failed[0]) from failed[0]
 
     def _tag(self, name: str, kind: Kind) -> int:
         return 2 * (len(_KINDS) * self._numbers[name] + _KINDS.index(kind))
@@ -150,17 +155,7 @@ class Wire:
         Raises:
             RankLost: If another process is gone.
         """
-        if not dist.is_initialized():
-            return [content]
-        payload = _pack(content)
-        sizes = [torch.empty(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-        self._wait(dist.all_gather(sizes, torch.tensor([payload.numel()]), async_op=True))
-        padded = torch.zeros(max(map(int, sizes)), dtype=torch.uint8)
-        padded[: payload.numel()] = payload
-        found = [torch.empty_like(padded) for _ in sizes]
-        self._wait(dist.all_gather(found, padded, async_op=True))
-        mine = range(self._member, len(found), self._team_size)
-        return [_unpack(found[rank][: int(sizes[rank])]) for rank in mine]
+        return tell_all(content, self._wait)[self._member :: self._team_size]
 
     def collect(self, own: Mapping[str, Any]) -> dict[str, Any]:
         """Bring what belongs to nodes to process 0; everybody calls this at the same point.
@@ -182,10 +177,39 @@ class Wire:
         return {name: own[name] if self.here(name) else self.receive(name, "state") for name in self._numbers}
 
 
-def lost(error: RuntimeError) -> RankLost:
-    """Return what an error of torch.distributed says of another process, in a line."""
-    reason = str(error).rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0]
-    return RankLost(f"another process of the run is gone ({reason or error})")
+def tell_all(content: Any, wait: Callable[[Any], None] = lambda work: work.wait(PATIENCE)) -> list[Any]:
+    """Return what all processes have to say, in their order; everybody calls this at the same point.
+
+    Args:
+        content: What `torch.load(weights_only=True)` reads.
+        wait: Waits for what is under way.
+    """
+    if not dist.is_initialized():
+        return [content]
+    payload = _pack(content)
+    sizes = [torch.empty(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    wait(dist.all_gather(sizes, torch.tensor([payload.numel()]), async_op=True))
+    padded = torch.zeros(max(map(int, sizes)), dtype=torch.uint8)
+    padded[: payload.numel()] = payload
+    found = [torch.empty_like(padded) for _ in sizes]
+    wait(dist.all_gather(found, padded, async_op=True))
+    return [_unpack(one[: int(size)]) for one, size in zip(found, sizes, strict=True)]
+
+
+def is_of_network(error: BaseException) -> bool:
+    """Whether torch.distributed could not reach another process; gloo has no class of error for it."""
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error).lower())
+
+
+def as_lost(error: BaseException) -> RankLost:
+    """Return what torch.distributed says of another process that does not answer in our words."""
+    return RankLost(f"another process of the run is gone ({brief(error)}); go on with --ckpt_path last")
+
+
+def brief(error: BaseException) -> str:
+    """Return what torch.distributed says without places in its source."""
+    told = str(error).partition("\n")[0]
+    return told.rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0] or told.partition(". ")[0]
 
 
 def _pack(content: Any) -> Tensor:

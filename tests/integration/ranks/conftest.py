@@ -68,7 +68,8 @@ def _be_rank(rank: int, number: int, port: int, job: Job, result: Path) -> None:
     torch.set_num_threads(1)
     try:
         torch.save(job(), result)
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except BaseException:
         result.with_suffix(".error").write_text(traceback.format_exc())
         raise

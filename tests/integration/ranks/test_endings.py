@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from worldlm.callbacks import Averaging, LastCheckpoint
+from worldlm.loop import strategy
 from worldlm.loop.wire import RankLost
 
 Make = Callable[..., Any]
@@ -46,6 +49,49 @@ def test_a_lost_process_ends_the_others(star: Make, fit: Make, on_ranks: Make, t
     assert first.startswith("RankLost: another process of the run is gone (")
     assert third.startswith("RankLost: another process of the run is gone (")
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()  # of the first round
+
+
+def test_processes_of_two_runs_do_not_train_together(star: Make, fit: Make, on_ranks: Make) -> None:
+    def run() -> str:
+        try:
+            fit(star("abc"), [Averaging()], seed=int(os.environ["RANK"]))
+        except ValueError as error:
+            return str(error)
+        return "no error"
+
+    host = socket.gethostname()
+    told = (
+        f"process 1 on {host} was not started as process 0 on {host} was: seed is 1 there and 0 at process 0 on {host}"
+    )
+    assert on_ranks(2, run) == [f"{told}\nstart all with the same recipe, topology, options and WorldLM"] * 2
+
+
+def test_a_process_that_is_never_started(
+    star: Make, fit: Make, on_ranks: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategy, "MINUTES_TO_JOIN", 2 / 60)
+
+    def run() -> str:
+        if os.environ["RANK"] == "1":
+            return "elsewhere"
+        try:
+            fit(star("ab"), [Averaging()])
+        except RankLost as error:
+            return str(error)
+        return "no error"
+
+    told, _ = on_ranks(2, run)
+    assert told.startswith("the processes of the run did not find one another within ")
+    assert "each must be started, and reach the others and 127.0.0.1" in told
+
+
+def test_a_fit_may_take_longer_than_joining(star: Make, fit: Make, on_ranks: Make, monkeypatch: Any) -> None:
+    monkeypatch.setattr(strategy, "MINUTES_TO_JOIN", 1.5 / 60)
+
+    def run() -> int:
+        return int(fit(star("ab"), [Averaging(), Ending(1, lambda: time.sleep(2.5))]).current_epoch)
+
+    assert on_ranks(2, run) == [2, 2]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
