@@ -152,6 +152,18 @@ def test_any_small_world(topology: Topology, method: str, fit: Make) -> None:
     assert counted(trainer) == expected(trainer)
 
 
+def test_a_deadline_that_packed_messages_keep(star: Make, fit: Make) -> None:
+    """26,944 bytes each way as they are, 13,472 in bfloat16, 6,860 in int8."""
+    link = "link: {bandwidth_mbps: 8, latency_ms: 0}"  # a byte a microsecond
+    topology = star("ab", f"{link}, deadline_seconds: 0.034", b="settings: {link: {bandwidth_mbps: 4, latency_ms: 0}}")
+    found = {}
+    for method in ("fedavg", "down alone", "int8"):
+        trainer = fit(topology, METHODS[method](), max_epochs=2, limit_val_batches=0)
+        assert counted(trainer) == expected(trainer)
+        found[method] = [counted(trainer)[name][4] for name in "ab"]
+    assert found == {"fedavg": [2, 2], "down alone": [0, 2], "int8": [0, 2]}
+
+
 # ---------------------------------------------------------------------- residuals, chance
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from worldlm.callbacks import (
     AttentionAggregation,
     Averaging,
+    Compression,
     NodeMetrics,
     Record,
     ResidualExchange,
@@ -189,6 +190,27 @@ def test_who_would_be_too_late_misses_the_sub_round(star: Make, fit: Make, recor
     seconds = {step: value for tag, value, step in recorder.scalars if tag == "c/link_seconds"}
     assert all((seconds[r] <= both + 1e-6) for r in range(10) if (r, "c") in tap.sent)
     assert all((2 * seconds[r] > both) for r in range(10) if (r, "c") in tap.missed)  # the download alone
+
+
+def test_too_late_is_who_would_be_with_what_travels(star: Make, fit: Make) -> None:
+    """A deadline is held against packed bytes; who misses it has rounded nothing, and spent nothing."""
+    link = "link: {bandwidth_mbps: 8, latency_ms: 10"  # a byte a microsecond
+    sizes = [512, *2 * [16, 768, 256, 16, 1024, 1024], 16]  # of the tensors of two blocks
+    down, up = 2 * sum(sizes), sum(size + 4 * -(-size // 256) for size in sizes)
+    both = 2 * 0.01 + (down + up) / 1e6
+    demand = f"deadline_seconds: {both + 1e-6}, {link}}}, privacy: {{clip_norm: 1.0, noise_multiplier: 0.1}}"
+    topology = star("ab", demand, b="settings: {" + link.replace("8", "7.9") + "}}")
+    tap, privacy, packing = Tap(), UpdatePrivacy(), Compression("bf16", "int8")
+    trainer = fit(topology, [Averaging(parts=PARTS), privacy, packing, tap], max_epochs=3, limit_val_batches=0)
+    a, b = trainer.world.states["a"], trainer.world.states["b"]
+    assert (a.num_missed, a.bytes_down, a.bytes_up) == (0, 3 * down, 3 * up)
+    assert a.link_seconds == pytest.approx(3 * both)
+    assert a.download_seconds == pytest.approx(0.01 + down / 1e6)
+    assert (b.num_missed, b.bytes_down, b.bytes_up) == (3, 3 * down, 0)
+    assert "error" in packing.memory(a)
+    assert "error" not in packing.memory(b)
+    assert (privacy.ledger(a).history, privacy.ledger(b).history) == ([(0.1, 1.0, 3)], [])
+    assert b.unsent_tokens == 3 * 32
 
 
 def test_poisson_draws_may_be_empty_and_the_model_stays(

@@ -8,7 +8,15 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Generator
 
-from worldlm.federation.compression import Encoding, decode, difference, encode, encode_with_feedback, restore
+from worldlm.federation.compression import (
+    Encoding,
+    decode,
+    difference,
+    encode,
+    encode_with_feedback,
+    encoded_bytes,
+    restore,
+)
 from worldlm.federation.messages import Download, MessageT, Residual, Upload, joined
 from worldlm.federation.parameters import Tensors
 from worldlm.federation.state import NodeState
@@ -121,6 +129,16 @@ class Compression(FederationCallback):
         return replace(download, parts=parts, residuals=residuals)
 
     # ------------------------------------------------------------------ up
+
+    def packed_bytes(
+        self, trainer: WorldTrainer, context: Context, receiver: Node, message: Upload, num_bytes: int
+    ) -> int:
+        packed = [
+            *message.parts.values(),
+            *(one for residual in message.residuals for one in (residual.keys, residual.values)),
+        ]
+        tensors = [tensor for named in packed for tensor in named.values()]
+        return num_bytes - encoded_bytes(tensors, "none") + encoded_bytes(tensors, self.up)
 
     def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
         kept = context.state.memory.get(self.state_key, {})

@@ -67,8 +67,7 @@ def message_sizes(module: LightningModule, callbacks: Sequence[FederationCallbac
     packing = next((one for one in callbacks if isinstance(one, Compression)), Compression("none", "none"))
 
     def of_parts(wanted: Iterable[Part], encoding: Encoding) -> int:
-        chosen = [tensors[name] for name, part in partition.items() if part in wanted]
-        return sum(encoded_bytes(one.numel(), one.element_size(), encoding) for one in chosen)
+        return encoded_bytes((tensors[name] for name, part in partition.items() if part in wanted), encoding)
 
     exchanges = [callback for callback in callbacks if isinstance(callback, ResidualExchange)]
     personal: tuple[Part, ...] = ("keys", "values") if exchanges else ()

@@ -103,7 +103,7 @@ def _chance_in_time(parent: Node, child: Node, sizes: MessageSizes) -> float:
     deadline, link = parent.settings.deadline_seconds, child.settings.link
     if deadline is None or link is None:
         return 1.0
-    seconds = link.seconds(sizes.model) + link.seconds(sizes.upload(child.settings))
+    seconds = link.seconds(sizes.download) + link.seconds(sizes.upload(child.settings))
     if link.jitter == 0 or seconds == 0:
         return float(seconds <= deadline)
     return NormalDist().cdf(math.log(deadline / seconds) / link.jitter)

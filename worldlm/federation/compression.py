@@ -10,7 +10,7 @@ accuracy per byte within 0.1 bit a value; blocks of 128 or 512 are no better per
 the width of the model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypeAlias
 
 import torch
@@ -52,14 +52,17 @@ def encode(tensors: Mapping[str, Tensor], encoding: Encoding, generator: Generat
     return encoded
 
 
-def encoded_bytes(num_values: int, value_bytes: int, encoding: Encoding) -> int:
-    """Return the bytes of one tensor once it is encoded.
+def encoded_bytes(tensors: Iterable[Tensor], encoding: Encoding) -> int:
+    """Return the bytes of tensors once they are encoded, without encoding them.
 
     Args:
-        num_values: Number of its values.
-        value_bytes: Bytes of one of them before.
+        tensors: Only their shapes and types matter.
         encoding: As in `encode`.
     """
+    return sum(_encoded_bytes(one.numel(), one.element_size(), encoding) for one in tensors)
+
+
+def _encoded_bytes(num_values: int, value_bytes: int, encoding: Encoding) -> int:
     scales = 4 * -(-num_values // BLOCK)
     return {"none": value_bytes * num_values, "bf16": 2 * num_values, "int8": num_values + scales}[encoding]
 

@@ -51,6 +51,8 @@ class NodeState:
     """How many uploads of each participant it refused."""
     link_seconds: float = 0.0
     """Simulated seconds that its messages spent on its link."""
+    download_seconds: float = 0.0
+    """Those of what its parent sent last."""
     extra_steps: int = 0
     """By how many optimizer steps its whole run differs from all rounds as they are now: it joined late (below 0), or
     took another number of steps in rounds before its topology changed."""

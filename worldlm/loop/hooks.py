@@ -65,6 +65,7 @@ class FederationCallback(Callback):
         |   |   |   on_local_fit_end(c)         c stands as it trained itself: measure `after_fit` here
         |   |   else: c runs its own federation, as q does
         |   |   on_upload(c, upload)            c composes what it sends
+        |   |   packed_bytes(c, q, upload)        where q has a deadline: would c be too late?
         |   |   on_missed(c, upload)              instead of all below, where nothing of c arrives in this sub-round
         |   |   on_sanitise(c, upload, download)    c makes it safe to leave; nothing is added after this
         |   |   on_send(c, q, upload)           c packs it; its bytes are counted, and it travels
@@ -121,6 +122,20 @@ class FederationCallback(Callback):
         have other names and types; to unpack it the receiver has that, its own state, and what all nodes know.
         """
         return message
+
+    def packed_bytes(
+        self, trainer: WorldTrainer, context: Context, receiver: Node, message: Upload, num_bytes: int
+    ) -> int:
+        """Tell how many bytes `on_send` would make of an upload, and change nothing: it may be too late to be sent.
+
+        Args:
+            trainer: The trainer.
+            context: The sender's.
+            receiver: Its parent.
+            message: The upload, neither sanitised nor packed.
+            num_bytes: Its bytes, as the pieces before would have packed it.
+        """
+        return num_bytes
 
     def on_arrive(self, trainer: WorldTrainer, context: Context, sender: Node, message: MessageT) -> MessageT:
         """Unpack a message, first thing at its receiver; the pieces do so in the reverse of their order."""

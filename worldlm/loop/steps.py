@@ -144,7 +144,8 @@ class Steps:
             return
         self.world.store.bring(node.name)
         state.bytes_down += download.num_bytes
-        state.link_seconds += self._seconds(context, download)
+        state.download_seconds = self._seconds(context, download.num_bytes)
+        state.link_seconds += state.download_seconds
         state.num_messages += 1
         download = state.download = self._arrive(context, self._parent(node), download)
         for callback in self.world.callbacks:
@@ -215,7 +216,7 @@ class Steps:
         )
         for callback in self.world.callbacks:
             upload = callback.on_upload(self.world.trainer, context, upload)
-        if self._misses(context, download, upload):
+        if self._misses(context, upload):
             state.num_missed += 1
             for callback in self.world.callbacks:
                 callback.on_missed(self.world.trainer, context, upload)
@@ -225,20 +226,28 @@ class Steps:
         upload = self._send(context, self._parent(context.node), upload)
         state.unsent_tokens = 0
         state.bytes_up += upload.num_bytes
-        state.link_seconds += self._seconds(context, upload)
+        state.link_seconds += self._seconds(context, upload.num_bytes)
         state.num_messages += 1
         return upload
 
-    def _misses(self, context: Context, download: Download, upload: Upload) -> bool:
-        """Whether a node sends nothing: it has learnt nothing since it last did, drops out, or would be too late."""
-        if context.state.unsent_tokens == 0 or is_dropped(context.node.settings.dropout, context.seed("dropout")):
+    def _misses(self, context: Context, upload: Upload) -> bool:
+        """Whether a node sends nothing: it has learnt nothing since it last did, drops out, or would be too late.
+
+        Asked before the upload is sanitised and packed: what does not leave spends no privacy and no error feedback.
+        """
+        state, parent = context.state, self._parent(context.node)
+        if state.unsent_tokens == 0 or is_dropped(context.node.settings.dropout, context.seed("dropout")):
             return True
-        deadline = self._parent(context.node).settings.deadline_seconds
-        return deadline is not None and self._seconds(context, download) + self._seconds(context, upload) > deadline
+        if parent.settings.deadline_seconds is None:
+            return False
+        num_bytes = upload.num_bytes
+        for callback in self.world.callbacks:
+            num_bytes = callback.packed_bytes(self.world.trainer, context, parent, upload, num_bytes)
+        return state.download_seconds + self._seconds(context, num_bytes) > parent.settings.deadline_seconds
 
     @staticmethod
-    def _seconds(context: Context, message: Download | Upload) -> float:
-        return link_seconds(context.node.settings.link, message.num_bytes, context.seed("jitter"))
+    def _seconds(context: Context, num_bytes: int) -> float:
+        return link_seconds(context.node.settings.link, num_bytes, context.seed("jitter"))
 
     def _aggregate(self, context: Context) -> None:
         name, state = context.node.name, context.state

@@ -35,6 +35,7 @@ def state() -> NodeState:
         num_missed=10,
         refused={"fr": 2},
         link_seconds=0.5,
+        download_seconds=0.25,
         extra_steps=-2,
         takes_part=True,
         participants=("fr", "it"),
