@@ -20,6 +20,7 @@ from worldlm.callbacks.always import ALWAYS
 from worldlm.callbacks.summary import headline
 from worldlm.data import CorpusDataModule
 from worldlm.loop import RankLost, WorldTrainer
+from worldlm.loop.alike import this_process
 from worldlm.loop.machine import keep_freed_memory, sensible_threads
 from worldlm.loop.strategy import WorldStrategy
 from worldlm.models import LanguageModule
@@ -263,7 +264,7 @@ def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
             raise
         rank: int = getattr(rank_zero_only, "rank", 0)
         told = memory or explain(str(error), cli.readers, cli.known, given)
-        raise RecipeError([f"process {rank}: {line}" if rank else line for line in told.splitlines()]) from error
+        raise RecipeError([f"{this_process(rank)}: {line}" if rank else line for line in told.splitlines()]) from error
     except OSError as error:
         if cli.folder is None:
             raise

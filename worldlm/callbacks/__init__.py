@@ -17,6 +17,7 @@ from worldlm.callbacks.residual_exchange import ResidualExchange
 from worldlm.callbacks.robust_averaging import RobustAveraging
 from worldlm.callbacks.same_text import SameText
 from worldlm.callbacks.samples import Samples
+from worldlm.callbacks.stop_signal import StopSignal
 from worldlm.callbacks.summary import Summary
 from worldlm.callbacks.token_rows import TokenRows
 from worldlm.callbacks.traffic import Traffic
@@ -40,6 +41,7 @@ __all__ = [
     "RoundProgress",
     "SameText",
     "Samples",
+    "StopSignal",
     "Summary",
     "TokenRows",
     "Traffic",

@@ -13,6 +13,7 @@ from worldlm.callbacks.progress import RoundProgress
 from worldlm.callbacks.record import Record
 from worldlm.callbacks.same_text import SameText
 from worldlm.callbacks.samples import Samples
+from worldlm.callbacks.stop_signal import StopSignal
 from worldlm.callbacks.summary import Summary
 from worldlm.callbacks.traffic import Traffic
 
@@ -25,6 +26,7 @@ ALWAYS: dict[str, tuple[type[Callback], ...]] = {
         Pictures,
         KeepTokenizer,
         SameText,
+        StopSignal,
         LastCheckpoint,
         RoundProgress,
         Summary,

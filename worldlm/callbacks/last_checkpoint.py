@@ -77,7 +77,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         finished = trainer.world.round + 1
         keeps = self.keep_every_n_rounds is not None and finished % self.keep_every_n_rounds == 0
-        if keeps or finished % self.every_n_rounds == 0 or finished == trainer.max_epochs or trainer.should_stop:
+        is_last = finished == trainer.max_epochs or trainer.should_stop or trainer.leaves
+        if keeps or is_last or finished % self.every_n_rounds == 0:
             self._save(trainer)
         if keeps and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             keep(self.path(trainer), f"round_{finished}.ckpt")

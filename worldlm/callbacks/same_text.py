@@ -1,4 +1,4 @@
-"""Whether a run goes on with the text that it began with."""
+"""Whether a run goes on with the text that it began with, and all of its processes read the same."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule
 
 from worldlm.callbacks.run_facts import data_facts
 from worldlm.loop import FederationCallback, WorldTrainer
+from worldlm.loop.alike import check_alike, this_process
+from worldlm.loop.wire import tell_all
 from worldlm.topology.lines import few
 
 log = logging.getLogger(__name__)
@@ -16,6 +18,8 @@ log = logging.getLogger(__name__)
 
 class SameText(FederationCallback):
     """Says which nodes go on with other text than they had before the checkpoint: corpora may change, not unseen.
+
+    Processes of one run that have other text than the others, on another machine, end it.
 
     Text is known by the checksum of its packed tokens, so that it may lie elsewhere. The text of a node that joined, or
     whose data module does not tell checksums, is not held against anything.
@@ -26,6 +30,8 @@ class SameText(FederationCallback):
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         facts = data_facts(trainer)
+        texts = {f"the text of {name}": str(_checksums(one)) for name, one in facts.items()}
+        check_alike(tell_all((this_process(trainer.global_rank), texts)))
         now = {name: one["tokens_crc32"] for name, one in facts.items() if one.get("tokens_crc32")}
         changed = [name for name in now if self._before.get(name, now[name]) != now[name]]
         if changed and trainer.is_global_zero:
@@ -38,3 +44,7 @@ class SameText(FederationCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = dict(state_dict["tokens_crc32"])
+
+
+def _checksums(facts: dict[str, Any]) -> list[list[str] | None]:
+    return [facts.get("tokens_crc32"), facts.get("held_out_tokens_crc32")]

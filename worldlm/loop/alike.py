@@ -10,6 +10,11 @@ from worldlm.topology import Topology
 from worldlm.topology.checks import shorten
 from worldlm.topology.lines import few
 
+_ADVICE = (
+    "start all with the same recipe, topology, options, text and WorldLM; the run's folder must be on a file system "
+    "that all machines see"
+)
+
 
 def this_process(rank: int) -> str:
     """Name a process by its number and its machine."""
@@ -45,7 +50,7 @@ def check_alike(told: Sequence[tuple[str, Mapping[str, str]]]) -> None:
         more = f"; {few(keys[1:])} differs too" if keys[1:] else ""
         lines.append(f"{name} was not started as {first} was: {both}{more}")
     if lines:
-        raise ValueError("\n".join([*lines, "start all with the same recipe, topology, options and WorldLM"]))
+        raise ValueError("\n".join([*lines, _ADVICE]))
 
 
 def _shown(value: str | None) -> str:

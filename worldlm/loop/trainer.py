@@ -82,6 +82,8 @@ class WorldTrainer(pl.Trainer):
         self.topology = shaped if num_subrounds is None else split_rounds(shaped, num_subrounds)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.share_memory: bool | None = None
+        self.leaves = False
+        """Whether the run stops at the end of this round, to be taken up later: in all processes alike."""
         self._folder: Path | None = None
         self.nodes_on = check_nodes_on(nodes_on, paging is not None, fully_shard)
         self.paging = paging

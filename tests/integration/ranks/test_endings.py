@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from worldlm.callbacks import Averaging, LastCheckpoint
+from worldlm.callbacks import Averaging, LastCheckpoint, SameText, StopSignal
 from worldlm.loop import strategy
 from worldlm.loop.wire import RankLost
 
@@ -56,14 +57,34 @@ def test_processes_of_two_runs_do_not_train_together(star: Make, fit: Make, on_r
         try:
             fit(star("abc"), [Averaging()], seed=int(os.environ["RANK"]))
         except ValueError as error:
-            return str(error)
+            return str(error).partition("\n")[0]
         return "no error"
 
     host = socket.gethostname()
     told = (
         f"process 1 on {host} was not started as process 0 on {host} was: seed is 1 there and 0 at process 0 on {host}"
     )
-    assert on_ranks(2, run) == [f"{told}\nstart all with the same recipe, topology, options and WorldLM"] * 2
+    assert on_ranks(2, run) == [told] * 2
+
+
+def test_text_that_is_other_elsewhere_ends_the_run(
+    star: Make, fit: Make, on_ranks: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def facts(trainer: Any) -> dict[str, Any]:
+        return {"a": {"tokens_crc32": ["01"]}, "b": {"tokens_crc32": [f"0{trainer.global_rank}"]}}
+
+    monkeypatch.setattr("worldlm.callbacks.same_text.data_facts", facts)
+
+    def run() -> str:
+        try:
+            fit(star("ab"), [Averaging(), SameText()])
+        except ValueError as error:
+            return str(error).partition("\n")[0]
+        return "no error"
+
+    first, second = (f"process {rank} on {socket.gethostname()}" for rank in (0, 1))
+    differs = f"the text of b is [['01'], None] there and [['00'], None] at {first}"
+    assert on_ranks(2, run) == [f"{second} was not started as {first} was: {differs}"] * 2
 
 
 def test_a_process_that_is_never_started(
@@ -105,6 +126,35 @@ def test_sigterm_stops_who_waits_too(rank: int, star: Make, fit: Make, on_ranks:
         return int(trainer.current_epoch)
 
     assert on_ranks(2, run) == [1, 1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigusr1_at_one_process_stops_all_at_the_rounds_end(
+    rank: int, star: Make, fit: Make, on_ranks: Make, tmp_path: Path
+) -> None:
+    """As a scheduler sends it before the time is over; what was done is in the checkpoint."""
+
+    def run() -> list[int]:
+        ask = Ending(rank, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        callbacks = [Averaging(), LastCheckpoint(every_n_rounds=100), StopSignal(), ask]
+        trainer = fit(star("abc"), callbacks, max_epochs=4, logger=CSVLogger(tmp_path, "", ""))
+        return [int(trainer.received_sigterm), int(trainer.world.round)]
+
+    assert on_ranks(2, run) == [[0, 2], [0, 2]]  # before the third
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 2
+
+
+def test_sigusr1_stops_one_process_between_two_steps(star: Make, fit: Make, tmp_path: Path) -> None:
+    ask, before = Ending(0, lambda: os.kill(os.getpid(), signal.SIGUSR1)), signal.getsignal(signal.SIGUSR1)
+    callbacks = [Averaging(), LastCheckpoint(), StopSignal(), ask]
+    trainer = fit(star("abc"), callbacks, max_epochs=4, logger=CSVLogger(tmp_path, "", ""))
+    assert trainer.received_sigterm
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["loops"]["fit_loop"]["state_dict"]
+    assert (saved["active"], saved["visiting"]) == ("a", True)
+    signal.signal(signal.SIGUSR1, before)
+    fit(star("a"), [Averaging(), StopSignal()])
+    assert signal.getsignal(signal.SIGUSR1) is before
 
 
 def _children(parent: int) -> list[int]:

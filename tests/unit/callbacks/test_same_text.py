@@ -5,7 +5,7 @@ import pytest
 
 from worldlm.callbacks import SameText
 
-TRAINER: Any = SimpleNamespace(is_global_zero=True)
+TRAINER: Any = SimpleNamespace(is_global_zero=True, global_rank=0)
 
 
 def begin(callback: SameText, monkeypatch: pytest.MonkeyPatch, **checksums: list[str] | None) -> None:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from worldlm.loop.alike import check_alike, digest_of
+from worldlm.loop.alike import _ADVICE, check_alike, digest_of
 from worldlm.topology import parse_topology
 
 FIRST = ("process 0 on east", {"worldlm": "0.1.0", "model.optimizer.lr": "0.1", "seed": "3"})
@@ -24,7 +24,7 @@ def test_what_differs_is_said_for_every_process() -> None:
     told = (
         f"process 1 on west {start}: model.optimizer.lr is 0.2 there and 0.1 at process 0 on east; seed differs too\n"
         f"process 2 on west {start}: seed is missing there and 3 at process 0 on east\n"
-        "start all with the same recipe, topology, options and WorldLM"
+        f"{_ADVICE}"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
         check_alike([FIRST, second, ("process 3 on east", FIRST[1]), third])
