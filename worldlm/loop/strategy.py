@@ -28,7 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.optim import Optimizer
 
-from worldlm.loop.alike import check_alike, this_process
+from worldlm.loop.alike import check_alike, digest_of, this_process
 from worldlm.loop.network import interface_towards, probe_connections
 from worldlm.loop.slices import shard_, whole_nest, whole_state
 from worldlm.loop.wire import PATIENCE, RankLost, as_lost, brief, is_of_network, tell_all
@@ -53,7 +53,7 @@ class WorldStrategy(DDPStrategy):
         self.command: list[str] = []
         """What starts another process like this one; by default the script that runs, with its arguments."""
         self.must_be_alike: dict[str, str] = {}
-        """What all processes must have been started with, by name."""
+        """What all processes must have been started with, by name, beside the topology and the seed."""
 
     @property
     def world_size(self) -> int:
@@ -84,7 +84,9 @@ class WorldStrategy(DDPStrategy):
             raise RankLost(_MISSING.format(address=address, reason=brief(error))) from error
         _set_pg_timeout(PATIENCE)
         probe_connections()
-        check_alike(tell_all((this_process(self.global_rank), self.must_be_alike)))
+        trainer: Any = self.lightning_module and self.lightning_module.trainer
+        world = {"seed": str(trainer.seed), "topology": digest_of(trainer.topology)}
+        check_alike(tell_all((this_process(self.global_rank), {**self.must_be_alike, **world})))
 
     def _get_process_group_backend(self) -> str:
         """Waiting nodes live in host memory, and so do their messages: these always travel by gloo."""
@@ -110,6 +112,7 @@ class WorldStrategy(DDPStrategy):
         """Make the groups of all teams, in all processes alike, and return the own one."""
         number, size = dist.get_world_size() // self.team_size, self.team_size
         groups = [dist.new_group([*range(i * size, (i + 1) * size)], timeout=PATIENCE) for i in range(number)]
+        probe_connections()  # these have some of their own
         own: dist.ProcessGroup = groups[self.global_rank // size]
         return own
 

@@ -15,14 +15,12 @@ from lightning.pytorch import Callback
 
 from worldlm.federation.parameters import PARTS, num_bytes
 from worldlm.federation.program import num_visits
-from worldlm.loop.alike import digest_of
 from worldlm.loop.checkpoint_io import AtomicCheckpointIO
 from worldlm.loop.fit_loop import FederatedFitLoop
 from worldlm.loop.hooks import FederationCallback
 from worldlm.loop.node_store import NodeStore, PagedStore, Paging
 from worldlm.loop.processes import check_followers, choose_processes
 from worldlm.loop.room import NodesOn, check_nodes_on, warn_of_little_memory, where_nodes_wait
-from worldlm.loop.strategy import WorldStrategy
 from worldlm.loop.world import World
 from worldlm.topology import Settings, Shape, Topology, load_topology, reshape, split_rounds
 from worldlm.topology.settings import KINDS_OF_PRIVACY
@@ -102,8 +100,6 @@ class WorldTrainer(pl.Trainer):
         """Processes that share the world."""
         self.devices_per_node = devices_per_node
         super().__init__(*args, **kwargs)
-        if isinstance(self.strategy, WorldStrategy):
-            self.strategy.must_be_alike = {"seed": str(self.seed), "topology": digest_of(self.topology)}
         check_followers(self.callbacks, self.num_ranks)  # type: ignore[attr-defined]
         self.fit_loop = FederatedFitLoop(self, self.topology, self.seed, self.min_epochs, self.max_epochs)
         self._shape: Shape = shape
