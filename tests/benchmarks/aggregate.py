@@ -24,6 +24,7 @@ from worldlm.federation.attention import KeyValue, attend
 from worldlm.federation.averaging import outer_step_, weighted_mean
 from worldlm.federation.messages import Upload
 from worldlm.federation.parameters import Tensors, copy_, num_bytes
+from worldlm.loop.machine import keep_freed_memory
 
 
 def shapes(width: int, vocab: int) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
+    keep_freed_memory()  # as `worldlm fit` does
     torch.set_num_threads(asked.threads)
 
     scale = (asked.megaparameters / 125.0) ** 0.5

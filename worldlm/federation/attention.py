@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worldlm.federation.averaging import weighted_sum
-from worldlm.federation.parameters import Tensors, chunk_size, chunks, few, norm
+from worldlm.federation.parameters import Tensors, chunk_size, chunks, few
 
 Similarity: TypeAlias = Literal["cosine", "dot", "distance"]
 Granularity: TypeAlias = Literal["model", "block"]
@@ -95,29 +95,35 @@ def _similarities(
     """
     sums: list[dict[str, list[float]]] = [{} for _ in keys]
     for name, start in reference.items():
-        block, asked = block_of(name, granularity), query[name]
-        fixed = [_products(asked, [asked], start)[0][1], norm({name: start}) ** 2, float(start.numel())]
+        block, size = block_of(name, granularity), float(start.numel())
         for now in few(keys, name):
-            found = _products(asked, [candidate[name] for candidate in keys[now]], start)
+            found, *fixed = _products(query[name], [candidate[name] for candidate in keys[now]], start)
             for total, (product, square) in zip(sums[now], found, strict=True):
-                more = [product, square, *fixed]
+                more = [product, square, *fixed, size]
                 total[block] = [a + b for a, b in zip(total.get(block, [0.0] * 5), more, strict=True)]
     return [{block: _similarity(similarity, *figures) for block, figures in one.items()} for one in sums]
 
 
-def _products(query: Tensor, keys: Sequence[Tensor], reference: Tensor) -> list[tuple[float, float]]:
-    """Return dQ.dK and dK.dK for every candidate, where dQ = query - reference and dK = keys - reference."""
-    sums = [(0.0, 0.0)] * len(keys)
+def _products(
+    query: Tensor, keys: Sequence[Tensor], reference: Tensor
+) -> tuple[list[tuple[float, float]], float, float]:
+    """Return dQ.dK and dK.dK for every candidate, then dQ.dQ, and the square of the reference.
+
+    With dQ = query - reference and dK = keys - reference. All tensors are gone over once, side by side.
+    """
+    sums, asking, begun = [(0.0, 0.0)] * len(keys), 0.0, 0.0
     change = reference.new_empty(chunk_size(reference))
     rows = change.new_empty(2, len(change), dtype=torch.float64)
     for start, asked, *answers in zip(*map(chunks, (reference, query, *keys)), strict=True):
         left, right = rows[:, : len(start)]
         difference = change[: len(start)]
         left.copy_(torch.sub(asked, start, out=difference))
+        asking += float(torch.dot(left, left))
+        begun += float(torch.linalg.vector_norm(start, dtype=torch.float64)) ** 2
         for i, answer in enumerate(answers):
             right.copy_(torch.sub(answer, start, out=difference))
             sums[i] = (sums[i][0] + float(torch.dot(left, right)), sums[i][1] + float(torch.dot(right, right)))
-    return sums
+    return sums, asking, begun
 
 
 def _similarity(kind: Similarity, product: float, answer: float, asked: float, start: float, size: float) -> float:
