@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldlm.callbacks import AttentionAggregation, Averaging, Compression, FedAMP, TokenRows
+from worldlm.callbacks import AttentionAggregation, Averaging, Compression, FedAMP, TokenRows, UpdatePrivacy
 from worldlm.topology import Topology
 
 Make = Callable[..., Any]
@@ -32,7 +32,7 @@ def test_a_method_is_that_of_the_host_but_for_rounding(
     more: bool, busy_tree: Topology, fit: Make, whole_method: Make, snapshot: Make
 ) -> None:
     def run(where: str) -> dict[str, Any]:
-        rounding = [Averaging(), TokenRows(), AttentionAggregation(), Compression()]
+        rounding = [Averaging(), TokenRows(), AttentionAggregation(), UpdatePrivacy(), Compression()]
         found = snapshot(fit(busy_tree, rounding if more else whole_method(), nodes_on=where))["world"]["states"]
         assert devices([one["parameters"] for one in found.values()]) == {"cuda" if where == "device" else "cpu"}
         return dict(found)
@@ -40,8 +40,10 @@ def test_a_method_is_that_of_the_host_but_for_rounding(
     there, here = run("device"), run("host")
     for name, state in there.items():
         assert state["bytes_up"] == here[name]["bytes_up"]
-        for key, tensor in state["parameters"].items():
-            torch.testing.assert_close(tensor.cpu(), here[name]["parameters"][key], rtol=1e-3, atol=1e-3)
+        for key, tensor in state["parameters"].items():  # int8 has steps of its own
+            torch.testing.assert_close(
+                tensor.cpu(), here[name]["parameters"][key], rtol=1e-3, atol=1e-2
+            )  # a step of int8
 
 
 @pytest.mark.parametrize("method", ["whole", "mixtures"])
