@@ -1,8 +1,9 @@
-"""Reading a command line, for commands that are not Lightning's."""
+"""Reading a command line."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import NoReturn
 
 from worldlm.topology.lines import LinesError
@@ -28,3 +29,15 @@ class Parser(argparse.ArgumentParser):
 def names(text: str) -> list[str]:
     """Read names with commas between them."""
     return [name for name in (part.strip() for part in text.split(",")) if name]
+
+
+def part(given: Sequence[str], option: str) -> tuple[list[str], list[str]]:
+    """Part the values of an option, `--a b` or `--a=b`, from all else on a command line."""
+    values, others, expects = list[str](), list[str](), False
+    for one in given:
+        if expects or one.startswith(f"{option}="):
+            values.append(one if expects else one.partition("=")[2])
+        elif one != option:
+            others.append(one)
+        expects = one == option
+    return values, others

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from worldlm.arguments import part
 from worldlm.callbacks import Record
 from worldlm.callbacks.always import ALWAYS
 from worldlm.callbacks.summary import headline
@@ -25,7 +26,7 @@ from worldlm.loop.machine import keep_freed_memory, sensible_threads
 from worldlm.loop.strategy import WorldStrategy
 from worldlm.models import LanguageModule
 from worldlm.recipe import LayRecipe, RecipeError, explain, no_memory, read_recipe
-from worldlm.run_folder import LAST, at_work, check_name, find_checkpoint, find_version, topology_arguments
+from worldlm.run_folder import LAST, at_work, check_name, find_checkpoint, find_version
 from worldlm.shared_settings import shared_settings
 from worldlm.terminal import log_to_terminal, quiet_libraries
 from worldlm.topology import Shape, find_file
@@ -195,11 +196,10 @@ class RecipeCLI(LightningCLI):
         """Close what was told with the line that names the results."""
         rank_zero_only(print)(f"done. {told}")
 
-    def told_to_go_on(self, given: list[str]) -> str:
-        """Return the command that goes on with a fit that was stopped."""
-        options = [*topology_arguments(given), *([OPTION] if self.safe else [])]
-        again = " ".join([*(f"--recipe {path}" for path in self.recipes), *options])
-        return f"worldlm fit {again} --ckpt_path last"
+    def told_to_go_on(self) -> str:
+        """Return the command that goes on with a fit that was stopped: as it was typed, from the last checkpoint."""
+        _, typed = part(shlex.split(self.typed), "--ckpt_path")
+        return shlex.join([*typed, "--ckpt_path", "last"])
 
     def validate(self, **kwargs: Any) -> None:
         """Evaluate every node of a checkpoint."""
@@ -253,7 +253,7 @@ def run(given: list[str], kind: type[RecipeCLI] = RecipeCLI) -> int:
         with log_to_terminal(), only_allowed(safe):
             cli.__init__(recipes, typed, safe)  # type: ignore[misc]
     except SIGTERMException:
-        rank_zero_only(print)(f"stopped; go on with: {cli.told_to_go_on(given)}. results so far: {cli.folder}")
+        rank_zero_only(print)(f"stopped; go on with: {cli.told_to_go_on()}. results so far: {cli.folder}")
         return 143
     except RankLost as error:
         print(f"worldlm: {error}", file=sys.stderr)

@@ -110,13 +110,6 @@ def find_saved(folder: Path, round_: int | None = None) -> Path:
     raise LinesError([f"{folder}: {wanted} (LastCheckpoint keeps others with keep_every_n_rounds)"])
 
 
-def topology_arguments(given: list[str]) -> list[str]:
-    """Return the arguments that name a topology: without them a run would go on with the recipe's."""
-    key = "--federation.topology"
-    pairs = [given[i : i + 2] for i, one in enumerate(given) if one == key]
-    return [*(one for one in given if one.startswith(f"{key}=")), *(one for pair in pairs for one in pair)]
-
-
 @contextmanager
 def at_work(folder: Path) -> Iterator[None]:
     """Hold a run's folder while a run writes into it, without what a killed one had half written there.

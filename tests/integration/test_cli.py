@@ -293,7 +293,8 @@ def test_a_stopped_run_ends_like_one_that_never_stopped(shore: Path) -> None:
         out, err = process.communicate(timeout=120)
         if stop is signal.SIGTERM:
             assert process.returncode == 143, err
-            assert "stopped; go on with: worldlm fit --recipe tiny.yaml --ckpt_path last" in out
+            again = "fit --recipe tiny.yaml --trainer.max_epochs 8 --name SIGTERM --ckpt_path last"
+            assert f"stopped; go on with: worldlm {again}. results so far" in out
         assert last(stop.name)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] < 8
         assert main([*fit, "--name", stop.name, "--ckpt_path", "last"]) == 0
         assert same(last(stop.name)["callbacks"], last("whole")["callbacks"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from worldlm.run_folder import at_work, find_run, find_saved, topology_arguments
+from worldlm.run_folder import at_work, find_run, find_saved
 from worldlm.topology.lines import LinesError
 
 
@@ -48,15 +48,3 @@ def test_what_a_killed_run_had_half_written_goes_and_nothing_else(tmp_path: Path
         path.touch()
     with at_work(tmp_path):
         assert [path.exists() for path in half + kept] == [False] * 2 + [True] * 3
-
-
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        (["fit", "--recipe", "quickstart"], []),
-        (["fit", "--federation.topology", "next.yaml", "--runs", "x"], ["--federation.topology", "next.yaml"]),
-        (["fit", "--federation.topology=next.yaml"], ["--federation.topology=next.yaml"]),
-    ],
-)
-def test_the_topology_is_named_again(given: list[str], kept: list[str]) -> None:
-    assert topology_arguments(given) == kept

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 
+from worldlm.arguments import part
 from worldlm.callbacks import Record
 from worldlm.callbacks.record import weights_digest
 from worldlm.federation.saved import open_world
 from worldlm.loop import WorldTrainer
-from worldlm.repeat.command import OPTION, FirstRun, part
+from worldlm.repeat.command import OPTION, FirstRun
 from worldlm.repeat.differences import another, in_a_line, outcome, settings, surroundings
 from worldlm.report.settings import flat_settings
 from worldlm.results import RESULTS, read_results
@@ -75,7 +76,7 @@ class RepeatCLI(RecipeCLI):
         made.callbacks.append(BeforeRounds(self.first))
         return made
 
-    def told_to_go_on(self, given: list[str]) -> str:
+    def told_to_go_on(self) -> str:
         _, options = part(self.first.options, "--ckpt_path")
         goes_on = [*options, "--ckpt_path", f"{self.folder}/{LAST}"]
         return shlex.join(["worldlm", "fit", OPTION, str(self.first.folder), *goes_on])

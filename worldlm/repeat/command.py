@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from worldlm.arguments import part
 from worldlm.report.sound import read_sound
 from worldlm.results import RESULTS
 from worldlm.run_folder import CONFIG, find_run
@@ -66,18 +67,6 @@ def split_off_run(given: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     if any(one.partition("=")[0] == "--recipe" for one in options):
         raise LinesError([f"{OPTION} takes all settings from the run: leave --recipe out"])
     return runs[0], tuple(options)
-
-
-def part(given: Sequence[str], option: str) -> tuple[list[str], list[str]]:
-    """Part the values of an option, `--a b` or `--a=b`, from all else on a command line."""
-    values, others, expects = list[str](), list[str](), False
-    for one in given:
-        if expects or one.startswith(f"{option}="):
-            values.append(one if expects else one.partition("=")[2])
-        elif one != option:
-            others.append(one)
-        expects = one == option
-    return values, others
 
 
 def first_run(folder: Path, options: tuple[str, ...] = ()) -> FirstRun:
