@@ -217,7 +217,7 @@ def fetch(nest: Any) -> Any:
 
 def _in_memory(tensor: Tensor) -> Tensor:
     """Copy a tensor into memory that goes back to the system with it: what many nodes hold in turn leaves no holes."""
-    room = mmap.mmap(-1, tensor.numel() * tensor.element_size())
+    room = mmap.mmap(-1, tensor.numel() * tensor.element_size(), access=mmap.ACCESS_COPY)  # shared memory costs more
     return torch.frombuffer(room, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
