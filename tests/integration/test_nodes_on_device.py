@@ -41,9 +41,7 @@ def test_a_method_is_that_of_the_host_but_for_rounding(
     for name, state in there.items():
         assert state["bytes_up"] == here[name]["bytes_up"]
         for key, tensor in state["parameters"].items():  # int8 has steps of its own
-            torch.testing.assert_close(
-                tensor.cpu(), here[name]["parameters"][key], rtol=1e-3, atol=1e-2
-            )  # a step of int8
+            torch.testing.assert_close(tensor.cpu(), here[name]["parameters"][key], rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("method", ["whole", "mixtures"])

@@ -198,7 +198,7 @@ class Pages:
             content = tensor.content if isinstance(tensor, PagedTensor) else contents.get(id(tensor))
             return tensor.detach().clone() if content is None else PagedTensor(content)
 
-        return _replaced(nest, as_it_waits)
+        return replaced(nest, as_it_waits)
 
     def _write(self, tensors: dict[str, Tensor]) -> Page:
         path = self.folder / f"{next(self._numbers)}.safetensors"
@@ -212,7 +212,7 @@ class Pages:
 
 def fetch(nest: Any) -> Any:
     """Undo `Pages.put`: return a nest with its tensors in memory, each in memory of its own, new containers around."""
-    return _replaced(nest, lambda one: _in_memory(one.content.read()) if isinstance(one, PagedTensor) else one.clone())
+    return replaced(nest, lambda one: _in_memory(one.content.read()) if isinstance(one, PagedTensor) else one.clone())
 
 
 def _in_memory(tensor: Tensor) -> Tensor:
@@ -256,9 +256,10 @@ def _tensors(nest: Any) -> Iterable[Tensor]:
             yield from _tensors(one)
 
 
-def _replaced(nest: Any, new: Callable[[Tensor], Tensor]) -> Any:
+def replaced(nest: Any, new: Callable[[Tensor], Tensor]) -> Any:
+    """Return a nest of dicts, lists and tuples with other tensors in it, new containers around them."""
     if isinstance(nest, Tensor):
         return new(nest)
     if type(nest) is dict:
-        return {key: _replaced(one, new) for key, one in nest.items()}
-    return type(nest)(_replaced(one, new) for one in nest) if type(nest) in (list, tuple) else nest
+        return {key: replaced(one, new) for key, one in nest.items()}
+    return type(nest)(replaced(one, new) for one in nest) if type(nest) in (list, tuple) else nest

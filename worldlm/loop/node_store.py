@@ -16,8 +16,6 @@ from weakref import finalize
 
 import torch
 from filelock import FileLock, Timeout
-from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
 
 from worldlm.federation.messages import (
     Upload,
@@ -26,8 +24,8 @@ from worldlm.federation.messages import (
     residual_from_state,
     upload_from_state,
 )
-from worldlm.federation.pages import Pages, fetch
-from worldlm.federation.parameters import Tensors, clone, num_bytes
+from worldlm.federation.pages import Pages, fetch, replaced
+from worldlm.federation.parameters import Tensors, num_bytes
 from worldlm.federation.program import compile_round
 from worldlm.federation.state import NodeState
 from worldlm.loop.machine import give_back_freed_memory
@@ -73,12 +71,11 @@ class NodeStore:
 
     def hold(self, nest: Any) -> Any:
         """Return a nest of plain containers and tensors with its tensors where nodes wait, copied if they must be."""
-        return apply_to_collection(nest, Tensor, lambda one: one.to(self.device))
+        return replaced(nest, lambda one: one.to(self.device))
 
     def initial(self, weights: Tensors) -> Tensors:
         """Return weights for a node to start from, which it may write into once it was brought."""
-        held: Tensors = self.hold(clone(weights))
-        return held
+        return {name: tensor.detach().to(self.device, copy=True) for name, tensor in weights.items()}
 
     def adopt(self, states: dict[str, NodeState]) -> None:
         """Take care of the nodes of a world."""
@@ -88,7 +85,7 @@ class NodeStore:
             memory, state.memory = state.memory, {}
             held = states[name] = NodeState.from_state_dict(self.hold(state.state_dict()))
             # an outer optimizer counts its steps in a single number, and most refuse one that is on a device
-            held.memory = apply_to_collection(memory, Tensor, lambda one: one.to(self.device) if one.dim() else one)
+            held.memory = replaced(memory, lambda one: one.to(self.device) if one.dim() else one)
 
     def bring(self, name: str, *, to_write: bool = True) -> None:
         """Have a node's weights in memory: to be trained or merged into, or just to be read many times."""
