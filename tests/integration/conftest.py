@@ -358,6 +358,34 @@ def save_everywhere(tmp_path: Path) -> Callable[..., SaveEverywhere]:
     return lambda *hooks: SaveEverywhere(tmp_path, hooks)
 
 
+@pytest.fixture
+def resume_from_all(
+    fit: Callable[..., WorldTrainer],
+    make_module: Callable[..., LanguageModule],
+    save_everywhere: Callable[..., SaveEverywhere],
+) -> Callable[..., int]:
+    """Return a function that resumes from all that a run saved, or every so-manieth, and asks for the same bits."""
+
+    def resume(
+        topology: Topology,
+        method: Callable[[], list[Callback]],
+        hooks: Sequence[str],
+        *,
+        every: int = 1,
+        dropout: float = 0.0,
+        **options: Any,
+    ) -> int:
+        saver = save_everywhere(*hooks)
+        whole = snapshot(fit(topology, [*method(), saver], module=make_module(dropout=dropout), **options))
+        for path in saver.saved[::every]:
+            other = make_module(seed=99, dropout=dropout)
+            found = differences(snapshot(fit(topology, method(), resume=path, module=other, **options)), whole)
+            assert found == [], f"after a resume from {path.name}"
+        return len(saver.saved)
+
+    return resume
+
+
 # ---------------------------------------------------------------------- a run by the command line
 
 SHORE_RECIPE = (

@@ -101,27 +101,14 @@ root:
     assert set(scores) == {"before", "after_merge"}
 
 
-def test_resume_with_listeners(
-    star: Make,
-    fit: Make,
-    make_module: Make,
-    whole_method: Make,
-    save_everywhere: Make,
-    snapshot: Make,
-    differences: Make,
-) -> None:
+def test_resume_with_listeners(star: Make, whole_method: Make, resume_from_all: Make) -> None:
     hooks = ("on_train_batch_start", "on_train_batch_end", "on_train_epoch_end")
     for topology, options in (
         (with_listener(star), {}),
         (star("ab"), {"shape": "single_all_tokens", "share_memory": False}),
     ):
         method = whole_method if not options else lambda: [Averaging(parts=PARTS), NodeMetrics(), Traffic()]
-        saver = save_everywhere(*hooks)
-        whole = snapshot(fit(topology, [*method(), saver], **options))
-        assert len(saver.saved) == 2 * (2 * 4 + 1)
-        for path in saver.saved:
-            resumed = fit(topology, method(), resume=path, module=make_module(99), **options)
-            assert differences(snapshot(resumed), whole) == [], path.name
+        assert resume_from_all(topology, method, hooks, **options) == 2 * (2 * 4 + 1)
 
 
 # ---------------------------------------------------------------------- shapes

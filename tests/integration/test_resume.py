@@ -18,71 +18,33 @@ BEGUN = ("on_train_epoch_start", "on_train_batch_start")
 Make = Callable[..., Any]
 
 
-def _resume_from_all(
-    topology: Topology,
-    hooks: tuple[str, ...],
-    fit: Make,
-    make_module: Make,
-    whole_method: Make,
-    save_everywhere: Make,
-    snapshot: Make,
-    differences: Make,
-    **options: Any,
-) -> int:
-    dropout = options.pop("dropout", 0.0)
-    resume_options = options.pop("resume_options", options)
-    saver = save_everywhere(*hooks)
-    whole = snapshot(fit(topology, [*whole_method(), saver], module=make_module(dropout=dropout), **options))
-    for path in saver.saved:
-        other = make_module(seed=99, dropout=dropout)
-        resumed = fit(topology, whole_method(), resume=path, module=other, **resume_options)
-        found = differences(snapshot(resumed), whole)
-        assert found == [], f"after a resume from {path.name}"
-    return len(saver.saved)
-
-
 @pytest.mark.parametrize("hooks", [WITHIN, BEGUN], ids=["after", "before"])
 def test_resume_from_every_step(
     hooks: tuple[str, ...],
     tree: Topology,
-    fit: Make,
-    make_module: Make,
     whole_method: Make,
-    save_everywhere: Make,
-    snapshot: Make,
-    differences: Make,
+    resume_from_all: Make,
 ) -> None:
-    shared = (fit, make_module, whole_method, save_everywhere, snapshot, differences)
-    assert _resume_from_all(tree, hooks, *shared) == 2 * (6 + 1)
+    assert resume_from_all(tree, whole_method, hooks) == 2 * (6 + 1)
 
 
 @pytest.mark.parametrize("hooks", [WITHIN, BEGUN], ids=["after", "before"])
 def test_resume_within_accumulation_with_dropout(
     hooks: tuple[str, ...],
     tree: Topology,
-    fit: Make,
-    make_module: Make,
     whole_method: Make,
-    save_everywhere: Make,
-    snapshot: Make,
-    differences: Make,
+    resume_from_all: Make,
 ) -> None:
-    shared = (fit, make_module, whole_method, save_everywhere, snapshot, differences)
     options = {"accumulate_grad_batches": 2, "dropout": 0.3, "limit_train_batches": 3, "limit_val_batches": 0}
-    assert _resume_from_all(tree, hooks, *shared, **options) == 2 * (2 * 3 + 2 * 2 + 1)
+    assert resume_from_all(tree, whole_method, hooks, **options) == 2 * (2 * 3 + 2 * 2 + 1)
 
 
 def test_resume_with_subrounds_and_a_parent_that_holds_data(
     busy_tree: Topology,
-    fit: Make,
-    make_module: Make,
     whole_method: Make,
-    save_everywhere: Make,
-    snapshot: Make,
-    differences: Make,
+    resume_from_all: Make,
 ) -> None:
-    shared = (fit, make_module, whole_method, save_everywhere, snapshot, differences)
-    assert _resume_from_all(busy_tree, WITHIN, *shared, gradient_clip_val=0.5) == 2 * (2 * 3 + 2 + 1)
+    assert resume_from_all(busy_tree, whole_method, WITHIN, gradient_clip_val=0.5) == 2 * (2 * 3 + 2 + 1)
 
 
 @pytest.mark.parametrize("change", [(True, False), (False, True), (False, False)], ids=str)
