@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from worldlm.models.module import LanguageModule
+from worldlm.models.mpt import Cache
 
 
 @torch.no_grad()
@@ -44,9 +45,12 @@ def generate(
     was_training = module.training
     module.eval()
     try:
+        cache = Cache()
         for end in range(len(tokens), len(text)):
-            start = max(0, end - module.architecture.max_seq_len)
-            logits = module(text[start:end].unsqueeze(0).to(module.device))[0, -1]
+            if end > module.architecture.max_seq_len:  # what stood before the tokens that fit is in all of a cache
+                cache = Cache()
+            start = max(cache.num_tokens, end - module.architecture.max_seq_len)
+            logits = module(text[start:end].unsqueeze(0).to(module.device), cache)[0, -1]
             text[end] = next_token(logits.float().cpu(), temperature, top_k, generator)
     finally:
         module.train(was_training)

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.text import Perplexity
 
 from worldlm.models.initial_weights import find_origin, initial_weights
-from worldlm.models.mpt import MPT, Architecture
+from worldlm.models.mpt import MPT, Architecture, Cache
 from worldlm.models.partition import Split, partition
 
 
@@ -187,9 +187,9 @@ class LanguageModule(LightningModule):
         """Part of each of `self.named_parameters()`, the tied head once, as the embedding."""
         return dict(self._parts)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [batch, seq, vocab_size] of tokens [batch, seq]."""
-        logits: Tensor = self.model(tokens)
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits [batch, seq, vocab_size] of tokens [batch, seq]; with a cache as in `MPT`."""
+        logits: Tensor = self.model(tokens, cache)
         return logits
 
     def loss(self, batch: Tensor) -> Tensor:

@@ -103,6 +103,26 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, None, self.eps)
 
 
+class Cache:
+    """Keys and values of the tokens so far in every block, with which a text goes on without computing them again."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Attention, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens so far."""
+        return next((key.shape[2] for key, _ in self._kept.values()), 0)
+
+    def add(self, block: Attention, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep the keys and values of the next tokens, each [batch, num_heads, seq, d_head]; return those of all."""
+        if block in self._kept:
+            before = self._kept[block]
+            key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+        self._kept[block] = key, value
+        return key, value
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, the biases of all heads given from outside."""
 
@@ -113,10 +133,12 @@ class Attention(nn.Module):
         self.Wqkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Attend: x is [batch, seq, d_model], bias [1, num_heads, seq, seq]; returns x's shape."""
+    def forward(self, x: Tensor, bias: Tensor, cache: Cache | None = None) -> Tensor:
+        """Attend: x is [batch, seq, d_model], bias [1, num_heads, seq, cached + seq]; returns x's shape."""
         heads = self.Wqkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = heads.unbind(0)
+        if cache is not None:
+            key, value = cache.add(self, key, value)
         # an empty batch, which Poisson sampling draws at times, makes nothing of it in bf16 on a GPU
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias) if len(x) else value
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
@@ -148,9 +170,9 @@ class Block(nn.Module):
         self.norm_2 = LayerNorm(architecture.d_model)
         self.ffn = FeedForward(architecture)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Map [batch, seq, d_model] to the same shape; bias as in `Attention`."""
-        x = x + self.attn(self.norm_1(x), bias)
+    def forward(self, x: Tensor, bias: Tensor, cache: Cache | None = None) -> Tensor:
+        """Map [batch, seq, d_model] to the same shape; bias and cache as in `Attention`."""
+        x = x + self.attn(self.norm_1(x), bias, cache)
         out: Tensor = x + self.ffn(self.norm_2(x))
         return out
 
@@ -167,25 +189,25 @@ class Decoder(nn.Module):
         self.norm_f = LayerNorm(architecture.d_model)
         self.register_buffer("bias", attention_bias(architecture), persistent=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Map tokens [batch, seq] to hidden states [batch, seq, d_model]."""
         x = self.wte(tokens)
-        bias = self._bias_for(x)
+        bias = self._bias_for(x, cache.num_tokens if cache else 0)
         for block in self.blocks:
-            x = block(x, bias)
+            x = block(x, bias, cache)
         hidden: Tensor = self.norm_f(x)
         return hidden
 
-    def _bias_for(self, x: Tensor) -> Tensor:
-        """The cached bias cut to the length of x, in the precision attention will run in.
+    def _bias_for(self, x: Tensor, start: int = 0) -> Tensor:
+        """The kept bias cut to the tokens of x, which begin at `start`, in the precision attention will run in.
 
         Cast here, once a step: autocast would do so again in every block.
         """
-        kind, length = x.device.type, x.shape[1]
+        kind, length = x.device.type, start + x.shape[1]
         if length > self.bias.shape[-1]:
             raise ValueError(f"the sequence has {length} tokens: max_seq_len is {self.bias.shape[-1]}")
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        return self.bias[..., :length, :length].to(dtype)
+        return self.bias[..., start:length, :length].to(dtype)
 
 
 class MPT(nn.Module):
@@ -209,17 +231,18 @@ class MPT(nn.Module):
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Score every next token.
 
         Args:
             tokens: Token ids, int64 [batch, seq]; batch may be 0.
+            cache: What these tokens go on from, and are added to; None: they are the whole text.
 
         Returns:
             Logits, [batch, seq, vocab_size].
 
         Raises:
-            ValueError: If seq is above `max_seq_len`.
+            ValueError: If there are more tokens than `max_seq_len`, with those of the cache.
         """
-        logits: Tensor = self.lm_head(self.transformer(tokens))
+        logits: Tensor = self.lm_head(self.transformer(tokens, cache))
         return logits

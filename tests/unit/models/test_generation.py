@@ -35,6 +35,19 @@ def test_at_temperature_zero_it_is_the_likeliest_token_of_the_last_that_fit(modu
     assert generate(module, PROMPT, num_new_tokens=9, temperature=0.0).tolist() == text.tolist()
 
 
+def test_a_token_is_computed_once_while_all_fit(module: LanguageModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, whole = [], module.model.forward
+
+    def watched(text: Tensor, *more: Any) -> Tensor:
+        lengths.append(text.shape[1])
+        logits: Tensor = whole(text, *more)
+        return logits
+
+    monkeypatch.setattr(module.model, "forward", watched)
+    generate(module, PROMPT, num_new_tokens=8)
+    assert lengths == [3, 1, 1, 1, 1, 1, 8, 8]
+
+
 def test_the_seed_alone_decides(module: LanguageModule) -> None:
     def draw(seed: int) -> list[int]:
         torch.rand(1)  # the global generator is elsewhere every time

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import MptConfig, MptForCausalLM
 
 from worldlm.models import MPT, Architecture, alibi_slopes
-from worldlm.models.mpt import LayerNorm
+from worldlm.models.mpt import Cache, LayerNorm
 
 
 def small(num_heads: int = 4, max_seq_len: int = 16, vocab_size: int = 50) -> Architecture:
@@ -171,6 +171,21 @@ def test_an_empty_batch_gives_empty_logits(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_sequence_beyond_max_seq_len_is_refused() -> None:
     with pytest.raises(ValueError, match="17 tokens: max_seq_len is 16"):
         MPT(small())(some_tokens(small(), seq=17))
+
+
+@pytest.mark.parametrize("sizes", [[1] * 16, [5, 1, 1, 9], [3, 13]])
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+def test_a_text_in_pieces_with_a_cache_is_the_whole_text(sizes: list[int], precision: torch.dtype) -> None:
+    architecture = small(num_heads=12)
+    model, tokens, cache = build(architecture).to(precision), some_tokens(architecture), Cache()
+    with torch.no_grad():
+        logits = torch.cat([model(piece, cache) for piece in tokens.split(sizes, 1)], 1)
+        whole = model(tokens)
+        assert cache.num_tokens == 16
+        with pytest.raises(ValueError, match="17 tokens: max_seq_len is 16"):
+            model(tokens[:, :1], cache)
+    exact = precision == torch.float64
+    torch.testing.assert_close(logits, whole, atol=1e-9 if exact else 0.5, rtol=1e-9 if exact else 0.1)
 
 
 def test_bfloat16_stays_close_to_float32() -> None:
