@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from worldlm.federation.saved import SavedWorld, open_world
 from worldlm.models.hugging_face import CONFIG, check_config, read_folder
-from worldlm.models.mpt import Architecture
+from worldlm.models.mpt import Architecture, differences
 from worldlm.run_folder import find_run, find_saved
 
 _KINDS = "it takes a Hugging Face MPT folder, or RUN:NODE or RUN:NODE@ROUND, as in runs/NAME/version_0:world"
@@ -59,10 +59,8 @@ def _find_node(init_from: str, architecture: Architecture) -> Origin:
     folder = find_run(run)
     world = open_world(find_saved(folder, int(round_) if at else None))
     world.parameters(node)  # is there
-    there, here = world.hyper_parameters.get("architecture", {}), asdict(architecture)
-    different = [name for name, value in here.items() if name != "max_seq_len" and there.get(name) != value]
-    if different:
-        raise ValueError("\n".join(f"{name} is {there.get(name)} there, and {here[name]} here" for name in different))
+    if different := differences(world.hyper_parameters.get("architecture", {}), architecture):
+        raise ValueError("\n".join(different))
     return Origin(folder=folder, node=node, world=world)
 
 

@@ -18,8 +18,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.text import Perplexity
 
 from worldlm.models.initial_weights import find_origin, initial_weights
-from worldlm.models.mpt import MPT, Architecture, Cache
+from worldlm.models.mpt import MPT, Architecture, Cache, differences
 from worldlm.models.partition import Split, partition
+from worldlm.topology.lines import few
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +165,18 @@ class LanguageModule(LightningModule):
             find_origin(self.init_from, self.architecture)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave `init_from` alone: these are the weights to go on from."""
+        """Check that the checkpoint's weights are for this model, and go on from them instead of `init_from`.
+
+        Raises:
+            ValueError: If they are for another architecture, or split otherwise into parts.
+        """
+        there = checkpoint["hyper_parameters"]
+        wrong = differences(there["architecture"], self.architecture)
+        parts = {} if wrong else partition(list(self._parts), Split(**there["split"]))
+        moved = {name: part for name, part in self._parts.items() if parts.get(name, part) != part}
+        wrong += [f"{name} is in {parts[name]} there, and in {part} here" for name, part in moved.items()]
+        if wrong:
+            raise ValueError(f"the checkpoint is of another model: {few(wrong)}")
         self._is_fresh = False
 
     def on_fit_start(self) -> None:

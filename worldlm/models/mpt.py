@@ -7,7 +7,9 @@ only values transformers' forward pass knows), so that what is trained here open
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +57,12 @@ class Architecture:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at most {most:,}")
         if self.d_model % self.num_heads:
             raise ValueError(f"d_model is {self.d_model}: it must be a multiple of num_heads, {self.num_heads}")
+
+
+def differences(there: Mapping[str, Any], here: Architecture) -> list[str]:
+    """Say why weights of an architecture, given as plain values, are not for another; `max_seq_len` shapes none."""
+    sizes = [(name, there.get(name), value) for name, value in asdict(here).items() if name != "max_seq_len"]
+    return [f"{name} is {one} there, and {other} here" for name, one, other in sizes if one != other]
 
 
 def alibi_slopes(num_heads: int, alibi_bias_max: int = 8) -> Tensor:

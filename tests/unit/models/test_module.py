@@ -3,6 +3,7 @@
 import io
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,25 @@ def test_a_checkpoint_loads_with_weights_only_and_rebuilds_the_module(tmp_path: 
     assert (module.architecture, module.optimizer_settings) == (SIZES, optimizer)
     assert module.partition() == trained.partition()
     assert torch.equal(module(some_batch()[:, 1:]), trained(some_batch()[:, 1:]))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "split", "told"),
+    [
+        ({"num_heads": 2, "vocab_size": 31}, SPLIT, "num_heads is 4 there, and 2 here, vocab_size is 30 there, and 31"),
+        ({}, replace(SPLIT, keys=("norm_1",)), r"0\.norm_1\.weight is in backbone there, and in keys here"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(sizes: dict[str, int], split: Split, told: str) -> None:
+    module = LanguageModule(replace(SIZES, **sizes), split, OptimizerSettings())
+    with pytest.raises(ValueError, match=told):
+        module.on_load_checkpoint({"hyper_parameters": build().hparams})
+
+
+def test_a_checkpoint_for_longer_texts_or_with_another_rate_is_not() -> None:
+    patterns = replace(SPLIT, keys=(r"1\.norm_1\.", r"1\.attn\."))  # other words for the same parts
+    module = LanguageModule(replace(SIZES, max_seq_len=16), patterns, OptimizerSettings(lr=1.0))
+    module.on_load_checkpoint({"hyper_parameters": build().hparams})
 
 
 def test_every_parameter_has_one_part_and_the_tied_head_is_named_once() -> None:
