@@ -133,3 +133,19 @@ def test_a_run_told_to_stop_counts_every_token_once(
         path = LastCheckpoint.path(trainer)
         resumed = fit(tree, soft_rows(), resume=path, module=make_module(99), **options)
         assert differences(snapshot(resumed), whole) == [], f"SIGTERM during batch {batch}"
+
+
+@pytest.mark.parametrize("now", ["SGD", "Adam"])
+def test_another_outer_optimizer_begins_anew(
+    now: str, star: Make, fit: Make, save_everywhere: Make, snapshot: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    def method(optimizer: str, **arguments: float) -> list[Callback]:
+        return [Averaging(optimizer=optimizer, arguments=arguments), AttentionAggregation()]
+
+    saver = save_everywhere("on_train_epoch_end")
+    fit(star(), [*method("SGD", lr=1.0, momentum=0.5), saver])
+    arguments = {"lr": 0.1, "momentum": 0.9} if now == "SGD" else {"lr": 0.1}
+    resumed = snapshot(fit(star(), method(now, **arguments), resume=saver.saved[0]))
+    kept = resumed["world"]["states"]["world"]["memory"][Averaging().state_key]["optimizer"][0]
+    assert set(kept) == ({"momentum_buffer"} if now == "SGD" else {"step", "exp_avg", "exp_avg_sq"})
+    assert ("the outer optimizer of world was SGD: Adam begins anew" in caplog.text) == (now == "Adam")

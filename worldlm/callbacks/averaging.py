@@ -1,5 +1,6 @@
 """Weighted averaging of chosen parts, with any outer optimizer."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.loop.scalars import log_scalars
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
+
+log = logging.getLogger(__name__)
 
 
 class Averaging(FederationCallback):
@@ -94,7 +97,7 @@ class Averaging(FederationCallback):
         for name, node in trainer.topology.nodes.items():
             another = any(_is_of_another_optimizer(key) for key in keys.get(name, ()))
             if another or all(child.listens for child in node.children):
-                states[name].memory.get(self.state_key, {}).pop("optimizer", None)
+                states[name].memory.pop(self.state_key, None)
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if self.attentive and self.parent_weight is None:
@@ -114,6 +117,10 @@ class Averaging(FederationCallback):
         weights = [self._weight(nodes[upload.node], upload) for upload in uploads]
         mean = self._mean(context, uploads, weights)
         optimizer, arguments = self._optimizer(context.node)
+        if memory.get("optimizer_name", optimizer) != optimizer:  # in the checkpoint that the run goes on from
+            log.warning("the outer optimizer of %s was %s: %s begins anew", name, memory["optimizer_name"], optimizer)
+            del memory["optimizer"]
+        memory["optimizer_name"] = optimizer
         memory["optimizer"], length = outer_step_(
             context.state.parameters,
             mean,
