@@ -193,6 +193,37 @@ def test_a_checkpoint_that_would_not_fit_into_memory(told: Told) -> None:
 )
 def test_a_forged_checkpoint(key: str, value: object, told: Told) -> None:
     """Plain values, as they should be, but not those that a run writes."""
+    path = _forge(key, value)
+    status, lines = told("generate", "runs/cove", "--node", "sea", "wave")
+    assert (status, len(lines)) == (2, 1)
+    assert f"{path}" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hyper_parameters", 3),
+        ("callbacks", [3]),
+        ("loops.fit_loop.epoch_progress.current", 3),
+        ("loops.fit_loop.state_dict.optimizers.sea.optimizer", None),
+        ("loops.fit_loop.state_dict.optimizers.sea.optimizer.param_groups", [3]),
+        ("loops.fit_loop.state_dict.world.reference", {"a.b": torch.zeros(3)}),
+        ("loops.fit_loop.state_dict.world.states.sea", {}),
+        ("loops.fit_loop.state_dict.world.states.sea.num_steps", "x"),
+        ("loops.fit_loop.state_dict.world.states.sea.attention", {"sea": torch.zeros(3)}),
+        ("loops.fit_loop.state_dict.world.states.sea.uploads", [{"node": "bay"}]),
+        ("loops.fit_loop.state_dict.world.states.sea.parameters", {"a.b": torch.zeros(3)}),
+    ],
+)
+def test_a_forged_checkpoint_to_go_on_from(key: str, value: object, told: Told) -> None:
+    path = _forge(key, value)
+    status, lines = told("fit", "--recipe", "tiny.yaml", "--ckpt_path", str(path), "--trainer.max_epochs", "2")
+    assert (status, len(lines)) == (2, 1)
+    assert f"{path}" in lines[0] or "the checkpoint" in lines[0]
+
+
+def _forge(key: str, value: object) -> Path:
+    """Put a value in a place of the run's checkpoint."""
     path = Path(f"{RUN}/checkpoints/last.ckpt")
     checkpoint = torch.load(path, weights_only=True)
     *above, last = key.split(".")
@@ -201,9 +232,7 @@ def test_a_forged_checkpoint(key: str, value: object, told: Told) -> None:
         within = within[name]
     within[last] = value
     torch.save(checkpoint, path)
-    status, lines = told("generate", "runs/cove", "--node", "sea", "wave")
-    assert (status, len(lines)) == (2, 1)
-    assert f"{path}" in lines[0]
+    return path
 
 
 @pytest.mark.parametrize("command", [["report", "runs/cove"], ["compare", "--read", "runs/cove"]])

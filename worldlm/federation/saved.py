@@ -132,7 +132,7 @@ def _opened(path: Path, checkpoint: Mapping[str, Any]) -> SavedWorld:
 
 
 @contextmanager
-def as_written(path: str | Path) -> Iterator[None]:
+def as_written(path: str | Path | None) -> Iterator[None]:
     """Say of a checkpoint that it is not as worldlm writes it, where something stumbles over what it holds.
 
     Raises:

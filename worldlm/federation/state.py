@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from worldlm.federation.declared import check_fields
 from worldlm.federation.messages import (
     Download,
     Residual,
@@ -100,14 +101,20 @@ class NodeState:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "NodeState":
-        """Undo `state_dict`."""
+        """Undo `state_dict`.
+
+        Raises:
+            TypeError: If something in it is not of the type that is declared here.
+        """
         download, uploads = state["download"], [upload_from_state(one) for one in state["uploads"]]
         messages = {
             "download": None if download is None else download_from_state(download),
             "uploads": {upload.node: upload for upload in uploads},
             "inbox": [residual_from_state(one) for one in state["inbox"]],
         }
-        return cls(**{**state, **messages})
+        made = cls(**{**state, **messages})
+        check_fields(made)
+        return made
 
 
 _HEAVY = ("parameters", "start", "download", "uploads", "inbox")

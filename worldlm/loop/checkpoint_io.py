@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
 from worldlm.federation.pages import forget
-from worldlm.federation.saved import read_checkpoint
+from worldlm.federation.saved import as_written, read_checkpoint
 from worldlm.whole_files import whole_file
 
 if TYPE_CHECKING:
@@ -76,3 +77,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ValueError: If it is not a whole checkpoint of a model, or holds anything but tensors and plain values.
         """
         return read_checkpoint(path, mapped=self.mapped)
+
+
+class CheckpointConnector(_CheckpointConnector):
+    """Restores what a checkpoint holds as Lightning does, and says in a line where that is not as it was written."""
+
+    def _restore_modules_and_callbacks(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
+        with as_written(checkpoint_path):
+            super()._restore_modules_and_callbacks(checkpoint_path, weights_only)
+
+    def restore_training_state(self) -> None:
+        """Restore the loops and what the precision keeps.
+
+        Raises:
+            ValueError: If they are not as they were written.
+        """
+        with as_written(self._ckpt_path):
+            super().restore_training_state()

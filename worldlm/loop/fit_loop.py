@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from worldlm.federation.program import Step
+from worldlm.federation.saved import as_written
 from worldlm.federation.seeds import seed_torch
 from worldlm.loop.epoch_loop import NodeEpochLoop, trackers
 from worldlm.loop.followers import Follower, find_followers, set_following
@@ -134,7 +135,8 @@ class FederatedFitLoop(_FitLoop):
         self._slot = NodeSlot(module, self.trainer.strategy, self.trainer.share_memory, self._world.store)
         start = self.topology.root.name
         if self._restored:
-            start = self._take_up(self._world, self._slot)
+            with as_written(self.trainer.ckpt_path):
+                start = self._take_up(self._world, self._slot)
         self._restored, self._half_way = {}, False
         self.visiting = self.visiting and wire.here(self._world.program[self.cursor].node)
         if wire.here(start):
@@ -293,8 +295,6 @@ class FederatedFitLoop(_FitLoop):
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         if "world" not in state_dict:
-            raise ValueError(
-                "the checkpoint holds no world of nodes: it is not one that WorldTrainer saved while fitting"
-            )
+            raise ValueError("the checkpoint holds no world of nodes: it is none that WorldTrainer saved while fitting")
         self._restored = dict(state_dict)
         self.cursor, self.visiting = state_dict["cursor"], state_dict["visiting"]

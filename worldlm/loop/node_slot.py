@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import Strategy
 from torch.optim import Optimizer
 
+from worldlm.federation.declared import is_a
 from worldlm.federation.state import NodeState
 from worldlm.loop.node_store import NodeStore
 from worldlm.loop.slices import cut, cut_state, gathered, here, live, waiting, whole_nest
@@ -146,6 +147,21 @@ class NodeSlot:
         return self._store.put_optimizer(whole) or whole
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`; a node's optimizer is built at its next fit."""
+        """Restore `state_dict`; a node's optimizer is built at its next fit.
+
+        Raises:
+            KeyError, TypeError: If it is not built like one.
+        """
+        for one in state.values():
+            _check_saved(one)
         self._pending = {name: self._store.put_optimizer(one) or one for name, one in state.items()}
         self._optimizers = {}
+
+
+def _check_saved(state: dict[str, Any]) -> None:
+    optimizer = state["optimizer"]
+    groups, schedulers = optimizer["param_groups"], state["schedulers"]
+    if not (is_a(groups, list[dict[str, Any]]) and all(is_a(one["params"], list[int]) for one in groups)):
+        raise TypeError("the groups of an optimizer are none")
+    if not (is_a(optimizer["state"], dict[int, dict[str, Any]]) and is_a(schedulers, list[dict[str, Any]])):
+        raise TypeError("the states of an optimizer and of its schedulers are none")

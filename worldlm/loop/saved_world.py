@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
+from worldlm.federation.parameters import Tensors
 from worldlm.federation.saved import FORMAT
+from worldlm.federation.state import NodeState
 from worldlm.topology import Topology
 from worldlm.topology.changes import Changes, Described, compare
 
@@ -11,6 +15,33 @@ from worldlm.topology.changes import Changes, Described, compare
 def tree(topology: Topology) -> dict[str, list[str]]:
     """Return every node's children by name."""
     return {name: [child.name for child in node.children] for name, node in topology.nodes.items()}
+
+
+def check_weights(states: Mapping[str, NodeState], reference: Tensors, model: Tensors) -> None:
+    """Check that the weights of a saved world are for a model.
+
+    Args:
+        states: The world's nodes, by name.
+        reference: The keys and values that they all started from.
+        model: The model's weights, by name; only their shapes and types matter.
+
+    Raises:
+        ValueError: Names the first weights that are not.
+    """
+    for node, state in states.items():
+        _check_alike(f"of {node}", state.parameters, model)
+    _check_alike("that all started from", reference, {name: model[name] for name in reference if name in model})
+
+
+def _check_alike(whose: str, saved: Tensors, model: Tensors) -> None:
+    for name in model | saved:
+        there, here = _shown(saved.get(name)), _shown(model.get(name))
+        if there != here:
+            raise ValueError(f"the weights {name} {whose} are {there} in the checkpoint, and {here} in this model")
+
+
+def _shown(one: Tensor | None) -> str:
+    return "missing" if one is None else f"{one.dtype} {list(one.shape)}".removeprefix("torch.")
 
 
 def check_saved(

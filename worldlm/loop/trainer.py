@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 
 from worldlm.federation.parameters import PARTS, num_bytes
 from worldlm.federation.program import num_visits
-from worldlm.loop.checkpoint_io import AtomicCheckpointIO
+from worldlm.loop.checkpoint_io import AtomicCheckpointIO, CheckpointConnector
 from worldlm.loop.fit_loop import FederatedFitLoop
 from worldlm.loop.hooks import FederationCallback
 from worldlm.loop.node_store import NodeStore, PagedStore, Paging
@@ -100,6 +100,7 @@ class WorldTrainer(pl.Trainer):
         """Processes that share the world."""
         self.devices_per_node = devices_per_node
         super().__init__(*args, **kwargs)
+        self._checkpoint_connector = CheckpointConnector(self)
         check_followers(self.callbacks, self.num_ranks)  # type: ignore[attr-defined]
         self.fit_loop = FederatedFitLoop(self, self.topology, self.seed, self.min_epochs, self.max_epochs)
         self._shape: Shape = shape

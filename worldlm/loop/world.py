@@ -13,7 +13,7 @@ from worldlm.federation.program import compile_round
 from worldlm.federation.saved import FORMAT
 from worldlm.federation.state import NodeState
 from worldlm.loop.hooks import Context, FederationCallback
-from worldlm.loop.saved_world import check_saved, tree
+from worldlm.loop.saved_world import check_saved, check_weights, tree
 from worldlm.loop.wire import Wire
 from worldlm.topology import Topology
 from worldlm.topology.changes import Changes, described
@@ -126,11 +126,13 @@ class World:
             num_rounds: Rounds that it has finished; None if it was saved within one.
 
         Raises:
-            ValueError: If the checkpoint is of another seed or version, or of a topology that this one cannot follow.
+            ValueError: If the checkpoint is of another seed, version or model, or of a topology that this one cannot
+                follow.
         """
         self.changes = check_saved(state, self.topology, self._nodes, self.seed, num_rounds)
         self.round = state["round"]
         saved = {name: NodeState.from_state_dict(one) for name, one in state["states"].items()}
+        check_weights(saved, state["reference"], dict(self.trainer.lightning_module.named_parameters()))
         self.states = {name: saved[name] for name in self.topology.nodes} if not self.changes else {}
         if self.changes and num_rounds is not None:
             self._change(saved, state["steps"], num_rounds)
