@@ -29,8 +29,9 @@ class EstimateCLI(RecipeCLI):
         parser.add_argument("--tokens_per_second", type=float | None, help="tokens that one machine trains on a second")
 
     def before_instantiate_classes(self) -> None:
-        super().before_instantiate_classes()
         config = self.config[self.subcommand]
+        self.num_slices = config.trainer.devices_per_node if config.trainer.fully_shard else 1
+        super().before_instantiate_classes()
         config.data.tokenizer = "bytes"  # no text is read, and others may need the network
         speed = config.tokens_per_second
         if speed is not None and not 0 < speed < float("inf"):
@@ -45,7 +46,7 @@ class EstimateCLI(RecipeCLI):
         num_parameters = sum(parameter.numel() for parameter in module.parameters())
         if speed is None and num_parameters < MAX_PARAMETERS:
             speed, origin = measure_speed(trainer, module, batch_size), "measured on this machine"
-        found = estimate(trainer, module, batch_size, speed)
+        found = estimate(trainer, module, batch_size, speed, self.num_slices)
         console = Console(highlight=False)
         if not console.is_terminal:  # a file has no edge to wrap at
             console.width = 160

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 
 from worldlm.callbacks import Averaging, Compression, FedAMP, ResidualExchange
 from worldlm.callbacks.averaging import find_optimizer
 from worldlm.estimate.messages import MessageSizes
+from worldlm.federation.parameters import num_bytes
 from worldlm.loop import FederationCallback
+from worldlm.loop.slices import blocks
 from worldlm.topology import Node, Topology
 
 _GRADIENT, _MESSAGES = "gradient", "messages and averages"
+_AT_WORK = "inner optimizer at work"
 
 _MOMENTS = 2
 """Tensors as large as the model that AdamW keeps."""
@@ -33,7 +38,7 @@ def kept_by(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallb
     children = [child for child in node.children if not child.listens]
     kept = {
         "weights": sizes.whole,
-        "inner optimizers": _MOMENTS * sizes.whole if node.fits else 0,
+        "inner optimizers": _MOMENTS * sizes.whole if node.fits and not _starts_anew(node) else 0,
         "outer optimizers": 0,
         "what parents keep of children": 0,
         "errors of rounding": sizes.model if sends and any(map(_feeds_back, callbacks)) else 0,
@@ -50,6 +55,10 @@ def kept_by(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallb
         if isinstance(callback, FedAMP):
             kept["what parents keep of children"] += (len(children) + node.fits) * sizes.whole
     return kept
+
+
+def _starts_anew(node: Node) -> bool:
+    return node.fits and node.settings.optimizer_state == "reset"
 
 
 def _feeds_back(callback: FederationCallback) -> bool:
@@ -76,6 +85,7 @@ def of_one_process(topology: Topology, sizes: MessageSizes, callbacks: Sequence[
         total.update(kept_by(node, sizes, callbacks, sends=depth > 0 and not node.listens))
         waiting[depth] = max(waiting[depth], _in_the_open(node, sizes))
     total[_GRADIENT] = sizes.whole
+    total[_AT_WORK] = _MOMENTS * sizes.whole if any(map(_starts_anew, topology.nodes.values())) else 0
     total["common first keys and values"] = sizes.parts["keys"] + sizes.parts["values"]
     total[_MESSAGES] = sum(waiting.values()) + sizes.model
     return {name: size for name, size in total.items() if size}
@@ -83,7 +93,7 @@ def of_one_process(topology: Topology, sizes: MessageSizes, callbacks: Sequence[
 
 def of_checkpoint(process_bytes: Mapping[str, int]) -> int:
     """Return the bytes of a checkpoint of the whole world: what its process keeps from round to round."""
-    return sum(size for use, size in process_bytes.items() if use not in (_GRADIENT, _MESSAGES))
+    return sum(size for use, size in process_bytes.items() if use not in (_GRADIENT, _AT_WORK, _MESSAGES))
 
 
 def _in_the_open(node: Node, sizes: MessageSizes) -> int:
@@ -96,11 +106,35 @@ def _in_the_open(node: Node, sizes: MessageSizes) -> int:
 def of_one_machine(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallback], *, sends: bool) -> int:
     """Return the bytes of memory of one node that has a machine of its own: what it keeps, a gradient, messages."""
     kept = sum(kept_by(node, sizes, callbacks, sends=sends).values()) + sizes.parts["keys"] + sizes.parts["values"]
-    gradient = sizes.whole if node.fits else 0
+    gradient = (1 + _MOMENTS * _starts_anew(node)) * sizes.whole if node.fits else 0
     uploads = sum(not child.listens for child in node.children) * sizes.model
     start_and_mean = (sizes.whole if node.fits else 0) + sizes.model if node.children else 0
     sanitised = sizes.model if node.settings.privacy is not None else 0
     return kept + gradient + sizes.model + uploads + start_and_mean + sanitised  # one more: the download
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Bytes of memory of a device that trains a node, alone or with others."""
+
+    kept: int
+    """Weights, gradient and moments, or its slices of them."""
+    gathered: int
+    """What it gathers of the others' slices within a step, at most."""
+    num_slices: int
+    """Devices that have a slice of each tensor; 1: it holds all."""
+
+
+def of_device(module: nn.Module, num_slices: int) -> Device:
+    """Tell the memory of a device that trains a node: two blocks are gathered at a time, and what is in no block."""
+    whole, of_blocks = _size(module), [_size(one) for one in blocks(module)]
+    kept = -(-(2 + _MOMENTS) * whole // num_slices)
+    gathered = 2 * max(of_blocks, default=0) + whole - sum(of_blocks)
+    return Device(kept, gathered if num_slices > 1 else 0, num_slices)
+
+
+def _size(module: nn.Module) -> int:
+    return num_bytes(dict(module.named_parameters()))
 
 
 def with_depth(node: Node, depth: int = 0) -> Iterator[tuple[int, Node]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+from worldlm.estimate.memory import Device
 from worldlm.estimate.whole import Estimate, Level
 from worldlm.topology import Topology
 
@@ -82,12 +83,20 @@ def lines(topology: Topology, found: Estimate, origin: str) -> Iterator[str]:
     by_use = sorted(found.process_bytes.items(), key=lambda one: -one[1])
     uses = ", ".join(f"{use} {size(number)}" for use, number in by_use)
     yield f"memory of one process for the whole world: {size(sum(found.process_bytes.values()))} ({uses})"
+    yield f"memory of a device that trains a node: {_of_device(found.device)}"
     yield f"disk: {size(found.checkpoint_bytes)} for a checkpoint of the whole world"
     if all(node.settings.link is None for node in topology.nodes.values()):
         yield "links: the topology describes none, so that messages take no time"
     yield from _times(found, origin)
     yield from _left_out(topology, found)
     yield f"done. estimated, not run: {topology.name}, {len(topology.nodes):,} nodes"
+
+
+def _of_device(device: Device) -> str:
+    if device.num_slices == 1:
+        return f"{size(device.kept)} (weights, gradient, moments)"
+    slices = f"{size(device.kept)} of weights, gradient and moments in {device.num_slices} slices"
+    return f"{size(device.kept + device.gathered)} ({slices}, {size(device.gathered)} gathered within a step)"
 
 
 def _times(found: Estimate, origin: str) -> Iterator[str]:

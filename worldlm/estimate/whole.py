@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from worldlm.estimate.memory import of_checkpoint, of_one_machine, of_one_process, with_depth
+from worldlm.estimate.memory import Device, of_checkpoint, of_device, of_one_machine, of_one_process, with_depth
 from worldlm.estimate.messages import MessageSizes, message_sizes
 from worldlm.estimate.seconds import link_seconds, longest_way
 from worldlm.estimate.traffic import NodeTraffic, expect_traffic, num_selected
@@ -56,6 +56,8 @@ class Estimate:
     """Of one round, if every node had a machine of its own; None if the speed is unknown."""
     process_bytes: dict[str, int]
     """Memory of one process that runs the whole world, by what it is for."""
+    device: Device
+    """Memory of a device that trains a node."""
     checkpoint_bytes: int
     """One checkpoint of the whole world."""
     is_certain: bool
@@ -68,7 +70,11 @@ class Estimate:
 
 
 def estimate(
-    trainer: WorldTrainer, module: LanguageModule, batch_size: int, tokens_per_second: float | None = None
+    trainer: WorldTrainer,
+    module: LanguageModule,
+    batch_size: int,
+    tokens_per_second: float | None = None,
+    num_slices: int = 1,
 ) -> Estimate:
     """Work out what a run would take.
 
@@ -77,6 +83,7 @@ def estimate(
         module: Its model; it may be without weights, on the meta device.
         batch_size: Sequences of a batch, where a node's settings say nothing else.
         tokens_per_second: Speed of one machine; None if unknown.
+        num_slices: Devices among which the weights of a node that trains are divided.
     """
     topology = trainer.topology
     callbacks = [one for one in trainer.callbacks if isinstance(one, FederationCallback)]  # type: ignore[attr-defined]
@@ -97,6 +104,7 @@ def estimate(
         link_seconds=longest_way(topology, sizes, lambda _: 0.0),
         round_seconds=None if not speed else longest_way(topology, sizes, lambda node: of_fit[node.name] / speed),
         process_bytes=process_bytes,
+        device=of_device(module, num_slices),
         checkpoint_bytes=of_checkpoint(process_bytes),
         is_certain=all(_is_certain(node, sizes) for node in topology.nodes.values()),
     )

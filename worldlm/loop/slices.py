@@ -37,9 +37,9 @@ def shard_(module: nn.Module, mesh: DeviceMesh) -> None:
     """
     if any(isinstance(one, DTensor) for one in module.parameters()):
         raise ValueError("the module was divided over devices by an earlier fit (fully_shard): build it anew")
-    blocks = list(_blocks(module))
-    groups = [(block, _ids(block.parameters())) for block in blocks]
-    groups += [(child, _ids(_beside(child, blocks))) for child in module.children() if child not in blocks]
+    inner = list(blocks(module))
+    groups = [(block, _ids(block.parameters())) for block in inner]
+    groups += [(child, _ids(_beside(child, inner))) for child in module.children() if child not in inner]
     times = Counter(one for _, group in groups for one in group)
     for name, parameter in module.named_parameters():
         if (found := times[id(parameter)]) != 1:
@@ -50,20 +50,21 @@ def shard_(module: nn.Module, mesh: DeviceMesh) -> None:
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the blocks of a module, which are gathered one after the other: elements of outermost `nn.ModuleList`s."""
     for child in module.children():
         if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList | nn.ModuleDict):
             yield child
         else:
-            yield from _blocks(child)
+            yield from blocks(child)
 
 
-def _beside(module: nn.Module, blocks: list[nn.Module]) -> Iterator[nn.Parameter]:
+def _beside(module: nn.Module, inner: list[nn.Module]) -> Iterator[nn.Parameter]:
     """Yield the parameters of a module that are not in its blocks."""
     yield from module.parameters(recurse=False)
     for child in module.children():
-        if child not in blocks:
-            yield from _beside(child, blocks)
+        if child not in inner:
+            yield from _beside(child, inner)
 
 
 def _ids(parameters: Iterable[nn.Parameter]) -> set[int]:

@@ -12,6 +12,7 @@ import torch
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange, TokenRows
 from worldlm.cli import main
 from worldlm.estimate import Estimate, estimate
+from worldlm.estimate.memory import Device, of_device
 from worldlm.estimate.messages import MessageSizes
 from worldlm.estimate.seconds import longest_way
 from worldlm.estimate.speed import measure_speed
@@ -104,6 +105,22 @@ def test_a_world_that_nobody_can_run(giant: tuple[Topology, Estimate]) -> None:
     assert found.process_bytes["weights"] == 100_101 * model
     assert found.process_bytes["inner optimizers"] == 200_000 * model
     assert nodes.machine_bytes == 5 * model + residual  # weights, moments, gradient, download; the common first layers
+
+
+def test_a_device_holds_four_models_or_its_slices_of_them_and_two_blocks() -> None:
+    block, rest = 4 * (12 * 64**2 + 2 * 64), 4 * (257 * 64 + 64)
+    module = _module(5, 64, 257)
+    assert of_device(module, 1) == Device(kept=4 * (5 * block + rest), gathered=0, num_slices=1)
+    assert of_device(module, 8) == Device(kept=(5 * block + rest) // 2, gathered=2 * block + rest, num_slices=8)
+
+
+def test_moments_that_are_not_kept_are_those_of_the_node_at_work(tmp_path: Path) -> None:
+    topology = parse_topology(
+        TREE.replace("{num_local_steps: 10}", "{num_local_steps: 10, optimizer_state: reset}"), "t"
+    )
+    found = estimate(_trainer(topology, [Averaging()], tmp_path), _module(2, 16, 257), 8, tokens_per_second=1.0)
+    assert "inner optimizers" not in found.process_bytes
+    assert found.process_bytes["inner optimizer at work"] == 2 * found.sizes.whole
 
 
 def test_it_is_told_in_few_lines(giant: tuple[Topology, Estimate]) -> None:
