@@ -48,15 +48,18 @@ def where_nodes_wait(nodes_on: NodesOn, device: torch.device, num_nodes: int, mo
     return device if nodes_on == "device" else torch.device("cpu")
 
 
-def warn_of_little_memory(nodes: Collection[Node], model_bytes: int, num_processes: int = 1) -> None:
+def warn_of_little_memory(
+    nodes: Collection[Node], model_bytes: int, num_processes: int = 1, num_slices: int = 1
+) -> None:
     """Say so if nodes will hold more than there is, before a system without memory ends the run without a word.
 
     Args:
         nodes: Those that one process holds: each its weights, and AdamW's two moments if it trains and keeps them.
         model_bytes: Bytes of one node's weights.
         num_processes: Processes of this machine that hold as much.
+        num_slices: Processes among which a node's moments are divided.
     """
-    moments = 2 * sum(node.fits and node.settings.optimizer_state != "reset" for node in nodes)
+    moments = 2 * sum(node.fits and node.settings.optimizer_state != "reset" for node in nodes) / num_slices
     needed, free = num_processes * (len(nodes) + moments) * model_bytes, free_memory()
     if needed > free:
         told = "the nodes will hold %.1f GB, and %.1f GB are free: --trainer.paging.cache_gb 1 lets them wait on disk"

@@ -56,6 +56,11 @@ class WorldStrategy(DDPStrategy):
         """What all processes must have been started with, by name, beside the topology and the seed."""
 
     @property
+    def num_slices(self) -> int:
+        """Processes among which a node's moments are divided."""
+        return self.team_size if self.fully_shard else 1
+
+    @property
     def world_size(self) -> int:
         """1: Lightning takes more for processes in step, and would talk to all of them in every batch."""
         return 1

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch import Callback
 
 from worldlm.federation.parameters import PARTS, num_bytes
 from worldlm.federation.program import num_visits
@@ -169,7 +168,8 @@ class WorldTrainer(pl.Trainer):
         size = num_bytes(dict(self.lightning_module.named_parameters()))
         device = where_nodes_wait(self.nodes_on, self.strategy.root_device, len(self.topology.nodes), size)
         if device.type == "cpu" and self.is_global_zero:
-            warn_of_little_memory([self.topology.nodes[name] for name in names], size, self.num_devices)
+            held, slices = [self.topology.nodes[name] for name in names], getattr(self.strategy, "num_slices", 1)
+            warn_of_little_memory(held, size, self.num_devices, slices)
         return NodeStore(device)
 
     @property
@@ -204,16 +204,16 @@ def default_precision(accelerator: object) -> str:
     return "bf16-mixed" if uses_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
-def check_listed_once(callbacks: Callback | Iterable[Callback]) -> None:
+def check_listed_once(callbacks: pl.Callback | Iterable[pl.Callback]) -> None:
     """Check that no callback which is saved, or keeps a node's privacy, is listed twice.
 
     Raises:
         ValueError: Names the callback; or the two of them, where they keep the same kind of privacy.
     """
     seen: dict[str, str] = {}
-    for one in [callbacks] if isinstance(callbacks, Callback) else callbacks:
+    for one in [callbacks] if isinstance(callbacks, pl.Callback) else callbacks:
         name, kinds = type(one).__name__, frozenset(KINDS_OF_PRIVACY) & getattr(one, "honours", frozenset())
-        is_saved = type(one).state_dict is not Callback.state_dict
+        is_saved = type(one).state_dict is not pl.Callback.state_dict
         for what in (*sorted(kinds), *([one.state_key] if is_saved else ())):
             other = seen.setdefault(what, "")
             if other == name:
