@@ -96,5 +96,6 @@ def test_two_thousand_rounds(watched: Callable[..., Watch]) -> None:
     assert watch.of("record")[-1] <= RECORD_BYTES * 3 * 2_000
     assert watch.of("events")[-1] <= EVENT_BYTES * 3 * 2_000
     memory, seconds = watch.of("memory")[4:], watch.of("seconds")
-    assert memory[-1] - memory[0] < 16e6, memory  # of 500 MB; a kilobyte a round is its line of the record
+    growth = min(memory[-5:]) - min(memory[:5])  # what is drawn in some rounds is not there in all of five looks
+    assert growth < 16e6, memory  # of 500 MB; a kilobyte a round is its line of the record
     assert sum(seconds[-5:]) < 2 * sum(seconds[1:4]) * 5 / 3, seconds
