@@ -45,12 +45,11 @@ def generate(
     was_training = module.training
     module.eval()
     try:
-        cache = Cache()
+        cache, most = Cache(), module.architecture.max_seq_len
         for end in range(len(tokens), len(text)):
-            if end > module.architecture.max_seq_len:  # what stood before the tokens that fit is in all of a cache
-                cache = Cache()
-            start = max(cache.num_tokens, end - module.architecture.max_seq_len)
-            logits = module(text[start:end].unsqueeze(0).to(module.device), cache)[0, -1]
+            fits = end <= most  # else what stood before the tokens that fit would be in all that the cache holds
+            start = cache.num_tokens if fits else end - most
+            logits = module(text[start:end].unsqueeze(0).to(module.device), cache if fits else None)[0, -1]
             text[end] = next_token(logits.float().cpu(), temperature, top_k, generator)
     finally:
         module.train(was_training)
