@@ -38,7 +38,7 @@ def kept_by(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallb
     children = [child for child in node.children if not child.listens]
     kept = {
         "weights": sizes.whole,
-        "inner optimizers": _MOMENTS * sizes.whole if node.fits and not _starts_anew(node) else 0,
+        "inner optimizers": _MOMENTS * sizes.whole if node.keeps_moments else 0,
         "outer optimizers": 0,
         "what parents keep of children": 0,
         "errors of rounding": sizes.model if sends and any(map(_feeds_back, callbacks)) else 0,
@@ -55,10 +55,6 @@ def kept_by(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallb
         if isinstance(callback, FedAMP):
             kept["what parents keep of children"] += (len(children) + node.fits) * sizes.whole
     return kept
-
-
-def _starts_anew(node: Node) -> bool:
-    return node.fits and node.settings.optimizer_state == "reset"
 
 
 def _feeds_back(callback: FederationCallback) -> bool:
@@ -85,7 +81,8 @@ def of_one_process(topology: Topology, sizes: MessageSizes, callbacks: Sequence[
         total.update(kept_by(node, sizes, callbacks, sends=depth > 0 and not node.listens))
         waiting[depth] = max(waiting[depth], _in_the_open(node, sizes))
     total[_GRADIENT] = sizes.whole
-    total[_AT_WORK] = _MOMENTS * sizes.whole if any(map(_starts_anew, topology.nodes.values())) else 0
+    anew = any(node.fits and not node.keeps_moments for node in topology.nodes.values())
+    total[_AT_WORK] = _MOMENTS * sizes.whole if anew else 0
     total["common first keys and values"] = sizes.parts["keys"] + sizes.parts["values"]
     total[_MESSAGES] = sum(waiting.values()) + sizes.model
     return {name: size for name, size in total.items() if size}
@@ -106,11 +103,12 @@ def _in_the_open(node: Node, sizes: MessageSizes) -> int:
 def of_one_machine(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallback], *, sends: bool) -> int:
     """Return the bytes of memory of one node that has a machine of its own: what it keeps, a gradient, messages."""
     kept = sum(kept_by(node, sizes, callbacks, sends=sends).values()) + sizes.parts["keys"] + sizes.parts["values"]
-    gradient = (1 + _MOMENTS * _starts_anew(node)) * sizes.whole if node.fits else 0
+    gradient = sizes.whole if node.fits else 0
+    at_work = _MOMENTS * sizes.whole if node.fits and not node.keeps_moments else 0
     uploads = sum(not child.listens for child in node.children) * sizes.model
     start_and_mean = (sizes.whole if node.fits else 0) + sizes.model if node.children else 0
     sanitised = sizes.model if node.settings.privacy is not None else 0
-    return kept + gradient + sizes.model + uploads + start_and_mean + sanitised  # one more: the download
+    return kept + gradient + at_work + sizes.model + uploads + start_and_mean + sanitised  # one more: the download
 
 
 @dataclass(frozen=True, slots=True)

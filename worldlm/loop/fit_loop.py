@@ -241,7 +241,7 @@ class FederatedFitLoop(_FitLoop):
             self._run_batches(name, done, num_batches)
         self.visiting, self._half_way = False, True
         self._count(name, num_batches)
-        if context.node.settings.optimizer_state == "reset":
+        if not context.node.keeps_moments:
             own.optimizer.state.clear()  # now, lest it takes up memory while the others train
         self.slot.rest()
         for callback in world.callbacks:

@@ -59,7 +59,7 @@ def warn_of_little_memory(
         num_processes: Processes of this machine that hold as much.
         num_slices: Processes among which a node's moments are divided.
     """
-    moments = 2 * sum(node.fits and node.settings.optimizer_state != "reset" for node in nodes) / num_slices
+    moments = 2 * sum(node.keeps_moments for node in nodes) / num_slices
     needed, free = num_processes * (len(nodes) + moments) * model_bytes, free_memory()
     if needed > free:
         told = "the nodes will hold %.1f GB, and %.1f GB are free: --trainer.paging.cache_gb 1 lets them wait on disk"

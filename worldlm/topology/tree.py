@@ -69,6 +69,11 @@ class Node:
         return self.holds_data and self.settings.num_local_steps != 0
 
     @property
+    def keeps_moments(self) -> bool:
+        """Whether what its inner optimizer knows waits from one fit to the next."""
+        return self.fits and self.settings.optimizer_state == "keep"
+
+    @property
     def listens(self) -> bool:
         """Whether nobody here or below trains: a listener receives and is evaluated, and sends nothing."""
         return not self.fits and all(child.listens for child in self.children)
