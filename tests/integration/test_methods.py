@@ -15,7 +15,7 @@ from shore import BEGINNING, write_shore
 from worldlm import callbacks
 from worldlm.cli import main
 from worldlm.loop import FederationCallback
-from worldlm.loop.trainer import check_settings
+from worldlm.loop.method import check_settings
 from worldlm.recipe import read_recipe
 from worldlm.topology import find_file, load_topology, steps_per_round
 

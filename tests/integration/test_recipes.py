@@ -16,7 +16,7 @@ import zstandard
 from worldlm.cli import main
 from worldlm.data import Corpus, HubDataset, Mixture, TextFiles
 from worldlm.loop import FederationCallback
-from worldlm.loop.trainer import check_settings
+from worldlm.loop.method import check_settings
 from worldlm.recipe import read_recipe
 from worldlm.run import RecipeCLI, RecipeParser
 from worldlm.topology import find_file, load_topology

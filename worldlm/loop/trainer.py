@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,17 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from worldlm.federation.parameters import PARTS, num_bytes
+from worldlm.federation.parameters import num_bytes
 from worldlm.federation.program import num_visits
 from worldlm.loop.checkpoint_io import AtomicCheckpointIO, CheckpointConnector
 from worldlm.loop.fit_loop import FederatedFitLoop
 from worldlm.loop.hooks import FederationCallback
+from worldlm.loop.method import check_handed_out, check_listed_once, check_parts, check_settings
 from worldlm.loop.node_store import NodeStore, PagedStore, Paging
 from worldlm.loop.processes import check_followers, choose_processes
 from worldlm.loop.room import NodesOn, check_nodes_on, warn_of_little_memory, where_nodes_wait
 from worldlm.loop.world import World
-from worldlm.topology import Settings, Shape, Topology, load_topology, reshape, split_rounds
-from worldlm.topology.settings import KINDS_OF_PRIVACY
+from worldlm.topology import Shape, Topology, load_topology, reshape, split_rounds
 from worldlm.topology.shape import gone_as_one
 
 log = logging.getLogger(__name__)
@@ -182,15 +182,18 @@ class WorldTrainer(pl.Trainer):
         """Optimizer steps of the active node over all rounds, all nodes participating; infinity without a limit."""
         if self.max_epochs is None or self.max_epochs < 0:
             return float("inf")
-        loop, steps = self.fit_loop, self.steps_per_round()
+        loop, rounds = self.fit_loop, max(self.max_epochs, 1)
         active = loop._slot.name if loop._slot is not None else ""
-        own, rounds = steps.get(active, 0), max(self.max_epochs, 1)
-        return rounds * own + loop.world.states[active].extra_steps if own else rounds * max(steps.values())
+        if not self.num_visits.get(active):
+            return rounds * max(self.steps_per_round().values())
+        return rounds * self._steps_per_round(active) + loop.world.states[active].extra_steps
 
     def steps_per_round(self) -> dict[str, int]:
         """Return every data node's optimizer steps in one round, all nodes participating."""
-        steps = {name: -(-self.fit_loop.num_batches(name) // self.accumulate_grad_batches) for name in self.num_visits}
-        return {name: number * self.num_visits[name] for name, number in steps.items()}
+        return {name: self._steps_per_round(name) for name in self.num_visits}
+
+    def _steps_per_round(self, name: str) -> int:
+        return -(-self.fit_loop.num_batches(name) // self.accumulate_grad_batches) * self.num_visits[name]
 
     @cached_property
     def num_visits(self) -> dict[str, int]:
@@ -204,81 +207,6 @@ def default_precision(accelerator: object) -> str:
     return "bf16-mixed" if uses_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
-def check_listed_once(callbacks: pl.Callback | Iterable[pl.Callback]) -> None:
-    """Check that no callback which is saved, or keeps a node's privacy, is listed twice.
-
-    Raises:
-        ValueError: Names the callback; or the two of them, where they keep the same kind of privacy.
-    """
-    seen: dict[str, str] = {}
-    for one in [callbacks] if isinstance(callbacks, pl.Callback) else callbacks:
-        name, kinds = type(one).__name__, frozenset(KINDS_OF_PRIVACY) & getattr(one, "honours", frozenset())
-        is_saved = type(one).state_dict is not pl.Callback.state_dict
-        for what in (*sorted(kinds), *([one.state_key] if is_saved else ())):
-            other = seen.setdefault(what, "")
-            if other == name:
-                raise ValueError(f"{name} is among trainer.callbacks more than once")
-            if other:
-                raise ValueError(f"{what} is kept by {other} and by {name} too: let one callback keep it")
-            seen[what] = name
-
-
-def check_parts(callbacks: list[FederationCallback]) -> None:
-    """Check that every part of the model is merged by one callback at most.
-
-    Raises:
-        ValueError: Names a part and the callbacks that would both overwrite it.
-    """
-    for i, one in enumerate(callbacks):
-        for other in callbacks[i + 1 :]:
-            if shared := ", ".join(sorted(one.parts & other.parts)):
-                raise ValueError(
-                    f"{shared}: merged by {type(one).__name__} and by {type(other).__name__} too; "
-                    "let one callback merge each part"
-                )
-
-
-def check_handed_out(topology: Topology, shape: Shape, callbacks: list[FederationCallback]) -> None:
-    """Check that the one model of a centralised run reaches, as a whole, the nodes that it is measured at.
-
-    Raises:
-        ValueError: If no callback merges all parts of the model.
-    """
-    is_whole = any(callback.parts == set(PARTS) for callback in callbacks)
-    if shape in ("single", "single_all_tokens") and topology.root.children and not is_whole:
-        raise ValueError(
-            f"shape {shape} measures one whole model at every node: let one callback merge {', '.join(PARTS)}, as "
-            "--recipe methods/centralized_steps does"
-        )
-
-
-def check_settings(topology: Topology, callbacks: list[FederationCallback]) -> None:
-    """Check that some callback obeys every setting of the topology that asks for one.
-
-    Rules on residuals and links ask for nothing where no residuals are exchanged, or no traffic is measured.
-
-    Raises:
-        ValueError: Names the settings, and the nodes that ask for them.
-    """
-    honoured = frozenset().union(*(callback.honours for callback in callbacks))
-    nothing = Settings()
-    asked: dict[str, list[str]] = {}
-    for node in topology.nodes.values():
-        for name in ("privacy", "example_privacy", "outer_optimizer"):
-            if getattr(node.settings, name) != getattr(nothing, name) and name not in honoured:
-                asked.setdefault(name, []).append(node.name)
-        if node.weight is not None and "weight" not in honoured:
-            asked.setdefault("weight", []).append(node.name)
-    if asked:
-        raise ValueError(
-            "\n".join(
-                f"the topology {topology.name} asks for {name} at {', '.join(nodes)}, and no callback provides it: "
-                f"add {_PROVIDERS[name]} to trainer.callbacks"
-                for name, nodes in asked.items()
-            )
-        )
-
-
 _REFUSED: dict[str, tuple[tuple[float, ...], str]] = {
     "max_steps": ((-1,), "a world is counted in rounds, and stops at the end of one; use max_epochs"),
     "min_steps": ((), "a world is counted in rounds; use min_epochs"),
@@ -290,11 +218,4 @@ _REFUSED: dict[str, tuple[tuple[float, ...], str]] = {
     "num_sanity_val_steps": ((0, 2), "every node is evaluated before the first round anyway"),
     "overfit_batches": ((0, 0.0), "every node reads its own data; use limit_train_batches"),
     "reload_dataloaders_every_n_epochs": ((0,), "a node goes on reading where it stopped"),
-}
-
-_PROVIDERS = {
-    "privacy": "worldlm.callbacks.UpdatePrivacy",
-    "example_privacy": "worldlm.callbacks.ExamplePrivacy",
-    "outer_optimizer": "worldlm.callbacks.Averaging",
-    "weight": "worldlm.callbacks.Averaging",
 }
