@@ -20,7 +20,7 @@ MOMENTS = {
     "fitting": "worldlm.models:LanguageModule.training_step",
     "aggregating": "worldlm.loop.steps:Steps._aggregate",
     "talking": "worldlm.loop.steps:Steps._upload",
-    "paging": "worldlm.federation.pages:save_file",
+    "paging": "worldlm.federation.pages:save",
     "writing a checkpoint": "worldlm.loop.checkpoint_io:_Forgetful.write",
     "renaming a file": "pathlib:Path.replace",
     "recording": "worldlm.callbacks.record:Record._write",

@@ -6,84 +6,22 @@ What belongs to a waiting node is a nest of plain containers and tensors. `Pages
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet, WeakValueDictionary, finalize, ref
+from weakref import WeakValueDictionary
 
 import torch
-import xxhash
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from worldlm.federation.page_files import Page, Spare, digest, save
 from worldlm.whole_files import whole_file
 
 _SMALLEST = 4096
 """Tensors of fewer bytes stay in memory: a counter or a norm is not worth a place on disk."""
-
-
-_SAVING: WeakSet[mmap.mmap] = WeakSet()
-"""What is mapped to be saved."""
-
-
-class Page:
-    """A safetensors file of tensors, each under the digest of its content; deleted with the last reference to it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._sound: set[str] = set()
-        self._places: dict[str, int] = {}  # where the bytes of a tensor begin
-        self._mapped: Callable[[], mmap.mmap | None] = lambda: None
-        finalize(self, path.unlink, missing_ok=True)
-
-    def read(self, key: str, shape: torch.Size, dtype: torch.dtype, *, shared: bool = False) -> Tensor:
-        """Return a tensor that maps the file: nothing is read before it is used, and nothing written reaches the file.
-
-        Args:
-            key: Digest of the tensor.
-            shape: Its shape.
-            dtype: Its type.
-            shared: Whether to share the mapping with all who read so, none of whom may write into it: the mappings
-                of a process are limited to some ten thousands. Its memory is given back by `forget`.
-
-        Raises:
-            OSError: If the file is gone, is cut short, or does not hold what was written.
-        """
-        mapped = (shared and self._mapped()) or self._map()
-        if shared:
-            self._mapped = ref(mapped)
-            _SAVING.add(mapped)
-        try:
-            tensor = torch.frombuffer(mapped, dtype=dtype, count=shape.numel(), offset=self._places[key]).view(shape)
-        except (KeyError, ValueError) as error:
-            raise self._damaged() from error
-        if key not in self._sound:
-            if digest(tensor) != key:
-                raise self._damaged()
-            self._sound.add(key)
-            if shared:
-                mapped.madvise(mmap.MADV_DONTNEED)
-        return tensor
-
-    def _map(self) -> mmap.mmap:
-        try:
-            with self.path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError) as error:
-            raise self._damaged() from error
-        self._places = self._places or _places(mapped)
-        return mapped
-
-    def _damaged(self) -> OSError:
-        return OSError(
-            f"{self.path} does not hold what was written into it: the disk, or whoever touched the file, damaged it; "
-            "resume from the last checkpoint"
-        )
 
 
 @dataclass(frozen=True, weakref_slot=True, slots=True)
@@ -176,6 +114,7 @@ class Pages:
         self.folder = folder
         self._known: WeakValueDictionary[str, Content] = WeakValueDictionary()
         self._numbers = count()
+        self._spare = Spare()
 
     def put(self, nest: Any) -> Any:
         """Return a nest of dicts, lists and tuples with its tensors on disk, new containers around them.
@@ -189,7 +128,7 @@ class Pages:
         there = {key: self._known.get(key) for key in keys.values()}  # held, so that none is deleted meanwhile
         new = {keys[key]: one for key, one in large.items() if there[keys[key]] is None}
         if new:
-            page = self._write({key: _plain(one) for key, one in new.items()})
+            page = self._write(new)
             for key, one in new.items():
                 self._known[key] = there[key] = Content(page, key, one.shape, one.dtype)
         contents = {number: there[key] for number, key in keys.items()}
@@ -202,12 +141,10 @@ class Pages:
 
     def _write(self, tensors: dict[str, Tensor]) -> Page:
         path = self.folder / f"{next(self._numbers)}.safetensors"
-        try:
-            with whole_file(path) as partial:
-                save_file(tensors, partial)
-        except SafetensorError as error:
-            raise OSError(f"{path} cannot be written: {error}") from error
-        return Page(path)
+        with whole_file(path) as partial:
+            self._spare.give(partial)
+            save(tensors, partial)
+        return Page(path, self._spare)
 
 
 def fetch(nest: Any) -> Any:
@@ -219,33 +156,6 @@ def _in_memory(tensor: Tensor) -> Tensor:
     """Copy a tensor into memory that goes back to the system with it: what many nodes hold in turn leaves no holes."""
     room = mmap.mmap(-1, tensor.numel() * tensor.element_size(), access=mmap.ACCESS_COPY)  # shared memory costs more
     return torch.frombuffer(room, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
-
-
-def forget() -> None:
-    """Give back the memory of what was read to be saved; it is read again when it is needed."""
-    for mapped in list(_SAVING):
-        mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def digest(tensor: Tensor) -> str:
-    """Return a digest of a tensor's type, shape and values, of 128 bits: against damage, not against malice."""
-    found = xxhash.xxh3_128(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    found.update(_plain(tensor).reshape(-1).view(torch.uint8).numpy().data)
-    return str(found.hexdigest())
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
-
-
-def _places(mapped: mmap.mmap) -> dict[str, int]:
-    """Read from the header of a safetensors file where its tensors begin; empty where it is none."""
-    size = int.from_bytes(mapped[:8], "little")
-    try:
-        header = json.loads(mapped[8 : 8 + size])
-        return {name: 8 + size + int(one["data_offsets"][0]) for name, one in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _tensors(nest: Any) -> Iterable[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
-from worldlm.federation.pages import forget
+from worldlm.federation.page_files import forget
 from worldlm.federation.saved import as_written, read_checkpoint
 from worldlm.whole_files import whole_file
 

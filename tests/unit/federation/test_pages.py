@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from worldlm.federation.averaging import outer_step_, weighted_mean
-from worldlm.federation.pages import PagedTensor, Pages, digest, fetch
+from worldlm.federation.page_files import digest
+from worldlm.federation.pages import PagedTensor, Pages, fetch
 from worldlm.federation.parameters import num_bytes
 
 LARGE = (64, 17)  # more than 4096 bytes of float32
@@ -69,8 +70,12 @@ def test_any_nest_of_plain_containers(nest: Any, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("pages")
     put = Pages(folder).put(nest)
     assert _values(fetch(put)) == _values(put) == _values(nest)
-    contents = {digest(tensor) for tensor in _tensors(nest)}
+    contents = {digest(tensor): tensor for tensor in _tensors(nest)}
+    written: dict[str, Tensor] = {}
+    for path in files(folder):
+        written |= load_file(path)
     assert sum(len(load_file(path)) for path in files(folder)) == len(contents)  # what is equal is written once
+    assert all(torch.equal(written[key], tensor) for key, tensor in contents.items())
 
 
 def _values(nest: Any) -> Any:
@@ -98,7 +103,10 @@ def test_a_transposed_tensor_and_one_with_a_graph(pages: Pages) -> None:
 # ---------------------------------------------------------------- what is on disk
 
 
-def test_what_is_equal_is_written_once_and_goes_with_its_last_user(pages: Pages, tmp_path: Path) -> None:
+def test_what_is_equal_is_written_once_and_goes_with_its_last_user(
+    pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worldlm.federation.page_files._MOST_SPARE", 0)
     first, second = pages.put({"a": draw(0), "b": draw(0)}), pages.put([draw(0), draw(1)])
     assert [len(load_file(path)) for path in files(tmp_path)] == [1, 1]
     assert torch.equal(second[0], draw(0))
@@ -108,6 +116,48 @@ def test_what_is_equal_is_written_once_and_goes_with_its_last_user(pages: Pages,
     del second
     gc.collect()
     assert files(tmp_path) == []
+
+
+def test_what_nobody_refers_to_is_written_over(pages: Pages, tmp_path: Path) -> None:
+    put = pages.put([draw(0), draw(1)])
+    (file,) = files(tmp_path)
+    number, size = file.stat().st_ino, file.stat().st_size
+    del put
+    assert files(tmp_path) == [file]
+    put = pages.put([draw(2)])
+    (file,) = files(tmp_path)
+    assert (file.stat().st_ino, file.stat().st_size < size) == (number, True)
+    assert torch.equal(fetch(put)[0], draw(2))
+    assert len(load_file(file)) == 1
+
+
+def test_no_more_than_a_bound_waits_to_be_written_over(
+    pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = [pages.put([draw(seed)]) for seed in range(5)]
+    paths = files(tmp_path)
+    monkeypatch.setattr("worldlm.federation.page_files._MOST_SPARE", 2 * paths[0].stat().st_size)
+    while put:
+        del put[0]
+    assert files(tmp_path) == paths[3:]
+
+
+@settings(max_examples=50)
+@given(data=st.data())
+def test_what_is_read_is_never_written_over(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whoever holds a tensor on disk, or memory that was read from it, finds there what was put, whatever goes."""
+    pages = Pages(tmp_path_factory.mktemp("pages"))
+    held: list[tuple[Any, list[int]]] = []
+    for _ in range(data.draw(st.integers(1, 12))):
+        if held and data.draw(st.booleans()):
+            del held[data.draw(st.integers(0, len(held) - 1))]
+            continue
+        seeds = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=4))
+        put = pages.put([draw(seed) for seed in seeds])
+        held.append(([one.view(LARGE) for one in put] if data.draw(st.booleans()) else put, seeds))
+        del put
+    for nest, seeds in held:
+        assert all(torch.equal(one, draw(seed)) for one, seed in zip(nest, seeds, strict=True))
 
 
 def test_type_and_shape_are_part_of_the_content(pages: Pages) -> None:
@@ -121,7 +171,7 @@ def test_nothing_is_left_half_written(pages: Pages, tmp_path: Path, monkeypatch:
         path.write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr("worldlm.federation.pages.save_file", fail)
+    monkeypatch.setattr("worldlm.federation.pages.save", fail)
     with pytest.raises(OSError, match="no space left"):
         pages.put([draw(0)])
     assert files(tmp_path) == []
