@@ -30,6 +30,7 @@ from worldlm.data import BlockBatchSampler
 from worldlm.data.blocks import Blocks
 from worldlm.data.packing import PackedCorpus
 from worldlm.loop import Paging, WorldTrainer
+from worldlm.loop.machine import keep_freed_memory
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
 from worldlm.topology import Node, Settings, Topology
 
@@ -100,6 +101,7 @@ def most_memory() -> float:
 def run(asked: argparse.Namespace, leaves: int, folder: Path) -> None:
     """Train one world, and print what it took."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `worldlm fit` does
     moments = "keep" if asked.keep_moments else "reset"
     topology = world(leaves, Settings(num_local_steps=asked.steps, batch_size=BATCH, optimizer_state=moments))
     number = sum(node.is_leaf for node in topology.nodes.values())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from worldlm.loop import machine
-from worldlm.loop.machine import free_memory, keep_freed_memory, sensible_threads
+from worldlm.loop.machine import free_memory, give_back_freed_memory, keep_freed_memory, sensible_threads
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +77,38 @@ def test_freed_memory_is_kept() -> None:
     held = resident()
     del tensors
     assert resident() > held - 2**25
+
+
+def in_large_pages() -> int:
+    (line,) = (line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if "AnonHugePages" in line)
+    return 1024 * int(line.split()[1])
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc"
+    or "[never]" in machine._text(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
+    reason="asks glibc's allocator and a system that lends large pages",
+)
+def test_what_is_allocated_lies_in_large_pages() -> None:
+    keep_freed_memory()
+    for _ in range(2):
+        before = in_large_pages()
+        tensors = [torch.ones(2**18) for _ in range(100)]  # 1 MB each
+        assert in_large_pages() > before + 2**26
+        del tensors
+        held = resident()
+        give_back_freed_memory()
+        assert resident() < held - 2**26
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's allocator")
+def test_no_room_is_made_where_addresses_are_scarce(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    held = Path("/proc/self/statm").read_text().split()[0]
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (2**33, resource.RLIM_INFINITY))
+    keep_freed_memory()
+    assert int(Path("/proc/self/statm").read_text().split()[0]) < int(held) + 2**12
 
 
 @pytest.mark.parametrize(
