@@ -140,9 +140,6 @@ def test_a_node_joins(after: Make, loaded: Make, differences: Make) -> None:
     found, before = loaded(path, LARGER), saved(path)["world"]["states"]
     e = found["states"]["e"]
     assert differences(e["parameters"], before["north"]["parameters"]) == []
-    assert (
-        all(one is not other for one, other in zip(e["parameters"], before["north"]["parameters"], strict=True)) or True
-    )
     fresh = {name: value for name, value in e.items() if value and name not in ("parameters", "extra_steps", "memory")}
     assert fresh == {}
     assert "e" not in found["optimizers"]
@@ -429,15 +426,20 @@ def test_compression_rows_and_fedamp_forget(after: Make, loaded: Make, star: Mak
     assert memory["weights"] == half
 
 
+ADAM = {"step", "exp_avg", "exp_avg_sq"}
+
+
 def test_an_outer_optimizer_of_another_kind_starts_anew(after: Make, loaded: Make) -> None:
     def with_outer(name: str, arguments: str) -> Topology:
         outer = f"settings: {{outer_optimizer: {{name: {name}, {arguments}}}}}"
         return tree(f"{outer}\n      {NORTH}", privacy="")
 
     path = after(with_outer("SGD", "lr: 0.7, momentum: 0.9"), average)
-    for arguments, kept in (("SGD", "lr: 0.5, momentum: 0.9"), True), (("Adam", "lr: 0.5"), False):
+    for arguments, kept in (("SGD", "lr: 0.5, momentum: 0.9"), {"momentum_buffer"}), (("Adam", "lr: 0.5"), ADAM):
         found = loaded(path, with_outer(*arguments), [Averaging()])
-        assert ("optimizer" in found["states"]["north"]["memory"].get(Averaging().state_key, {})) == kept
+        state = found["trainer"].world.states["north"].memory[Averaging().state_key]["optimizer"][0]
+        assert set(state) == kept
+        assert state.get("step", 1) == 1  # of one round
         assert found["trainer"].current_epoch == 3
 
 

@@ -135,17 +135,41 @@ def test_a_run_told_to_stop_counts_every_token_once(
         assert differences(snapshot(resumed), whole) == [], f"SIGTERM during batch {batch}"
 
 
-@pytest.mark.parametrize("now", ["SGD", "Adam"])
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (("SGD", {"lr": 0.1, "momentum": 0.5}), None),
+        (("SGD", {"lr": 1.0, "momentum": 0.9}), "SGD(momentum=0.5): SGD(momentum=0.9)"),
+        (("Adam", {"lr": 0.1}), "SGD(momentum=0.5): Adam()"),
+        (("Adam", {"lr": 0.1, "amsgrad": True}), "SGD(momentum=0.5): Adam(amsgrad=True)"),
+    ],
+)
 def test_another_outer_optimizer_begins_anew(
-    now: str, star: Make, fit: Make, save_everywhere: Make, snapshot: Make, caplog: pytest.LogCaptureFixture
+    now: tuple[str, dict[str, Any]],
+    told: str | None,
+    star: Make,
+    fit: Make,
+    save_everywhere: Make,
+    snapshot: Make,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def method(optimizer: str, **arguments: float) -> list[Callback]:
+    def method(optimizer: str, arguments: dict[str, Any]) -> list[Callback]:
         return [Averaging(optimizer=optimizer, arguments=arguments), AttentionAggregation()]
 
     saver = save_everywhere("on_train_epoch_end")
-    fit(star(), [*method("SGD", lr=1.0, momentum=0.5), saver])
-    arguments = {"lr": 0.1, "momentum": 0.9} if now == "SGD" else {"lr": 0.1}
-    resumed = snapshot(fit(star(), method(now, **arguments), resume=saver.saved[0]))
+    fit(star(), [*method("SGD", {"lr": 1.0, "momentum": 0.5}), saver])
+    resumed = snapshot(fit(star(), method(*now), resume=saver.saved[0]))
     kept = resumed["world"]["states"]["world"]["memory"][Averaging().state_key]["optimizer"][0]
-    assert set(kept) == ({"momentum_buffer"} if now == "SGD" else {"step", "exp_avg", "exp_avg_sq"})
-    assert ("the outer optimizer of world was SGD: Adam begins anew" in caplog.text) == (now == "Adam")
+    adams = {"step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if "amsgrad" in now[1] else [])}
+    assert set(kept) == ({"momentum_buffer"} if now[0] == "SGD" else adams)
+    warned = [record.getMessage() for record in caplog.records if "begins anew" in record.getMessage()]
+    assert warned == ([f"the outer optimizer of world was {told} begins anew"] if told else [])
+
+
+def test_an_outer_optimizer_that_keeps_more_begins_anew(star: Make, fit: Make, save_everywhere: Make) -> None:
+    def method(**arguments: Any) -> list[Callback]:
+        return [Averaging(optimizer="Adam", arguments={"lr": 0.1, **arguments}), AttentionAggregation()]
+
+    saver = save_everywhere("on_train_epoch_end")
+    fit(star(), [*method(), saver])
+    fit(star(), method(amsgrad=True), resume=saver.saved[0])

@@ -93,10 +93,8 @@ class Averaging(FederationCallback):
         return (own.name, dict(own.arguments)) if own else self.default
 
     def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
-        keys = {name: [key for key, *_ in settings] for name, settings in changes.settings.items()}
         for name, node in trainer.topology.nodes.items():
-            another = any(_is_of_another_optimizer(key) for key in keys.get(name, ()))
-            if another or all(child.listens for child in node.children):
+            if all(child.listens for child in node.children):
                 states[name].memory.pop(self.state_key, None)
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
@@ -117,10 +115,11 @@ class Averaging(FederationCallback):
         weights = [self._weight(nodes[upload.node], upload) for upload in uploads]
         mean = self._mean(context, uploads, weights)
         optimizer, arguments = self._optimizer(context.node)
-        if memory.get("optimizer_name", optimizer) != optimizer:  # in the checkpoint that the run goes on from
-            log.warning("the outer optimizer of %s was %s: %s begins anew", name, memory["optimizer_name"], optimizer)
+        kind = _kind(optimizer, arguments)
+        if memory.get("optimizer_kind", kind) != kind:  # in the checkpoint that the run goes on from
+            log.warning("the outer optimizer of %s was %s: %s begins anew", name, memory["optimizer_kind"], kind)
             del memory["optimizer"]
-        memory["optimizer_name"] = optimizer
+        memory["optimizer_kind"] = kind
         memory["optimizer"], length = outer_step_(
             context.state.parameters,
             mean,
@@ -164,6 +163,6 @@ def find_optimizer(name: str, arguments: Mapping[str, Any]) -> type[Optimizer]:
     return found
 
 
-def _is_of_another_optimizer(setting: str) -> bool:
-    """Whether an outer optimizer's state is of no use once this setting changed."""
-    return setting.startswith("outer_optimizer.") and setting != "outer_optimizer.arguments.lr"
+def _kind(name: str, arguments: Mapping[str, Any]) -> str:
+    """Describe an optimizer by all but its learning rate: what is alike in this can take up each other's state."""
+    return f"{name}({', '.join(f'{key}={arguments[key]}' for key in sorted(arguments) if key != 'lr')})"
