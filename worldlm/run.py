@@ -33,6 +33,10 @@ from worldlm.topology import Shape, find_file
 from worldlm.topology.lines import LinesError, Reader
 from worldlm.trust import OPTION, look_here_too, only_allowed
 
+MORE = f"""{OPTION} refuses all classes in a recipe but those of worldlm, torch and lightning. worldlm fit --repeat RUN
+runs a finished run once more, and says whether it came to the same."""
+"""What commands take beside settings: the end of their help."""
+
 
 class UsageError(ValueError):
     """What a user wrote cannot be used."""
@@ -102,7 +106,9 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Check the recipes' names before their values."""
-        settings = (action.dest for action in self._subcommand_parsers[sys.argv[1]]._actions)
+        command = self._subcommand_parsers[sys.argv[1]]
+        command.epilog = MORE
+        settings = (action.dest for action in command._actions)
         self.known = {name for name in settings if not name.endswith(".help")}
         self.readers = [read_recipe(path, self.known, self.safe) for path in self.recipes]
         super().parse_arguments(parser, args)
@@ -169,8 +175,8 @@ class RecipeCLI(LightningCLI):
         self.folder = trainer.folder
         if self.checkpoint is None:
             self.model.check_init_from()
-        for record in (one for one in trainer.callbacks if isinstance(one, Record)):  # type: ignore[attr-defined]
-            record.command = self.typed
+        record = next(one for one in trainer.callbacks if isinstance(one, Record))  # type: ignore[attr-defined]
+        record.command = self.typed
         from_there = f"; goes on from {self.checkpoint}" if self.checkpoint else ""
         rank_zero_only(print)(headline(trainer, self.model) + from_there)
         if isinstance(trainer.strategy, WorldStrategy):
@@ -187,10 +193,11 @@ class RecipeCLI(LightningCLI):
             signal.signal(signal.SIGINT, before)
         runs = Path(self.config[self.subcommand].runs)
         board = runs if self.folder.is_relative_to(runs) else self.folder
-        told = (
-            "a trial, of which nothing is kept" if trial else f"results: {self.folder} (tensorboard --logdir {board})"
-        )
-        self.done(told)
+        told = f"results: {self.folder} (tensorboard --logdir {board})"
+        if self.checkpoint and not record.began:
+            rounds, more = trainer.current_epoch, f"for more: --trainer.max_epochs {2 * trainer.current_epoch}"
+            told = f"nothing was left to do, all {rounds} rounds were done before; {more}. {told}"
+        self.done("a trial, of which nothing is kept" if trial else told)
 
     def done(self, told: str) -> None:
         """Close what was told with the line that names the results."""

@@ -131,6 +131,11 @@ def test_fit_go_on_and_validate(shore: Path, capsys: pytest.CaptureFixture[str])
     assert "goes on from runs/tiny/version_0/checkpoints/last.ckpt" in more.out
     assert "round 3/3" in more.err
     assert "round 2/3" not in more.err
+    assert main(["fit", "--recipe", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
+    told = (
+        "done. nothing was left to do, all 3 rounds were done before; for more: --trainer.max_epochs 6. results: runs/"
+    )
+    assert capsys.readouterr().out.splitlines()[-1].startswith(told)
     assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
     assert main(["validate", "--recipe", "tiny.yaml", "--ckpt_path", "last"]) == 0
     seen = capsys.readouterr().out
@@ -157,6 +162,13 @@ def test_two_runs_do_not_share_a_folder(shore: Path, capsys: pytest.CaptureFixtu
         assert told == ["another worldlm fit is at work in runs/tiny/version_0: wait for it, or stop it first"]
         assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.name != ".lock"} == before
     assert main(["fit", "--recipe", "tiny.yaml", "--ckpt_path", "last"]) == 0
+
+
+def test_help_lists_what_is_no_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    told = capsys.readouterr().out
+    assert all(option in told for option in ("--safe", "--repeat RUN", "--ckpt_path", "--recipe"))
 
 
 def test_a_start_that_fails_leaves_no_folder(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:

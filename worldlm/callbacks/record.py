@@ -55,6 +55,8 @@ class Record(FederationCallback):
         """Digest of every node's weights at the end; None before."""
         self.command = shlex.join(sys.argv)
         """The command line of this start."""
+        self.began = False
+        """Whether there was anything to train since this start."""
         self._rounds = RoundLines()  # in process 0, which writes
         self._promised: tuple[int, str] | None = None  # by a checkpoint: how many rounds, and their digest
         self._routes = Counter[str]()  # up to the last finished round
@@ -78,6 +80,7 @@ class Record(FederationCallback):
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         self._started, self.final_weights = time.monotonic(), None
+        self.began = True
         if trainer.is_global_zero:
             self._code = {} if trainer.fast_dev_run else code()  # type: ignore[attr-defined]
             self._rounds = self._found(trainer)
