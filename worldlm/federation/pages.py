@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -148,14 +148,30 @@ class Pages:
 
 
 def fetch(nest: Any) -> Any:
-    """Undo `Pages.put`: return a nest with its tensors in memory, each in memory of its own, new containers around."""
-    return replaced(nest, lambda one: _in_memory(one.content.read()) if isinstance(one, PagedTensor) else one.clone())
+    """Undo `Pages.put`: return a nest with its tensors in memory, new containers around.
+
+    All that was on disk comes to lie in one piece of memory, in large pages where the system lends them. It goes back
+    to the system with the last of these tensors: what many nodes hold in turn leaves no holes.
+    """
+    sizes = [_room_for(one) for one in _tensors(nest) if isinstance(one, PagedTensor)]
+    room = mmap.mmap(-1, sum(sizes) or 1, access=mmap.ACCESS_COPY)  # shared memory costs more
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        room.madvise(mmap.MADV_HUGEPAGE)
+    places = iter(accumulate(sizes, initial=0))
+
+    def in_memory(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, PagedTensor):
+            return tensor.clone()
+        found = tensor.content.read()
+        lies = torch.frombuffer(room, dtype=found.dtype, count=found.numel(), offset=next(places))
+        return lies.view(found.shape).copy_(found)
+
+    return replaced(nest, in_memory)
 
 
-def _in_memory(tensor: Tensor) -> Tensor:
-    """Copy a tensor into memory that goes back to the system with it: what many nodes hold in turn leaves no holes."""
-    room = mmap.mmap(-1, tensor.numel() * tensor.element_size(), access=mmap.ACCESS_COPY)  # shared memory costs more
-    return torch.frombuffer(room, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
+def _room_for(tensor: Tensor) -> int:
+    """Return the bytes of a tensor, up to the next multiple of 64: where torch would let another begin."""
+    return -(-tensor.numel() * tensor.element_size() // 64) * 64
 
 
 def _tensors(nest: Any) -> Iterable[Tensor]:
