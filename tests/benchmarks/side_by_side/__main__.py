@@ -4,10 +4,10 @@
 
 Every system does the same job: FedAvg of the same module on the same batches in the same order, with a fused AdamW that
 is fresh in every round, and clipped gradients. `bare_malloc` is the bare loop with the allocator told to keep freed
-memory, as `worldlm fit` tells it. Each runs as a process of its own, in turn with the others, so that CPU
-time and memory are those of the process and all that it starts. A layout is processes x threads. Compared are medians
-of all rounds but the first, whose extra time is the start-up. How far the server's weights are from the bare loop's is
-told after one round, for AdamW lets differences of rounding grow.
+memory, and to ask for large pages, as `worldlm fit` tells it. Each runs as a process of its own, in turn with the
+others, so that CPU time and memory are those of the process and all that it starts. A layout is processes x threads.
+Compared are medians of all rounds but the first, whose extra time is the start-up. How far the server's weights are
+from the bare loop's is told after one round, for AdamW lets differences of rounding grow.
 
 The other systems are skipped where they are not installed:
 
@@ -45,7 +45,11 @@ SYSTEMS = {
     "lightning": "naive_lightning.py",
     "lightning_quiet": "naive_lightning.py",
 }
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 """The settings of glibc's allocator that `worldlm fit` makes by itself, for the bare loop."""
 DEFAULT_JOBS = "small,many,large,round_small,round_large"
 DEFAULT = "bare,bare_malloc,worldlm,pfl,flower,lightning"
