@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, count
 from pathlib import Path
@@ -155,9 +156,9 @@ def fetch(nest: Any) -> Any:
     """
     sizes = [_room_for(one) for one in _tensors(nest) if isinstance(one, PagedTensor)]
     room = mmap.mmap(-1, sum(sizes) or 1, access=mmap.ACCESS_COPY)  # shared memory costs more
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    with suppress(AttributeError, OSError):  # a system that has none, or was built without
         room.madvise(mmap.MADV_HUGEPAGE)
-    places = iter(accumulate(sizes, initial=0))
+    places = accumulate(sizes, initial=0)
 
     def in_memory(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, PagedTensor):

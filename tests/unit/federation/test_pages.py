@@ -100,6 +100,14 @@ def test_a_transposed_tensor_and_one_with_a_graph(pages: Pages) -> None:
     assert not back.requires_grad
 
 
+def test_a_system_without_large_pages(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = pages.put([draw(0)])
+    monkeypatch.setattr("mmap.MADV_HUGEPAGE", 12345)  # refused, as by a system that was built without them
+    assert torch.equal(fetch(put)[0], draw(0))
+    monkeypatch.delattr("mmap.MADV_HUGEPAGE")
+    assert torch.equal(fetch(put)[0], draw(0))
+
+
 # ---------------------------------------------------------------- what is on disk
 
 

@@ -86,7 +86,7 @@ def in_large_pages() -> int:
 
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc"
-    or "[never]" in machine._text(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
+    or "[never]" in (machine._text(Path("/sys/kernel/mm/transparent_hugepage/enabled")) or "[never]"),
     reason="asks glibc's allocator and a system that lends large pages",
 )
 def test_what_is_allocated_lies_in_large_pages() -> None:
