@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,8 +80,27 @@ def test_pictures_need_the_record(tree: Topology, fit: Make, whole_method: Make)
         fit(tree, [*whole_method(), Pictures()])
 
 
-def test_five_looks_at_a_run() -> None:
-    assert [rounds_between(most) for most in (1, 5, 6, 20, 100, None, -1)] == [1, 1, 2, 4, 20, 10, 10]
+@pytest.mark.parametrize(
+    ("rounds", "steps", "expected"),
+    [
+        *[(1, 100, 1), (5, 100, 1), (6, 100, 2), (20, 100, 4)],  # a fifth of the run
+        *[(5, 99, 2), (5, 20, 5), (20, 20, 5), (5, 1, 100), (20, 0, 100)],  # a hundred steps
+        *[(100, 20, 20), (1000, 1, 200), (None, 500, 10), (-1, 500, 10), (-1, 2, 50)],  # whichever is more
+    ],
+)
+def test_five_looks_at_a_run_but_a_hundred_steps_apart(rounds: int | None, steps: int, expected: int) -> None:
+    trainer = SimpleNamespace(max_epochs=rounds, steps_per_round=lambda: {"a": steps, "b": steps // 2})
+    assert rounds_between(trainer) == expected  # type: ignore[arg-type]
+
+
+def test_by_default_a_short_run_is_drawn_once(
+    tree: Topology, with_letters: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
+) -> None:
+    method = [one for one in whole_method() if not isinstance(one, NodeMetrics)]
+    with_letters(tree, [*method, Record(), Pictures(), Samples("AB", num_new_tokens=2)], max_epochs=2, logger=logger)
+    events = board()
+    assert [one.step for one in events.Images("pictures/perplexity")] == [1]
+    assert {one.step for one in events.Tensors("samples/world/text_summary")} == {1}
 
 
 def test_a_budget_has_a_curve_beside_what_is_spent() -> None:
@@ -102,7 +122,7 @@ def test_every_node_continues_the_prompt(
     tree: Topology, with_letters: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
 ) -> None:
     method = [one for one in whole_method() if not isinstance(one, NodeMetrics)]
-    with_letters(tree, [*method, Samples(prompt="AB", num_new_tokens=6)], max_epochs=2, logger=logger)
+    with_letters(tree, [*method, Samples(prompt="AB", num_new_tokens=6, every_n_rounds=1)], max_epochs=2, logger=logger)
     events = board()
     for name in tree.nodes:
         texts = events.Tensors(f"samples/{name}/text_summary")

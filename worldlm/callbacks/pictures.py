@@ -17,6 +17,8 @@ from worldlm.topology import Node, Topology
 MAX_FEDERATIONS = 24
 """Federations that have charts of their own."""
 
+STEPS_BETWEEN = 100
+"""Local steps, at the least, between two looks at a run that come by default: one takes as long as a few steps."""
 
 _INCHES = 6.0  # the board shows pictures small
 
@@ -29,8 +31,8 @@ class Pictures(FederationCallback):
     the world's curves, then those of every federation with its participants beside it.
 
     Args:
-        every_n_rounds: Rounds between two pictures; by default five are drawn in a run, or one every ten rounds where
-            a run has no end. The last round is always drawn.
+        every_n_rounds: Rounds between two pictures; by default as `rounds_between` says: five are drawn in a run, fewer
+            in a short one. The last round is always drawn.
 
     Raises:
         ValueError: If every_n_rounds is below 1, or no Record is among the callbacks.
@@ -40,6 +42,7 @@ class Pictures(FederationCallback):
         if every_n_rounds is not None and every_n_rounds < 1:
             raise ValueError(f"every_n_rounds must be at least 1, got {every_n_rounds}")
         self.every_n_rounds = every_n_rounds
+        self._every = every_n_rounds or 1
         self._drawn = -1
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
@@ -47,11 +50,12 @@ class Pictures(FederationCallback):
             raise ValueError("Pictures needs Record among trainer.callbacks: it draws what is recorded")
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        self._every = self.every_n_rounds or rounds_between(trainer)
         for board in boards(trainer):
             board.add_custom_scalars(layout(trainer.topology))
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        if is_due(trainer.world.round, self.every_n_rounds, trainer.max_epochs):
+        if is_due(trainer.world.round, self._every, trainer.max_epochs):
             self._draw(trainer)
 
     def _draw(self, trainer: WorldTrainer) -> None:
@@ -71,21 +75,27 @@ class Pictures(FederationCallback):
         self._drawn = int(state_dict["drawn"])
 
 
-def rounds_between(max_rounds: int | None) -> int:
-    """Return how many rounds lie between two looks at a run: a fifth of it, or ten where it has no end."""
-    return 10 if max_rounds is None or max_rounds < 1 else -(-max_rounds // 5)
+def rounds_between(trainer: WorldTrainer) -> int:
+    """Return how many rounds lie between two looks at a run where nobody says.
+
+    A fifth of the run, or ten rounds where it has no end; and as many as it takes for the node that trains most to make
+    `STEPS_BETWEEN` local steps.
+    """
+    last, steps = trainer.max_epochs, max(trainer.steps_per_round().values())
+    fifth = 10 if last is None or last < 1 else -(-last // 5)
+    return max(fifth, -(-STEPS_BETWEEN // max(steps, 1)))
 
 
-def is_due(number: int, every_n_rounds: int | None, max_rounds: int | None) -> bool:
+def is_due(number: int, every_n_rounds: int, max_rounds: int | None) -> bool:
     """Whether one looks at a run at the end of a round.
 
     Args:
         number: The round, from 0.
-        every_n_rounds: Rounds between two looks; None: as `rounds_between` says.
+        every_n_rounds: Rounds between two looks.
         max_rounds: Rounds of the run, the last of which is always looked at; None or below 0: it has no end.
     """
     finished = number + 1
-    return finished % (every_n_rounds or rounds_between(max_rounds)) == 0 or finished == max_rounds
+    return finished % every_n_rounds == 0 or finished == max_rounds
 
 
 def draw(record: RunRecord, since: int = 0) -> dict[str, Any]:
