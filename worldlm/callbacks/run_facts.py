@@ -88,7 +88,7 @@ def data_facts(trainer: WorldTrainer) -> dict[str, dict[str, Any]]:
             "tokens_crc32": _checksums(loader.dataset),
             "blocks": _length(loader.dataset),
             "batch_size": getattr(loader.batch_sampler, "batch_size", None),
-            "steps": -(-loop.num_batches(name) // trainer.accumulate_grad_batches),
+            "steps": trainer.steps_per_fit(name),
             "fits": fits.get(name, 0),
         }
     held_out = loop.val_loaders()

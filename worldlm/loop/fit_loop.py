@@ -264,7 +264,7 @@ class FederatedFitLoop(_FitLoop):
         state, tokens = self.world.states[name], num_tokens(self.loaders[name], num_batches)
         state.num_visits += 1
         state.num_batches += num_batches
-        state.num_steps += -(-num_batches // self.trainer.accumulate_grad_batches)
+        state.num_steps += self.trainer.steps_per_fit(name)
         state.num_tokens += tokens
         state.fit_tokens = tokens
         state.unsent_tokens += tokens

@@ -193,7 +193,11 @@ class WorldTrainer(pl.Trainer):
         return {name: self._steps_per_round(name) for name in self.num_visits}
 
     def _steps_per_round(self, name: str) -> int:
-        return -(-self.fit_loop.num_batches(name) // self.accumulate_grad_batches) * self.num_visits[name]
+        return self.steps_per_fit(name) * self.num_visits[name]
+
+    def steps_per_fit(self, name: str) -> int:
+        """Return a data node's optimizer steps in one fit."""
+        return -(-self.fit_loop.num_batches(name) // self.accumulate_grad_batches)
 
     @cached_property
     def num_visits(self) -> dict[str, int]:
