@@ -6,8 +6,9 @@ import json
 import mmap
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from weakref import WeakSet, finalize, ref
 
@@ -42,13 +43,14 @@ class Page:
 
     Args:
         path: The file.
+        places: Where in it the bytes of each tensor begin.
         spare: Takes the file when nobody refers to the page, nor to memory that maps it.
     """
 
-    def __init__(self, path: Path, spare: Spare) -> None:
+    def __init__(self, path: Path, places: dict[str, int], spare: Spare) -> None:
         self.path = path
         self._sound: set[str] = set()
-        self._places: dict[str, int] = {}  # where the bytes of a tensor begin
+        self._places = places
         self._mapped: Callable[[], _Mapping | None] = lambda: None
         finalize(self, spare.take, path, path.stat().st_size).atexit = False
 
@@ -71,15 +73,35 @@ class Page:
             _SAVING.add(mapped)
         try:
             tensor = torch.frombuffer(mapped, dtype=dtype, count=shape.numel(), offset=self._places[key]).view(shape)
-        except (KeyError, ValueError) as error:
+        except ValueError as error:
             raise self._damaged() from error
         if key not in self._sound:
-            if digest(tensor) != key:
-                raise self._damaged()
-            self._sound.add(key)
+            self._check(key, tensor)
             if shared:
                 mapped.madvise(mmap.MADV_DONTNEED)
         return tensor
+
+    def read_into(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Read tensors into memory that is there, each with its digest.
+
+        Raises:
+            OSError: As `read`.
+        """
+        try:
+            with self.path.open("rb") as file:
+                for key, tensor in tensors:
+                    file.seek(self._places[key])
+                    if file.readinto(_bytes(tensor)) < tensor.nbytes:
+                        raise self._damaged()
+                    self._check(key, tensor)
+        except OSError as error:
+            raise self._damaged() from error
+
+    def _check(self, key: str, tensor: Tensor) -> None:
+        """Compare a tensor with its digest where that was not done before."""
+        if key not in self._sound and digest(tensor) != key:
+            raise self._damaged()
+        self._sound.add(key)
 
     def _map(self) -> _Mapping:
         try:
@@ -88,7 +110,6 @@ class Page:
         except (OSError, ValueError) as error:
             raise self._damaged() from error
         mapped.page = self
-        self._places = self._places or _places(mapped)
         return mapped
 
     def _damaged(self) -> OSError:
@@ -134,13 +155,19 @@ def digest(tensor: Tensor) -> str:
     return str(found.hexdigest())
 
 
-def save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file over what is there, which `safetensors.torch.save_file` would throw away first."""
-    header, end = {}, 0
+def save(tensors: dict[str, Tensor], path: Path) -> dict[str, int]:
+    """Write a safetensors file over what is there, which `safetensors.torch.save_file` would throw away first.
+
+    Returns:
+        Where in the file the bytes of each tensor begin.
+    """
     tensors = dict(sorted(tensors.items(), key=lambda one: -one[1].element_size()))  # so that all are aligned
-    for key, one in tensors.items():
-        begin, end = end, end + one.numel() * one.element_size()
-        header[key] = {"dtype": _TYPES[one.dtype], "shape": tuple(one.shape), "data_offsets": (begin, end)}
+    ends = list(accumulate(one.numel() * one.element_size() for one in tensors.values()))
+    begins = dict(zip(tensors, [0, *ends], strict=False))
+    header = {
+        key: {"dtype": _TYPES[one.dtype], "shape": tuple(one.shape), "data_offsets": (begins[key], end)}
+        for (key, one), end in zip(tensors.items(), ends, strict=True)
+    }
     written = json.dumps(header).encode()
     written += b" " * (-len(written) % 8)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
@@ -148,17 +175,8 @@ def save(tensors: dict[str, Tensor], path: Path) -> None:
         for one in tensors.values():
             file.write(_bytes(one))
         file.truncate()
+    return {key: 8 + len(written) + begin for key, begin in begins.items()}
 
 
 def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _places(mapped: mmap.mmap) -> dict[str, int]:
-    """Read from the header of a safetensors file where its tensors begin; empty where it is none."""
-    size = int.from_bytes(mapped[:8], "little")
-    try:
-        header = json.loads(mapped[8 : 8 + size])
-        return {name: 8 + size + int(one["data_offsets"][0]) for name, one in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}

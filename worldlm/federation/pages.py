@@ -6,15 +6,15 @@ What belongs to a waiting node is a nest of plain containers and tensors. `Pages
 
 from __future__ import annotations
 
-import mmap
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +23,9 @@ from worldlm.whole_files import whole_file
 
 _SMALLEST = 4096
 """Tensors of fewer bytes stay in memory: a counter or a norm is not worth a place on disk."""
+
+_ALIGNED = 64
+"""Bytes of whose multiples torch lets tensors begin, on which last bits of what is computed may depend."""
 
 
 @dataclass(frozen=True, weakref_slot=True, slots=True)
@@ -144,35 +147,39 @@ class Pages:
         path = self.folder / f"{next(self._numbers)}.safetensors"
         with whole_file(path) as partial:
             self._spare.give(partial)
-            save(tensors, partial)
-        return Page(path, self._spare)
+            places = save(tensors, partial)
+        return Page(path, places, self._spare)
 
 
 def fetch(nest: Any) -> Any:
     """Undo `Pages.put`: return a nest with its tensors in memory, new containers around.
 
-    All that was on disk comes to lie in one piece of memory, in large pages where the system lends them. It goes back
-    to the system with the last of these tensors: what many nodes hold in turn leaves no holes.
+    All that was on disk comes to lie in one piece of memory, which goes with the last of these tensors.
+
+    Raises:
+        OSError: If a page does not hold what was written into it.
     """
     sizes = [_room_for(one) for one in _tensors(nest) if isinstance(one, PagedTensor)]
-    room = mmap.mmap(-1, sum(sizes) or 1, access=mmap.ACCESS_COPY)  # shared memory costs more
-    with suppress(AttributeError, OSError):  # a system that has none, or was built without
-        room.madvise(mmap.MADV_HUGEPAGE)
-    places = accumulate(sizes, initial=0)
+    room = np.empty(sum(sizes) + _ALIGNED, np.uint8)  # of numpy, which asks for large pages
+    places = accumulate(sizes, initial=-room.ctypes.data % _ALIGNED)
+    wanted: dict[Page, list[tuple[str, Tensor]]] = defaultdict(list)
 
     def in_memory(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, PagedTensor):
             return tensor.clone()
-        found = tensor.content.read()
-        lies = torch.frombuffer(room, dtype=found.dtype, count=found.numel(), offset=next(places))
-        return lies.view(found.shape).copy_(found)
+        one = tensor.content
+        lies = torch.frombuffer(room, dtype=one.dtype, count=one.shape.numel(), offset=next(places)).view(one.shape)
+        wanted[one.page].append((one.key, lies))
+        return lies
 
-    return replaced(nest, in_memory)
+    fetched = replaced(nest, in_memory)
+    for page, tensors in wanted.items():
+        page.read_into(tensors)
+    return fetched
 
 
 def _room_for(tensor: Tensor) -> int:
-    """Return the bytes of a tensor, up to the next multiple of 64: where torch would let another begin."""
-    return -(-tensor.numel() * tensor.element_size() // 64) * 64
+    return -(-tensor.numel() * tensor.element_size() // _ALIGNED) * _ALIGNED
 
 
 def _tensors(nest: Any) -> Iterable[Tensor]:

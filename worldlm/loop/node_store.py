@@ -33,7 +33,7 @@ from worldlm.topology import Topology
 
 _HOST = torch.device("cpu")
 
-_HOLES = 250_000_000
+_HOLES = 1_000_000_000
 """Bytes put away after which the memory they were in is given back to the system."""
 
 
