@@ -42,7 +42,6 @@ class Pictures(FederationCallback):
         if every_n_rounds is not None and every_n_rounds < 1:
             raise ValueError(f"every_n_rounds must be at least 1, got {every_n_rounds}")
         self.every_n_rounds = every_n_rounds
-        self._every = every_n_rounds or 1
         self._drawn = -1
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
@@ -50,12 +49,11 @@ class Pictures(FederationCallback):
             raise ValueError("Pictures needs Record among trainer.callbacks: it draws what is recorded")
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        self._every = self.every_n_rounds or rounds_between(trainer)
         for board in boards(trainer):
             board.add_custom_scalars(layout(trainer.topology))
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        if is_due(trainer.world.round, self._every, trainer.max_epochs):
+        if is_due(trainer, self.every_n_rounds):
             self._draw(trainer)
 
     def _draw(self, trainer: WorldTrainer) -> None:
@@ -86,16 +84,10 @@ def rounds_between(trainer: WorldTrainer) -> int:
     return max(fifth, -(-STEPS_BETWEEN // max(steps, 1)))
 
 
-def is_due(number: int, every_n_rounds: int, max_rounds: int | None) -> bool:
-    """Whether one looks at a run at the end of a round.
-
-    Args:
-        number: The round, from 0.
-        every_n_rounds: Rounds between two looks.
-        max_rounds: Rounds of the run, the last of which is always looked at; None or below 0: it has no end.
-    """
-    finished = number + 1
-    return finished % every_n_rounds == 0 or finished == max_rounds
+def is_due(trainer: WorldTrainer, every_n_rounds: int | None) -> bool:
+    """Whether one looks at a run in this round: every so many, None as `rounds_between` says, and in the last."""
+    finished = trainer.world.round + 1
+    return finished == trainer.max_epochs or finished % (every_n_rounds or rounds_between(trainer)) == 0
 
 
 def draw(record: RunRecord, since: int = 0) -> dict[str, Any]:

@@ -6,9 +6,8 @@ from itertools import islice
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 
-from worldlm.callbacks.pictures import is_due, rounds_between
+from worldlm.callbacks.pictures import is_due
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.loop.scalars import log_text
 from worldlm.models import generate
@@ -51,12 +50,8 @@ class Samples(FederationCallback):
         self.prompt = prompt
         self.num_new_tokens = num_new_tokens
         self.every_n_rounds = every_n_rounds
-        self._every = every_n_rounds or 1
         self.temperature = temperature
         self.top_k = top_k
-
-    def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        self._every = self.every_n_rounds or rounds_between(trainer)
 
     def on_merged(self, trainer: WorldTrainer, context: Context) -> None:
         if context.node.children or not context.node.fits:
@@ -67,10 +62,10 @@ class Samples(FederationCallback):
             self._write(trainer, context)
 
     def _write(self, trainer: WorldTrainer, context: Context) -> None:
-        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
-        if tokenizer is None or not trainer.loggers or not is_due(context.round, self._every, trainer.max_epochs):
-            return
         if context.node.name not in islice(trainer.topology.nodes, MAX_NODES):
+            return
+        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is None or not trainer.loggers or not is_due(trainer, self.every_n_rounds):
             return
         trainer.fit_loop.slot.put_weights(context.node.name, context.state)
         module: Any = trainer.lightning_module
