@@ -6,9 +6,8 @@ import json
 import mmap
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import accumulate
 from pathlib import Path
 from weakref import WeakSet, finalize, ref
 
@@ -81,7 +80,7 @@ class Page:
                 mapped.madvise(mmap.MADV_DONTNEED)
         return tensor
 
-    def read_into(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def read_into(self, tensors: Sequence[tuple[str, Tensor]]) -> None:
         """Read tensors into memory that is there, each with its digest.
 
         Raises:
@@ -92,14 +91,16 @@ class Page:
                 for key, tensor in tensors:
                     file.seek(self._places[key])
                     if file.readinto(_bytes(tensor)) < tensor.nbytes:
-                        raise self._damaged()
-                    self._check(key, tensor)
-        except OSError as error:
+                        raise EOFError("cut short")
+        except (OSError, EOFError) as error:
             raise self._damaged() from error
+        for key, tensor in tensors:
+            if key not in self._sound:
+                self._check(key, tensor)
 
     def _check(self, key: str, tensor: Tensor) -> None:
-        """Compare a tensor with its digest where that was not done before."""
-        if key not in self._sound and digest(tensor) != key:
+        """Compare a tensor with its digest, which is done once."""
+        if digest(tensor) != key:
             raise self._damaged()
         self._sound.add(key)
 
@@ -161,13 +162,11 @@ def save(tensors: dict[str, Tensor], path: Path) -> dict[str, int]:
     Returns:
         Where in the file the bytes of each tensor begin.
     """
+    header, begins, end = {}, {}, 0
     tensors = dict(sorted(tensors.items(), key=lambda one: -one[1].element_size()))  # so that all are aligned
-    ends = list(accumulate(one.numel() * one.element_size() for one in tensors.values()))
-    begins = dict(zip(tensors, [0, *ends], strict=False))
-    header = {
-        key: {"dtype": _TYPES[one.dtype], "shape": tuple(one.shape), "data_offsets": (begins[key], end)}
-        for (key, one), end in zip(tensors.items(), ends, strict=True)
-    }
+    for key, one in tensors.items():
+        begins[key], end = end, end + one.numel() * one.element_size()
+        header[key] = {"dtype": _TYPES[one.dtype], "shape": tuple(one.shape), "data_offsets": (begins[key], end)}
     written = json.dumps(header).encode()
     written += b" " * (-len(written) % 8)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
