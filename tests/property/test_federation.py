@@ -4,7 +4,7 @@ import math
 from collections import Counter
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from worldlm.federation.attention import KeyValue, attend, similarities
@@ -80,6 +80,7 @@ def test_attention_weighs_fairly(shapes, seed, num, temperature, similarity, sca
 
 @quick
 @given(shapes, seeds, scales, scales)
+@example([(5, 5)], 2, 1.0, 1.0)  # an odd number of coordinates
 def test_cosine_is_symmetric_bounded_and_blind_to_size(shapes, seed, one, other) -> None:
     zero = {name: torch.zeros_like(tensor) for name, tensor in draw(shapes, 0).items()}
     left, right = draw(shapes, seed), draw(shapes, seed + 1)

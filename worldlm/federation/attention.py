@@ -113,7 +113,8 @@ def _products(
     """
     sums, asking, begun = [(0.0, 0.0)] * len(keys), 0.0, 0.0
     change = reference.new_empty(chunk_size(reference))
-    rows = change.new_empty(2, len(change), dtype=torch.float64)
+    # Both rows begin at 64 bytes: a product's last bit may depend on where its first operand lies.
+    rows = change.new_empty(2, len(change) + -len(change) % 8, dtype=torch.float64)
     for start, asked, *answers in zip(*map(chunks, (reference, query, *keys)), strict=True):
         left, right = rows[:, : len(start)]
         difference = change[: len(start)]
