@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from lightning.pytorch.loggers import Logger
+
+# A slow machine is no mistake. Where CI is set, Hypothesis draws the same examples in every run.
+settings.register_profile("worldlm", settings.default, deadline=None)
+settings.load_profile("worldlm")
 
 
 class Recorder(Logger):

@@ -137,7 +137,7 @@ def _with_budget(node: Node, most: float | None) -> Node:
 
 def few(num: int) -> Any:
     quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(max_examples=num, deadline=None, suppress_health_check=quiet, phases=[Phase.generate])
+    return settings(max_examples=num, suppress_health_check=quiet, phases=[Phase.generate])
 
 
 def _check(data: st.DataObject, worlds: Make, fit: Make, save_everywhere: Make, **options: Any) -> None:

@@ -145,7 +145,7 @@ def worlds(draw: st.DrawFn) -> Topology:
     return Topology(name="any", root=root) if not root.listens else draw(worlds())
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(topology=worlds(), method=st.sampled_from(sorted(METHODS)))
 def test_any_small_world(topology: Topology, method: str, fit: Make) -> None:
     trainer = fit(topology, METHODS[method](), max_epochs=2, limit_val_batches=0)

@@ -199,7 +199,7 @@ def _shares_noise(noises: list[Tensor]) -> bool:
 
 def few(num: int) -> Any:
     quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(max_examples=num, deadline=None, suppress_health_check=quiet, phases=[Phase.generate])
+    return settings(max_examples=num, suppress_health_check=quiet, phases=[Phase.generate])
 
 
 @few(6)

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 
 from worldlm.federation.compression import BLOCK, decode, encode, encode_with_feedback
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 encodings = st.sampled_from(("bf16", "int8"))
 Lossy = Literal["bf16", "int8"]
 

@@ -16,7 +16,7 @@ from worldlm.federation.residuals import select_residuals
 from worldlm.federation.seeds import derive_seed
 from worldlm.topology import Node, Settings, Topology
 
-quick = settings(max_examples=40, deadline=None)  # the first call of an optimizer imports for a second
+quick = settings(max_examples=40)
 seeds = st.integers(0, 2**32)
 shapes = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=4)
 scales = st.floats(-6, 6).map(lambda power: 10.0**power)

@@ -81,7 +81,7 @@ def read_or_refuse(read: Read, path: Path, data: bytes) -> None:
     assert time.process_time() - started < 1 + 10 * len(data) / 1e6
 
 
-FEW = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @FEW

@@ -13,7 +13,7 @@ from worldlm.federation.state import NodeState
 from worldlm.topology import Node, Settings, Topology
 from worldlm.topology.changes import Changes, compare, described
 
-FEW = settings(max_examples=60, deadline=None)
+FEW = settings(max_examples=60)
 
 
 @st.composite

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from worldlm.pictures.boxes import Box, shortened
 from worldlm.pictures.places import FRAME, Place, place
 
-FEW = settings(max_examples=100, deadline=None)
+FEW = settings(max_examples=100)
 
 
 @st.composite

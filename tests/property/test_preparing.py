@@ -52,7 +52,7 @@ class Interrupted(ByteTokenizer):
         return super().encode_batch(texts)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     records=records,
     limits=limits,

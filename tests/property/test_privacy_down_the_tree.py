@@ -16,8 +16,8 @@ from worldlm.topology.changes import compare, described
 from worldlm.topology.settings import KINDS_OF_PRIVACY
 from worldlm.topology.shape import gone_as_one, split_rounds
 
-FEW = settings(max_examples=100, deadline=None)
-MANY = settings(max_examples=5000, deadline=None)
+FEW = settings(max_examples=100)
+MANY = settings(max_examples=5000)
 
 VALUES = {
     "clip_norm": [0.5, 1.0, 2.0],

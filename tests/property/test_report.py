@@ -71,7 +71,7 @@ def spoilt(draw: st.DrawFn) -> Any:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(spoilt())
 def test_whatever_a_record_holds(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
     folder: Path = tmp_path_factory.mktemp("run")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from worldlm.federation.averaging import weighted_mean
 from worldlm.federation.token_rows import Tally, mean_of_rows, row_shares, weighted_mean_by_rows
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 seeds = st.integers(0, 2**32)
 counts = st.lists(st.lists(st.integers(0, 9), min_size=5, max_size=5), min_size=1, max_size=4)
 

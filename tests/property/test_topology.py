@@ -10,7 +10,7 @@ from worldlm.topology import Node, TopologyError, draw_tree, parse_topology
 
 NAMES = st.sampled_from(["no", "on", "1e3", "012", "null", "a-b", "Ü", "12", "x_1", "y", ""])
 NUMBERS = st.one_of(st.none(), st.booleans(), st.integers(-2, 9), st.floats(width=32), st.sampled_from(["3", "x"]))
-FEW = settings(max_examples=150, deadline=None)
+FEW = settings(max_examples=150)
 
 
 @st.composite
