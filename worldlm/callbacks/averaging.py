@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from lightning.pytorch import LightningModule
+from torch import Tensor
 from torch.optim import Optimizer
 
 from worldlm.federation.averaging import move_towards_, outer_step_, weighted_mean
@@ -20,6 +21,11 @@ from worldlm.topology import Node
 from worldlm.topology.changes import Changes
 
 log = logging.getLogger(__name__)
+
+
+class _Kept(TypedDict, total=False):
+    optimizer: dict[int, dict[str, Tensor | float | None]]
+    optimizer_kind: str
 
 
 class Averaging(FederationCallback):
@@ -50,6 +56,7 @@ class Averaging(FederationCallback):
     """
 
     honours = frozenset({"outer_optimizer", "weight"})
+    kept = _Kept
 
     def __init__(
         self,

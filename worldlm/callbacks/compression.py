@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import get_args
+from typing import TypedDict, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -23,6 +23,11 @@ from worldlm.federation.state import NodeState
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
+
+
+class _Kept(TypedDict, total=False):
+    sent: dict[str, Tensors]
+    error: Tensors
 
 
 class Compression(FederationCallback):
@@ -50,6 +55,8 @@ class Compression(FederationCallback):
         ValueError: If there is no such encoding, nothing travels, `Compression` is listed twice, or weights that have 2
             bytes would be sent in 2.
     """
+
+    kept = _Kept
 
     def __init__(self, down: Encoding = "bf16", up: Encoding = "int8", error_feedback: bool = True) -> None:
         for name, encoding in (("down", down), ("up", up)):

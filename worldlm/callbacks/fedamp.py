@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypedDict
 
 from lightning.pytorch import LightningModule
 
@@ -14,6 +15,12 @@ from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.loop.scalars import log_scalars
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
+
+
+class _Kept(TypedDict, total=False):
+    models: dict[str, Tensors]
+    tokens: dict[str, int]
+    weights: dict[str, dict[str, float]]
 
 
 class FedAMP(FederationCallback):
@@ -34,6 +41,7 @@ class FedAMP(FederationCallback):
     """
 
     parts: frozenset[Part] = frozenset(PARTS)
+    kept = _Kept
 
     def __init__(self, self_weight: float = 0.5, sigma: float = 1.0) -> None:
         if not 0 <= self_weight < 1:

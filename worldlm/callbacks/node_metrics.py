@@ -78,6 +78,8 @@ class NodeMetrics(FederationCallback):
     The loss, learning rate and tokens per second of a node are logged every `log_every_n_steps` of its own steps.
     """
 
+    kept = dict[str, list[float]]
+
     def __init__(self) -> None:
         self.last_loss = math.nan
         self.tokens_per_second = math.nan

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from worldlm.federation.privacy import PrivacyLedger
 from worldlm.federation.state import NodeState
@@ -15,11 +15,17 @@ from worldlm.topology.changes import Changes
 log = logging.getLogger(__name__)
 
 
+class _Kept(TypedDict, total=False):
+    history: list[list[float]]
+
+
 class PrivacyLedgers(FederationCallback):
     """Keeps every node's ledger over restarts, logs what it says, and ends the part of a node that may not go on.
 
     A node that left the world and comes back takes its ledger up again: what it released before is still out there.
     """
+
+    kept = _Kept
 
     def __init__(self) -> None:
         self._stopped: set[str] = set()

@@ -4,17 +4,18 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 from worldlm.federation.attention import Similarity, similarities
 from worldlm.federation.messages import (
     Download,
     Residual,
+    SavedResidual,
     Upload,
     message_state,
     residual_from_state,
 )
-from worldlm.federation.parameters import clone
+from worldlm.federation.parameters import Tensors, clone
 from worldlm.federation.residuals import Route, is_allowed_at, refusal, route, select_residuals
 from worldlm.federation.state import NodeState
 from worldlm.loop import Context, FederationCallback, World, WorldTrainer
@@ -23,6 +24,15 @@ from worldlm.topology import Node, Topology
 from worldlm.topology.changes import Changes
 
 log = logging.getLogger(__name__)
+
+
+class _Kept(TypedDict, total=False):
+    children_keys: dict[str, Tensors]
+    outbox: dict[str, list[SavedResidual]]
+    climbing: list[SavedResidual]
+    missed: list[SavedResidual]
+    routes: dict[str, int]
+    refusals: dict[str, int]
 
 
 class ResidualExchange(FederationCallback):
@@ -42,6 +52,7 @@ class ResidualExchange(FederationCallback):
     """
 
     honours = frozenset({"residuals"})
+    kept = _Kept
 
     def __init__(self, num_residuals: int = 1, min_similarity: float = 0.0, similarity: Similarity = "cosine") -> None:
         if num_residuals < 1:

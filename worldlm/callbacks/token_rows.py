@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -17,6 +17,11 @@ from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.topology.changes import Changes
 
 log = logging.getLogger(__name__)
+
+
+class _Kept(TypedDict, total=False):
+    own_fit: Tensor
+    unsent: Tensor
 
 
 class TokenRows(FederationCallback):
@@ -37,6 +42,8 @@ class TokenRows(FederationCallback):
     Raises:
         ValueError: If there is no such tensor, no `Averaging` of the part it belongs to, or a second `TokenRows`.
     """
+
+    kept = _Kept
 
     def __init__(self, parameter: str = "transformer.wte.weight") -> None:
         self.parameter = parameter

@@ -41,7 +41,7 @@ def _wrongs(
     if upload.num_tokens < 0:
         yield f"it counts {upload.num_tokens} tokens"
     for part in sorted(expected.keys() | upload.parts.keys()):
-        yield from _misfits(upload.parts.get(part, {}), expected.get(part, {}))
+        yield from misfits(upload.parts.get(part, {}), expected.get(part, {}))
     yield from _wild(joined(upload.parts))
     for name, counts in upload.row_counts.items():
         if counts.dim() != 1 or not bool((counts >= 0).all()) or not bool(counts.isfinite().all()):
@@ -55,12 +55,13 @@ def _wrongs(
 
 
 def _wrong_residual(residual: Residual, expected: Mapping[Part, Tensors]) -> Iterator[str]:
-    yield from _misfits(residual.keys, expected.get("keys", {}))
-    yield from _misfits(residual.values, expected.get("values", {}))
+    yield from misfits(residual.keys, expected.get("keys", {}))
+    yield from misfits(residual.values, expected.get("values", {}))
     yield from _wild({**residual.keys, **residual.values})
 
 
-def _misfits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
+def misfits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield in what tensors differ from those expected: in names, in shapes, or in that they hold no numbers."""
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             yield f"it lacks {name}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 
 def check_fields(one: Any) -> None:
@@ -18,7 +18,10 @@ def check_fields(one: Any) -> None:
 
 
 def is_a(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type: a class, Any, or made of Union, Literal, tuple, list, dict and dataclasses."""
+    """Whether a value is of a type: a class, Any, or made of Union, Literal, tuple, list, dict, TypedDict, dataclasses.
+
+    Of a TypedDict the keys that it does not name may hold anything: nobody reads them.
+    """
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -29,6 +32,11 @@ def is_a(value: Any, hint: Any) -> bool:
     if is_dataclass(hint):
         return isinstance(value, hint) and all(  # type: ignore[arg-type]
             is_a(getattr(value, name), of) for name, of in _hints(hint).items()
+        )
+    if is_typeddict(hint):
+        return isinstance(value, dict) and all(
+            is_a(value[key], of) if key in value else key in hint.__optional_keys__
+            for key, of in get_type_hints(hint).items()
         )
     if origin is None:
         return isinstance(value, (int, float) if hint is float else hint)

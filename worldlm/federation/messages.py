@@ -7,7 +7,7 @@ residuals may hold encoded tensors (`worldlm.federation.compression`): its bytes
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from torch import Tensor
 
@@ -97,6 +97,17 @@ def message_state(message: Download | Upload | Residual) -> dict[str, Any]:
     if "residuals" in state:
         state["residuals"] = [message_state(residual) for residual in state["residuals"]]
     return state
+
+
+class SavedResidual(TypedDict):
+    """A residual as `message_state` writes it."""
+
+    keys: Tensors
+    values: Tensors
+    origin: str
+    federation: str
+    jurisdiction: str | None
+    round: int
 
 
 def residual_from_state(state: Mapping[str, Any]) -> Residual:

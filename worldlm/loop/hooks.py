@@ -82,14 +82,17 @@ class FederationCallback(Callback):
 
     State that must survive a restart: what belongs to a node goes into `memory`, which is saved with the node and
     follows it; what belongs to the run goes through `state_dict` and `load_state_dict`, as in any Lightning callback.
-    Both hold plain containers and tensors only. A tensor in `memory`, or in a message, may be on disk until it is read:
-    put another in its place, do not write into it.
+    Both hold plain containers and tensors only; `kept` declares the first. A tensor in `memory`, or in a message, may
+    be on disk until it is read: put another in its place, do not write into it.
     """
 
     parts: frozenset[Part] = frozenset()
     """Parts of the model that this piece merges, and that therefore travel, down and up. No two may merge one part."""
     honours: frozenset[str] = frozenset()
     """Names of the topology's settings that this piece obeys. A setting that nobody obeys is an error."""
+
+    kept: Any = dict[str, Any]
+    """Type of `memory`, as a rule a TypedDict: what a checkpoint holds is held against it before a run goes on."""
 
     def memory(self, state: NodeState) -> dict[str, Any]:
         """Return what this piece keeps at a node; write into it."""

@@ -1,13 +1,17 @@
 """What a checkpoint says of the world, and whether this run can go on from it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from worldlm.federation.parameters import Tensors
+from worldlm.federation.admission import misfits
+from worldlm.federation.declared import is_a
+from worldlm.federation.messages import Download, Residual, SavedResidual, Upload, residual_from_state
+from worldlm.federation.parameters import Part, Tensors
 from worldlm.federation.saved import FORMAT
 from worldlm.federation.state import NodeState
+from worldlm.loop.hooks import FederationCallback
 from worldlm.topology import Topology
 from worldlm.topology.changes import Changes, Described, compare
 
@@ -31,6 +35,69 @@ def check_weights(states: Mapping[str, NodeState], reference: Tensors, model: Te
     for node, state in states.items():
         _check_alike(f"of {node}", state.parameters, model)
     _check_alike("that all started from", reference, {name: model[name] for name in reference if name in model})
+
+
+def check_messages(states: Mapping[str, NodeState], model: Mapping[Part, Tensors]) -> None:
+    """Check that what waits at the nodes of a saved world to be merged or sent on is for a model.
+
+    Args:
+        states: The world's nodes, by name.
+        model: The model's weights, by part; only their names and shapes matter.
+
+    Raises:
+        ValueError: Names the first node at which something is not.
+    """
+    for node, state in states.items():
+        messages: list[Download | Upload] = [*state.uploads.values()]
+        messages += [] if state.download is None else [state.download]
+        pairs = [(tensors, model[part]) for one in messages for part, tensors in one.parts.items()]
+        residuals = [
+            *state.inbox,
+            *_residuals(state.memory),
+            *(one for message in messages for one in message.residuals),
+        ]
+        for residual in residuals:
+            pairs += [(residual.keys, model["keys"]), (residual.values, model["values"])]
+        for found, expected in pairs:
+            for wrong in misfits(found, expected):
+                raise ValueError(f"what waits at {node} in the checkpoint is not for this model: {wrong}")
+
+
+def _residuals(memory: Any) -> Iterator[Residual]:
+    if is_a(memory, SavedResidual):
+        yield residual_from_state(memory)
+    elif isinstance(memory, dict | list):
+        for one in memory.values() if isinstance(memory, dict) else memory:
+            yield from _residuals(one)
+
+
+def check_memories(states: Mapping[str, NodeState], callbacks: Iterable[FederationCallback], model: Tensors) -> None:
+    """Check that what pieces of a method keep at the nodes of a saved world is as they declare it, and for a model.
+
+    Args:
+        states: The world's nodes, by name.
+        callbacks: The pieces.
+        model: The model's weights, by name; a tensor that is kept under the name of one must have its shape.
+
+    Raises:
+        ValueError: Names the first node and piece of which that is not so.
+    """
+    for callback in callbacks:
+        for node, state in states.items():
+            whose = f"what {type(callback).__name__} keeps at {node}"
+            memory = state.memory.get(callback.state_key, {})
+            if not is_a(memory, callback.kept):
+                raise ValueError(f"{whose} is not what it would have written into the checkpoint")
+            for name, tensor in _named_tensors(memory):
+                if name in model and tensor.shape != model[name].shape:
+                    there, here = _shown(tensor), _shown(model[name])
+                    raise ValueError(f"{whose} of {name} is {there} in the checkpoint, and {here} in this model")
+
+
+def _named_tensors(memory: Any) -> Iterator[tuple[Any, Tensor]]:
+    if isinstance(memory, dict | list):
+        for name, one in memory.items() if isinstance(memory, dict) else enumerate(memory):
+            yield from [(name, one)] if isinstance(one, Tensor) else _named_tensors(one)
 
 
 def _check_alike(whose: str, saved: Tensors, model: Tensors) -> None:

@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from worldlm.federation.membership import carry_over
-from worldlm.federation.parameters import Part, Tensors, clone
+from worldlm.federation.parameters import PARTS, Part, Tensors, clone
 from worldlm.federation.program import compile_round
 from worldlm.federation.saved import FORMAT
 from worldlm.federation.state import NodeState
 from worldlm.loop.hooks import Context, FederationCallback
-from worldlm.loop.saved_world import check_saved, check_weights, tree
+from worldlm.loop.saved_world import check_memories, check_messages, check_saved, check_weights, tree
 from worldlm.loop.wire import Wire
 from worldlm.topology import Topology
 from worldlm.topology.changes import Changes, described
@@ -132,7 +132,10 @@ class World:
         self.changes = check_saved(state, self.topology, self._nodes, self.seed, num_rounds)
         self.round = state["round"]
         saved = {name: NodeState.from_state_dict(one) for name, one in state["states"].items()}
-        check_weights(saved, state["reference"], dict(self.trainer.lightning_module.named_parameters()))
+        model: Tensors = dict(self.trainer.lightning_module.named_parameters())
+        check_weights(saved, state["reference"], model)
+        check_memories(saved, self.callbacks, model)
+        check_messages(saved, NodeState(parameters=model).parts(frozenset(PARTS), self.partition))
         self.states = {name: saved[name] for name in self.topology.nodes} if not self.changes else {}
         if self.changes and num_rounds is not None:
             self._change(saved, state["steps"], num_rounds)

@@ -1,7 +1,7 @@
 """What annotations say, held against values."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import pytest
 import torch
@@ -22,6 +22,11 @@ class Tree:
     by_name: dict[str, torch.Tensor] | None = None
     path: tuple[str, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Bird(TypedDict):
+    wings: int
+    songs: NotRequired[list[str]]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +50,11 @@ class Tree:
         (Leaf(size=1), Leaf, True),
         (Leaf(size="x"), Leaf, False),  # type: ignore[arg-type]
         ({"size": 1}, Leaf, False),
+        ({"wings": 2}, Bird, True),
+        ({"wings": 2, "songs": ["a"], "age": "unknown"}, Bird, True),
+        ({"wings": 2, "songs": [1]}, Bird, False),
+        ({"songs": []}, Bird, False),
+        ([2], Bird, False),
     ],
 )
 def test_a_value_is_of_a_type_or_not(value: object, hint: object, holds: bool) -> None:
