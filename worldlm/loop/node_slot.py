@@ -8,13 +8,17 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import Strategy
+from torch import Tensor
 from torch.optim import Optimizer
 
 from worldlm.federation.declared import is_a
 from worldlm.federation.state import NodeState
 from worldlm.loop.node_store import NodeStore
-from worldlm.loop.slices import cut, cut_state, gathered, here, live, waiting, whole_nest
+from worldlm.loop.slices import cut, cut_state, gathered, here, live, shape_of, waiting, whole_nest
 from worldlm.loop.strategy import WorldStrategy
+from worldlm.topology.lines import reason
+
+_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 
 
 @dataclass(slots=True)
@@ -32,10 +36,24 @@ class NodeOptimizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`, for `move` to bring to the device."""
+        """Restore `state_dict`, for `move` to bring to the device.
+
+        Raises:
+            ValueError: If it is for other parameters or schedulers, or not built as `state_dict` builds it.
+        """
+        try:
+            self._load(state)
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(reason(error)) from error
+
+    def _load(self, state: dict[str, Any]) -> None:
         parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
         self.optimizer.load_state_dict(cut_state(state["optimizer"], parameters))
+        _check_moments(self.optimizer)
         for config, one in zip(self.schedulers, state["schedulers"], strict=True):
+            for name, value in config.scheduler.state_dict().items():
+                if isinstance(value, int | float) and not isinstance(one.get(name, value), int | float | Tensor):
+                    raise ValueError(f"{name} of a scheduler is {str(one[name])[:100]}")
             config.scheduler.load_state_dict(one)
 
     def move(self, device: torch.device) -> None:
@@ -106,7 +124,11 @@ class NodeSlot:
             strategy.setup_optimizers(self.module.trainer)
             self._optimizers[name] = NodeOptimizer(strategy.optimizers[0], strategy.lr_scheduler_configs)
             if name in self._pending:
-                self._optimizers[name].load_state_dict(self._store.fetch_optimizer(self._pending.pop(name)))
+                saved = self._store.fetch_optimizer(self._pending.pop(name))
+                try:
+                    self._optimizers[name].load_state_dict(saved)
+                except ValueError as error:
+                    raise ValueError(f"the optimizer of {name} in the checkpoint is not this run's: {error}") from error
         own = self._optimizers[name]
         if not self._share:
             own.move(self._device)
@@ -156,6 +178,17 @@ class NodeSlot:
             _check_saved(one)
         self._pending = {name: self._store.put_optimizer(one) or one for name, one in state.items()}
         self._optimizers = {}
+
+
+def _check_moments(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        states = {one: optimizer.state[one] for one in group["params"] if one in optimizer.state}
+        if len({frozenset(own) for own in states.values()}) > 1:
+            raise ValueError("not the same is kept of all weights")
+        for parameter, own in states.items():
+            for name in sorted(_MOMENTS & own.keys()):
+                if (shape := shape_of(own[name])) != parameter.shape:
+                    raise ValueError(f"{name} of shape {[*shape]} for weights of {[*parameter.shape]}")
 
 
 def _check_saved(state: dict[str, Any]) -> None:

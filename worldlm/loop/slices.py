@@ -127,6 +127,11 @@ def _cut_value(value: Any, like: Tensor) -> Any:
     return value
 
 
+def shape_of(value: Any) -> torch.Size:
+    """Return the shape of a tensor, or of the whole of which a slice waits."""
+    return torch.Size(value[_SHAPE] if _is_slice(value) else value.shape)
+
+
 def live(value: Any, like: Tensor, device: torch.device) -> Any:
     """Undo `waiting`, for a parameter on a device."""
     if _is_slice(value):
