@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -130,6 +131,26 @@ def test_every_node_continues_the_prompt(
         written = texts[-1].tensor_proto.string_val[0].decode().removeprefix("    ")
         assert written.startswith("AB")
         assert len(written) == 8
+
+
+def test_a_node_that_has_diverged_writes_no_text(
+    tree: Topology, with_letters: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
+) -> None:
+    class Diverge(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.active_node == "a":
+                with torch.no_grad():
+                    next(pl_module.parameters()).fill_(torch.nan)
+
+    method = [one for one in whole_method() if not isinstance(one, NodeMetrics)]
+    with_letters(tree, [*method, Samples("AB", num_new_tokens=2), Diverge()], max_epochs=2, logger=logger)
+    events = board()
+    texts = {
+        name: events.Tensors(f"samples/{name}/text_summary")[-1].tensor_proto.string_val[0].decode()
+        for name in tree.nodes
+    }
+    diverged = [name for name, text in texts.items() if "no text: the model has diverged" in text]
+    assert diverged == ["a"]
 
 
 def test_samples_change_nothing_else(tree: Topology, with_letters: Make, whole_method: Make, tmp_path: Path) -> None:

@@ -101,6 +101,18 @@ def test_topology_without_a_command_helps(capsys: pytest.CaptureFixture[str]) ->
     assert refused(capsys, "topology", "shwo")[0] == "topology: no command 'shwo'; did you mean 'show'?"
 
 
+def test_a_run_that_diverges_is_carried_through(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its pictures, its texts and its table; and afterwards one may ask its nodes."""
+    wild = ["--model.optimizer.lr", "1e30", "--trainer.gradient_clip_val", "null"]
+    assert main(["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "1", *wild]) == 0
+    told = capsys.readouterr()
+    assert "refused the upload of sea" in told.err
+    assert told.out.splitlines()[-1].startswith("done. results: runs/tiny/version_0")
+    assert main(["generate", "runs/tiny", "wave", "--node", "world,sea"]) == 0
+    assert "wave (the model has diverged: its logits are not finite)" in capsys.readouterr().out
+    assert main(["report", "runs/tiny"]) == 0
+
+
 def test_fit_go_on_and_validate(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole way a user goes: train, train on in the same folder, evaluate."""
     nodes = ("world", "land", "hills", "woods", "sea")

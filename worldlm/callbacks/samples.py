@@ -10,7 +10,7 @@ import torch
 from worldlm.callbacks.pictures import is_due
 from worldlm.loop import Context, FederationCallback, WorldTrainer
 from worldlm.loop.scalars import log_text
-from worldlm.models import generate
+from worldlm.models import NotFiniteError, generate
 
 MAX_NODES = 24
 """Nodes that write, the first ones from the root down: a text takes as long as some local steps."""
@@ -69,17 +69,20 @@ class Samples(FederationCallback):
             return
         trainer.fit_loop.slot.put_weights(context.node.name, context.state)
         module: Any = trainer.lightning_module
-        with trainer.precision_plugin.forward_context():
-            text = generate(
-                module,
-                torch.tensor(list(tokenizer.encode_batch([self.prompt])[0]), dtype=torch.int64),
-                num_new_tokens=self.num_new_tokens,
-                temperature=self.temperature,
-                top_k=self.top_k,
-                generator=torch.Generator().manual_seed(context.seed("samples")),
-            )
-        told = tokenizer.decode(text.tolist())
-        log_text(trainer, f"samples/{context.node.name}", _verbatim(told), context.round)
+        try:
+            with trainer.precision_plugin.forward_context():
+                text = generate(
+                    module,
+                    torch.tensor(list(tokenizer.encode_batch([self.prompt])[0]), dtype=torch.int64),
+                    num_new_tokens=self.num_new_tokens,
+                    temperature=self.temperature,
+                    top_k=self.top_k,
+                    generator=torch.Generator().manual_seed(context.seed("samples")),
+                )
+            told = _verbatim(tokenizer.decode(text.tolist()))
+        except NotFiniteError as error:
+            told = f"no text: {error}"
+        log_text(trainer, f"samples/{context.node.name}", told, context.round)
 
 
 def _verbatim(text: str) -> str:

@@ -14,7 +14,7 @@ from rich.text import Text
 from worldlm.arguments import Parser, names
 from worldlm.home.arguments import line_by_line, parse, run_parser, whole
 from worldlm.home.saved_run import SavedRun, open_run
-from worldlm.models import generate
+from worldlm.models import NotFiniteError, generate
 from worldlm.topology.lines import LinesError
 
 _MANY = 16
@@ -72,21 +72,25 @@ def continue_prompt(
     of another text, as which a text begins in training.
 
     Returns:
-        By node what follows the prompt, up to where the text ends.
+        By node what follows the prompt, up to where the text ends; or in brackets that its model has diverged.
     """
     tokenizer, module = run.tokenizer, run.module()
     first = [int(token) for token in tokenizer.encode_batch([prompt])[0]] or [tokenizer.end_of_text]
     console, texts = Console(stderr=True), {}
     for node in track(nodes, "asking", console=console, transient=True, disable=not console.is_terminal):
         run.put(module, node)
-        tokens = generate(
-            module,
-            torch.tensor(first),
-            num_new_tokens=num_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            generator=torch.Generator().manual_seed(seed),
-        )[len(first) :].tolist()
+        try:
+            tokens = generate(
+                module,
+                torch.tensor(first),
+                num_new_tokens=num_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                generator=torch.Generator().manual_seed(seed),
+            )[len(first) :].tolist()
+        except NotFiniteError as error:
+            texts[node] = f" ({error})"
+            continue
         end = tokens.index(tokenizer.end_of_text) if tokenizer.end_of_text in tokens else len(tokens)
         texts[node] = tokenizer.decode(tokens[:end])
     return texts

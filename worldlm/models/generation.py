@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from worldlm.models.module import LanguageModule
 from worldlm.models.mpt import Cache
+
+
+class NotFiniteError(ValueError):
+    """A model has diverged: there is no likeliest token."""
 
 
 @torch.no_grad()
@@ -38,6 +44,7 @@ def generate(
     Raises:
         ValueError: If there is no token to go on from, a token that the model does not know, or a setting out of
             range.
+        NotFiniteError: If the model's logits are NaN or infinite.
     """
     _check(module, tokens, num_new_tokens, temperature, top_k)
     text = torch.empty(len(tokens) + num_new_tokens, dtype=torch.int64)
@@ -59,7 +66,13 @@ def generate(
 def next_token(
     logits: Tensor, temperature: float, top_k: int | None = None, generator: torch.Generator | None = None
 ) -> int:
-    """Choose a token by its logits, float32 [vocab_size]; settings as in `generate`."""
+    """Choose a token by its logits, float32 [vocab_size]; settings as in `generate`.
+
+    Raises:
+        NotFiniteError: If a logit is NaN or infinity.
+    """
+    if not math.isfinite(logits.max()):  # which is NaN where one is
+        raise NotFiniteError("the model has diverged: its logits are not finite")
     if temperature == 0:
         return int(logits.argmax())
     likeliest, numbers = logits.topk(min(top_k or len(logits), len(logits)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split, generate
+from worldlm.models import Architecture, LanguageModule, NotFiniteError, OptimizerSettings, Split, generate
 from worldlm.models.generation import next_token
 
 SIZES = Architecture(num_blocks=2, d_model=16, num_heads=4, max_seq_len=8, vocab_size=30)
@@ -88,3 +88,10 @@ def test_tokens_are_drawn_as_often_as_the_model_says() -> None:
 def test_what_makes_no_sense_is_refused(module: LanguageModule, wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         generate(module, **{"tokens": PROMPT, "num_new_tokens": 1, **wrong})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_what_has_diverged_has_no_likeliest_token(temperature: float, wrong: float) -> None:
+    with pytest.raises(NotFiniteError, match="the model has diverged"):
+        next_token(torch.tensor([0.0, wrong, 9.0]), temperature)
