@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from worldlm.callbacks.averaging import Averaging
+from worldlm.federation.declared import check_fields
 from worldlm.federation.messages import Upload
 from worldlm.federation.parameters import Tensors
 from worldlm.federation.state import NodeState
@@ -163,3 +164,5 @@ class TokenRows(FederationCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._tally = None if state_dict["tally"] is None else Tally(*state_dict["tally"])
+        if self._tally is not None:
+            check_fields(self._tally)

@@ -93,4 +93,12 @@ class CheckpointConnector(_CheckpointConnector):
             ValueError: If they are not as they were written.
         """
         with as_written(self._ckpt_path):
+            for name, kept in self._loaded_checkpoint.get("loops", {}).get("fit_loop", {}).items():
+                if name.endswith("progress") and not _counts(kept):
+                    raise TypeError(f"{name} of the loop does not count")
             super().restore_training_state()
+
+
+def _counts(progress: Any) -> bool:
+    """Whether something is what Lightning's progress trackers save: numbers, within dicts at any depth."""
+    return all(map(_counts, progress.values())) if isinstance(progress, dict) else isinstance(progress, int)

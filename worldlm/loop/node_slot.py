@@ -48,12 +48,12 @@ class NodeOptimizer:
 
     def _load(self, state: dict[str, Any]) -> None:
         parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
+        for group, one in zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
+            _check_like(group, one)
         self.optimizer.load_state_dict(cut_state(state["optimizer"], parameters))
         _check_moments(self.optimizer)
         for config, one in zip(self.schedulers, state["schedulers"], strict=True):
-            for name, value in config.scheduler.state_dict().items():
-                if isinstance(value, int | float) and not isinstance(one.get(name, value), int | float | Tensor):
-                    raise ValueError(f"{name} of a scheduler is {str(one[name])[:100]}")
+            _check_like(config.scheduler.state_dict(), one)
             config.scheduler.load_state_dict(one)
 
     def move(self, device: torch.device) -> None:
@@ -178,6 +178,23 @@ class NodeSlot:
             _check_saved(one)
         self._pending = {name: self._store.put_optimizer(one) or one for name, one in state.items()}
         self._optimizers = {}
+
+
+def _check_like(own: dict[str, Any], saved: dict[str, Any]) -> None:
+    for name, value in own.items():
+        if name != "params" and not _is_like(saved.get(name, value), value):
+            raise ValueError(f"{name} is {str(saved[name])[:100]}, and here {str(value)[:100]}")
+
+
+def _is_like(one: Any, own: Any) -> bool:
+    """Whether one can stand for the other: a switch for a switch, a number for a number, alone or in a list."""
+    if isinstance(own, bool):
+        return one is None or isinstance(one, bool)
+    if isinstance(own, int | float):
+        return isinstance(one, int | float) or (isinstance(one, Tensor) and one.numel() == 1)
+    if isinstance(own, list | tuple):
+        return isinstance(one, list | tuple) and all(map(_is_like, one, own)) and len(one) == len(own)
+    return True
 
 
 def _check_moments(optimizer: Optimizer) -> None:

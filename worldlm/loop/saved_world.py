@@ -8,7 +8,7 @@ from torch import Tensor
 from worldlm.federation.admission import misfits
 from worldlm.federation.declared import is_a
 from worldlm.federation.messages import Download, Residual, SavedResidual, Upload, residual_from_state
-from worldlm.federation.parameters import Part, Tensors
+from worldlm.federation.parameters import PARTS, Part, Tensors
 from worldlm.federation.saved import FORMAT
 from worldlm.federation.state import NodeState
 from worldlm.loop.hooks import FederationCallback
@@ -21,28 +21,30 @@ def tree(topology: Topology) -> dict[str, list[str]]:
     return {name: [child.name for child in node.children] for name, node in topology.nodes.items()}
 
 
-def check_weights(states: Mapping[str, NodeState], reference: Tensors, model: Tensors) -> None:
+def check_weights(states: Mapping[str, NodeState], reference: Tensors, model: Tensors, start: Tensors) -> None:
     """Check that the weights of a saved world are for a model.
 
     Args:
         states: The world's nodes, by name.
         reference: The keys and values that they all started from.
-        model: The model's weights, by name; only their shapes and types matter.
+        model: The model's weights, by name; only their names, shapes and types matter.
+        start: This run's own reference, of which the same matters.
 
     Raises:
         ValueError: Names the first weights that are not.
     """
     for node, state in states.items():
         _check_alike(f"of {node}", state.parameters, model)
-    _check_alike("that all started from", reference, {name: model[name] for name in reference if name in model})
+    _check_alike("that all started from", reference, start)
 
 
-def check_messages(states: Mapping[str, NodeState], model: Mapping[Part, Tensors]) -> None:
+def check_messages(states: Mapping[str, NodeState], model: Mapping[Part, Tensors], parts: frozenset[Part]) -> None:
     """Check that what waits at the nodes of a saved world to be merged or sent on is for a model.
 
     Args:
         states: The world's nodes, by name.
         model: The model's weights, by part; only their names and shapes matter.
+        parts: Parts of which all messages must have the weights.
 
     Raises:
         ValueError: Names the first node at which something is not.
@@ -50,6 +52,10 @@ def check_messages(states: Mapping[str, NodeState], model: Mapping[Part, Tensors
     for node, state in states.items():
         messages: list[Download | Upload] = [*state.uploads.values()]
         messages += [] if state.download is None else [state.download]
+        if absent := [part for part in PARTS if part in parts and any(part not in one.parts for one in messages)]:
+            raise ValueError(
+                f"what waits at {node} in the checkpoint is without {', '.join(absent)}, which travel here"
+            )
         pairs = [(tensors, model[part]) for one in messages for part, tensors in one.parts.items()]
         residuals = [
             *state.inbox,

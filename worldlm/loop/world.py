@@ -133,9 +133,9 @@ class World:
         self.round = state["round"]
         saved = {name: NodeState.from_state_dict(one) for name, one in state["states"].items()}
         model: Tensors = dict(self.trainer.lightning_module.named_parameters())
-        check_weights(saved, state["reference"], model)
+        check_weights(saved, state["reference"], model, self.reference)
         check_memories(saved, self.callbacks, model)
-        check_messages(saved, NodeState(parameters=model).parts(frozenset(PARTS), self.partition))
+        check_messages(saved, NodeState(parameters=model).parts(frozenset(PARTS), self.partition), self.parts)
         self.states = {name: saved[name] for name in self.topology.nodes} if not self.changes else {}
         if self.changes and num_rounds is not None:
             self._change(saved, state["steps"], num_rounds)

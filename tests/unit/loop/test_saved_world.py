@@ -12,6 +12,7 @@ from worldlm.loop import FederationCallback
 from worldlm.loop.saved_world import check_memories, check_messages, check_weights
 
 MODEL = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+START = {"b": torch.zeros(4)}
 
 
 @pytest.mark.parametrize(
@@ -22,15 +23,16 @@ MODEL = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
         ({**MODEL, "b": torch.ones(5)}, {}, r"b of leaf are float32 \[5\] in the checkpoint, and float32 \[4\]"),
         ({**MODEL, "b": torch.ones(4, dtype=torch.bfloat16)}, {}, r"b of leaf are bfloat16 \[4\] in the checkpoint"),
         (MODEL, {"b": torch.ones(1)}, r"weights b that all started from are float32 \[1\] in the checkpoint"),
-        (MODEL, {"c": torch.ones(1)}, r"weights c that all started from are float32 \[1\] in the checkpoint, and miss"),
+        (MODEL, {**START, "c": torch.ones(1)}, r"weights c that all started from are float32 \[1\] in .*, and missing"),
+        (MODEL, {}, r"weights b that all started from are missing in the checkpoint, and float32 \[4\] in this"),
     ],
 )
 def test_weights_of_another_model_are_named(
     saved: dict[str, torch.Tensor], reference: dict[str, torch.Tensor], told: str
 ) -> None:
-    check_weights({"leaf": NodeState(parameters=MODEL)}, {"b": torch.ones(4)}, MODEL)
+    check_weights({"leaf": NodeState(parameters=MODEL)}, {"b": torch.ones(4)}, MODEL, START)
     with pytest.raises(ValueError, match=told):
-        check_weights({"leaf": NodeState(parameters=saved)}, reference, MODEL)
+        check_weights({"leaf": NodeState(parameters=saved)}, reference, MODEL, START)
 
 
 class Kept(TypedDict, total=False):
@@ -92,13 +94,23 @@ PARTS: dict[Part, dict[str, torch.Tensor]] = {"backbone": {}, "keys": {"a": MODE
     ],
 )
 def test_what_waits_for_another_model_is_named(where: str, changes: dict[str, Any], told: str) -> None:
-    check_messages({"north": waiting(residual(), PARTS, where)}, PARTS)
+    check_messages({"north": waiting(residual(), PARTS, where)}, PARTS, frozenset(PARTS))
     with pytest.raises(ValueError, match=f"what waits at north in the checkpoint is not for this model: {told}"):
-        check_messages({"north": waiting(residual(**changes), PARTS, where)}, PARTS)
+        check_messages({"north": waiting(residual(**changes), PARTS, where)}, PARTS, frozenset(PARTS))
 
 
 @pytest.mark.parametrize("where", ["download", "upload"])
 def test_a_message_for_another_model_is_named(where: str) -> None:
     parts: dict[Part, dict[str, torch.Tensor]] = {**PARTS, "keys": {"a": torch.ones(2)}}
     with pytest.raises(ValueError, match=r"what waits at north .* a has shape \[2\], not \[2, 3\]"):
-        check_messages({"north": waiting(residual(), parts, where)}, PARTS)
+        check_messages({"north": waiting(residual(), parts, where)}, PARTS, frozenset())
+
+
+@pytest.mark.parametrize("where", ["download", "upload"])
+def test_a_message_without_what_travels_is_named(where: str) -> None:
+    parts: dict[Part, dict[str, torch.Tensor]] = {"values": PARTS["values"]}
+    check_messages({"north": waiting(residual(), parts, where)}, PARTS, frozenset(parts))
+    with pytest.raises(
+        ValueError, match=r"what waits at north in the checkpoint is without backbone, keys, which travel"
+    ):
+        check_messages({"north": waiting(residual(), parts, where)}, PARTS, frozenset(PARTS))

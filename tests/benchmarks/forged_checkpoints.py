@@ -1,0 +1,154 @@
+"""How many forged checkpoints a run goes on from, or refuses in a plain line: `python forged_checkpoints.py NUMBER`.
+
+Each is a whole checkpoint of a run of two rounds, of its end or of a moment within a round, in which one value, at any
+depth, is gone or is another: `fit` is told to go on with it. What counts as a failure: any exception, or more than one
+line for one mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import io
+import os
+import random
+import shutil
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+from shore import BEGINNING, write_shore
+
+from worldlm.cli import main as worldlm
+from worldlm.loop.checkpoint_io import AtomicCheckpointIO
+
+TOPOLOGY = """\
+name: shore
+settings: {num_local_steps: 2, privacy: {clip_norm: 1.0, noise_multiplier: 0.5, max_epsilon: 1000.0}}
+root:
+  name: world
+  children:
+    - {name: land, children: [{name: hills, corpus: hills}, {name: woods, corpus: hills}]}
+    - {name: coast, children: [{name: sea, corpus: sea}, {name: bay, corpus: sea}]}
+"""
+
+RECIPE = (
+    "seed_everything: 7\n"
+    + BEGINNING
+    + """\
+trainer:
+  accelerator: cpu
+  max_epochs: 2
+  callbacks:
+    - {class_path: worldlm.callbacks.Averaging, init_args: {optimizer: SGD, arguments: {lr: 0.7, momentum: 0.9}}}
+    - {class_path: worldlm.callbacks.AttentionAggregation}
+    - {class_path: worldlm.callbacks.ResidualExchange, init_args: {min_similarity: -2.0}}
+    - {class_path: worldlm.callbacks.TokenRows}
+    - {class_path: worldlm.callbacks.UpdatePrivacy}
+    - {class_path: worldlm.callbacks.Compression}
+    - {class_path: worldlm.callbacks.LastCheckpoint, init_args: {every_n_minutes: 1.0e-6}}
+"""
+)
+MORE = ("--trainer.max_epochs", "3")
+OTHERS: tuple[Any, ...] = (None, True, -1, 3, 2**70, 1.5, float("nan"), "x", [], [1], ["x"], {}, {"x": 1})
+
+
+def places(within: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to every value of nested containers, at any depth."""
+    items = within.items() if isinstance(within, dict) else enumerate(within) if isinstance(within, list) else ()
+    for key, one in items:
+        yield (*path, key)
+        yield from places(one, (*path, key))
+
+
+def forge(rng: random.Random, checkpoint: dict[str, Any]) -> str:
+    """Change or drop one value, in place; return what was done.
+
+    Depths are drawn first: else most of what is drawn were a tensor of some node's.
+    """
+    found = list(places(checkpoint))
+    depth = rng.choice(sorted({len(path) for path in found}))
+    *above, last = rng.choice([path for path in found if len(path) == depth])
+    within = checkpoint
+    for key in above:
+        within = within[key]
+    if isinstance(within, dict) and rng.random() < 0.2:
+        del within[last]
+        return f"{[*above, last]} is gone"
+    before = within[last]
+    choice = rng.choice([*OTHERS, torch.zeros(3), torch.zeros(()), "another shape"])
+    if isinstance(choice, str) and choice == "another shape":
+        choice = torch.zeros(*before.shape, 2) if isinstance(before, torch.Tensor) else torch.zeros(2, 2)
+    within[last] = choice
+    return f"{[*above, last]} is {str(choice)[:40]!r}, was {str(before)[:40]!r}"
+
+
+def whole_run() -> list[Path]:
+    """Run what nobody forged; return copies of all checkpoints that it wrote, one after every step."""
+    kept: list[Path] = []
+    write = AtomicCheckpointIO.save_checkpoint
+
+    def write_and_keep(self: AtomicCheckpointIO, checkpoint: Any, path: Any, **more: Any) -> None:
+        write(self, checkpoint, path, **more)
+        kept.append(Path(f"{len(kept)}.ckpt"))
+        shutil.copy(path, kept[-1])
+
+    AtomicCheckpointIO.save_checkpoint = write_and_keep  # type: ignore[method-assign]
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        assert worldlm(["fit", "--recipe", "tiny.yaml", "--name", "whole"]) == 0
+    AtomicCheckpointIO.save_checkpoint = write  # type: ignore[method-assign]
+    return kept
+
+
+def go_on(path: Path) -> str:
+    """Go on from a checkpoint; return how it ended, beginning with "failed" if not as it should."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+            status = worldlm(["fit", "--recipe", "tiny.yaml", "--name", "on", "--ckpt_path", str(path), *MORE])
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        ours = [one for one in traceback.extract_tb(error.__traceback__) if "/worldlm/" in one.filename][-1]
+        return f"failed: {type(error).__name__} in {ours.name}: {str(error)[:150]}"
+    lines = [line for line in told.getvalue().splitlines() if line.startswith("worldlm: ")]
+    if status and len(lines) != 1:
+        return f"failed: {len(lines)} lines with status {status}: {told.getvalue()[-300:]}"
+    return "refused" if status else "went on"
+
+
+def main() -> None:
+    """Forge so many checkpoints, and say what became of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("number", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    ends = collections.Counter[str]()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        sys.argv = ["worldlm"]
+        os.environ["OMP_NUM_THREADS"] = "1"
+        write_shore(Path(), TOPOLOGY, RECIPE)
+        kept = whole_run()
+        for number in range(options.number):
+            rng = random.Random(f"{options.seed} {number}")
+            checkpoint = torch.load(rng.choice(kept), weights_only=True)
+            done = forge(rng, checkpoint)
+            torch.save(checkpoint, "forged.ckpt")
+            end = go_on(Path("forged.ckpt"))
+            ends[end.partition(":")[0]] += 1
+            if end.startswith("failed"):
+                print(f"{options.seed} {number}: {done}: {end}", flush=True)
+    print(f"done. {options.number} forged checkpoints: {dict(ends)}")
+
+
+if __name__ == "__main__":
+    main()
