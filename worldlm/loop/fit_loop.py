@@ -150,7 +150,7 @@ class FederatedFitLoop(_FitLoop):
         slot.load_state_dict({name: saved[name] for name in saved if name in self.loaders and world.wire.here(name)})
         if world.changes:
             self._count_all()  # of the nodes that are in the world now
-        return self.topology.root.name if world.changes else str(self._restored["active"])
+        return self.topology.root.name if world.changes else self.topology.nodes[self._restored["active"]].name
 
     # ------------------------------------------------------------------ starting and restarting
 
