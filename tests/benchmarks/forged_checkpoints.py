@@ -1,8 +1,8 @@
-"""How many forged checkpoints a run goes on from, or refuses in a plain line: `python forged_checkpoints.py NUMBER`.
+"""How many forged checkpoints a command takes, or refuses in a plain line: `python forged_checkpoints.py NUMBER`.
 
 Each is a whole checkpoint of a run of two rounds, of its end or of a moment within a round, in which one value, at any
-depth, is gone or is another: `fit` is told to go on with it. What counts as a failure: any exception, or more than one
-line for one mistake.
+depth, is gone or is another: `fit` is told to go on with it, another `--command` to read it. What counts as a failure:
+any exception, or more than one line for one mistake.
 """
 
 from __future__ import annotations
@@ -57,7 +57,14 @@ trainer:
     - {class_path: worldlm.callbacks.LastCheckpoint, init_args: {every_n_minutes: 1.0e-6}}
 """
 )
-MORE = ("--trainer.max_epochs", "3")
+FORGED = Path("runs/whole/version_0/checkpoints/last.ckpt")
+COMMANDS = {
+    "fit": f"fit --recipe tiny.yaml --name on --ckpt_path {FORGED} --trainer.max_epochs 3",
+    "validate": f"validate --recipe tiny.yaml --ckpt_path {FORGED}",
+    "generate": "generate runs/whole --max_new_tokens 3 wave",
+    "evaluate": "evaluate runs/whole --limit 1",
+    "export": "export runs/whole --node coast --out home --force",
+}
 OTHERS: tuple[Any, ...] = (None, True, -1, 3, 2**70, 1.5, float("nan"), "x", [], [1], ["x"], {}, {"x": 1})
 
 
@@ -108,12 +115,12 @@ def whole_run() -> list[Path]:
     return kept
 
 
-def go_on(path: Path) -> str:
-    """Go on from a checkpoint; return how it ended, beginning with "failed" if not as it should."""
+def read(command: str) -> str:
+    """Give a command the forged checkpoint; return how it ended, beginning with "failed" if not as it should."""
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
-            status = worldlm(["fit", "--recipe", "tiny.yaml", "--name", "on", "--ckpt_path", str(path), *MORE])
+            status = worldlm(COMMANDS[command].split())
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -130,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("number", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--command", choices=COMMANDS, default="fit")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     ends = collections.Counter[str]()
@@ -142,8 +150,8 @@ def main() -> None:
             rng = random.Random(f"{options.seed} {number}")
             checkpoint = torch.load(rng.choice(kept), weights_only=True)
             done = forge(rng, checkpoint)
-            torch.save(checkpoint, "forged.ckpt")
-            end = go_on(Path("forged.ckpt"))
+            torch.save(checkpoint, FORGED)
+            end = read(options.command)
             ends[end.partition(":")[0]] += 1
             if end.startswith("failed"):
                 print(f"{options.seed} {number}: {done}: {end}", flush=True)

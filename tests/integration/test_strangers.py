@@ -206,6 +206,8 @@ def test_a_forged_checkpoint(key: str, value: object, told: Told) -> None:
         ("callbacks", [3]),
         ("loops.fit_loop.epoch_progress.current", 3),
         ("loops.fit_loop.epoch_progress.total.completed", []),
+        ("loops.fit_loop.state_dict.active", {}),
+        ("loops.fit_loop.state_dict.active", "nobody"),
         ("loops.fit_loop.state_dict.optimizers.sea.optimizer", None),
         ("loops.fit_loop.state_dict.optimizers.sea.optimizer.param_groups", [3]),
         ("loops.fit_loop.state_dict.optimizers.sea.optimizer.param_groups", []),
@@ -226,6 +228,15 @@ def test_a_forged_checkpoint_to_go_on_from(key: str, value: object, told: Told) 
     status, lines = told("fit", "--recipe", "tiny.yaml", "--ckpt_path", str(path), "--trainer.max_epochs", "2")
     assert (status, len(lines)) == (2, 1)
     assert f"{path}" in lines[0] or "the checkpoint" in lines[0]
+
+
+@pytest.mark.parametrize("value", [3, {}, {"a.b": torch.zeros(3)}])
+def test_a_forged_checkpoint_to_validate(value: object, told: Told) -> None:
+    """A node without some of its weights would have been measured with those of the node before it."""
+    path = _forge("loops.fit_loop.state_dict.world.states.sea.parameters", value)
+    status, lines = told("validate", "--recipe", "tiny.yaml", "--ckpt_path", str(path))
+    assert (status, len(lines)) == (2, 1)
+    assert f"{path}" in lines[0] or "of sea are" in lines[0]
 
 
 def _forge(key: str, value: object) -> Path:

@@ -8,7 +8,9 @@ from rich.progress import track
 from rich.table import Table
 
 from worldlm.callbacks.node_metrics import Score, evaluate_node
+from worldlm.federation.parameters import Tensors
 from worldlm.loop import FederationCallback, WorldTrainer
+from worldlm.loop.saved_world import check_weights
 
 
 class NodeValidation(FederationCallback):
@@ -26,6 +28,9 @@ class NodeValidation(FederationCallback):
     ) -> None:
         states = checkpoint["loops"]["fit_loop"]["state_dict"]["world"]["states"]
         self._weights = {name: state["parameters"] for name, state in states.items()}
+        model: Tensors = dict(pl_module.named_parameters())
+        for name in (name for name in trainer.topology.nodes if name in self._weights):
+            check_weights(f"of {name}", self._weights[name], model)
 
     def on_validation_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if missing := [name for name in trainer.topology.nodes if name not in self._weights]:

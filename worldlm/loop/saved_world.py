@@ -21,21 +21,21 @@ def tree(topology: Topology) -> dict[str, list[str]]:
     return {name: [child.name for child in node.children] for name, node in topology.nodes.items()}
 
 
-def check_weights(states: Mapping[str, NodeState], reference: Tensors, model: Tensors, start: Tensors) -> None:
-    """Check that the weights of a saved world are for a model.
+def check_weights(whose: str, saved: Tensors, model: Tensors) -> None:
+    """Check that weights of a saved world are for a model.
 
     Args:
-        states: The world's nodes, by name.
-        reference: The keys and values that they all started from.
-        model: The model's weights, by name; only their names, shapes and types matter.
-        start: This run's own reference, of which the same matters.
+        whose: "of sea": said of them if they are not.
+        saved: The weights, by name.
+        model: The model's; only their names, shapes and types matter.
 
     Raises:
-        ValueError: Names the first weights that are not.
+        ValueError: Names the first that is not.
     """
-    for node, state in states.items():
-        _check_alike(f"of {node}", state.parameters, model)
-    _check_alike("that all started from", reference, start)
+    for name in model | saved:
+        there, here = _shown(saved.get(name)), _shown(model.get(name))
+        if there != here:
+            raise ValueError(f"the weights {name} {whose} are {there} in the checkpoint, and {here} in this model")
 
 
 def check_messages(states: Mapping[str, NodeState], model: Mapping[Part, Tensors], parts: frozenset[Part]) -> None:
@@ -104,13 +104,6 @@ def _named_tensors(memory: Any) -> Iterator[tuple[Any, Tensor]]:
     if isinstance(memory, dict | list):
         for name, one in memory.items() if isinstance(memory, dict) else enumerate(memory):
             yield from [(name, one)] if isinstance(one, Tensor) else _named_tensors(one)
-
-
-def _check_alike(whose: str, saved: Tensors, model: Tensors) -> None:
-    for name in model | saved:
-        there, here = _shown(saved.get(name)), _shown(model.get(name))
-        if there != here:
-            raise ValueError(f"the weights {name} {whose} are {there} in the checkpoint, and {here} in this model")
 
 
 def _shown(one: Tensor | None) -> str:

@@ -133,7 +133,9 @@ class World:
         self.round = state["round"]
         saved = {name: NodeState.from_state_dict(one) for name, one in state["states"].items()}
         model: Tensors = dict(self.trainer.lightning_module.named_parameters())
-        check_weights(saved, state["reference"], model, self.reference)
+        for name, one in saved.items():
+            check_weights(f"of {name}", one.parameters, model)
+        check_weights("that all started from", state["reference"], self.reference)
         check_memories(saved, self.callbacks, model)
         check_messages(saved, NodeState(parameters=model).parts(frozenset(PARTS), self.partition), self.parts)
         self.states = {name: saved[name] for name in self.topology.nodes} if not self.changes else {}
