@@ -303,26 +303,24 @@ def test_a_topology_with_mistakes_names_file_and_lines(shore: Path, capsys: pyte
 
 
 def test_a_stopped_run_ends_like_one_that_never_stopped(shore: Path) -> None:
-    """Stopped kindly or not, and taken up again: the same world, bit for bit, noise and ledgers included."""
+    """Stopped kindly, and taken up again: the same world, bit for bit, noise and ledgers included."""
     fit = ["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "8"]
     assert main([*fit, "--name", "whole"]) == 0
-    for stop in (signal.SIGTERM, signal.SIGKILL):
-        command = [sys.executable, "-m", "worldlm", *fit, "--name", stop.name]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("round 3/"):
-                process.send_signal(stop)
-                break
-        out, err = process.communicate(timeout=120)
-        if stop is signal.SIGTERM:
-            assert process.returncode == 143, err
-            again = "fit --recipe tiny.yaml --trainer.max_epochs 8 --name SIGTERM --ckpt_path last"
-            assert f"stopped; go on with: worldlm {again}. results so far" in out
-        assert last(stop.name)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] < 8
-        assert main([*fit, "--name", stop.name, "--ckpt_path", "last"]) == 0
-        assert same(last(stop.name)["callbacks"], last("whole")["callbacks"])
-        assert same(last(stop.name)["loops"], last("whole")["loops"])
+    command = [sys.executable, "-m", "worldlm", *fit, "--name", "stopped"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("round 3/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    again = "fit --recipe tiny.yaml --trainer.max_epochs 8 --name stopped --ckpt_path last"
+    assert f"stopped; go on with: worldlm {again}. results so far" in out
+    assert last("stopped")["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] < 8
+    assert main([*fit, "--name", "stopped", "--ckpt_path", "last"]) == 0
+    assert same(last("stopped")["callbacks"], last("whole")["callbacks"])
+    assert same(last("stopped")["loops"], last("whole")["loops"])
 
 
 def test_a_report_says_how_to_repeat_a_run(shore: Path) -> None:
