@@ -17,6 +17,7 @@ from worldlm.callbacks.residual_exchange import ResidualExchange
 from worldlm.callbacks.robust_averaging import RobustAveraging
 from worldlm.callbacks.same_text import SameText
 from worldlm.callbacks.samples import Samples
+from worldlm.callbacks.start_anew import StartAnew
 from worldlm.callbacks.stop_signal import StopSignal
 from worldlm.callbacks.summary import Summary
 from worldlm.callbacks.token_rows import TokenRows
@@ -41,6 +42,7 @@ __all__ = [
     "RoundProgress",
     "SameText",
     "Samples",
+    "StartAnew",
     "StopSignal",
     "Summary",
     "TokenRows",

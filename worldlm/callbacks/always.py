@@ -13,12 +13,14 @@ from worldlm.callbacks.progress import RoundProgress
 from worldlm.callbacks.record import Record
 from worldlm.callbacks.same_text import SameText
 from worldlm.callbacks.samples import Samples
+from worldlm.callbacks.start_anew import StartAnew
 from worldlm.callbacks.stop_signal import StopSignal
 from worldlm.callbacks.summary import Summary
 from worldlm.callbacks.traffic import Traffic
 
 ALWAYS: dict[str, tuple[type[Callback], ...]] = {
     "fit": (
+        StartAnew,
         NodeMetrics,
         Samples,
         Traffic,

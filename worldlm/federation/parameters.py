@@ -51,6 +51,13 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
     return float(sum(squares, torch.zeros((), dtype=torch.float64)).sqrt())
 
 
+@torch.no_grad()
+def is_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether all coordinates, and their sum, are finite in float32; one reading of each."""
+    sums = [tensor.sum(dtype=torch.float32) for tensor in tensors.values()]
+    return not sums or bool(torch.stack(sums).sum().isfinite())
+
+
 def chunks(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return views of a tensor's coordinates, `chunk_size` at a time, in order."""
     return torch.split(tensor.reshape(-1), chunk_size(tensor))

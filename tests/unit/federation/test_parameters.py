@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from worldlm.federation.parameters import CHUNK, clone, copy_, distance, few, norm, num_bytes, subtract
+from worldlm.federation.parameters import CHUNK, clone, copy_, distance, few, is_finite, norm, num_bytes, subtract
 
 
 def test_a_clone_has_memory_of_its_own_and_no_graph() -> None:
@@ -48,6 +48,23 @@ def test_a_distance_is_the_norm_of_the_difference() -> None:
     assert distance(one, other) == pytest.approx(norm(subtract(one, other)), rel=1e-12)
     assert distance({"b": one["b"]}, other) == norm({"b": one["b"] - other["b"]})
     assert distance(one, one) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_one_coordinate_that_is_not_finite_is_found(dtype: torch.dtype, bad: float) -> None:
+    tensors = {"a": torch.full((70, 1000), 3.0, dtype=dtype), "b": torch.ones(3, dtype=dtype)}  # 210,000 in all
+    assert is_finite(tensors)
+    assert is_finite({})
+    for name in tensors:
+        spoilt = {other: tensor.clone() for other, tensor in tensors.items()}
+        spoilt[name].view(-1)[-1] = bad
+        assert not is_finite(spoilt)
+
+
+def test_infinities_that_cancel_are_found() -> None:
+    assert not is_finite({"a": torch.tensor([torch.inf, -torch.inf]), "b": torch.ones(1)})
+    assert not is_finite({"a": torch.tensor([torch.inf]), "b": torch.tensor([-torch.inf])})
 
 
 @pytest.mark.parametrize(("sizes", "expected"), [((4, 4, 4), [3, 3]), ((6, 3, 3), [2, 2, 2]), ((12, 1), [1] * 6)])
