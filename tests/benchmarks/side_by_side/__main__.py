@@ -16,44 +16,18 @@ The other systems are skipped where they are not installed:
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
-from job import JOBS, TOP, Job, Workspace, save_weights
-from process_tree import memory
+from job import JOBS, Job
+from one_run import SYSTEMS, Skipped, prepare, run
 
-SYSTEMS = {
-    "bare": "bare.py",
-    "bare_malloc": "bare.py",
-    "worldlm": "worldlm_fit.py",
-    "worldlm_checkpoints": "worldlm_fit.py",
-    "worldlm_paged": "worldlm_fit.py",
-    "worldlm_host": "worldlm_fit.py",
-    "pfl": "apple_pfl.py",
-    "flower": "flower.py",
-    "lightning": "naive_lightning.py",
-    "lightning_quiet": "naive_lightning.py",
-}
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
-"""The settings of glibc's allocator that `worldlm fit` makes by itself, for the bare loop."""
 DEFAULT_JOBS = "small,many,large,round_small,round_large"
 DEFAULT = "bare,bare_malloc,worldlm,pfl,flower,lightning"
-SECONDS_BETWEEN_SAMPLES = 0.1
 
 
 @dataclass
@@ -77,44 +51,6 @@ class Measured:
         return statistics.median(first[which] for first in self.firsts) - steady
 
 
-class Skipped(Exception):
-    """A system that cannot do the job here."""
-
-
-def run(system: str, folder: Path, processes: int, threads: int) -> tuple[list[tuple[float, float]], float]:
-    """Run a system once.
-
-    Returns:
-        Wall and CPU seconds of each round, and the largest memory of the process tree in MB.
-
-    Raises:
-        Skipped: If it says that it cannot, or fails.
-    """
-    script = Path(__file__).parent / SYSTEMS[system]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    paths = [str(TOP), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    environment |= {"PYTHONPATH": os.pathsep.join(paths), "BENCHMARK_START": str(time.time())}
-    environment |= MALLOC if system == "bare_malloc" else {}
-    command = [sys.executable, str(script), str(folder), system, str(processes), str(threads)]
-    with (folder / f"{system}.log").open("w+") as log:
-        child = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-        peak = 0.0
-        try:
-            while child.poll() is None:
-                peak = max(peak, memory(child.pid))
-                time.sleep(SECONDS_BETWEEN_SAMPLES)
-        finally:
-            child.kill()
-        log.seek(0)
-        said = log.read().splitlines()
-    for line in said:
-        if line.endswith("GPU's memory"):
-            print(f"{system}: {line}", flush=True)
-        if line.startswith("MEASURED "):
-            return [(wall, cpu) for wall, cpu in json.loads(line.removeprefix("MEASURED "))], peak
-    raise Skipped(said[-1].removeprefix("skipped: ") if said else f"status {child.returncode}, and nothing said")
-
-
 def difference(folder: Path, system: str) -> float:
     """Return the largest difference from the bare loop's weights, rounded either way; NaN where there are none."""
     if not (folder / "bare.npz").exists():
@@ -129,15 +65,10 @@ def difference(folder: Path, system: str) -> float:
 
 def measure(job: Job, systems: list[str], processes: int, threads: int, repeats: int) -> dict[str, Measured]:
     """Run all systems in turn, as often as asked."""
-    from worldlm_fit import initial_weights, prepare
-
     found: dict[str, Measured] = {system: Measured() for system in systems}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        Workspace.save_job(folder, job)
-        with redirect_stderr(StringIO()):  # nobody wants to know about the packing
-            prepare(folder, job)
-        save_weights(folder / "initial.npz", initial_weights(job))
+        prepare(folder, job)
         for system in [one for _ in range(repeats) for one in systems]:
             if system not in found:
                 continue
