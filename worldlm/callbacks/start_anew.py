@@ -28,11 +28,11 @@ class StartAnew(FederationCallback):
     kept = _Kept
 
     def on_local_fit_end(self, trainer: WorldTrainer, context: Context) -> None:
-        node, memory = context.node, self.memory
+        node = context.node
         lone = node.is_leaf and context.world.topology.parent(node.name) is None
         if lone or not context.world.parts or is_finite(context.state.parameters):
             return
-        memory(context.state)["diverged"] = True
+        self.memory(context.state)["diverged"] = True
         told = "round %d: %s diverged: it starts anew from what its federation sends it next"
         log.warning(told, context.round, node.name)
 

@@ -53,9 +53,11 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
 
 @torch.no_grad()
 def is_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether all coordinates, and their sum, are finite in float32; one reading of each."""
+    """Return whether all coordinates are finite; they are read once, unless their sum is not finite in float32."""
     sums = [tensor.sum(dtype=torch.float32) for tensor in tensors.values()]
-    return not sums or bool(torch.stack(sums).sum().isfinite())
+    if not sums or bool(torch.stack(sums).sum().isfinite()):
+        return True
+    return all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
 def chunks(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -10,13 +10,13 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from worldlm.arguments import Parser
 from worldlm.callbacks.record import weights_digest
 from worldlm.data import Tokenizer
 from worldlm.data.tokenizers import FILE
+from worldlm.federation.parameters import is_finite
 from worldlm.home.arguments import line_by_line, parse, run_parser
 from worldlm.home.card import model_card, own_updates
 from worldlm.home.saved_run import SavedRun, open_run
@@ -80,7 +80,7 @@ def export_node(run: SavedRun, node: str, target: Path, *, license_: str | None 
     architecture = Architecture(**run.world.hyper_parameters["architecture"])
     config, weights = mpt_config(architecture), run.world.parameters(node)
     tokenizer, warnings = _tokenizer(run)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+    if not is_finite(weights):
         warnings.append(f"the weights of {node} are not all finite numbers: its training diverged")
     if run.topology is not None and (told := own_updates(run, node, run.topology)):
         warnings.append(told.replace("**", "").replace("`", ""))

@@ -62,6 +62,11 @@ def test_one_coordinate_that_is_not_finite_is_found(dtype: torch.dtype, bad: flo
         assert not is_finite(spoilt)
 
 
+def test_a_sum_that_overflows_is_no_coordinate() -> None:
+    assert is_finite({"a": torch.full((4,), 3e38), "b": torch.ones(1)})
+    assert not is_finite({"a": torch.full((4,), 3e38), "b": torch.tensor([torch.nan])})
+
+
 def test_infinities_that_cancel_are_found() -> None:
     assert not is_finite({"a": torch.tensor([torch.inf, -torch.inf]), "b": torch.ones(1)})
     assert not is_finite({"a": torch.tensor([torch.inf]), "b": torch.tensor([-torch.inf])})
