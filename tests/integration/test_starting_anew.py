@@ -19,21 +19,17 @@ from worldlm.topology import Topology, parse_topology
 Make = Callable[..., Any]
 
 
-class Diverge(FederationCallback):
+class Diverge(Callback):
     """Spoils all gradients of one node in its fits of one round, from a batch on."""
 
     def __init__(self, node: str, round_: int = 1, batch: int = 0) -> None:
-        self.node, self.round, self.batch = node, round_, batch
-        self._spoils = False
-
-    def on_local_fit_start(self, trainer: Any, context: Any) -> None:
-        self._spoils = (context.node.name, context.round) == (self.node, self.round)
+        self.where, self.batch = (node, round_), batch
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self._batch = batch_idx
+        self._spoils = (trainer.active_node, trainer.world.round) == self.where and batch_idx >= self.batch
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        for parameter in pl_module.parameters() if self._spoils and self._batch >= self.batch else ():
+        for parameter in pl_module.parameters() if self._spoils else ():
             parameter.grad.fill_(torch.nan)
 
 
@@ -53,7 +49,7 @@ METHODS: dict[str, Callable[[], list[Callback]]] = {
 }
 
 
-def is_finite(trainer: Any, name: str) -> bool:
+def all_finite(trainer: Any, name: str) -> bool:
     moments = trainer.fit_loop.on_save_checkpoint()["optimizers"][name]["optimizer"]["state"]
     tensors = [*trainer.world.states[name].parameters.values(), *(one["exp_avg"] for one in moments.values())]
     return all(bool(one.isfinite().all()) for one in tensors)
@@ -65,7 +61,7 @@ def test_it_takes_part_again(method: str, batch: int, star: Make, fit: Make, cap
     with caplog.at_level(logging.WARNING):
         trainer = fit(star("abc"), [*METHODS[method](), StartAnew(), Diverge("b", batch=batch)], max_epochs=4)
     assert trainer.world.states["world"].refused == {"b": 1}
-    assert is_finite(trainer, "b")
+    assert all_finite(trainer, "b")
     told = [one.getMessage() for one in caplog.records if "start" in one.getMessage()]
     assert told == ["round 1: b diverged: it starts anew from what its federation sends it next"]
 
@@ -97,7 +93,7 @@ def test_a_private_node_sends_its_noise_and_starts_anew(star: Make, fit: Make) -
     private = star("abc", b="settings: {privacy: {clip_norm: 0.5, noise_multiplier: 0.1}}")
     trainer = fit(private, [Averaging(PARTS), UpdatePrivacy(), StartAnew(), Diverge("b")], max_epochs=4)
     assert trainer.world.states["world"].refused == {}
-    assert is_finite(trainer, "b")
+    assert all_finite(trainer, "b")
 
 
 HOLDS_DATA = """
@@ -130,7 +126,7 @@ def test_a_federation_goes_on_from_what_it_merged(node: str, fit: Make) -> None:
     soft = Averaging(PARTS, download_rate=0.5)
     trainer = fit(parse_topology(HOLDS_DATA, "t.yaml"), [soft, StartAnew(), Look(), Diverge(node)], max_epochs=4)
     assert trainer.world.states[node].refused == {node: 1}
-    assert is_finite(trainer, node)
+    assert all_finite(trainer, node)
     assert len(merged) == 4
 
 

@@ -142,13 +142,18 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---------------------------------------------------------------------- commands
 
 
+def settings_in(given: list[str]) -> tuple[list[str], list[Path]]:
+    """Return what of a command of Lightning's its parser is handed, and the recipes."""
+    return _resolve([one for one in given if one not in ("--print_config", OPTION)])
+
+
 def check_settings(reading: Any, given: list[str]) -> None:
     """Parse a command of Lightning's: its recipes are found, its keys, classes and values are right."""
-    arguments, recipes = _resolve(given)
+    arguments, recipes = settings_in(given)
     assert recipes, "names no recipe"
     for path in recipes:
         read_recipe(path, reading.known)
-    parsed = reading.parser.parse_args([one for one in arguments if one not in ("--print_config", OPTION)])
+    parsed = reading.parser.parse_args(arguments)
     load_topology(find_file("topologies", parsed[given[0]].federation.topology))
 
 
@@ -348,7 +353,7 @@ TEXT = "the sea came in and the sea went out, and nobody on the shore could say 
 
 def smaller(reading: Any, given: list[str]) -> list[str]:
     """Return what makes a command of Lightning's small: one step of a tiny model on a few kB of text."""
-    arguments, _ = _resolve([one for one in given if one not in ("--print_config", OPTION)])
+    arguments, _ = settings_in(given)
     corpora = reading.parser.parse_args(arguments)[given[0]].data.corpora
     local = [word for name in corpora if name != "all" for word in (f"--data.local.{name}", "{split}.txt")]
     sizes = {"d_model": 32, "num_heads": 2, "max_seq_len": 16, "vocab_size": 257}
