@@ -60,7 +60,7 @@ def recorder() -> Recorder:
 @pytest.fixture(scope="module")
 def reading() -> Iterator[Any]:
     """Yield the command line up to where it would build anything; making its parser is what takes the time."""
-    from worldlm.run import RecipeCLI
+    from worldlm.cli.fit import RecipeCLI
     from worldlm.topology import find_file
 
     class Reading(RecipeCLI):

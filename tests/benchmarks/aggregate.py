@@ -24,7 +24,7 @@ from worldlm.federation.attention import KeyValue, attend
 from worldlm.federation.averaging import outer_step_, weighted_mean
 from worldlm.federation.messages import Upload
 from worldlm.federation.parameters import Tensors, copy_, num_bytes
-from worldlm.loop.machine import keep_freed_memory
+from worldlm.storage.host_memory import keep_freed_memory
 
 
 def shapes(width: int, vocab: int) -> dict[str, dict[str, tuple[int, ...]]]:

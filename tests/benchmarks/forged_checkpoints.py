@@ -25,10 +25,10 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
-from shore import BEGINNING, write_shore
+from toy_world import BEGINNING, write_toy_world
 
+from worldlm.checkpoint.lightning_io import AtomicCheckpointIO
 from worldlm.cli import main as worldlm
-from worldlm.loop.checkpoint_io import AtomicCheckpointIO
 
 TOPOLOGY = """\
 name: shore
@@ -144,7 +144,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         sys.argv = ["worldlm"]
         os.environ["OMP_NUM_THREADS"] = "1"
-        write_shore(Path(), TOPOLOGY, RECIPE)
+        write_toy_world(Path(), TOPOLOGY, RECIPE)
         kept = whole_run()
         for number in range(options.number):
             rng = random.Random(f"{options.seed} {number}")

@@ -28,7 +28,8 @@ from typing import Any
 from mutations import mutate
 
 from worldlm.topology import TopologyError, find_file, parse_topology
-from worldlm.topology.lines import LinesError, read_text
+from worldlm.topology.errors import UserError
+from worldlm.topology.reader import read_text
 
 BYTES_OF_MEMORY = 200e6
 _HANG = 300
@@ -75,7 +76,7 @@ def read_topology(content: bytes) -> None:
 
 def recipe_reader() -> Callable[[bytes], object]:
     """Return what checks the keys and classes of a recipe."""
-    from worldlm.recipe import read_recipe
+    from worldlm.cli.recipe import read_recipe
 
     cli = _command_line()
     return lambda content: read_recipe(InMemory(content), cli.known, safe=True)
@@ -85,8 +86,8 @@ def command_reader() -> Callable[[bytes], object]:
     """Return what reads a recipe as `worldlm fit --safe` does, without building anything."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from worldlm.recipe import explain, read_recipe
-    from worldlm.trust import only_allowed
+    from worldlm.cli.recipe import explain, read_recipe
+    from worldlm.cli.safe_mode import restricted_imports
 
     cli = _command_line()
     base = str(find_file("recipes", "quickstart"))
@@ -95,16 +96,16 @@ def command_reader() -> Callable[[bytes], object]:
         path = on_disk(content)
         readers = [read_recipe(path, cli.known, safe=True)]
         try:
-            with only_allowed():
+            with restricted_imports():
                 cli.parser.parse_args(["fit", "--recipe", base, "--recipe", str(path)])
         except (ValueError, MisconfigurationException, FileNotFoundError) as error:  # as `run` does
-            raise LinesError(explain(str(error), readers, cli.known).splitlines()) from error
+            raise UserError(explain(str(error), readers, cli.known).splitlines()) from error
 
     return read
 
 
 def _command_line() -> Any:
-    from worldlm.run import RecipeCLI
+    from worldlm.cli.fit import RecipeCLI
 
     class Reading(RecipeCLI):
         def instantiate_classes(self) -> None:
@@ -126,7 +127,7 @@ def fault(read: Callable[[bytes], object], content: bytes) -> tuple[str, str]:
     try:
         read(content)
         return "", "read"
-    except LinesError as error:
+    except UserError as error:
         return _form(error), "refused"
     except FileNotFoundError:
         return "", "not found"
@@ -149,7 +150,7 @@ def too_long(read: Callable[[bytes], object], content: bytes, seconds: float) ->
     return f"took {taken:.1f} s for {len(content)} bytes" if taken > allowed else ""
 
 
-def _form(error: LinesError) -> str:
+def _form(error: UserError) -> str:
     for mistake in error.mistakes:
         if not mistake.strip() or len(mistake.splitlines()) != 1 or "Traceback" in mistake:
             return f"a mistake is no line: {mistake[:200]!r}"

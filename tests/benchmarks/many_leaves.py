@@ -29,10 +29,11 @@ from worldlm.callbacks import AttentionAggregation, Averaging, LastCheckpoint, R
 from worldlm.data import BlockBatchSampler
 from worldlm.data.blocks import Blocks
 from worldlm.data.packing import PackedCorpus
-from worldlm.loop import Paging, WorldTrainer
-from worldlm.loop.machine import keep_freed_memory
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
+from worldlm.storage.host_memory import keep_freed_memory
+from worldlm.storage.paged_store import Paging
 from worldlm.topology import Node, Settings, Topology
+from worldlm.trainer.world_trainer import WorldTrainer
 
 SEQ, VOCAB, BATCH = 64, 4352, 2
 LEAST_FITS = 100

@@ -18,12 +18,12 @@ MOMENTS = {
     "tokenising": "worldlm.data.packing:Packing.append",
     "packed": "worldlm.data.packing:Packing.finish",
     "fitting": "worldlm.models:LanguageModule.training_step",
-    "aggregating": "worldlm.loop.steps:Steps._aggregate",
-    "talking": "worldlm.loop.steps:Steps._upload",
-    "paging": "worldlm.federation.pages:save",
-    "writing a checkpoint": "worldlm.loop.checkpoint_io:_Forgetful.write",
+    "aggregating": "worldlm.rounds.executor:Steps._aggregate",
+    "talking": "worldlm.rounds.executor:Steps._upload",
+    "paging": "worldlm.storage.pages:save",
+    "writing a checkpoint": "worldlm.checkpoint.lightning_io:_Forgetful.write",
     "renaming a file": "pathlib:Path.replace",
-    "recording": "worldlm.callbacks.record:Record._write",
+    "recording": "worldlm.monitoring.record:Record._write",
 }
 """Where a run may be killed: what is called at those moments."""
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from shore import BEGINNING, write_shore
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from toy_world import BEGINNING, write_toy_world
 
 from worldlm.callbacks import (
     AttentionAggregation,
@@ -34,9 +34,9 @@ from worldlm.data import BlockBatchSampler, PoissonBatchSampler
 from worldlm.data.blocks import Blocks
 from worldlm.data.packing import PackedCorpus
 from worldlm.federation.seeds import derive_seed
-from worldlm.loop import WorldTrainer
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
 from worldlm.topology import Node, Privacy, Residuals, Settings, Topology, parse_topology
+from worldlm.trainer.world_trainer import WorldTrainer
 
 SEQ_LEN, VOCAB_SIZE, BATCH_SIZE = 8, 32, 2
 
@@ -426,4 +426,4 @@ def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["worldlm"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return write_shore(tmp_path, SHORE, SHORE_RECIPE, str(tmp_path / "cache"))
+    return write_toy_world(tmp_path, SHORE, SHORE_RECIPE, str(tmp_path / "cache"))

@@ -12,8 +12,8 @@ import torch
 
 from worldlm.callbacks import Averaging, NodeMetrics, Record, RobustAveraging, Summary, TokenRows
 from worldlm.federation.parameters import PARTS, clone
-from worldlm.loop import FederationCallback
-from worldlm.loop.steps import TooFewParticipants
+from worldlm.rounds.callback import FederationCallback
+from worldlm.rounds.executor import TooFewParticipants
 from worldlm.topology import TopologyError, parse_topology
 
 Make = Callable[..., Any]

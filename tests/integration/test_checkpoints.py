@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from worldlm.callbacks import LastCheckpoint
 from worldlm.callbacks.last_checkpoint import keep
-from worldlm.federation.saved import open_world, read_checkpoint
-from worldlm.loop.checkpoint_io import AtomicCheckpointIO
+from worldlm.checkpoint.lightning_io import AtomicCheckpointIO
+from worldlm.checkpoint.read import open_world, read_checkpoint
 from worldlm.topology import Topology
 
 Make = Callable[..., Any]
@@ -68,7 +68,7 @@ def test_a_disk_that_is_full_is_told_of_whenever_that_is(
     content = {f"w{i}": torch.ones(size) for i, size in enumerate((10, 1000, 20000))}
     AtomicCheckpointIO().save_checkpoint(content, target)
     before = target.read_bytes()
-    monkeypatch.setattr("worldlm.loop.checkpoint_io._Forgetful.write", fill)
+    monkeypatch.setattr("worldlm.checkpoint.lightning_io._Forgetful.write", fill)
     full, told = 0, set()
     while True:
         full, calls = full + 1, 0

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from shore import BEGINNING, write_shore
+from toy_world import BEGINNING, write_toy_world
 
 from worldlm.cli import main
 
@@ -46,7 +46,7 @@ def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["worldlm"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    write_shore(tmp_path, TOPOLOGY, BEGINNING, str(tmp_path / "cache"))
+    write_toy_world(tmp_path, TOPOLOGY, BEGINNING, str(tmp_path / "cache"))
     (tmp_path / "fedavg.yaml").write_text(FEDAVG)
     (tmp_path / "worldlm.yaml").write_text(WORLDLM)
     return tmp_path

@@ -25,7 +25,7 @@ from worldlm.callbacks import (
 from worldlm.federation.compression import BLOCK
 from worldlm.federation.messages import Download, Residual, Upload
 from worldlm.federation.parameters import PARTS, clone
-from worldlm.loop import FederationCallback
+from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Node, Topology
 
 Make = Callable[..., Any]
@@ -54,7 +54,7 @@ class Ends(FederationCallback):
         self.meant.append((receiver.name, _copied(message)))
         return message
 
-    def on_arrive(self, trainer: Any, context: Any, sender: Any, message: Any) -> Any:
+    def on_unpack(self, trainer: Any, context: Any, sender: Any, message: Any) -> Any:
         self.arrived.append((context.node.name, _copied(message)))
         return message
 
@@ -69,7 +69,7 @@ def _copied(message: Any) -> Any:
     return replace(message, parts={part: clone(tensors) for part, tensors in message.parts.items()})
 
 
-class Wire(FederationCallback):
+class Transport(FederationCallback):
     """Stands behind `Compression`: writes every message to bytes and JSON, and reads it back."""
 
     def __init__(self) -> None:
@@ -139,7 +139,7 @@ def test_nothing_else_is_needed_on_the_way(
     error_feedback: bool, busy_tree: Topology, fit: Make, snapshot: Make, differences: Make
 ) -> None:
     """Written to bytes in the middle, and read back, nothing changes: weights, residuals and counts travelled."""
-    wire = Wire()
+    wire = Transport()
     plain, written = (
         fit(busy_tree, everything(Compression(error_feedback=error_feedback), *more), max_epochs=3)
         for more in ((), (wire,))

@@ -26,7 +26,7 @@ from worldlm.callbacks import (
     UpdatePrivacy,
 )
 from worldlm.federation.messages import Download
-from worldlm.loop import FederationCallback
+from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Node, Topology
 
 Make = Callable[..., Any]

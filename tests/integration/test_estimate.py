@@ -23,10 +23,10 @@ from worldlm.callbacks import (
     Traffic,
     UpdatePrivacy,
 )
-from worldlm.estimate import Estimate, estimate
+from worldlm.commands.estimate import Estimate, estimate
 from worldlm.federation.parameters import PARTS
-from worldlm.loop import WorldTrainer
 from worldlm.topology import Node, Settings, Topology, parse_topology, reshape, split_rounds
+from worldlm.trainer.world_trainer import WorldTrainer
 
 Make = Callable[..., Any]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldlm.callbacks import FedAMP, UpdatePrivacy
 from worldlm.federation.parameters import PARTS, clone
-from worldlm.loop import FederationCallback
+from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Topology
 
 Make = Callable[..., Any]

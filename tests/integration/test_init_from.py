@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldlm.callbacks import KeepTokenizer, LastCheckpoint, NodeMetrics, Record
-from worldlm.callbacks.record import weights_digest
 from worldlm.data import ByteTokenizer
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
 from worldlm.models.hugging_face import mpt_config, their_names
+from worldlm.monitoring.record import weights_digest
 from worldlm.topology import Topology
 
 Make = Callable[..., Any]

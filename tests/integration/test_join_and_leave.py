@@ -28,7 +28,7 @@ from worldlm.callbacks import (
     UpdatePrivacy,
 )
 from worldlm.federation.privacy import PrivacyLedger
-from worldlm.loop import Paging
+from worldlm.storage.paged_store import Paging
 from worldlm.topology import Topology, parse_topology
 
 Make = Callable[..., Any]

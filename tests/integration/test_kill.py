@@ -21,7 +21,7 @@ import pytest
 import yaml
 from breaking import MOMENTS, break_off, carry_out, count_calls, kill, refuse_to_write
 
-from worldlm.federation.saved import read_checkpoint
+from worldlm.checkpoint.read import read_checkpoint
 
 KILLED = -signal.SIGKILL
 FIT = ("fit", "--recipe", "tiny.yaml", "--ckpt_path", "last")
@@ -30,7 +30,7 @@ FIT = ("fit", "--recipe", "tiny.yaml", "--ckpt_path", "last")
 def begin(log: Path, prepare: Callable[[], object] = dict, arguments: tuple[str, ...] = FIT) -> BaseProcess:
     """Start a command in a process forked from one that has imported everything, and has no threads."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["breaking", "worldlm.run"])
+    context.set_forkserver_preload(["breaking", "worldlm.cli.fit"])
     process = context.Process(target=carry_out, args=(arguments, log, prepare))
     process.start()
     return process

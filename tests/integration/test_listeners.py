@@ -13,9 +13,9 @@ from lightning.pytorch import Callback
 from worldlm.callbacks import Averaging, NodeMetrics, RoundProgress, Summary, Traffic
 from worldlm.data import CorpusDataModule, TextFiles
 from worldlm.federation.parameters import PARTS
-from worldlm.loop import WorldTrainer
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
 from worldlm.topology import Topology, parse_topology
+from worldlm.trainer.world_trainer import WorldTrainer
 
 Make = Callable[..., Any]
 LISTENS = "settings: {num_local_steps: 0}"

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from worldlm.callbacks import LastCheckpoint, Pictures, Record, Summary
-from worldlm.results import RESULTS
+from worldlm.runs.results import RESULTS
 
 Make = Callable[..., Any]
 

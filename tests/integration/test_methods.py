@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from shore import BEGINNING, write_shore
+from toy_world import BEGINNING, write_toy_world
 
 from worldlm import callbacks
 from worldlm.cli import main
-from worldlm.loop import FederationCallback
-from worldlm.loop.method import check_settings
-from worldlm.recipe import read_recipe
+from worldlm.cli.recipe import read_recipe
+from worldlm.rounds.callback import FederationCallback
+from worldlm.rounds.method import check_settings
 from worldlm.topology import find_file, load_topology, steps_per_round
 
 BASES = ("quickstart", "pile_tiny")
@@ -208,7 +208,7 @@ root:
 def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["worldlm"])
-    write_shore(tmp_path, TOPOLOGY, SHORE)
+    write_toy_world(tmp_path, TOPOLOGY, SHORE)
 
 
 @pytest.mark.parametrize(

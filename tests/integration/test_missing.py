@@ -25,7 +25,7 @@ from worldlm.callbacks import (
 from worldlm.federation.parameters import PARTS, clone, num_bytes
 from worldlm.federation.participation import is_dropped
 from worldlm.federation.seeds import derive_seed
-from worldlm.loop import FederationCallback
+from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Topology, parse_topology
 
 Make = Callable[..., Any]

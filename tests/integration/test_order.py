@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from worldlm.cli import main
-from worldlm.compare.records import read_runs
+from worldlm.commands.compare.records import read_runs
 from worldlm.data import StandardLibrary
 
 TEXT = os.environ.get("WORLDLM_MULTILINGUAL")

@@ -12,10 +12,10 @@ from lightning.pytorch import Callback
 
 from worldlm.callbacks import FedAMP, Record, Summary, TokenRows
 from worldlm.federation import pages
-from worldlm.federation.pages import PagedTensor
-from worldlm.loop import Paging
-from worldlm.loop.node_slot import NodeSlot
+from worldlm.storage.paged_store import Paging
+from worldlm.storage.pages import PagedTensor
 from worldlm.topology import Topology, parse_topology
+from worldlm.trainer.node_slot import NodeSlot
 
 Make = Callable[..., Any]
 
@@ -122,7 +122,7 @@ def test_figures_of_all_nodes_need_no_page(
     tree: Topology, fit: Make, whole_method: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for the digests of the final weights, which are those of what is read once more."""
-    monkeypatch.setattr("worldlm.callbacks.record._all_digests", lambda trainer: None)
+    monkeypatch.setattr("worldlm.monitoring.record._all_digests", lambda trainer: None)
     fit(tree, [DeletePages(), *whole_method(), Record(), Summary()], paging=PAGING)
     assert "tree after 2 rounds" in capsys.readouterr().out
 

@@ -22,7 +22,7 @@ from worldlm.callbacks import (
     UpdatePrivacy,
 )
 from worldlm.data import BlockBatchSampler
-from worldlm.loop.method import check_listed_once
+from worldlm.rounds.method import check_listed_once
 from worldlm.topology import Node, Privacy, Settings, Topology
 
 Make = Callable[..., Any]

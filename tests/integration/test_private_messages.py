@@ -29,7 +29,7 @@ from worldlm.callbacks import (
 )
 from worldlm.federation.messages import Download, Residual, joined
 from worldlm.federation.parameters import PARTS, Tensors, clone, norm, subtract
-from worldlm.loop import FederationCallback
+from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Topology, parse_topology
 
 Make = Callable[..., Any]

@@ -14,11 +14,11 @@ import yaml
 import zstandard
 
 from worldlm.cli import main
+from worldlm.cli.fit import RecipeCLI, RecipeParser
+from worldlm.cli.recipe import read_recipe
 from worldlm.data import Corpus, HubDataset, Mixture, TextFiles
-from worldlm.loop import FederationCallback
-from worldlm.loop.method import check_settings
-from worldlm.recipe import read_recipe
-from worldlm.run import RecipeCLI, RecipeParser
+from worldlm.rounds.callback import FederationCallback
+from worldlm.rounds.method import check_settings
 from worldlm.topology import find_file, load_topology
 
 RECIPES = {path.stem: path for path in sorted(find_file("recipes", "quickstart").parent.glob("*.yaml"))}

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch import Callback
 
 from worldlm.callbacks import LastCheckpoint, NodeMetrics, Record
-from worldlm.callbacks.record import weights_digest, write_json
+from worldlm.monitoring.record import weights_digest, write_json
 from worldlm.topology import Topology
 
 Make = Callable[..., Any]
@@ -133,7 +133,7 @@ def test_a_checkpoint_does_not_hold_the_rounds(tree: Topology, fit: Make, whole_
         (away / "checkpoints").mkdir(parents=True)
         shutil.copy(LastCheckpoint.path(first), away / "checkpoints" / "last.ckpt")
         (away / "results.json").write_text(content)
-        with logs("worldlm.callbacks.round_lines") as told:
+        with logs("worldlm.monitoring.round_lines") as told:
             more = fit(
                 tree, [*whole_method(), Record()], resume=away / "checkpoints/last.ckpt", max_epochs=3,
                 default_root_dir=away,

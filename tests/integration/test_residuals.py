@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange
-from worldlm.loop import FederationCallback
+from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Topology, parse_topology
 
 Make = Callable[..., Any]

@@ -13,8 +13,9 @@ from lightning.pytorch import Callback
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange
 from worldlm.data import BlockBatchSampler
 from worldlm.federation.parameters import PARTS
-from worldlm.loop import FederationCallback, WorldTrainer
+from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Node, Topology, parse_topology
+from worldlm.trainer.world_trainer import WorldTrainer
 
 Make = Callable[..., Any]
 

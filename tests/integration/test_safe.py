@@ -12,14 +12,14 @@ import pytest
 from jsonargparse._common import get_parsing_setting
 
 from worldlm.cli import main
-from worldlm.compare.execute import start_process
-from worldlm.compare.plan import plan_runs
-from worldlm.home.saved_run import data_module
-from worldlm.recipe import find_class, read_recipe
-from worldlm.run import RecipeCLI, UsageError
+from worldlm.cli.fit import RecipeCLI, UsageError
+from worldlm.cli.recipe import find_class, read_recipe
+from worldlm.cli.safe_mode import ALLOWED, REFUSED, denied, refusal, restricted_imports
+from worldlm.commands.compare.execute import start_process
+from worldlm.commands.compare.plan import plan_runs
+from worldlm.commands.inference.saved_run import data_module
 from worldlm.topology import find_file
-from worldlm.topology.lines import LinesError
-from worldlm.trust import ALLOWED, REFUSED, denied, only_allowed, refusal
+from worldlm.topology.errors import UserError
 
 STRANGER = """\
 import pathlib
@@ -78,7 +78,7 @@ def parse(reading: RecipeCLI, *given: str) -> Any:
     ],
 )
 def test_nothing_on_the_command_line_imports(reading: RecipeCLI, given: list[str], named: str) -> None:
-    with only_allowed(), pytest.raises(UsageError, match="is not allowed, denied by") as refused:
+    with restricted_imports(), pytest.raises(UsageError, match="is not allowed, denied by") as refused:
         parse(reading, *given)
     assert denied(str(refused.value)).endswith(named)
     assert "stranger" not in sys.modules
@@ -95,7 +95,7 @@ def test_nothing_on_the_command_line_imports(reading: RecipeCLI, given: list[str
     ],
 )
 def test_where_any_value_may_stand_nothing_is_built(reading: RecipeCLI, given: list[str]) -> None:
-    with only_allowed(), pytest.raises((ValueError, TypeError)):
+    with restricted_imports(), pytest.raises((ValueError, TypeError)):
         built = parse(reading, *given)
         raise ValueError(built)  # parsed: the values are plain, and whoever gets them refuses them
 
@@ -106,7 +106,7 @@ def test_a_recipe_is_refused_with_its_lines(reading: RecipeCLI) -> None:
         "trainer:\n  logger: {class_path: stranger.Evil}\n  callbacks:\n    - class_path: worldlm.callbacks.Averaging\n"
         "    - class_path: lightning.pytorch.callbacks.LambdaCallback\n    - class_path: worldlm.data.hub.Path\n"
     )
-    with pytest.raises(LinesError) as refused:
+    with pytest.raises(UserError) as refused:
         read_recipe(recipe, {"trainer.logger", "trainer.callbacks"}, safe=True)
     why = "is not trusted: trusted are worldlm's classes, and those of torch and lightning that run no others"
     assert refused.value.mistakes == (
@@ -137,7 +137,7 @@ def test_shipped_recipes_are_safe(reading: RecipeCLI) -> None:
     assert len(recipes) > 20
     for recipe in recipes:
         read_recipe(recipe, reading.known, safe=True)
-    with only_allowed():
+    with restricted_imports():
         parse(reading)
 
 
@@ -149,7 +149,7 @@ def test_shipped_recipes_are_safe(reading: RecipeCLI) -> None:
         ("lightning.pytorch.loggers.CSVLogger", True),
         ("lightning.pytorch.loggers.MLFlowLogger", False),
         ("lightning.pytorch.callbacks_too.Evil", False),
-        ("worldlm.compare.execute.start_process", False),
+        ("worldlm.commands.compare.execute.start_process", False),
         ("torch.load", False),
         ("torch.optim.AdamW", True),
         ("worldlm", False),
@@ -162,7 +162,7 @@ def test_dotted_paths(path: str, is_allowed: bool) -> None:
 def test_all_is_put_back() -> None:
     path = list(sys.path)
     before = [get_parsing_setting(name) for name in ("import_path_verdicts", "import_paths_enforced")]
-    with pytest.raises(KeyError), only_allowed():
+    with pytest.raises(KeyError), restricted_imports():
         assert str(Path.cwd()) not in sys.path
         assert get_parsing_setting("import_paths_enforced")
         raise KeyError
@@ -172,7 +172,7 @@ def test_all_is_put_back() -> None:
 
 def test_an_old_jsonargparse_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("jsonargparse._common.parsing_settings")
-    with pytest.raises(LinesError, match="--safe needs jsonargparse 4.53 or newer"), only_allowed():
+    with pytest.raises(UserError, match="--safe needs jsonargparse 4.53 or newer"), restricted_imports():
         pass
 
 

@@ -10,7 +10,7 @@ import torch
 
 from worldlm.callbacks import Averaging
 from worldlm.federation.parameters import PARTS
-from worldlm.loop import FederationCallback
+from worldlm.rounds.callback import FederationCallback
 
 Make = Callable[..., Any]
 
@@ -26,7 +26,7 @@ class Wraps(FederationCallback):
         backbone = {**message.parts["backbone"], self.name: torch.zeros(1, dtype=torch.int8)}
         return replace(message, parts={**message.parts, "backbone": backbone})
 
-    def on_arrive(self, trainer: Any, context: Any, sender: Any, message: Any) -> Any:
+    def on_unpack(self, trainer: Any, context: Any, sender: Any, message: Any) -> Any:
         self.told.append(f"{self.name}: {context.node.name} hears {sender.name}'s {type(message).__name__}")
         *own, last = message.parts["backbone"]
         assert last == self.name  # whoever wrapped last is asked first

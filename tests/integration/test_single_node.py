@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from worldlm.data import BlockBatchSampler
-from worldlm.loop import WorldTrainer
 from worldlm.topology import Topology
+from worldlm.trainer.world_trainer import WorldTrainer
 
 
 class Onward(BlockBatchSampler):

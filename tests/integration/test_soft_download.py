@@ -14,7 +14,7 @@ from worldlm.callbacks import AttentionAggregation, Averaging, UpdatePrivacy
 from worldlm.federation.attention import similarities
 from worldlm.federation.parameters import PARTS, clone
 from worldlm.federation.schedule import in_round
-from worldlm.loop import FederationCallback
+from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Topology
 
 Make = Callable[..., Any]

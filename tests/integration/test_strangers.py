@@ -18,10 +18,10 @@ import yaml
 from torch import Tensor
 
 from worldlm.cli import main
-from worldlm.federation.pages import Pages
-from worldlm.loop.wire import _unpack
+from worldlm.distributed.transport import _unpack
 from worldlm.models import Architecture
 from worldlm.models.hugging_face import mpt_config
+from worldlm.storage.pages import Pages
 
 RECIPE = """\
 federation: {topology: cove.yaml}

@@ -13,7 +13,7 @@ from torch import Tensor
 from worldlm.callbacks import Averaging, ExamplePrivacy, NodeMetrics, TokenRows, UpdatePrivacy
 from worldlm.data import BlockBatchSampler
 from worldlm.federation.parameters import PARTS
-from worldlm.loop import FederationCallback
+from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Topology, parse_topology
 
 Make = Callable[..., Any]
@@ -152,7 +152,7 @@ def test_a_federation_merges_its_own_fit_by_its_own_counts(tree: Topology, fit: 
                 kept["start"] = context.state.parameters[ROWS].clone()
                 kept.update({one.node: one.parts["backbone"][ROWS].clone() for one in uploads})
 
-        def on_emit(self, trainer: Any, context: Any, uploads: list[Any]) -> None:
+        def after_aggregate(self, trainer: Any, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "north":
                 kept.setdefault("merged", context.state.parameters[ROWS].clone())
 
@@ -212,7 +212,7 @@ def test_counts_stay_where_updates_are_private(
                 kept.update({one.node: one for one in uploads}, start=context.state.parameters[ROWS].clone())
                 kept["parts"] = {one.node: one.parts["backbone"][ROWS].clone() for one in uploads}
 
-        def on_emit(self, trainer: Any, context: Any, uploads: list[Any]) -> None:
+        def after_aggregate(self, trainer: Any, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "world":
                 kept.setdefault("merged", context.state.parameters[ROWS].clone())
 

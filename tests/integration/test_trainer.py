@@ -23,10 +23,10 @@ from worldlm.callbacks import (
     UpdatePrivacy,
 )
 from worldlm.federation.parameters import PARTS
-from worldlm.loop import FederationCallback, WorldTrainer
-from worldlm.loop.trainer import default_precision
 from worldlm.models import LanguageModule
+from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Topology
+from worldlm.trainer.world_trainer import WorldTrainer, default_precision
 
 Make = Callable[..., Any]
 

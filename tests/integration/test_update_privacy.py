@@ -12,7 +12,8 @@ import torch
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange, UpdatePrivacy
 from worldlm.federation.parameters import PARTS, clone, num_bytes
-from worldlm.loop import FederationCallback, World
+from worldlm.rounds.callback import FederationCallback
+from worldlm.rounds.world import World
 from worldlm.topology import Topology, parse_topology
 
 Make = Callable[..., Any]

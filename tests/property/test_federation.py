@@ -11,9 +11,9 @@ from worldlm.federation.attention import KeyValue, attend, similarities
 from worldlm.federation.averaging import outer_step_, weighted_mean
 from worldlm.federation.parameters import norm, subtract
 from worldlm.federation.privacy import PrivacyLedger, sanitise
-from worldlm.federation.program import compile_round, num_visits
 from worldlm.federation.residuals import select_residuals
 from worldlm.federation.seeds import derive_seed
+from worldlm.rounds.program import compile_round, num_visits
 from worldlm.topology import Node, Settings, Topology
 
 quick = settings(max_examples=40)

@@ -19,14 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from worldlm.cli import main
-from worldlm.compare.plan import plan_runs
-from worldlm.recipe import explain, no_memory, read_recipe
-from worldlm.run import UsageError
-from worldlm.run_folder import check_name
+from worldlm.cli.fit import UsageError
+from worldlm.cli.recipe import explain, no_memory, read_recipe
+from worldlm.cli.safe_mode import restricted_imports
+from worldlm.commands.compare.plan import plan_runs
+from worldlm.runs.folder import check_name
 from worldlm.topology import find_file, load_topology, parse_topology
 from worldlm.topology.compose import too_far
-from worldlm.topology.lines import MAX_CHARACTERS, MAX_MISTAKES, LinesError, Reader, printable, read_plain, read_text
-from worldlm.trust import only_allowed
+from worldlm.topology.errors import UserError, printable
+from worldlm.topology.reader import MAX_CHARACTERS, MAX_MISTAKES, Reader, read_plain, read_text
 
 mutate = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "mutations.py"))["mutate"]
 TOPOLOGIES = [find_file("topologies", name).read_bytes() for name in ("quickstart", "star", "pile_three_level_private")]
@@ -55,10 +56,10 @@ def parse(reading: Any) -> Read:
     def read(path: Path) -> object:
         readers = [read_recipe(path, reading.known, safe=True)]
         try:
-            with only_allowed():
+            with restricted_imports():
                 return reading.parser.parse_args(["fit", "--recipe", base, "--recipe", str(path)])
         except (UsageError, ValueError) as error:
-            raise LinesError(explain(str(error), readers, reading.known).splitlines()) from error
+            raise UserError(explain(str(error), readers, reading.known).splitlines()) from error
 
     return read
 
@@ -66,13 +67,13 @@ def parse(reading: Any) -> Read:
 def _mistakes(read: Read, path: Path) -> tuple[str, ...]:
     try:
         read(path)
-    except LinesError as error:
+    except UserError as error:
         return error.mistakes or ("",)
     return ()
 
 
 def read_or_refuse(read: Read, path: Path, data: bytes) -> None:
-    """Only LinesError may come, and all its lines must be of use; and soon."""
+    """Only UserError may come, and all its lines must be of use; and soon."""
     path.write_bytes(data)
     started = time.process_time()
     mistakes = _mistakes(read, path)
@@ -171,7 +172,7 @@ def test_a_recipe_is_refused(
     monkeypatch.chdir(tmp_path)
     path = Path("r.yaml")
     path.write_text(text)
-    with pytest.raises(LinesError) as refused:
+    with pytest.raises(UserError) as refused:
         parse(path)
     assert any(line.startswith(told) for line in refused.value.mistakes), refused.value
 
@@ -189,14 +190,14 @@ def test_a_value_is_not_repeated_without_end() -> None:
 
 
 def test_a_name_is_not_repeated_without_end() -> None:
-    with pytest.raises(LinesError) as refused:
+    with pytest.raises(UserError) as refused:
         parse_topology(f"name: t\nroot: {{name: {'1' * 50_000}, corpus: a}}", "t.yaml")
     assert max(map(len, refused.value.mistakes)) == len("t.yaml:2: ") + MAX_CHARACTERS
 
 
 def test_a_hundred_mistakes_are_told_and_the_rest_counted() -> None:
     text = "".join(f"key{i}: 1\n" for i in range(250)) + "name: t\nroot: {name: a, corpus: a}\n"
-    with pytest.raises(LinesError) as refused:
+    with pytest.raises(UserError) as refused:
         parse_topology(text, "t.yaml")
     assert len(refused.value.mistakes) == MAX_MISTAKES + 1
     assert re.fullmatch(r"t\.yaml:\d+: and \d+ more mistakes from here on", refused.value.mistakes[-1])
@@ -313,7 +314,7 @@ def test_a_model_that_fits_nowhere_is_refused_in_a_line(
 def test_names_of_runs() -> None:
     assert check_name("compare-x/fedavg-1") == "compare-x/fedavg-1"
     for name in ("..", "a/../b", "/a", ".", "a\0"):
-        with pytest.raises(LinesError, match="name must be that of a folder below runs"):
+        with pytest.raises(UserError, match="name must be that of a folder below runs"):
             check_name(name)
 
 
@@ -325,7 +326,7 @@ def test_plain_values_are_read_in_the_same_bounds(tmp_path: Path) -> None:
         "a: [": "expected the node",
     }.items():
         path.write_text(text)
-        with pytest.raises(LinesError, match=told):
+        with pytest.raises(UserError, match=told):
             read_plain(path)
     path.write_text("a: [1, x]")
     assert read_plain(path) == {"a": [1, "x"]}
@@ -348,8 +349,8 @@ def test_a_comparison_of_a_hostile_recipe_is_planned(tmp_path: Path) -> None:
 
 def test_what_a_terminal_would_obey_is_spelt_out() -> None:
     assert printable("a\x1b[2Jb\x00\u202ec\ud800 é🦙") == "a\\x1b[2Jb\\x00\\u202ec\\ud800 é🦙"
-    with pytest.raises(LinesError) as refused:
+    with pytest.raises(UserError) as refused:
         Reader('"a', "t.yaml")
     assert all(line.isprintable() for line in refused.value.mistakes)
-    with pytest.raises(LinesError, match="is no file"):
+    with pytest.raises(UserError, match="is no file"):
         read_text(Path("/dev/null"))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldlm.report.page import page
-from worldlm.report.read import read
-from worldlm.topology.lines import LinesError
+from worldlm.commands.report.page import page
+from worldlm.commands.report.read import read
+from worldlm.topology.errors import UserError
 
 LEAF = {"name": "a", "corpus": "a", "children": [], "told": ["corpus a"], "noise_multiplier": 1.0, "max_epsilon": 2.0}
 SCORE = {"perplexity": 4.5, "bits_per_byte": None}
@@ -78,6 +78,6 @@ def test_whatever_a_record_holds(tmp_path_factory: pytest.TempPathFactory, conte
     (folder / "results.json").write_text(json.dumps(content), "utf-8")
     try:
         runs = read([folder])
-    except LinesError:
+    except UserError:
         return
     assert page(runs).endswith("</html>\n")

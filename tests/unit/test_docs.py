@@ -31,16 +31,16 @@ import pytest
 import yaml
 
 from worldlm.cli import COMMANDS, main
-from worldlm.compare import command as compare_command
-from worldlm.compare import compare
-from worldlm.compare.plan import PlannedRun, plan_runs
-from worldlm.home import evaluate, export, generate
-from worldlm.recipe import find_class, read_recipe
-from worldlm.repeat.command import split_off_run
-from worldlm.report import command as report_command
-from worldlm.run import _resolve
+from worldlm.cli.fit import _resolve
+from worldlm.cli.recipe import find_class, read_recipe
+from worldlm.cli.safe_mode import OPTION
+from worldlm.commands.compare import command as compare_command
+from worldlm.commands.compare import compare
+from worldlm.commands.compare.plan import PlannedRun, plan_runs
+from worldlm.commands.inference import evaluate, export, generate
+from worldlm.commands.repeat.command import split_off_run
+from worldlm.commands.report import command as report_command
 from worldlm.topology import find_file, load_topology, parse_topology
-from worldlm.trust import OPTION
 
 TOP = Path(__file__).resolve().parents[2]
 PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]

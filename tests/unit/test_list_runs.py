@@ -13,10 +13,10 @@ import pytest
 from filelock import FileLock
 
 from worldlm.cli import main
-from worldlm.list_runs import find_runs, look_at
-from worldlm.results import RESULTS
-from worldlm.run_folder import LOCK, at_work, is_at_work
-from worldlm.topology.lines import LinesError
+from worldlm.commands.list_runs import find_runs, look_at
+from worldlm.runs.folder import LOCK, at_work, is_at_work
+from worldlm.runs.results import RESULTS
+from worldlm.topology.errors import UserError
 
 
 def score(value: float | None) -> dict[str, float | None]:
@@ -152,7 +152,7 @@ def test_a_run_at_work_is_known_by_its_lock(tmp_path: Path) -> None:
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
     assert look_at(run, tmp_path).state == "running"
-    with pytest.raises(LinesError, match="another worldlm fit is at work in"), at_work(run):
+    with pytest.raises(UserError, match="another worldlm fit is at work in"), at_work(run):
         pass
     other.kill()
     other.communicate()
@@ -175,7 +175,7 @@ def test_a_folder_in_which_nothing_came_of_a_run_goes(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
-    with pytest.raises(LinesError, match="cannot be made: Not a directory"), at_work(tmp_path / "runs" / "version_0"):
+    with pytest.raises(UserError, match="cannot be made: Not a directory"), at_work(tmp_path / "runs" / "version_0"):
         pass
 
 

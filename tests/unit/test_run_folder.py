@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from worldlm.run_folder import at_work, find_run, find_saved
-from worldlm.topology.lines import LinesError
+from worldlm.runs.folder import at_work, find_run, find_saved
+from worldlm.topology.errors import UserError
 
 
 def touch(path: Path) -> Path:
@@ -20,20 +20,20 @@ def test_the_last_version_with_a_checkpoint_is_the_run(tmp_path: Path) -> None:
     touch(tmp_path / "pile/version_11/config.yaml")
     assert find_run(tmp_path / "pile") == tmp_path / "pile/version_10"
     assert find_run(tmp_path / "pile/version_2") == tmp_path / "pile/version_2"
-    with pytest.raises(LinesError, match="no run with a checkpoint in .*version_11: name a run's folder"):
+    with pytest.raises(UserError, match="no run with a checkpoint in .*version_11: name a run's folder"):
         find_run(tmp_path / "pile/version_11")
-    with pytest.raises(LinesError, match="no run at .*pil; did you mean 'pile'"):
+    with pytest.raises(UserError, match="no run at .*pil; did you mean 'pile'"):
         find_run(tmp_path / "pil")
 
 
 def test_a_round_is_there_or_those_that_are_are_told(tmp_path: Path) -> None:
     last = touch(tmp_path / "checkpoints/last.ckpt")
     assert find_saved(tmp_path) == last
-    with pytest.raises(LinesError, match="round 3 was not kept; only the last one is there"):
+    with pytest.raises(UserError, match="round 3 was not kept; only the last one is there"):
         find_saved(tmp_path, 3)
     fifth, tenth = (touch(tmp_path / f"checkpoints/round_{number}.ckpt") for number in (5, 10))
     assert find_saved(tmp_path, 5) == fifth
-    with pytest.raises(LinesError, match="round 3 was not kept; kept are 5, 10, and the last one"):
+    with pytest.raises(UserError, match="round 3 was not kept; kept are 5, 10, and the last one"):
         find_saved(tmp_path, 3)
     last.unlink()
     assert find_saved(tmp_path) == tenth

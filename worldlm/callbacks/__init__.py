@@ -3,31 +3,33 @@
 from worldlm.callbacks.attention import AttentionAggregation
 from worldlm.callbacks.averaging import Averaging
 from worldlm.callbacks.compression import Compression
+from worldlm.callbacks.data_consistency_check import DataConsistencyCheck
+from worldlm.callbacks.divergence_recovery import DivergenceRecovery
 from worldlm.callbacks.example_privacy import ExamplePrivacy
 from worldlm.callbacks.fedamp import FedAMP
 from worldlm.callbacks.keep_tokenizer import KeepTokenizer
 from worldlm.callbacks.last_checkpoint import LastCheckpoint
-from worldlm.callbacks.node_metrics import NodeMetrics
-from worldlm.callbacks.node_validation import NodeValidation
-from worldlm.callbacks.pictures import Pictures
-from worldlm.callbacks.progress import RoundProgress
 from worldlm.callbacks.proximal import Proximal
-from worldlm.callbacks.record import Record
 from worldlm.callbacks.residual_exchange import ResidualExchange
 from worldlm.callbacks.robust_averaging import RobustAveraging
-from worldlm.callbacks.same_text import SameText
-from worldlm.callbacks.samples import Samples
-from worldlm.callbacks.start_anew import StartAnew
 from worldlm.callbacks.stop_signal import StopSignal
-from worldlm.callbacks.summary import Summary
 from worldlm.callbacks.token_rows import TokenRows
-from worldlm.callbacks.traffic import Traffic
 from worldlm.callbacks.update_privacy import UpdatePrivacy
+from worldlm.monitoring.node_metrics import NodeMetrics
+from worldlm.monitoring.node_validation import NodeValidation
+from worldlm.monitoring.pictures import Pictures
+from worldlm.monitoring.progress import RoundProgress
+from worldlm.monitoring.record import Record
+from worldlm.monitoring.samples import Samples
+from worldlm.monitoring.summary import Summary
+from worldlm.monitoring.traffic import Traffic
 
 __all__ = [
     "AttentionAggregation",
     "Averaging",
     "Compression",
+    "DataConsistencyCheck",
+    "DivergenceRecovery",
     "ExamplePrivacy",
     "FedAMP",
     "KeepTokenizer",
@@ -40,9 +42,7 @@ __all__ = [
     "ResidualExchange",
     "RobustAveraging",
     "RoundProgress",
-    "SameText",
     "Samples",
-    "StartAnew",
     "StopSignal",
     "Summary",
     "TokenRows",

@@ -10,8 +10,9 @@ from worldlm.federation.averaging import move_towards_, weighted_mean
 from worldlm.federation.messages import Download, Upload
 from worldlm.federation.parameters import Part, copy_
 from worldlm.federation.schedule import Rate, check_rate, in_round
-from worldlm.loop import Context, FederationCallback, WorldTrainer
-from worldlm.loop.scalars import log_scalars
+from worldlm.rounds.callback import Context, FederationCallback
+from worldlm.trainer.loggers import log_scalars
+from worldlm.trainer.world_trainer import WorldTrainer
 
 Query: TypeAlias = Literal["own", "mean"]
 

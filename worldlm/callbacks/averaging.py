@@ -15,15 +15,16 @@ from worldlm.federation.parameters import PARTS, Part, Tensors
 from worldlm.federation.schedule import Rate, check_rate, in_round
 from worldlm.federation.state import NodeState
 from worldlm.federation.token_rows import weighted_mean_by_rows
-from worldlm.loop import Context, FederationCallback, WorldTrainer
-from worldlm.loop.scalars import log_scalars
+from worldlm.rounds.callback import Context, FederationCallback
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
+from worldlm.trainer.loggers import log_scalars
+from worldlm.trainer.world_trainer import WorldTrainer
 
 log = logging.getLogger(__name__)
 
 
-class _Kept(TypedDict, total=False):
+class _Memory(TypedDict, total=False):
     optimizer: dict[int, dict[str, Tensor | float | None]]
     optimizer_kind: str
 
@@ -55,8 +56,8 @@ class Averaging(FederationCallback):
             exist; the optimizer refuses its arguments; or there is no attention to ask.
     """
 
-    honours = frozenset({"outer_optimizer", "weight"})
-    kept = _Kept
+    enforces = frozenset({"outer_optimizer", "weight"})
+    memory_schema = _Memory
 
     def __init__(
         self,

@@ -20,12 +20,13 @@ from worldlm.federation.compression import (
 from worldlm.federation.messages import Download, MessageT, Residual, Upload, joined
 from worldlm.federation.parameters import Tensors
 from worldlm.federation.state import NodeState
-from worldlm.loop import Context, FederationCallback, WorldTrainer
+from worldlm.rounds.callback import Context, FederationCallback
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
+from worldlm.trainer.world_trainer import WorldTrainer
 
 
-class _Kept(TypedDict, total=False):
+class _Memory(TypedDict, total=False):
     sent: dict[str, Tensors]
     error: Tensors
 
@@ -56,7 +57,7 @@ class Compression(FederationCallback):
             bytes would be sent in 2.
     """
 
-    kept = _Kept
+    memory_schema = _Memory
 
     def __init__(self, down: Encoding = "bf16", up: Encoding = "int8", error_feedback: bool = True) -> None:
         for name, encoding in (("down", down), ("up", up)):
@@ -97,7 +98,7 @@ class Compression(FederationCallback):
             return self._send_up(context, message)
         return self._send_down(context, receiver, message)
 
-    def on_arrive(self, trainer: WorldTrainer, context: Context, sender: Node, message: MessageT) -> MessageT:
+    def on_unpack(self, trainer: WorldTrainer, context: Context, sender: Node, message: MessageT) -> MessageT:
         is_upload, known = isinstance(message, Upload), dict(context.world.reference)
         if self.down == self.up == "none" or (self.down == "none" and not is_upload):
             return message

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
 from worldlm.federation.messages import Download, Upload
 from worldlm.federation.seeds import derive_seed
-from worldlm.loop import Context, WorldTrainer
+from worldlm.rounds.callback import Context
+from worldlm.trainer.world_trainer import WorldTrainer
 
 
 class ExamplePrivacy(PrivacyLedgers):
@@ -29,7 +30,7 @@ class ExamplePrivacy(PrivacyLedgers):
             Poisson-sampled.
     """
 
-    honours = frozenset({"example_privacy"})
+    enforces = frozenset({"example_privacy"})
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,13 +11,14 @@ from worldlm.federation.messages import Download, Upload, joined
 from worldlm.federation.mixture import mixture_weights
 from worldlm.federation.parameters import PARTS, Part, Tensors, clone, copy_
 from worldlm.federation.state import NodeState
-from worldlm.loop import Context, FederationCallback, WorldTrainer
-from worldlm.loop.scalars import log_scalars
+from worldlm.rounds.callback import Context, FederationCallback
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
+from worldlm.trainer.loggers import log_scalars
+from worldlm.trainer.world_trainer import WorldTrainer
 
 
-class _Kept(TypedDict, total=False):
+class _Memory(TypedDict, total=False):
     models: dict[str, Tensors]
     tokens: dict[str, int]
     weights: dict[str, dict[str, float]]
@@ -41,7 +42,7 @@ class FedAMP(FederationCallback):
     """
 
     parts: frozenset[Part] = frozenset(PARTS)
-    kept = _Kept
+    memory_schema = _Memory
 
     def __init__(self, self_weight: float = 0.5, sigma: float = 1.0) -> None:
         if not 0 <= self_weight < 1:

@@ -8,9 +8,10 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from worldlm.data.tokenizers import FILE, FileTokenizer
-from worldlm.loop import FederationCallback, WorldTrainer
+from worldlm.files.atomic_write import write_text
 from worldlm.models.initial_weights import find_origin
-from worldlm.whole_files import write_text
+from worldlm.rounds.callback import FederationCallback
+from worldlm.trainer.world_trainer import WorldTrainer
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from worldlm.loop import WorldTrainer
-from worldlm.whole_files import whole_file
+from worldlm.files.atomic_write import atomic_write
+from worldlm.trainer.world_trainer import WorldTrainer
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         finished = trainer.world.round + 1
         keeps = self.keep_every_n_rounds is not None and finished % self.keep_every_n_rounds == 0
-        is_last = finished == trainer.max_epochs or trainer.should_stop or trainer.leaves
+        is_last = finished == trainer.max_epochs or trainer.should_stop or trainer.stop_after_round
         if keeps or is_last or finished % self.every_n_rounds == 0:
             self._save(trainer)
         if keeps and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -93,7 +93,7 @@ class LastCheckpoint(Checkpoint):
 
 def keep(path: Path, name: str) -> None:
     """Keep a file under another name too: one file on disk with two names, or a copy where there are no such."""
-    with whole_file(path.with_name(name)) as partial:
+    with atomic_write(path.with_name(name)) as partial:
         try:
             os.link(path, partial)
         except OSError:

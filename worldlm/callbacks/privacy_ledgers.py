@@ -7,15 +7,16 @@ from typing import Any, TypedDict
 
 from worldlm.federation.privacy import PrivacyLedger
 from worldlm.federation.state import NodeState
-from worldlm.loop import Context, FederationCallback, WorldTrainer
-from worldlm.loop.scalars import log_scalars
+from worldlm.rounds.callback import Context, FederationCallback
 from worldlm.topology import Privacy
 from worldlm.topology.changes import Changes
+from worldlm.trainer.loggers import log_scalars
+from worldlm.trainer.world_trainer import WorldTrainer
 
 log = logging.getLogger(__name__)
 
 
-class _Kept(TypedDict, total=False):
+class _Memory(TypedDict, total=False):
     history: list[list[float]]
 
 
@@ -25,7 +26,7 @@ class PrivacyLedgers(FederationCallback):
     A node that left the world and comes back takes its ledger up again: what it released before is still out there.
     """
 
-    kept = _Kept
+    memory_schema = _Memory
 
     def __init__(self) -> None:
         self._stopped: set[str] = set()

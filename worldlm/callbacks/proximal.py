@@ -8,7 +8,8 @@ from torch.optim import Optimizer
 from worldlm.callbacks.example_privacy import ExamplePrivacy
 from worldlm.federation.parameters import Tensors, clone
 from worldlm.federation.proximal import add_proximal_gradient_
-from worldlm.loop import Context, FederationCallback, WorldTrainer
+from worldlm.rounds.callback import Context, FederationCallback
+from worldlm.trainer.world_trainer import WorldTrainer
 
 
 class Proximal(FederationCallback):

@@ -18,15 +18,17 @@ from worldlm.federation.messages import (
 from worldlm.federation.parameters import Tensors, clone
 from worldlm.federation.residuals import Route, is_allowed_at, refusal, route, select_residuals
 from worldlm.federation.state import NodeState
-from worldlm.loop import Context, FederationCallback, World, WorldTrainer
-from worldlm.loop.scalars import log_scalars, log_text
+from worldlm.rounds.callback import Context, FederationCallback
+from worldlm.rounds.world import World
 from worldlm.topology import Node, Topology
 from worldlm.topology.changes import Changes
+from worldlm.trainer.loggers import log_scalars, log_text
+from worldlm.trainer.world_trainer import WorldTrainer
 
 log = logging.getLogger(__name__)
 
 
-class _Kept(TypedDict, total=False):
+class _Memory(TypedDict, total=False):
     children_keys: dict[str, Tensors]
     outbox: dict[str, list[SavedResidual]]
     climbing: list[SavedResidual]
@@ -51,8 +53,8 @@ class ResidualExchange(FederationCallback):
         ValueError: If num_residuals is below 1, or the recipe has no AttentionAggregation to use the residuals.
     """
 
-    honours = frozenset({"residuals"})
-    kept = _Kept
+    enforces = frozenset({"residuals"})
+    memory_schema = _Memory
 
     def __init__(self, num_residuals: int = 1, min_similarity: float = 0.0, similarity: Similarity = "cosine") -> None:
         if num_residuals < 1:
@@ -126,7 +128,7 @@ class ResidualExchange(FederationCallback):
         if upload.residuals:
             self.memory(context.state)["missed"] = [message_state(residual) for residual in upload.residuals]
 
-    def on_emit(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
+    def after_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
         children = {child.name for child in context.node.children}
         known = self.memory(context.state).setdefault("children_keys", {})
         known.update({one.node: clone(one.parts["keys"]) for one in uploads if one.node in children})

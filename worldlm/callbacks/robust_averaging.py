@@ -11,7 +11,8 @@ from worldlm.callbacks.averaging import Averaging
 from worldlm.federation.messages import Upload
 from worldlm.federation.parameters import Part, Tensors
 from worldlm.federation.robust import median, norm_bounded_mean, trimmed_mean
-from worldlm.loop import Context, WorldTrainer
+from worldlm.rounds.callback import Context
+from worldlm.trainer.world_trainer import WorldTrainer
 
 Rule = Literal["median", "trimmed_mean", "norm_bound"]
 

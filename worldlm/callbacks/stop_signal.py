@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from worldlm.loop import WorldTrainer
+from worldlm.trainer.world_trainer import WorldTrainer
 
 
 class StopSignal(Callback):
@@ -40,8 +40,8 @@ class StopSignal(Callback):
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if trainer.num_ranks > 1:
-            trainer.leaves = trainer.strategy.reduce_boolean_decision(self._asked, all=False)
+            trainer.stop_after_round = trainer.strategy.reduce_boolean_decision(self._asked, all=False)
 
     def on_train_epoch_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        if trainer.leaves:
+        if trainer.stop_after_round:
             raise SIGTERMException

@@ -9,18 +9,19 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from worldlm.callbacks.averaging import Averaging
-from worldlm.federation.declared import check_fields
 from worldlm.federation.messages import Upload
 from worldlm.federation.parameters import Tensors
 from worldlm.federation.state import NodeState
 from worldlm.federation.token_rows import Tally, row_shares
-from worldlm.loop import Context, FederationCallback, WorldTrainer
+from worldlm.federation.type_checks import check_fields
+from worldlm.rounds.callback import Context, FederationCallback
 from worldlm.topology.changes import Changes
+from worldlm.trainer.world_trainer import WorldTrainer
 
 log = logging.getLogger(__name__)
 
 
-class _Kept(TypedDict, total=False):
+class _Memory(TypedDict, total=False):
     own_fit: Tensor
     unsent: Tensor
 
@@ -44,7 +45,7 @@ class TokenRows(FederationCallback):
         ValueError: If there is no such tensor, no `Averaging` of the part it belongs to, or a second `TokenRows`.
     """
 
-    kept = _Kept
+    memory_schema = _Memory
 
     def __init__(self, parameter: str = "transformer.wte.weight") -> None:
         self.parameter = parameter

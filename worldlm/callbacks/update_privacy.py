@@ -10,9 +10,10 @@ from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
 from worldlm.federation.messages import Download, Residual, Upload, joined
 from worldlm.federation.parameters import Tensors
 from worldlm.federation.privacy import Sanitised, sanitise
-from worldlm.loop import Context, WorldTrainer
-from worldlm.loop.scalars import log_scalars
+from worldlm.rounds.callback import Context
 from worldlm.topology import Privacy
+from worldlm.trainer.loggers import log_scalars
+from worldlm.trainer.world_trainer import WorldTrainer
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class UpdatePrivacy(PrivacyLedgers):
     next upload would pass its `max_epsilon` takes no more part; both say so.
     """
 
-    honours = frozenset({"privacy"})
+    enforces = frozenset({"privacy"})
 
     def participates(self, trainer: WorldTrainer, context: Context) -> bool:
         privacy = context.node.settings.privacy

@@ -22,7 +22,7 @@ from worldlm.data.samplers import NodeSampler, make_sampler, spread
 from worldlm.data.tokenizers import Tokenizer, load_tokenizer
 from worldlm.data.trained_tokenizer import TrainedBPE
 from worldlm.topology import ALL
-from worldlm.topology.lines import suggest
+from worldlm.topology.errors import suggest
 
 if TYPE_CHECKING:
     from worldlm.topology import Node, Topology

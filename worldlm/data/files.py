@@ -9,7 +9,7 @@ from pathlib import Path
 from worldlm.data.corpora import Corpus, Record, SplitName, digest
 from worldlm.data.readers import find_files, read_records
 from worldlm.data.records import RecordCorpus
-from worldlm.topology.lines import suggest
+from worldlm.topology.errors import suggest
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from worldlm.data.corpora import Corpus, SplitName
-from worldlm.topology.lines import suggest
+from worldlm.topology.errors import suggest
 
 
 @dataclass(frozen=True, kw_only=True)

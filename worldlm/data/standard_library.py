@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from worldlm.data.corpora import Corpus, SplitName, digest
-from worldlm.topology.lines import suggest
+from worldlm.topology.errors import suggest
 
 Area = Literal["topics", "docstrings", "network", "tools"]
 

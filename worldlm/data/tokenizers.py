@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldlm.data.corpora import digest
-from worldlm.topology.lines import suggest
+from worldlm.topology.errors import suggest
 
 TokenIds: TypeAlias = Sequence[int] | NDArray[np.integer]
 """The tokens of one document, shape [num_tokens]."""

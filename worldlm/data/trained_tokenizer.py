@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from worldlm.data.corpora import Corpus, digest, naming
 from worldlm.data.locks import one_at_a_time
 from worldlm.data.tokenizers import FileTokenizer
-from worldlm.whole_files import write_text
+from worldlm.files.atomic_write import write_text
 
 _FORMAT = 1
 _END_OF_TEXT = "<|endoftext|>"

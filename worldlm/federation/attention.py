@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worldlm.federation.averaging import weighted_sum
-from worldlm.federation.parameters import Tensors, chunk_size, chunks, few
+from worldlm.federation.parameters import Tensors, chunk_size, chunks, model_chunks
 
 Similarity: TypeAlias = Literal["cosine", "dot", "distance"]
 Granularity: TypeAlias = Literal["model", "block"]
@@ -96,7 +96,7 @@ def _similarities(
     sums: list[dict[str, list[float]]] = [{} for _ in keys]
     for name, start in reference.items():
         block, size = block_of(name, granularity), float(start.numel())
-        for now in few(keys, name):
+        for now in model_chunks(keys, name):
             found, *fixed = _products(query[name], [candidate[name] for candidate in keys[now]], start)
             for total, (product, square) in zip(sums[now], found, strict=True):
                 more = [product, square, *fixed, size]

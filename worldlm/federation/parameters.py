@@ -70,7 +70,7 @@ def chunk_size(tensor: Tensor) -> int:
     return min(max(1, tensor.numel()), CHUNK if tensor.device.type == "cpu" else _CHUNK_ON_DEVICE)
 
 
-def few(models: Sequence[Mapping[str, Tensor]], name: str) -> Iterator[slice]:
+def model_chunks(models: Sequence[Mapping[str, Tensor]], name: str) -> Iterator[slice]:
     """Yield slices of the models, in order: so many at a time that their tensors of one name fill no more than a model.
 
     Where tensors are read from elsewhere when they are asked for, this bounds what is held of all models at once.

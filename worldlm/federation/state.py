@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from worldlm.federation.declared import check_fields
 from worldlm.federation.messages import (
     Download,
     Residual,
@@ -17,6 +16,7 @@ from worldlm.federation.messages import (
     upload_from_state,
 )
 from worldlm.federation.parameters import PARTS, Part, Tensors
+from worldlm.federation.type_checks import check_fields
 
 
 @dataclass(slots=True, kw_only=True)

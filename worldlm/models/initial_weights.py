@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from worldlm.federation.saved import SavedWorld, open_world
+from worldlm.checkpoint.read import SavedWorld, open_world
 from worldlm.models.hugging_face import CONFIG, check_config, read_folder
 from worldlm.models.mpt import Architecture, differences
-from worldlm.run_folder import find_run, find_saved
+from worldlm.runs.folder import find_run, find_saved
 
 _KINDS = "it takes a Hugging Face MPT folder, or RUN:NODE or RUN:NODE@ROUND, as in runs/NAME/version_0:world"
 

@@ -20,7 +20,7 @@ from torchmetrics.text import Perplexity
 from worldlm.models.initial_weights import find_origin, initial_weights
 from worldlm.models.mpt import MPT, Architecture, Cache, differences
 from worldlm.models.partition import Split, partition
-from worldlm.topology.lines import few
+from worldlm.topology.errors import join_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,7 +176,7 @@ class LanguageModule(LightningModule):
         moved = {name: part for name, part in self._parts.items() if parts.get(name, part) != part}
         wrong += [f"{name} is in {parts[name]} there, and in {part} here" for name, part in moved.items()]
         if wrong:
-            raise ValueError(f"the checkpoint is of another model: {few(wrong)}")
+            raise ValueError(f"the checkpoint is of another model: {join_names(wrong)}")
         self._is_fresh = False
 
     def on_fit_start(self) -> None:

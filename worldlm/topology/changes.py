@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
-from worldlm.topology.lines import few, suggest
+from worldlm.topology.errors import join_names, suggest
 from worldlm.topology.settings import FOR_CHILDREN, KINDS_OF_PRIVACY, Privacy, Settings
 from worldlm.topology.tree import Topology
 
@@ -61,31 +61,31 @@ class Changes:
     def lines(self) -> Iterator[str]:
         """Yield what changed, a line each; nodes with which the same happened share one."""
         for source, names in _grouped(self.joined).items():
-            yield f"joined: {few(names)} (from {source})"
+            yield f"joined: {join_names(names)} (from {source})"
         if self.left:
-            yield f"left: {few(self.left)}"
+            yield f"left: {join_names(self.left)}"
         for (old, new), names in _grouped(self.moved).items():
-            yield f"moved: {few(names)} from {old or 'the top'} to {new or 'the top'}"
+            yield f"moved: {join_names(names)} from {old or 'the top'} to {new or 'the top'}"
         told = {name: ", ".join(map(_shown, settings)) for name, settings in self.settings.items()}
         for what, names in _grouped(told).items():
-            yield f"changed: {few(names)} {what}"
+            yield f"changed: {join_names(names)} {what}"
         for corpus, names in _grouped(self.new_texts).items():
-            yield f"{few(names)}: reads {corpus} from its beginning"
+            yield f"{join_names(names)}: reads {corpus} from its beginning"
 
     def warnings(self) -> Iterator[str]:
         """Yield what nobody should overlook, a line each."""
         told = {name: ", ".join(map(_shown, settings)) for name, settings in self.loosened.items()}
         for what, names in _grouped(told).items():
-            yield f"privacy is loosened at {few(names)}: {what}; what was spent so far stays in the ledger"
+            yield f"privacy is loosened at {join_names(names)}: {what}; what was spent so far stays in the ledger"
         told = {name: ", ".join(map(_shown, settings)) for name, settings in self.opened.items()}
         for what, names in _grouped(told).items():
-            yield f"rules on residuals are loosened at {few(names)}: {what}"
+            yield f"rules on residuals are loosened at {join_names(names)}: {what}"
         for name in self.dissolved:
             yield f"{name} is gone, whose privacy held for all below it as one: what is left is that of every node"
         for (corpus, kind, where), names in _grouped(self.bared).items():
-            yield f"{few(names)} reads {corpus} without the {kind} that it was read under at {where}"
+            yield f"{join_names(names)} reads {corpus} without the {kind} that it was read under at {where}"
         for kind, names in _grouped(self.begun).items():
-            yield f"{kind} begins at {few(names)}: no epsilon covers what was learnt there before"
+            yield f"{kind} begins at {join_names(names)}: no epsilon covers what was learnt there before"
         if self.disclosed is not None:
             told_of = (
                 f"what is above {self.disclosed} starts from its model, which no noise hides: all that it learnt so "

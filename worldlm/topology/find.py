@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from worldlm.topology.checks import shorten
-from worldlm.topology.lines import suggest
+from worldlm.topology.errors import suggest
 
 _SUFFIXES = (".yaml", ".yml")
 

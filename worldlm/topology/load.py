@@ -10,15 +10,16 @@ from typing import Any, NamedTuple, get_type_hints
 
 import yaml
 
+from worldlm.topology import lint
 from worldlm.topology.checks import FieldError, bad_name
 from worldlm.topology.compose import Entry, line_of
 from worldlm.topology.copies import cannot_be_written_out, write_out
+from worldlm.topology.errors import UserError
 from worldlm.topology.find import find_file
-from worldlm.topology.lines import LinesError, Reader, read_text
+from worldlm.topology.reader import Reader, read_text
 from worldlm.topology.scalars import is_null
 from worldlm.topology.settings import FOR_CHILDREN, Link, OuterOptimizer, Privacy, Residuals, Settings
 from worldlm.topology.tree import Node, Topology
-from worldlm.topology.vain import in_vain
 
 _TOP_KEYS = ("name", "description", "settings", "root")
 _NODE_KEYS = ("name", "corpus", "weight", "copies", "settings", "children")
@@ -31,7 +32,7 @@ _STAND_INS = {"copies": 1, "name": "unreadable", "corpus": "unreadable", "weight
 _STAND_IN = Node(name="unreadable", corpus="unreadable", settings=_STAND_IN_STEPS)
 
 
-class TopologyError(LinesError):
+class TopologyError(UserError):
     """All mistakes of a topology file, one line each: `file:line: what is wrong`."""
 
 
@@ -74,7 +75,7 @@ def parse_topology(text: str, source: str, settings: Mapping[str, Any] | None = 
     values = _Loading(reader, settings or {}).topology()
     reader.finish()
     topology = Topology(**values)
-    for warning in in_vain(topology):
+    for warning in lint.warnings(topology):
         warnings.warn(warning, UserWarning, stacklevel=2)
     return topology
 

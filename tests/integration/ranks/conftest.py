@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from worldlm.callbacks import TokenRows
-from worldlm.federation.pages import fetch
+from worldlm.storage.pages import fetch
 from worldlm.topology import Topology, parse_topology
 
 Job = Callable[[], Any]
@@ -118,7 +118,7 @@ def whole(fit: Make, whole_method: Make, snapshot: Make) -> Callable[..., dict[s
     def run(topology: Topology, **options: Any) -> dict[str, Any]:
         extra = options.pop("callbacks", [])
         trainer = fit(topology, [*whole_method(), TokenRows(), *extra], **options)
-        here = [name for name in topology.nodes if trainer.world.wire.here(name)]
+        here = [name for name in topology.nodes if trainer.world.transport.is_local(name)]
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         return {"all": fetch(snapshot(trainer)), "metrics": metrics, "here": here}
 

@@ -15,9 +15,9 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from worldlm.callbacks import Averaging, LastCheckpoint, SameText, StopSignal
-from worldlm.loop import strategy
-from worldlm.loop.wire import RankLost
+from worldlm.callbacks import Averaging, DataConsistencyCheck, LastCheckpoint, StopSignal
+from worldlm.distributed.transport import RankLost
+from worldlm.trainer import strategy
 
 Make = Callable[..., Any]
 
@@ -73,11 +73,11 @@ def test_text_that_is_other_elsewhere_ends_the_run(
     def facts(trainer: Any) -> dict[str, Any]:
         return {"a": {"tokens_crc32": ["01"]}, "b": {"tokens_crc32": [f"0{trainer.global_rank}"]}}
 
-    monkeypatch.setattr("worldlm.callbacks.same_text.data_facts", facts)
+    monkeypatch.setattr("worldlm.callbacks.data_consistency_check.data_facts", facts)
 
     def run() -> str:
         try:
-            fit(star("ab"), [Averaging(), SameText()])
+            fit(star("ab"), [Averaging(), DataConsistencyCheck()])
         except ValueError as error:
             return str(error).partition("\n")[0]
         return "no error"

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from shore import BEGINNING, write_shore
+from toy_world import BEGINNING, write_toy_world
 
-from worldlm.callbacks.record import weights_digest
+from worldlm.checkpoint.read import open_world
 from worldlm.cli import main
-from worldlm.federation.saved import open_world
-from worldlm.repeat.again import final_weights
-from worldlm.repeat.command import first_run
+from worldlm.commands.repeat.again import final_weights
+from worldlm.commands.repeat.command import first_run
+from worldlm.monitoring.record import weights_digest
 
 Make = Callable[..., Any]
 
@@ -69,7 +69,7 @@ def shore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(sys, "path", [*sys.path, str(folder)])
         patch.setenv("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
-        write_shore(folder, TOPOLOGY, RECIPE)
+        write_toy_world(folder, TOPOLOGY, RECIPE)
         (folder / "stopping.py").write_text(STOPPING)
         (folder / "stop").touch()
         assert main(["fit", "--recipe", "tiny.yaml"]) == 143

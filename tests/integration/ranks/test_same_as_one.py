@@ -24,7 +24,7 @@ from worldlm.callbacks import (
     Summary,
     UpdatePrivacy,
 )
-from worldlm.loop import Paging
+from worldlm.storage.paged_store import Paging
 from worldlm.topology import Topology, parse_topology
 
 Make = Callable[..., Any]

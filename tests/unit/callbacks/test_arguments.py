@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange
-from worldlm.loop.method import check_parts
+from worldlm.rounds.method import check_parts
 from worldlm.topology import Node, OuterOptimizer, Settings, Topology
 
 

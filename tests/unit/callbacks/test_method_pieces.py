@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ExamplePrivacy, FedAMP, Proximal, TokenRows
-from worldlm.loop.method import check_parts
+from worldlm.rounds.method import check_parts
 from worldlm.topology import Node, Settings, Topology
 
 RATE = "must be above 0 and at most 1, or two such, first and last"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from worldlm.compare.plan import PlannedRun
-from worldlm.results import RunRecord
+from worldlm.commands.compare.plan import PlannedRun
+from worldlm.runs.results import RunRecord
 
 LEAF = {"text": ["hills-1"], "blocks": 10, "batch_size": 4, "steps": 5, "fits": 1}
 HELD_OUT = {"held_out_text": ["hills-1"], "held_out_blocks": 3}

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from worldlm.cli import main
-from worldlm.compare import compare
-from worldlm.compare.execute import execute, last_lines, num_cores, start_process
-from worldlm.compare.plan import PlannedRun, changes, plan_runs
-from worldlm.topology.lines import LinesError
+from worldlm.commands.compare import compare
+from worldlm.commands.compare.execute import execute, last_lines, num_cores, start_process
+from worldlm.commands.compare.plan import PlannedRun, changes, plan_runs
+from worldlm.topology.errors import UserError
 
 BASE = ["--recipe", "base.yaml", "--methods", "one.yaml,two.yaml", "--seeds", "1,2", "--name", "it"]
 FOLDERS = ["one-1", "two-1", "one-2", "two-2"]
@@ -24,7 +24,7 @@ FOLDERS = ["one-1", "two-1", "one-2", "two-2"]
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("worldlm.compare.figures.draw_all", lambda records: {})  # they take seconds
+    monkeypatch.setattr("worldlm.commands.compare.figures.draw_all", lambda records: {})  # they take seconds
     (tmp_path / "base.yaml").write_text("federation: {topology: shore.yaml}\n")
     (tmp_path / "shore.yaml").write_text("name: shore\n")
     for name in ("one", "two"):
@@ -116,7 +116,7 @@ def test_a_changed_run_is_refused(
     assert compare(BASE, player) == 0
     if file:
         Path(file).write_text(text)
-    with pytest.raises(LinesError) as error:
+    with pytest.raises(UserError) as error:
         compare([*BASE, *more], player)
     assert len(player.started) == 4
     wrong = [name for name in FOLDERS if file != "one.yaml" or name.startswith("one")]
@@ -217,6 +217,7 @@ def test_one_line_for_a_mistake(capsys: pytest.CaptureFixture[str], arguments: l
 
 
 def test_compare_needs_no_torch() -> None:
-    code = "import sys; import worldlm.compare, worldlm.compare.figures; assert 'torch' not in sys.modules"
+    modules = "worldlm.commands.compare, worldlm.commands.compare.figures"
+    code = f"import sys; import {modules}; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from worldlm.compare import compare
-from worldlm.compare.comparable import check
-from worldlm.compare.figures import draw_all, mean_curve
-from worldlm.compare.records import common_nodes, read_runs
-from worldlm.compare.table import Spread, cells, comma_separated, markdown, rows, spread
-from worldlm.pictures.strokes import save
-from worldlm.results import RunRecord, results_of
-from worldlm.topology.lines import LinesError
+from worldlm.commands.compare import compare
+from worldlm.commands.compare.comparable import check
+from worldlm.commands.compare.figures import draw_all, mean_curve
+from worldlm.commands.compare.records import common_nodes, read_runs
+from worldlm.commands.compare.table import Spread, cells, comma_separated, markdown, rows, spread
+from worldlm.plots.style import save
+from worldlm.runs.results import RunRecord, results_of
+from worldlm.topology.errors import UserError
 
 Make = Callable[..., Any]
 
@@ -203,9 +203,9 @@ def test_what_cannot_be_read(tmp_path: Path, content: Make) -> None:
     keep(tmp_path / "list", [])  # type: ignore[arg-type]
     keep(tmp_path / "one", content())
     for folder, told in (("half", "not finished"), ("new", "format 99"), ("list", "no record of a run")):
-        with pytest.raises(LinesError, match=told):
+        with pytest.raises(UserError, match=told):
             read_runs([tmp_path / folder])
-    with pytest.raises(LinesError, match="both are one, seed 1"):
+    with pytest.raises(UserError, match="both are one, seed 1"):
         read_runs([tmp_path / "one", tmp_path / "one"])
 
 
@@ -213,7 +213,7 @@ def test_a_comparison_read_again_keeps_its_order(
     tmp_path: Path, player: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("worldlm.pictures.strokes.save", lambda figure, path: path.with_suffix(".svg").touch())
+    monkeypatch.setattr("worldlm.plots.style.save", lambda figure, path: path.with_suffix(".svg").touch())
     for name in ("base", "zebra", "ant"):
         (tmp_path / f"{name}.yaml").write_text(f"# {name}\n")
     assert compare(["--recipe", "base.yaml", "--methods", "zebra.yaml,ant.yaml"], player) == 0

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from worldlm.compare.figures import draw_all
-from worldlm.compare.records import read_runs
-from worldlm.compare.table import Spread, rows
-from worldlm.results import RunRecord
-from worldlm.topology.lines import LinesError
+from worldlm.commands.compare.figures import draw_all
+from worldlm.commands.compare.records import read_runs
+from worldlm.commands.compare.table import Spread, rows
+from worldlm.runs.results import RunRecord
+from worldlm.topology.errors import UserError
 
 Make = Callable[..., Any]
 
@@ -48,7 +48,7 @@ def test_a_method_on_two_topologies_is_two(tmp_path: Path, content: Make) -> Non
             (folder / "version_0" / "results.json").write_text(json.dumps(told))
     records = read_runs([tmp_path / "plain", tmp_path / "swapped"])
     assert [one.method for one in records] == ["x on tree", "y", "x on other-tree"]
-    with pytest.raises(LinesError, match="both are x, seed 1"):
+    with pytest.raises(UserError, match="both are x, seed 1"):
         read_runs([tmp_path / "plain", tmp_path / "plain"])
 
 

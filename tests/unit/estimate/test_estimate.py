@@ -11,15 +11,15 @@ import torch
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange, TokenRows
 from worldlm.cli import main
-from worldlm.estimate import Estimate, estimate
-from worldlm.estimate.memory import Device, of_device
-from worldlm.estimate.messages import MessageSizes
-from worldlm.estimate.seconds import longest_way
-from worldlm.estimate.speed import measure_speed
-from worldlm.estimate.table import draw, duration, lines, size
-from worldlm.loop import WorldTrainer
+from worldlm.commands.estimate import Estimate, estimate
+from worldlm.commands.estimate.memory import Device, of_device
+from worldlm.commands.estimate.messages import MessageSizes
+from worldlm.commands.estimate.seconds import longest_way
+from worldlm.commands.estimate.speed import measure_speed
+from worldlm.commands.estimate.table import draw, duration, lines, size
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
 from worldlm.topology import Topology, load_topology, parse_topology
+from worldlm.trainer.world_trainer import WorldTrainer
 
 
 def _module(num_blocks: int, d_model: int, vocab_size: int, device: str = "meta") -> LanguageModule:

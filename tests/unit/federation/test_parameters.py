@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 
-from worldlm.federation.parameters import CHUNK, clone, copy_, distance, few, is_finite, norm, num_bytes, subtract
+from worldlm.federation.parameters import (
+    CHUNK,
+    clone,
+    copy_,
+    distance,
+    is_finite,
+    model_chunks,
+    norm,
+    num_bytes,
+    subtract,
+)
 
 
 def test_a_clone_has_memory_of_its_own_and_no_graph() -> None:
@@ -75,13 +85,13 @@ def test_infinities_that_cancel_are_found() -> None:
 @pytest.mark.parametrize(("sizes", "expected"), [((4, 4, 4), [3, 3]), ((6, 3, 3), [2, 2, 2]), ((12, 1), [1] * 6)])
 def test_a_few_models_at_a_time(sizes, expected) -> None:
     models = [{str(i): torch.zeros(size) for i, size in enumerate(sizes)} for _ in range(6)]
-    assert [len(models[now]) for now in few(models, "0")] == expected
-    assert len(list(few(models * 6, "0"))) == 6 * len(expected)
+    assert [len(models[now]) for now in model_chunks(models, "0")] == expected
+    assert len(list(model_chunks(models * 6, "0"))) == 6 * len(expected)
 
 
 def test_there_is_an_end_to_how_many_models_are_taken_at_a_time() -> None:
     models = [{"0": torch.zeros(1), "1": torch.zeros(99)}] * 40
-    assert [len(models[now]) for now in few(models, "0")] == [16, 16, 8]
+    assert [len(models[now]) for now in model_chunks(models, "0")] == [16, 16, 8]
 
 
 def test_sums_are_taken_in_float64() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from worldlm.repeat.differences import another, in_a_line, outcome, settings, surroundings
+from worldlm.commands.repeat.differences import another, in_a_line, outcome, settings, surroundings
 
 
 def record() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from worldlm.cli import main
-from worldlm.report.sound import faults
+from worldlm.runs.results_schema import faults
 
 Lay = Callable[..., Path]
 
@@ -19,7 +19,7 @@ Lay = Callable[..., Path]
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages hold the runs' titles alone."""
     drawn = lambda runs, track: f"{[one.record.title for one in runs]}</html>\n"  # noqa: E731
-    monkeypatch.setattr("worldlm.report.page.page", drawn)
+    monkeypatch.setattr("worldlm.commands.report.page.page", drawn)
 
 
 @pytest.mark.usefixtures("undrawn")

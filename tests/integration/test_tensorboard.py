@@ -1,0 +1,181 @@
+"""What a run shows on its TensorBoard: pictures, an order of curves, and what the nodes write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+from worldlm.callbacks import NodeMetrics, Pictures, Record, Samples, Summary
+from worldlm.monitoring.pictures import layout, rounds_between
+from worldlm.topology import Topology, parse_topology
+
+Make = Callable[..., Any]
+
+
+class Letters:
+    """A tokenizer of the tiny world: 32 tokens, a letter each."""
+
+    vocab_size, end_of_text = 32, 31
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [[ord(one) % 32 for one in text] for text in texts]
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(chr(64 + one) for one in tokens)
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Callable[[], EventAccumulator]:
+    def read() -> EventAccumulator:
+        events = EventAccumulator(str(tmp_path / "board"), size_guidance={"images": 0, "tensors": 0})
+        events.Reload()
+        return events
+
+    return read
+
+
+@pytest.fixture
+def logger(tmp_path: Path) -> TensorBoardLogger:
+    return TensorBoardLogger(tmp_path, name="board", version="")
+
+
+def test_the_run_is_drawn_every_few_rounds(
+    tree: Topology, fit: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
+) -> None:
+    fit(tree, [*whole_method(), Record(), Pictures(every_n_rounds=2)], max_epochs=3, logger=logger)
+    events = board()
+    names = ["attention", "bytes", "perplexity", "privacy", "residuals"]
+    assert sorted(events.Tags()["images"]) == [f"pictures/{name}" for name in names]
+    for name in names:
+        assert [one.step for one in events.Images(f"pictures/{name}")] == [1, 2]
+    picture = events.Images("pictures/perplexity")[0]
+    assert picture.encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_curves_are_laid_out_from_the_world_to_its_nodes(
+    tree: Topology, fit: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
+) -> None:
+    fit(tree, [*whole_method(), Record(), Pictures(every_n_rounds=9)], max_epochs=2, logger=logger, log_every_n_steps=1)
+    events = board()
+    stored = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    assert [section.title for section in stored.category] == list(layout(tree)) == [
+        "world at a glance", "world", "world > north", "world > south",
+    ]  # fmt: skip
+    known = set(events.Tags()["scalars"])
+    wanted = {tag.strip("^$") for section in stored.category for chart in section.chart for tag in chart.multiline.tag}
+    missing = {tag for tag in wanted - known if not tag.endswith("/max_epsilon")}  # this world sets no budget
+    assert missing == set()
+
+
+def test_pictures_need_the_record(tree: Topology, fit: Make, whole_method: Make) -> None:
+    with pytest.raises(ValueError, match="Pictures needs Record"):
+        fit(tree, [*whole_method(), Pictures()])
+
+
+@pytest.mark.parametrize(
+    ("rounds", "steps", "expected"),
+    [
+        *[(1, 100, 1), (5, 100, 1), (6, 100, 2), (20, 100, 4)],  # a fifth of the run
+        *[(5, 99, 2), (5, 20, 5), (20, 20, 5), (5, 1, 100), (20, 0, 100)],  # a hundred steps
+        *[(100, 20, 20), (1000, 1, 200), (None, 500, 10), (-1, 500, 10), (-1, 2, 50)],  # whichever is more
+    ],
+)
+def test_five_looks_at_a_run_but_a_hundred_steps_apart(rounds: int | None, steps: int, expected: int) -> None:
+    trainer = SimpleNamespace(max_epochs=rounds, steps_per_round=lambda: {"a": steps, "b": steps // 2})
+    assert rounds_between(trainer) == expected  # type: ignore[arg-type]
+
+
+def test_by_default_a_short_run_is_drawn_once(
+    tree: Topology, with_letters: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
+) -> None:
+    method = [one for one in whole_method() if not isinstance(one, NodeMetrics)]
+    with_letters(tree, [*method, Record(), Pictures(), Samples("AB", num_new_tokens=2)], max_epochs=2, logger=logger)
+    events = board()
+    assert [one.step for one in events.Images("pictures/perplexity")] == [1]
+    assert {one.step for one in events.Tensors("samples/world/text_summary")} == {1}
+
+
+def test_a_budget_has_a_curve_beside_what_is_spent() -> None:
+    text = "name: t\nsettings: {num_local_steps: 1}\nroot: {name: w, children: [{name: a, corpus: a, settings: "
+    tree = parse_topology(text + "{privacy: {clip_norm: 1, noise_multiplier: 1, max_epsilon: 9}}}]}", "t.yaml")
+    assert layout(tree)["w"]["epsilon, and max_epsilon"] == ["Multiline", ["^a/epsilon$", "^a/max_epsilon$"]]
+
+
+@pytest.fixture
+def with_letters(fit: Make) -> Make:
+    class Lettered(NodeMetrics):
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            trainer.datamodule.tokenizer = Letters()
+
+    return lambda tree, callbacks, **options: fit(tree, [Lettered(), *callbacks], **options)
+
+
+def test_every_node_continues_the_prompt(
+    tree: Topology, with_letters: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
+) -> None:
+    method = [one for one in whole_method() if not isinstance(one, NodeMetrics)]
+    with_letters(tree, [*method, Samples(prompt="AB", num_new_tokens=6, every_n_rounds=1)], max_epochs=2, logger=logger)
+    events = board()
+    for name in tree.nodes:
+        texts = events.Tensors(f"samples/{name}/text_summary")
+        assert sorted({one.step for one in texts}) == [0, 1]
+        written = texts[-1].tensor_proto.string_val[0].decode().removeprefix("    ")
+        assert written.startswith("AB")
+        assert len(written) == 8
+
+
+def test_a_node_that_has_diverged_writes_no_text(
+    tree: Topology, with_letters: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
+) -> None:
+    class Diverge(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.active_node == "a":
+                with torch.no_grad():
+                    next(pl_module.parameters()).fill_(torch.nan)
+
+    method = [one for one in whole_method() if not isinstance(one, NodeMetrics)]
+    with_letters(tree, [*method, Samples("AB", num_new_tokens=2), Diverge()], max_epochs=2, logger=logger)
+    events = board()
+    texts = {
+        name: events.Tensors(f"samples/{name}/text_summary")[-1].tensor_proto.string_val[0].decode()
+        for name in tree.nodes
+    }
+    diverged = [name for name, text in texts.items() if "no text: the model has diverged" in text]
+    assert diverged == ["a"]
+
+
+def test_samples_change_nothing_else(tree: Topology, with_letters: Make, whole_method: Make, tmp_path: Path) -> None:
+    method = [one for one in whole_method() if not isinstance(one, NodeMetrics)]
+    logger = TensorBoardLogger(tmp_path, name="board", version="")
+    writing = with_letters(tree, [*method, Samples()], logger=logger).world.states
+    method = [one for one in whole_method() if not isinstance(one, NodeMetrics)]
+    silent = with_letters(tree, method).world.states
+    for name, state in writing.items():
+        for key, tensor in state.parameters.items():
+            assert torch.equal(tensor, silent[name].parameters[key])
+
+
+@pytest.mark.parametrize("wrong", [{"prompt": ""}, {"num_new_tokens": 0}, {"every_n_rounds": 0}])
+def test_samples_refuse_what_they_cannot_do(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Samples need a prompt"):
+        Samples(**wrong)
+
+
+def test_final_figures_stand_beside_the_settings(
+    tree: Topology, fit: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
+) -> None:
+    trainer = fit(tree, [*whole_method(), Summary()], logger=logger)
+    events = board()
+    metrics = next(one for one in trainer.callbacks if isinstance(one, NodeMetrics))
+    scores = [metrics.scores(trainer.world.states[node.name])["after_fit"].perplexity for node in tree.data_nodes]
+    (mean,) = events.Scalars("hp/mean/after_fit")
+    assert mean.value == pytest.approx(sum(scores) / len(scores), rel=1e-6)

@@ -1,0 +1,69 @@
+"""What pictures tell at every node."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worldlm.plots.boxes import Box, of_perplexity, of_topology, of_traffic, shortened
+from worldlm.runs.results import RunRecord
+from worldlm.topology import parse_topology
+
+
+def record(**nodes: dict[str, Any]) -> RunRecord:
+    leaves = [{"name": name, "corpus": name, "children": []} for name in "ab"]
+    content = {
+        "topology": {"name": "star", "root": {"name": "world", "corpus": None, "children": leaves}},
+        "rounds": [{"round": 0, "nodes": {}}, {"round": 1, "nodes": nodes}],
+    }
+    return RunRecord(method="m", folder=Path(), content=content)
+
+
+def score(perplexity: float | None) -> dict[str, Any]:
+    return {"perplexity": perplexity}
+
+
+def wide(*widths: int, name: str = "n") -> Box:
+    below = tuple(wide(*widths[1:], name=f"{name}.{i}") for i in range(widths[0])) if widths else ()
+    return Box(name=name, children=below)
+
+
+def test_a_topology_tells_what_its_text_tree_tells() -> None:
+    text = "name: t\nsettings: {num_local_steps: 5}\nroot: {name: w, children: [{name: a, corpus: it, weight: 2}]}\n"
+    box = of_topology(parse_topology(text, "t.yaml"))
+    assert box == Box(name="w", children=(Box(name="a", lines=("corpus it", "5 steps", "weight 2")),))
+
+
+def test_the_better_node_has_the_stronger_colour() -> None:
+    told = of_perplexity(record(world={"after_merge": score(100.0)}, a={"after_fit": score(1.0)}, b={}))
+    a, b = told.children
+    assert (told.lines, a.lines, b.lines) == (("100.00 after_merge",), ("1.00 after_fit",), ())
+    assert (told.shade, a.shade, b.shade) == pytest.approx((0.2, 1.0, 0.0))
+
+
+def test_perplexities_beyond_all_measure_stay_short() -> None:
+    told = of_perplexity(record(world={"after_merge": score(1e304)}, a={"after_merge": score(None)}))
+    assert told.lines == ("1.0e+304 after_merge",)
+    assert told.children[0].lines == ()
+
+
+def test_traffic_is_told_on_the_edges() -> None:
+    told = of_traffic(record(a={"bytes_down": 1_000_000, "bytes_up": 2_000_000}, b={"bytes_down": 500_000}))
+    a, b = told.children
+    assert (told.edge, a.edge, b.edge) == ("", "↓ 1.0 MB  ↑ 2.0 MB", "↓ 0.5 MB  ↑ 0.0 MB")
+    assert (a.edge_width, b.edge_width) == (7.0, 2.0)
+    assert of_traffic(record(), number=0).children[0].edge == ""
+
+
+def test_a_wide_world_shows_as_many_children_as_there_is_room_for() -> None:
+    world = wide(3, 100)
+    shown = shortened(world, max_rows=18)
+    assert [len(one.children) for one in shown.children] == [6, 6, 6]  # five, and those that are left
+    assert shown.num_leaves == 18
+    assert shown.children[0].children[-1] == Box(name="", lines=("and 95 more",))
+    assert shortened(world, max_rows=300) is world
+
+
+def test_of_more_federations_than_rows_each_shows_one_child() -> None:
+    shown = shortened(wide(2, 2, 2), max_rows=1)
+    assert [one.name for one in shown.walk() if one.name] == ["n", "n.0", "n.0.0", "n.0.0.0"]

@@ -1,0 +1,31 @@
+import threading
+
+import pytest
+
+from worldlm.cli.console import quiet_libraries
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warnings.showwarning", None)
+    monkeypatch.setattr(threading, "excepthook", None)
+    quiet_libraries()
+
+
+def _fail(error: Exception) -> None:
+    def run() -> None:
+        raise error
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+
+def test_a_thread_that_cannot_write_says_so_in_a_line(hooks: None, capsys: pytest.CaptureFixture[str]) -> None:
+    _fail(OSError(28, "No space left on device"))
+    assert capsys.readouterr().err == "worldlm: warning: in the background: [Errno 28] No space left on device\n"
+
+
+def test_what_nobody_foresaw_is_told_in_full(hooks: None, capsys: pytest.CaptureFixture[str]) -> None:
+    _fail(RuntimeError("a bug"))
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""What each command does, beside `fit`, `validate` and `prepare`."""

@@ -1,0 +1,175 @@
+"""The table of a comparison: a line for each method, over its seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from worldlm.commands.compare.comparable import all_tokens
+from worldlm.commands.compare.records import by_method, common_nodes
+from worldlm.runs.results import MOMENTS, Moment, RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A figure over seeds."""
+
+    mean: float
+    """Arithmetic mean."""
+    deviation: float | None = None
+    """Standard deviation of a sample (n - 1); None of a single seed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodRow:
+    """A method's line: figures by the names of their columns; None where there is none."""
+
+    method: str
+    """The method's name."""
+    num_seeds: int
+    """Over how many runs."""
+    figures: dict[str, Spread | None]
+    """After_merge, after_fit and their bits per byte: means over data nodes; best after_fit: the same, of each node at
+    the round in which it was best. `NODE after_merge`: of one."""
+
+
+_FORMATS = {"tokens": "{:,.0f}", "MB moved": "{:,.1f}", "epsilon": "{:.2f}", "seconds": "{:,.0f}"}
+_BITS = "bits per byte"
+_LONG = 1e15  # noise can drive a perplexity to hundreds of digits
+LEGEND = (
+    "Perplexity per token on held-out text, mean over the data nodes, ± standard deviation over seeds; best after_fit:",
+    "of each node at the round in which it was best, as if stopped there; by node after_merge / after_fit; tokens of",
+    "all nodes, MB over all edges both ways, the largest epsilon, wall seconds.",
+)
+"""What the table says, in words."""
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Return mean and standard deviation; None if there is no value, or one is missing."""
+    known = list(values)
+    if not known or None in known:
+        return None
+    numbers = [float(value) for value in known if value is not None]
+    if len(numbers) == 1:
+        return Spread(numbers[0])
+    finite = all(map(math.isfinite, numbers))
+    return Spread(statistics.fmean(numbers), statistics.stdev(numbers) if finite else None)
+
+
+def rows(records: Sequence[RunRecord]) -> list[MethodRow]:
+    """Work the table out, over the data nodes that all runs have.
+
+    Args:
+        records: Finished runs, in the order in which their methods are to stand.
+
+    Returns:
+        A row for each method. Epsilon is the largest over nodes and seeds, all else has its mean over seeds.
+    """
+    nodes = common_nodes(records)
+    return [_row(method, group, nodes) for method, group in by_method(records).items()]
+
+
+def _row(method: str, group: Sequence[RunRecord], nodes: Sequence[str]) -> MethodRow:
+    figures: dict[str, Spread | None] = {}
+    for moment in MOMENTS:
+        figures[moment] = spread(_over_nodes(one, nodes, moment, "perplexity") for one in group)
+    for moment in MOMENTS:
+        figures[f"{moment} {_BITS}"] = spread(_over_nodes(one, nodes, moment, "bits_per_byte") for one in group)
+    figures["best after_fit"] = spread(_mean(one.best(node, "after_fit") for node in nodes) for one in group)
+    for node in nodes:
+        for moment in MOMENTS:
+            figures[f"{node} {moment}"] = spread(one.last(node, moment) for one in group)
+    epsilons = [epsilon for one in group if (epsilon := one.epsilon) is not None]
+    figures |= {
+        "tokens": spread(all_tokens(one) for one in group),
+        "MB moved": spread(list(one.megabytes().values())[-1] for one in group),
+        "epsilon": Spread(max(epsilons)) if epsilons else None,
+        "seconds": spread(float(one.content["seconds"]) for one in group),
+    }
+    return MethodRow(method=method, num_seeds=len(group), figures=figures)
+
+
+def _over_nodes(record: RunRecord, nodes: Sequence[str], moment: Moment, measure: str) -> float | None:
+    return _mean(record.last(node, moment, measure) for node in nodes)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = spread(values)
+    return None if found is None else found.mean
+
+
+# ---------------------------------------------------------------------- as text
+
+
+def cells(table: Sequence[MethodRow]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and cells, both moments of a node in one: `after_merge / after_fit`."""
+    names = list(table[0].figures)
+    shown = [name for name in names if any(row.figures[name] is not None for row in table)]
+    nodes = [name.removesuffix(" after_merge") for name in names if name.endswith(" after_merge")]
+    plain = [name for name in shown if not any(name == f"{node} {one}" for node in nodes for one in MOMENTS)]
+    first = [name for name in plain if name not in _FORMATS]
+    headings = ["method", "seeds", *first, *nodes, *(name for name in plain if name in _FORMATS)]
+    lines = []
+    for row in table:
+        of_nodes = [" / ".join(_cell(row.figures[f"{node} {one}"], "", False) for one in MOMENTS) for node in nodes]
+        lines.append(
+            [
+                row.method,
+                str(row.num_seeds),
+                *(_cell(row.figures[name], name) for name in first),
+                *of_nodes,
+                *(_cell(row.figures[name], name, deviates=False) for name in plain if name in _FORMATS),
+            ]
+        )
+    return headings, lines
+
+
+def _cell(figure: Spread | None, name: str, deviates: bool = True) -> str:
+    if figure is None:
+        return "-"
+    form = _FORMATS.get(name, "{:.3f}" if name.endswith(_BITS) else "{:.2f}")
+    told = _written(form, figure.mean)
+    return f"{told} ± {_written(form, figure.deviation)}" if deviates and figure.deviation is not None else told
+
+
+def _written(form: str, value: float) -> str:
+    return form.format(value) if value < _LONG else f"{value:.1e}"
+
+
+def markdown(table: Sequence[MethodRow]) -> str:
+    """Return the table in Markdown."""
+    headings, lines = cells(table)
+    ruler = ["---", *["---:"] * (len(headings) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (headings, ruler, *lines))
+
+
+def comma_separated(table: Sequence[MethodRow]) -> str:
+    """Return all figures in full, as CSV: for each its mean, and beside it its standard deviation."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = list(table[0].figures)
+    writer.writerow(["method", "seeds", *(f"{name}{part}" for name in names for part in ("", " deviation"))])
+    for row in table:
+        values: list[object] = []
+        for name in names:
+            figure = row.figures[name]
+            values += ["", ""] if figure is None else [figure.mean, figure.deviation]
+        writer.writerow([row.method, row.num_seeds, *values])
+    return text.getvalue()
+
+
+def for_terminal(table: Sequence[MethodRow], title: str) -> Table:
+    """Return the table for a terminal."""
+    headings, lines = cells(table)
+    drawn = Table(title=title)
+    for i, heading in enumerate(headings):
+        drawn.add_column(heading, justify="right" if i else "left")
+    for line in lines:
+        drawn.add_row(*line)
+    return drawn

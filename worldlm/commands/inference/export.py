@@ -1,0 +1,154 @@
+"""`worldlm export`: a node's model as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from safetensors.torch import save_file
+
+from worldlm.cli.parser import Parser
+from worldlm.commands.inference.arguments import line_by_line, parse, run_parser
+from worldlm.commands.inference.card import model_card, own_updates
+from worldlm.commands.inference.saved_run import SavedRun, open_run
+from worldlm.data import Tokenizer
+from worldlm.data.tokenizers import FILE
+from worldlm.federation.parameters import is_finite
+from worldlm.models import Architecture
+from worldlm.models.hugging_face import CONFIG, WEIGHTS, mpt_config, their_names
+from worldlm.monitoring.record import weights_digest
+from worldlm.topology.errors import UserError
+
+
+def export(given: Sequence[str]) -> int:
+    """Write a node's model as a folder that transformers opens.
+
+    Args:
+        given: What stands after `worldlm export`.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        UserError: What a user can put right, one line each.
+    """
+    options = parse(_parser(), given)
+    if options is None:
+        return 0
+    target = Path(options.out).expanduser()
+    with line_by_line():
+        run = open_run(options.run, options.round, options.trust)
+        (node,) = run.choose([options.node])
+        _check_target(target, force=options.force)
+        warnings = export_node(run, node, target, license_=options.license)
+    for line in warnings:
+        print(f"worldlm: warning: {line}", file=sys.stderr)
+    size = (target / WEIGHTS).stat().st_size / 1e6
+    print(
+        f"{node} of {run.title}: {size:,.1f} MB of weights, {'no ' if warnings[:1] == [_NONE] else ''}tokenizer, card"
+    )
+    print(f"done. model: {target}")
+    return 0
+
+
+_NONE = "the run's tokenizer cannot be found, and is left out"
+
+
+def export_node(run: SavedRun, node: str, target: Path, *, license_: str | None = None) -> list[str]:
+    """Write config, weights, tokenizer and model card; files of these names that are there are replaced.
+
+    Everything is written beside the folder, and put in its place when it is whole.
+
+    Args:
+        run: The run, at the round that is exported.
+        node: The node.
+        target: The folder; made if it is missing.
+        license_: For the card.
+
+    Returns:
+        What whoever passes the folder on should know, a line each.
+
+    Raises:
+        ValueError: If transformers' MPT cannot compute what the model does, or the tokenizer cannot be read.
+        OSError: If the folder cannot be written.
+    """
+    architecture = Architecture(**run.world.hyper_parameters["architecture"])
+    config, weights = mpt_config(architecture), run.world.parameters(node)
+    tokenizer, warnings = _tokenizer(run)
+    if not is_finite(weights):
+        warnings.append(f"the weights of {node} are not all finite numbers: its training diverged")
+    if run.topology is not None and (told := own_updates(run, node, run.topology)):
+        warnings.append(told.replace("**", "").replace("`", ""))
+    if tokenizer is not None:
+        config["eos_token_id"] = tokenizer.end_of_text
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        _write_json(partial / CONFIG, config)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in their_names(weights).items()},
+            partial / WEIGHTS,
+            metadata={"format": "pt"},
+        )
+        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # safetensors lets nobody else read it
+        if tokenizer is not None:
+            write_tokenizer(partial, tokenizer, architecture.max_seq_len)
+        missing = "" if tokenizer is not None else f"**No tokenizer**: {_NONE}."
+        card = model_card(run, node, license_=license_, digest=weights_digest(weights), warning=missing)
+        (partial / "README.md").write_text(card, "utf-8")
+        target.mkdir(exist_ok=True)
+        for file in sorted(partial.iterdir()):
+            file.replace(target / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return warnings
+
+
+def _tokenizer(run: SavedRun) -> tuple[Tokenizer | None, list[str]]:
+    try:
+        return run.tokenizer, []
+    except ValueError as error:
+        return None, [_NONE, *str(error).splitlines()]
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_seq_len: int) -> None:
+    """Write a fast tokenizer of transformers that encodes as the run did: no token added, and none that text spells."""
+    from tokenizers import Tokenizer as Backend
+
+    content = json.loads(tokenizer.to_json())
+    end = Backend.from_str(tokenizer.to_json()).id_to_token(tokenizer.end_of_text)
+    _write_json(folder / FILE, {**content, "post_processor": None, "truncation": None, "padding": None})
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": end,
+        "pad_token": end,
+        "model_max_length": max_seq_len,
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,
+    }
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def _check_target(target: Path, *, force: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise UserError([f"{target} is a file: --out takes a folder"])
+    if target.is_dir() and any(target.iterdir()) and not force:
+        raise UserError([f"{target} is not empty: name another folder, or --force to replace what is written there"])
+
+
+def _parser() -> Parser:
+    parser = run_parser("export", "Write a node's model as a folder that transformers' AutoModelForCausalLM opens.")
+    parser.add_argument("--node", required=True, metavar="NAME", help="whose model, a federation's or a leaf's")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where to")
+    parser.add_argument("--license", metavar="ID", help="licence for the card, as mit; it is unknown unless you say it")
+    parser.add_argument("--force", action="store_true", help="replace the files of a folder that is not empty")
+    return parser

@@ -1,0 +1,165 @@
+"""Texts to measure models on: corpora of the run, of other recipes, or files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import BatchSampler
+
+from worldlm.commands.inference.saved_run import SavedRun, data_module
+from worldlm.data import Blocks, Corpus, MixedBlocks, Mixture, Request, SplitName, TextFiles, join_blocks, prepare
+from worldlm.data.corpora import digest, naming
+from worldlm.data.readers import find_files
+from worldlm.data.samplers import spread
+from worldlm.topology import find_file
+from worldlm.topology.errors import UserError, suggest
+from worldlm.topology.reader import read_plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A corpus as it is measured."""
+
+    name: str
+    """The corpus' name, or the file's."""
+    blocks: Blocks | MixedBlocks
+    """All of it, in blocks of the model's length."""
+    batch_size: int
+    """Blocks of a batch."""
+    num_batches: int | None
+    """Batches that are measured; None: all."""
+    is_other: bool = False
+    """Whether it is packed elsewhere than what the run held out under this name: something about it changed."""
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield the batches that a run evaluates on, in its order."""
+        sampler = BatchSampler(spread(self.blocks.sizes), self.batch_size, drop_last=False)
+        return (self.blocks.__getitems__(indices) for indices in islice(sampler, self.num_batches))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeFiles(Corpus):
+    """Files of which all is held out: nobody trains on them here."""
+
+    files: TextFiles
+    """The files."""
+
+    def documents(self, split: SplitName) -> Iterator[str]:
+        """Read all documents; for training, which is not done, the first one."""
+        held = (text for one in ("train", "validation") for text in self.files.documents(one))
+        return islice(held, 1 if split == "train" else None)
+
+    def fingerprint(self) -> str:
+        """Digest the files' paths, sizes and times."""
+        return digest("whole", self.files.fingerprint())
+
+
+def find_texts(
+    run: SavedRun,
+    wanted: Sequence[str] | None,
+    *,
+    split: SplitName = "validation",
+    limit: int | None = None,
+    recipes: Sequence[str] = (),
+    changes: Mapping[str, str] | None = None,
+) -> list[Text]:
+    """Read texts, packed as the run packs its own.
+
+    Args:
+        run: The run, whose tokenizer and block length they are read with.
+        wanted: Names of corpora, or paths of files; by default the corpora of the run's own nodes.
+        split: Which split of a corpus; a file is measured whole.
+        limit: Batches of each; by default of the run's own corpora as many as it evaluated on, of others as its
+            `limit_val_batches` says.
+        recipes: Recipes whose corpora may be named too; one goes before the run's of the same name.
+        changes: Settings of `data` that are not what they were: `root`, `cache_dir`.
+
+    Raises:
+        ValueError: If there is no such text, or it cannot be read.
+    """
+    corpora, cache_dir = _known(run, recipes, changes or {})
+    own = list(dict.fromkeys(node["corpus"] for node in _nodes(run) if node["corpus"] is not None))
+    names = list(dict.fromkeys(wanted or own))
+    if not names:
+        raise UserError([f"{run.folder}: which corpora its nodes have is not recorded: name some with --corpus"])
+    found = {name: corpora[name] if name in corpora else _files(name, corpora) for name in names}
+    members = {name: one.members(corpora) if isinstance(one, Mixture) else [name] for name, one in found.items()}
+    needed = {part: found.get(part) or corpora[part] for parts in members.values() for part in parts}
+    requests = [Request(_title(name), corpus, f"corpus {name!r}") for name, corpus in needed.items()]
+    packed = prepare(requests, run.tokenizer, cache_dir)
+    length, texts = run.world.hyper_parameters["architecture"]["max_seq_len"], []
+    for name, parts in members.items():
+        which: SplitName = "validation" if isinstance(found[name], WholeFiles) else split
+        with naming(f"corpus {name!r} ({which})"):
+            blocks = join_blocks([Blocks(packed[_title(part)][which], length) for part in parts])
+        texts.append(_text(run, name, blocks, limit, is_held_out=which == "validation"))
+    return texts
+
+
+def _title(name: str) -> str:
+    """Name a corpus: a file by its own name."""
+    return Path(name).name or name
+
+
+def _known(run: SavedRun, recipes: Sequence[str], changes: Mapping[str, str]) -> tuple[dict[str, Corpus], str]:
+    own = run.config.get("data")
+    if own is None:
+        raise UserError([f"{run.folder} holds no config.yaml that says where its text is"])
+    cache_dir, corpora = changes.get("cache_dir", own.get("cache_dir", "~/.cache/worldlm")), dict[str, Corpus]()
+    for source, settings in ((str(run.folder), {**own, **changes}), *((one, _data_of(one)) for one in recipes)):
+        with naming(source):
+            module = data_module({**settings, "cache_dir": cache_dir}, run.trusted)
+            corpora |= {**module.corpora, **module.mixtures}
+    return corpora, cache_dir
+
+
+def _data_of(recipe: str) -> dict[str, Any]:
+    path = find_file("recipes", recipe)
+    content = read_plain(path)
+    data = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(data, dict) or "corpora" not in data:
+        raise UserError([f"{path}: has no data.corpora"])
+    return {key: data[key] for key in ("corpora", "root", "local") if key in data}
+
+
+def _files(name: str, corpora: Mapping[str, Corpus]) -> WholeFiles:
+    try:
+        find_files(name)
+    except ValueError as error:
+        listed = ", ".join(corpora)
+        told = f"{name!r} is neither a corpus nor a file; there are {listed}{suggest(name, corpora)}"
+        raise UserError([told]) from error
+    return WholeFiles(files=TextFiles(train=name))
+
+
+def _nodes(run: SavedRun) -> list[dict[str, Any]]:
+    return run.record.nodes if run.record is not None else []
+
+
+def _text(run: SavedRun, name: str, blocks: Blocks | MixedBlocks, limit: int | None, *, is_held_out: bool) -> Text:
+    """Measure as much of a corpus as the run did, in batches as large."""
+    facts = run.record.content["data_nodes"] if run.record is not None else {}
+    users = [facts.get(node["name"], {}) for node in _nodes(run) if node["corpus"] == name]
+    size = next((one["batch_size"] for one in users if one.get("batch_size")), run.config["data"].get("batch_size", 16))
+    held = [one["held_out_blocks"] for one in users if one.get("held_out_blocks")]
+    parts = blocks.parts if isinstance(blocks, MixedBlocks) else (blocks,)
+    here, there = [part.packed.path.parent.name for part in parts], [one.get("held_out_text") for one in users]
+    if limit is None and held and is_held_out:
+        limit = math.ceil(max(held) / size)
+    elif limit is None:
+        limit = _limit((run.config.get("trainer") or {}).get("limit_val_batches"), math.ceil(len(blocks) / size))
+    is_other = is_held_out and any(known is not None and known != here for known in there)
+    return Text(name=_title(name), blocks=blocks, batch_size=size, num_batches=limit, is_other=is_other)
+
+
+def _limit(setting: float | int | None, num_batches: int) -> int | None:
+    """Read Lightning's `limit_val_batches`: a number of batches, or a share of all."""
+    if isinstance(setting, float):
+        return max(1, int(setting * num_batches))
+    return setting or None

@@ -1,5 +1,0 @@
-"""Methods side by side: one run for each method and seed, a table, and pictures. No torch."""
-
-from worldlm.compare.command import compare
-
-__all__ = ["compare"]

@@ -1,5 +1,0 @@
-"""What a run would take: bytes, memory, disk and time, for worlds of any size, without running them."""
-
-from worldlm.estimate.whole import Estimate, estimate
-
-__all__ = ["Estimate", "estimate"]

@@ -1,0 +1,1 @@
+"""Atomic writes, and the commit that files belong to."""

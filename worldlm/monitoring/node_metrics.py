@@ -1,0 +1,184 @@
+"""What every node knows: perplexity and bits per byte after it merged and after it trained."""
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from lightning.pytorch import LightningModule
+
+from worldlm.federation.state import NodeState
+from worldlm.models import Evaluation
+from worldlm.rounds.callback import Context, FederationCallback
+from worldlm.topology import Node
+from worldlm.topology.changes import Changes
+from worldlm.trainer.loggers import log_scalars
+from worldlm.trainer.world_trainer import WorldTrainer
+
+MOMENTS = ("before", "after_merge", "after_fit")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A model on a text."""
+
+    perplexity: float
+    """Per token."""
+    bits_per_byte: float
+    """NaN where the size of the text in bytes is unknown."""
+
+
+def pool(evaluations: Iterable[tuple[Evaluation, float | None]]) -> Score:
+    """Put evaluations on several texts together, each with its bytes per token, weighted by their tokens."""
+    nats = tokens = bytes_ = 0.0
+    for evaluation, bytes_per_token in evaluations:
+        nats += evaluation.nats * evaluation.num_tokens
+        tokens += evaluation.num_tokens
+        bytes_ += math.nan if bytes_per_token is None else evaluation.num_tokens * bytes_per_token
+    return Score(math.exp(min(nats / tokens, 700.0)), nats / math.log(2) / bytes_)
+
+
+def evaluate_node(
+    trainer: WorldTrainer,
+    node: Node,
+    loaders: Mapping[str, Iterable[Any]],
+    limits: Mapping[str, float],
+    known: dict[str, Evaluation] | None = None,
+) -> Score:
+    """Evaluate the live module on the held-out text of the data nodes at and below a node.
+
+    Args:
+        trainer: Holds the module, and the data module that knows the size of a token.
+        node: The node whose text it is.
+        loaders: Batches of held-out text, by data node.
+        limits: How many batches to take, by data node.
+        known: What this very model is known to make of some nodes' text; what is found is added.
+    """
+    module: Any = trainer.lightning_module
+    sizes = getattr(getattr(trainer, "datamodule", None), "bytes_per_token", {})
+    names = [one.name for one in node.walk() if one.holds_data]
+    known = {} if known is None else known
+    with trainer.precision_plugin.forward_context():
+        for name in names:
+            if name not in known:
+                known[name] = module.evaluate(_batches(loaders[name], limits[name]))
+    return pool((known[name], sizes.get(name)) for name in names)
+
+
+class NodeMetrics(FederationCallback):
+    """Evaluates and logs: perplexity by round, which all nodes share, the rest by every node's own steps.
+
+    A leaf is evaluated on its own held-out text twice per round: `after_merge`, as its federation made it, and
+    `after_fit`, as it trained itself. A federation is evaluated once it aggregated, on the held-out text of all data
+    nodes at and below it. Rounds in which nothing is evaluated are set by the trainer's `check_val_every_n_epoch`, the
+    number of batches by `limit_val_batches`. For callbacks that follow a metric, the means over the data nodes are
+    `perplexity_after_merge` and `perplexity_after_fit`, and those of a node `NAME/perplexity_after_merge`.
+
+    The loss, learning rate and tokens per second of a node are logged every `log_every_n_steps` of its own steps.
+    """
+
+    memory_schema = dict[str, list[float]]
+
+    def __init__(self) -> None:
+        self.last_loss = math.nan
+        self.tokens_per_second = math.nan
+        self._clock = (0.0, 0)
+
+    def scores(self, state: NodeState) -> dict[str, Score]:
+        """Return a node's last scores by moment: `before` (as all nodes started), `after_merge`, `after_fit`."""
+        return {moment: Score(*pair) for moment, pair in self.memory(state).items()}
+
+    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        for name in changes.new_texts:
+            states[name].memory.pop(self.state_key, None)  # of another text
+
+    # ------------------------------------------------------------------ evaluation
+
+    def _score(
+        self,
+        trainer: WorldTrainer,
+        context: Context,
+        moment: str,
+        node: Node,
+        known: dict[str, Evaluation] | None = None,
+    ) -> None:
+        trainer.fit_loop.slot.put_weights(context.node.name, context.state)
+        loaders = trainer.fit_loop.val_loaders()
+        limits = dict(zip(loaders, trainer.num_val_batches, strict=True))
+        score = evaluate_node(trainer, node, loaders, limits, known)
+        name = context.node.name
+        self.memory(context.state)[moment] = [score.perplexity, score.bits_per_byte]
+        scalars = {f"{name}/perplexity_{moment}": score.perplexity}
+        if not math.isnan(score.bits_per_byte):
+            scalars[f"{name}/bits_per_byte_{moment}"] = score.bits_per_byte
+        log_scalars(trainer, scalars, context.round)
+
+    def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        if not trainer.fit_loop.val_loaders():
+            return
+        alike = not any(state.num_steps for state in trainer.world.states.values())
+        known: dict[str, Evaluation] = {}
+        for node in trainer.topology.nodes.values():
+            context = trainer.world.context(node.name)
+            if trainer.world.transport.is_local(node.name) and not self.memory(context.state):
+                self._score(trainer, context, "before", node, known if alike else None)
+
+    def on_merged(self, trainer: WorldTrainer, context: Context) -> None:
+        if trainer.fit_loop.evaluates:
+            self._score(trainer, context, "after_merge", context.node)
+
+    def on_local_fit_end(self, trainer: WorldTrainer, context: Context) -> None:
+        if trainer.fit_loop.evaluates:
+            alone = Node(name=context.node.name, corpus=context.node.corpus, settings=context.node.settings)
+            self._score(trainer, context, "after_fit", alone)
+
+    def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        metrics: dict[str, float] = {}
+        scores = {node.name: self.scores(trainer.world.states[node.name]) for node in trainer.topology.data_nodes}
+        for moment in MOMENTS[1:]:
+            values = {name: found[moment].perplexity for name, found in scores.items() if moment in found}
+            metrics |= {f"{name}/perplexity_{moment}": value for name, value in values.items()}
+            if values:
+                metrics[f"perplexity_{moment}"] = sum(values.values()) / len(values)
+        pl_module.log_dict(metrics, logger=False, sync_dist=True)  # all processes know the same: nothing is exchanged
+        means = {f"world/mean_{name}": value for name, value in metrics.items() if "/" not in name}
+        log_scalars(trainer, means, trainer.world.round)
+
+    # ------------------------------------------------------------------ training
+
+    def on_local_fit_start(self, trainer: WorldTrainer, context: Context) -> None:
+        self._clock = (time.perf_counter(), 0)
+
+    def on_train_batch_end(  # type: ignore[override]
+        self,
+        trainer: WorldTrainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        accumulate = trainer.accumulate_grad_batches
+        self._clock = (self._clock[0], self._clock[1] + len(batch))
+        step, rest = divmod(batch_idx + 1, accumulate)
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        name = trainer.active_node
+        num_steps = trainer.world.states[name].num_steps + step
+        if rest or not every or num_steps % every:
+            return
+        seq_len = getattr(trainer.fit_loop.loaders[name].dataset, "seq_len", 1)
+        now = time.perf_counter()
+        self.last_loss = float(outputs["loss"].detach())
+        self.tokens_per_second = self._clock[1] * seq_len / max(now - self._clock[0], 1e-9)
+        self._clock = (now, 0)
+        scalars = {
+            f"{name}/loss": self.last_loss,
+            f"{name}/lr": trainer.optimizers[0].param_groups[0]["lr"],
+            f"{name}/tokens_per_second": self.tokens_per_second,
+        }
+        log_scalars(trainer, scalars, num_steps)
+
+
+def _batches(loader: Iterable[Any], limit: float) -> Iterable[Any]:
+    return loader if math.isinf(limit) else islice(loader, int(limit))

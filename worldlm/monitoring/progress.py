@@ -1,0 +1,100 @@
+"""A live bar in a terminal, one line a round elsewhere."""
+
+import math
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from worldlm.monitoring.node_metrics import NodeMetrics
+from worldlm.trainer.world_trainer import WorldTrainer
+
+
+class RoundProgress(ProgressBar):
+    """Shows the world, the round, the node at work, its loss and tokens per second; of process 0, if there are more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._done = 0
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    @staticmethod
+    def _metrics(trainer: WorldTrainer) -> NodeMetrics | None:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        return next((one for one in callbacks if isinstance(one, NodeMetrics)), None)
+
+    def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        if not (self._enabled and self._console.is_terminal):
+            return
+        visits, here = trainer.num_visits, trainer.world.transport.is_local
+        batches = {name: number * trainer.fit_loop.num_batches(name) for name, number in visits.items() if here(name)}
+        rounds = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        total = rounds * sum(batches.values()) if rounds else None
+        self._task = self._bar.add_task(trainer.topology.name, total=total)
+        self._done = sum(state.num_batches for name, state in trainer.world.states.items() if here(name))
+        self._bar.start()
+
+    def on_train_batch_end(  # type: ignore[override]
+        self,
+        trainer: WorldTrainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if self._bar is None:
+            return
+        self._done += 1
+        metrics = self._metrics(trainer)
+        figures = ""
+        if metrics is not None and not math.isnan(metrics.last_loss):
+            figures = f" loss {metrics.last_loss:.3f}, {metrics.tokens_per_second:,.0f} tokens/s"
+        rounds = f"{trainer.world.round + 1}/{trainer.max_epochs}"
+        description = f"{trainer.topology.name} round {rounds} [bold]{trainer.active_node}[/]{figures}"
+        self._bar.update(self._task, completed=self._done, description=description)
+
+    def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        if not self._enabled:
+            return
+        found = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" not in name}
+        figures = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in sorted(found.items()))
+        line = f"round {trainer.world.round + 1}/{trainer.max_epochs}: mean {figures or 'not evaluated'}"
+        (self._bar.console if self._bar else self._console).print(line, highlight=False, soft_wrap=True)
+
+    def on_train_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        self._stop()
+
+    def on_exception(self, trainer: Any, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,51 @@
+"""Bytes on every edge, and how long its link would take for them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule
+
+from worldlm.federation.state import NodeState
+from worldlm.rounds.callback import FederationCallback
+from worldlm.topology.changes import Changes
+from worldlm.trainer.loggers import log_scalars
+from worldlm.trainer.world_trainer import WorldTrainer
+
+
+class Traffic(FederationCallback):
+    """Logs, once a round, the bytes sent over every edge in each direction since the run began.
+
+    Where the topology describes a node's `link`, also the seconds that its messages of the round would take: latency
+    once per message, plus bytes over bandwidth, slowed down by its jitter. And how often nothing of a node arrived,
+    from the first time on.
+    """
+
+    enforces = frozenset({"link"})
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}  # up to the last round's end
+
+    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        self._seconds = {name: seconds for name, seconds in self._seconds.items() if name not in changes.left}
+
+    def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        scalars: dict[str, float] = {}
+        total = 0
+        for name, node in trainer.topology.nodes.items():
+            if trainer.topology.parent(name) is None:
+                continue
+            state = trainer.world.states[name]
+            scalars |= {f"{name}/bytes_down": state.bytes_down, f"{name}/bytes_up": state.bytes_up}
+            if node.settings.link is not None and (new := state.link_seconds - self._seconds.get(name, 0.0)):
+                scalars[f"{name}/link_seconds"] = new
+                self._seconds[name] = state.link_seconds
+            if state.num_missed:
+                scalars[f"{name}/missed"] = state.num_missed
+            total += state.bytes_down + state.bytes_up
+        log_scalars(trainer, {**scalars, "world/bytes": total}, trainer.world.round)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": dict(self._seconds)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds = dict(state_dict.get("seconds", {}))

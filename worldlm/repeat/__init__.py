@@ -1,5 +1,0 @@
-"""`worldlm fit --repeat RUN`: a run once more, and whether it came to the same."""
-
-from worldlm.repeat.command import repeat
-
-__all__ = ["repeat"]

@@ -1,5 +1,0 @@
-"""`worldlm report`: runs as one page that a browser shows without a network. No torch."""
-
-from worldlm.report.command import report
-
-__all__ = ["report"]

@@ -1,0 +1,226 @@
+"""Lightning's Trainer, with rounds for epochs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from worldlm.checkpoint.lightning_io import AtomicCheckpointIO, CheckpointConnector
+from worldlm.federation.parameters import num_bytes
+from worldlm.rounds.callback import FederationCallback
+from worldlm.rounds.method import check_handed_out, check_listed_once, check_parts, check_settings
+from worldlm.rounds.program import num_visits
+from worldlm.rounds.world import World
+from worldlm.storage.device_placement import NodesOn, check_nodes_on, warn_of_little_memory, where_nodes_wait
+from worldlm.storage.node_store import NodeStore
+from worldlm.storage.paged_store import PagedStore, Paging
+from worldlm.topology import Shape, Topology, load_topology, reshape, split_rounds
+from worldlm.topology.shape import gone_as_one
+from worldlm.trainer.fit_loop import FederatedFitLoop
+from worldlm.trainer.processes import check_metric_callbacks, choose_processes
+
+log = logging.getLogger(__name__)
+
+
+class WorldTrainer(pl.Trainer):
+    """Trains a world of federations: a Lightning Trainer whose epochs are rounds.
+
+    Everything a Trainer takes works as it does there, with an epoch read as a round of the world: `max_epochs`
+    rounds; `check_val_every_n_epoch` for evaluating every n rounds; `max_time` and early stopping end a run after the
+    round they fall into.
+
+    Args:
+        topology: A topology, or the name or path of its YAML file.
+        settings: Laid over the settings at the top of the topology's file; those of its nodes win over both.
+        shape: `tree`, as the topology is; `star`, all data nodes below the root; `single` or `single_all_tokens`, one
+            model on the text of all, measured at every node. See `worldlm.topology.reshape`.
+        num_subrounds: Sub-rounds of every federation below the root, among which the local steps are divided; by
+            default those that the topology sets. See `worldlm.topology.split_rounds`.
+        seed: Seed of all random draws of the federation; by default that of `seed_everything`, else 0.
+        devices_per_node: Devices, and processes, that train one node together, each on its share of every batch.
+        fully_shard: Each of these devices holds a slice of weights, gradients, moments (torch's FSDP2), not all (DDP).
+        nodes_on: Where nodes wait and are merged: in the memory of the `host`, or of the `device` that trains them;
+            `auto` takes a GPU of whose memory the whole world fills no more than half.
+        paging: Keeps the tensors of waiting nodes on disk; by default they are in memory.
+        **kwargs: As `lightning.Trainer`. `devices` and `num_nodes` (machines) say how many processes share the nodes'
+            fits out among them: by default 1, or as torchrun says. On a GPU `precision` is bf16-mixed unless given.
+
+    Raises:
+        ValueError: If a Trainer option has no meaning in a world of rounds, or the topology demands what no callback
+            provides (privacy above all).
+    """
+
+    fit_loop: FederatedFitLoop
+
+    def __init__(
+        self,
+        *args: Any,
+        topology: Topology | Path | str,
+        settings: dict[str, Any] | None = None,
+        shape: Shape = "tree",
+        num_subrounds: int | None = None,
+        seed: int | None = None,
+        devices_per_node: int = 1,
+        fully_shard: bool = False,
+        nodes_on: NodesOn = "auto",
+        paging: Paging | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(topology, Topology) and settings:
+            raise ValueError("settings are laid over a topology's file: build them into the Topology that is given")
+        tree = topology if isinstance(topology, Topology) else load_topology(topology, settings)
+        shaped = reshape(tree, shape)
+        self.topology = shaped if num_subrounds is None else split_rounds(shaped, num_subrounds)
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.share_memory: bool | None = None
+        self.stop_after_round = False
+        """Whether the run stops at the end of this round, to be taken up later: in all processes alike."""
+        self._folder: Path | None = None
+        self.nodes_on = check_nodes_on(nodes_on, paging is not None, fully_shard)
+        self.paging = paging
+        plugins = kwargs.get("plugins") or []
+        kwargs["plugins"] = [
+            *(plugins if isinstance(plugins, list) else [plugins]),
+            AtomicCheckpointIO(mapped=paging is not None),
+        ]
+        self._refuse(kwargs)
+        check_listed_once(kwargs.get("callbacks") or ())
+        kwargs["num_sanity_val_steps"] = 0
+        kwargs["use_distributed_sampler"] = False
+        if kwargs.get("precision") is None:
+            kwargs["precision"] = default_precision(kwargs.get("accelerator") or "auto")
+        self.num_ranks = choose_processes(kwargs, devices_per_node, fully_shard)
+        """Processes that share the world."""
+        self.devices_per_node = devices_per_node
+        super().__init__(*args, **kwargs)
+        self._checkpoint_connector = CheckpointConnector(self)
+        check_metric_callbacks(self.callbacks, self.num_ranks)  # type: ignore[attr-defined]
+        self.fit_loop = FederatedFitLoop(self, self.topology, self.seed, self.min_epochs, self.max_epochs)
+        self._shape: Shape = shape
+        self._check_method()
+        for name in gone_as_one(tree, self.topology) if self.is_global_zero else ():
+            told = "shape %s has no %s, whose privacy held for all below it as one: what is left is that of every node"
+            log.warning(told, shape, name)
+
+    def _check_method(self) -> None:
+        """Check that the callbacks are a method which does what the topology asks for."""
+        ours = [one for one in self.callbacks if isinstance(one, FederationCallback)]  # type: ignore[attr-defined]
+        check_settings(self.topology, ours)
+        check_parts(ours)
+        check_handed_out(self.topology, self._shape, ours)
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """Train the world.
+
+        Raises:
+            ValueError: If a callback that the topology demands was taken away since the trainer was built.
+        """
+        self._check_method()
+        super().fit(*args, **kwargs)
+
+    def prepare(self, model: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
+        """Tokenise and pack the text of all nodes, without training.
+
+        Args:
+            model: The model that will read it; only its sizes matter.
+            datamodule: The text.
+
+        Raises:
+            ValueError: As the data module's `prepare_data` and `setup`.
+        """
+        self.strategy.connect(model)
+        datamodule.trainer = self
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+
+    @staticmethod
+    def _refuse(kwargs: dict[str, Any]) -> None:
+        for name, (harmless, reason) in _REFUSED.items():
+            value = kwargs.get(name)
+            if repr(value) not in ("None", *map(repr, harmless)):  # 1.0 is a whole round, 1 a batch
+                raise ValueError(f"{name} is {value!r}: {reason}")
+
+    @property
+    def world(self) -> World:
+        """The nodes and what they hold, once fitting has begun."""
+        return self.fit_loop.world
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder: its logger's, else `default_root_dir`. Only process 0 writes there, but for pages."""
+        return self._folder or Path(self.log_dir or self.default_root_dir)
+
+    def agree_on_folder(self) -> None:
+        """Let process 0 say which the run's folder is; all processes call this at the same point."""
+        self._folder = None
+        self._folder = self.folder
+
+    def node_store(self, names: Collection[str]) -> NodeStore:
+        """Make the place for the nodes that are held here."""
+        if self.paging is not None:
+            return PagedStore(self.topology, self.paging, Path(self.paging.folder or self.folder / "pages"))
+        size = num_bytes(dict(self.lightning_module.named_parameters()))
+        device = where_nodes_wait(self.nodes_on, self.strategy.root_device, len(self.topology.nodes), size)
+        if device.type == "cpu" and self.is_global_zero:
+            held, slices = [self.topology.nodes[name] for name in names], getattr(self.strategy, "num_slices", 1)
+            warn_of_little_memory(held, size, self.num_devices, slices)
+        return NodeStore(device)
+
+    @property
+    def active_node(self) -> str:
+        """Name of the node whose weights are in the live module."""
+        return self.fit_loop.slot.name
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps of the active node over all rounds, all nodes participating; infinity without a limit."""
+        if self.max_epochs is None or self.max_epochs < 0:
+            return float("inf")
+        loop, rounds = self.fit_loop, max(self.max_epochs, 1)
+        active = loop._slot.name if loop._slot is not None else ""
+        if not self.num_visits.get(active):
+            return rounds * max(self.steps_per_round().values())
+        return rounds * self._steps_per_round(active) + loop.world.states[active].extra_steps
+
+    def steps_per_round(self) -> dict[str, int]:
+        """Return every data node's optimizer steps in one round, all nodes participating."""
+        return {name: self._steps_per_round(name) for name in self.num_visits}
+
+    def _steps_per_round(self, name: str) -> int:
+        return self.steps_per_fit(name) * self.num_visits[name]
+
+    def steps_per_fit(self, name: str) -> int:
+        """Return a data node's optimizer steps in one fit."""
+        return -(-self.fit_loop.num_batches(name) // self.accumulate_grad_batches)
+
+    @cached_property
+    def num_visits(self) -> dict[str, int]:
+        """Fits of every data node in one round, all nodes participating."""
+        return num_visits(self.topology)  # the whole round is compiled for it
+
+
+def default_precision(accelerator: object) -> str:
+    """Return bf16-mixed where a GPU that computes in it will be used, else 32-true."""
+    uses_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if uses_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+_REFUSED: dict[str, tuple[tuple[float, ...], str]] = {
+    "max_steps": ((-1,), "a world is counted in rounds, and stops at the end of one; use max_epochs"),
+    "min_steps": ((), "a world is counted in rounds; use min_epochs"),
+    "val_check_interval": (
+        (1.0,),
+        "nodes are evaluated once they merged and once they trained; use check_val_every_n_epoch to evaluate every "
+        "n rounds",
+    ),
+    "num_sanity_val_steps": ((0, 2), "every node is evaluated before the first round anyway"),
+    "overfit_batches": ((0, 0.0), "every node reads its own data; use limit_train_batches"),
+    "reload_dataloaders_every_n_epochs": ((0,), "a node goes on reading where it stopped"),
+}
