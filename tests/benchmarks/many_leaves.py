@@ -33,7 +33,7 @@ from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Spli
 from worldlm.storage.host_memory import keep_freed_memory
 from worldlm.storage.paged_store import Paging
 from worldlm.topology import Node, Settings, Topology
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import WorldTrainer
 
 SEQ, VOCAB, BATCH = 64, 4352, 2
 LEAST_FITS = 100

@@ -18,10 +18,10 @@ MOMENTS = {
     "tokenising": "worldlm.data.packing:Packing.append",
     "packed": "worldlm.data.packing:Packing.finish",
     "fitting": "worldlm.models:LanguageModule.training_step",
-    "aggregating": "worldlm.rounds.executor:Steps._aggregate",
-    "talking": "worldlm.rounds.executor:Steps._upload",
+    "aggregating": "worldlm.rounds.executor:RoundExecutor._aggregate",
+    "talking": "worldlm.rounds.executor:RoundExecutor._upload",
     "paging": "worldlm.storage.pages:save",
-    "writing a checkpoint": "worldlm.checkpoint.lightning_io:_Forgetful.write",
+    "writing a checkpoint": "worldlm.checkpoint.write:_PageReleasingFile.write",
     "renaming a file": "pathlib:Path.replace",
     "recording": "worldlm.monitoring.record:Record._write",
 }

@@ -36,7 +36,7 @@ from worldlm.data.packing import PackedCorpus
 from worldlm.federation.seeds import derive_seed
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
 from worldlm.topology import Node, Privacy, Residuals, Settings, Topology, parse_topology
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import WorldTrainer
 
 SEQ_LEN, VOCAB_SIZE, BATCH_SIZE = 8, 32, 2
 

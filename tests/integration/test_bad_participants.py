@@ -12,9 +12,9 @@ import torch
 
 from worldlm.callbacks import Averaging, NodeMetrics, Record, RobustAveraging, Summary, TokenRows
 from worldlm.federation.parameters import PARTS, clone
-from worldlm.rounds.callback import FederationCallback
 from worldlm.rounds.executor import TooFewParticipants
 from worldlm.topology import TopologyError, parse_topology
+from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 
@@ -25,7 +25,7 @@ class Spoil(FederationCallback):
     def __init__(self, change: Callable[[Any], Any], names: str, rounds: tuple[int, ...] = (0, 1)) -> None:
         self.change, self.names, self.rounds = change, names, rounds
 
-    def on_sanitise(self, trainer: Any, context: Any, upload: Any, download: Any) -> Any:
+    def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
         return self.change(upload) if upload.node in self.names and context.round in self.rounds else upload
 
 
@@ -89,7 +89,7 @@ def test_a_federation_that_trains_itself_refuses_its_own_broken_fit(fit: Make) -
     tree = parse_topology(text + "root: {name: w, corpus: w, children: [{name: a, corpus: a}]}\n", "t.yaml")
 
     class Diverge(FederationCallback):
-        def on_local_fit_end(self, trainer: Any, context: Any) -> None:
+        def on_local_fit_end(self, context: Any) -> None:
             if context.node.name == "w":
                 next(iter(context.state.parameters.values())).fill_(torch.nan)
 
@@ -122,7 +122,7 @@ def test_one_and_two_poisoned_of_five(bad: str, rule: dict[str, Any], star: Make
         def __init__(self) -> None:
             self.sent: dict[str, dict[str, torch.Tensor]] = {}
 
-        def on_upload(self, trainer: Any, context: Any, upload: Any) -> Any:
+        def on_upload(self, context: Any, upload: Any) -> Any:
             self.sent[upload.node] = clone({name: one for own in upload.parts.values() for name, one in own.items()})
             return upload
 

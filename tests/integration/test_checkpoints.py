@@ -19,6 +19,7 @@ from worldlm.callbacks.last_checkpoint import keep
 from worldlm.checkpoint.lightning_io import AtomicCheckpointIO
 from worldlm.checkpoint.read import open_world, read_checkpoint
 from worldlm.topology import Topology
+from worldlm.trainer.phase import Phase
 
 Make = Callable[..., Any]
 
@@ -68,7 +69,7 @@ def test_a_disk_that_is_full_is_told_of_whenever_that_is(
     content = {f"w{i}": torch.ones(size) for i, size in enumerate((10, 1000, 20000))}
     AtomicCheckpointIO().save_checkpoint(content, target)
     before = target.read_bytes()
-    monkeypatch.setattr("worldlm.checkpoint.lightning_io._Forgetful.write", fill)
+    monkeypatch.setattr("worldlm.checkpoint.write._PageReleasingFile.write", fill)
     full, told = 0, set()
     while True:
         full, calls = full + 1, 0
@@ -181,7 +182,7 @@ def test_one_of_another_format_is_refused(last: Path, tree: Topology, fit: Make,
     checkpoint = torch.load(last, weights_only=True)
     del checkpoint["loops"]["fit_loop"]["state_dict"]["world"]["format"]
     torch.save(checkpoint, last)
-    with pytest.raises(ValueError, match="the checkpoint is of format 1, this WorldLM reads format 2"):
+    with pytest.raises(ValueError, match="the checkpoint is of format 1, this WorldLM reads format 3"):
         fit(tree, whole_method(), resume=last)
 
 
@@ -202,7 +203,7 @@ def test_a_long_round_is_saved_within(tree: Topology, fit: Make, whole_method: M
     class Look(LastCheckpoint):
         def _save(self, trainer: Any) -> None:
             super()._save(trainer)
-            saved.append(trainer.fit_loop.visiting)
+            saved.append(trainer.fit_loop.phase is Phase.FITTING)
 
     fit(tree, [*whole_method(), Look(every_n_minutes=1e-9)])
     assert saved.count(True) == 12
@@ -266,7 +267,7 @@ def test_nodes_of_the_formats_known_are_read(last: Path) -> None:
     assert all(torch.equal(found[name], value) for name, value in weights.items())
     world["format"] = 99
     torch.save(checkpoint, last)
-    with pytest.raises(ValueError, match="it is of format 99, known are 1 and 2"):
+    with pytest.raises(ValueError, match="it is of format 99, known are 1, 2, 3"):
         open_world(last)
 
 

@@ -25,8 +25,8 @@ from worldlm.callbacks import (
 from worldlm.federation.compression import BLOCK
 from worldlm.federation.messages import Download, Residual, Upload
 from worldlm.federation.parameters import PARTS, clone
-from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Node, Topology
+from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 VALUES = {"none": 4, "bf16": 2, "int8": 1}
@@ -50,11 +50,11 @@ class Ends(FederationCallback):
         self.meant: list[tuple[str, Any]] = []
         self.arrived: list[tuple[str, Any]] = []
 
-    def on_send(self, trainer: Any, context: Any, receiver: Any, message: Any) -> Any:
+    def on_send(self, context: Any, receiver: Any, message: Any) -> Any:
         self.meant.append((receiver.name, _copied(message)))
         return message
 
-    def on_unpack(self, trainer: Any, context: Any, sender: Any, message: Any) -> Any:
+    def on_unpack(self, context: Any, sender: Any, message: Any) -> Any:
         self.arrived.append((context.node.name, _copied(message)))
         return message
 
@@ -76,7 +76,7 @@ class Transport(FederationCallback):
         self.travelled: list[Any] = []
         self.bytes = 0
 
-    def on_send(self, trainer: Any, context: Any, receiver: Any, message: Any) -> Any:
+    def on_send(self, context: Any, receiver: Any, message: Any) -> Any:
         self.travelled.append(message)
         tensors = {f"{part}:{name}": one for part in message.parts for name, one in message.parts[part].items()}
         plain: dict[str, Any] = {"round": message.round, "parts": list(message.parts), "residuals": []}
@@ -163,7 +163,7 @@ def test_counts_of_tokens_arrive_exactly(star: Make, fit: Make, differences: Mak
         def __init__(self) -> None:
             self.seen: list[dict[str, torch.Tensor]] = []
 
-        def on_aggregate(self, trainer: Any, context: Any, uploads: Any) -> None:
+        def on_aggregate(self, context: Any, uploads: Any) -> None:
             self.seen += [dict(one.row_counts) for one in uploads]
 
     plain, small = Counts(), Counts()
@@ -259,7 +259,7 @@ def test_messages_arrive_but_for_one_rounding(down: Any, up: Any, busy_tree: Top
 
 def test_a_node_that_diverged_is_not_hidden(star: Make, fit: Make) -> None:
     class Diverges(FederationCallback):
-        def on_upload(self, trainer: Any, context: Any, upload: Any) -> Any:
+        def on_upload(self, context: Any, upload: Any) -> Any:
             if (context.node.name, context.round) != ("a", 0):
                 return upload
             parts = {part: {name: one * float("nan") for name, one in upload.parts[part].items()} for part in PARTS}

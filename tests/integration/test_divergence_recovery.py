@@ -19,10 +19,10 @@ from worldlm.callbacks import (
     UpdatePrivacy,
 )
 from worldlm.federation.parameters import PARTS, clone
-from worldlm.rounds.callback import FederationCallback
 from worldlm.storage.paged_store import Paging
 from worldlm.storage.pages import fetch
 from worldlm.topology import Topology, parse_topology
+from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 
@@ -85,12 +85,12 @@ def test_it_starts_from_what_it_was_sent_with_new_moments(star: Make, fit: Make)
     found: dict[str, Any] = {}
 
     class Look(FederationCallback):
-        def on_local_fit_start(self, trainer: Any, context: Any) -> None:
+        def on_local_fit_start(self, context: Any, fit: Any) -> None:
             if context.node.name == "b":
                 sent = context.state.download.parts["backbone"]
                 expected = {**context.world.reference, **sent}
                 same = all(torch.equal(one, expected[name]) for name, one in context.state.parameters.items())
-                found[context.round] = (same, len(trainer.optimizers[0].state))
+                found[context.round] = (same, len(fit.optimizers[0].state))
 
     method = [Averaging(), DivergenceRecovery(), Diverge("b"), Look()]
     number = len(dict(fit(star("abc"), method, max_epochs=4).lightning_module.named_parameters()))
@@ -121,11 +121,11 @@ def test_a_federation_goes_on_from_what_it_merged(node: str, fit: Make) -> None:
     merged: dict[int, Any] = {}
 
     class Look(FederationCallback):
-        def on_merged(self, trainer: Any, context: Any) -> None:
+        def on_merged(self, context: Any) -> None:
             if context.node.name == node:
                 merged[context.round] = clone(context.part("values"))
 
-        def on_route(self, trainer: Any, context: Any, download: Any) -> Any:
+        def on_route(self, context: Any, download: Any) -> Any:
             if context.node.name == node:
                 own = context.part("values")
                 assert all(torch.equal(own[name], one) for name, one in merged.get(context.round - 1, own).items())

@@ -26,8 +26,8 @@ from worldlm.callbacks import (
     UpdatePrivacy,
 )
 from worldlm.federation.messages import Download
-from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Node, Topology
+from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 History = tuple[tuple[float, float, int], ...]
@@ -77,7 +77,7 @@ class Auditor(FederationCallback):
         for name, value in state_dict.items():
             setattr(self, name, {**value})
 
-    def on_send(self, trainer: Any, context: Any, receiver: Any, message: Any) -> Any:
+    def on_send(self, context: Any, receiver: Any, message: Any) -> Any:
         privacy = context.node.settings.privacy
         if privacy is not None and not isinstance(message, Download):
             new = [(privacy.noise_multiplier, 1.0)] * (1 + len(message.residuals))

@@ -26,7 +26,7 @@ from worldlm.callbacks import (
 from worldlm.commands.estimate import Estimate, estimate
 from worldlm.federation.parameters import PARTS
 from worldlm.topology import Node, Settings, Topology, parse_topology, reshape, split_rounds
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import WorldTrainer
 
 Make = Callable[..., Any]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from worldlm.callbacks import FedAMP, UpdatePrivacy
 from worldlm.federation.parameters import PARTS, clone
-from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Topology
+from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 
@@ -27,15 +27,15 @@ class Tap(FederationCallback):
         self.up: dict[tuple[int, str], dict[str, Tensor]] = {}
         self.tokens: dict[tuple[int, str], int] = {}
 
-    def participates(self, trainer: Any, context: Any) -> bool:
+    def participates(self, context: Any) -> bool:
         return not (context.round in self.rounds and context.node.name in self.absent)
 
-    def on_receive(self, trainer: Any, context: Any, download: Any) -> None:
+    def on_receive(self, context: Any, download: Any) -> None:
         tensors = {name: one for part in download.parts.values() for name, one in part.items()}
         self.down[context.round, context.node.name] = clone(tensors)
         assert all(torch.equal(context.state.parameters[name], one) for name, one in tensors.items())
 
-    def on_aggregate(self, trainer: Any, context: Any, uploads: list[Any]) -> None:
+    def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
         for upload in uploads:
             tensors = {name: one for part in upload.parts.values() for name, one in part.items()}
             self.up[context.round, upload.node] = clone(tensors)

@@ -15,7 +15,7 @@ from worldlm.data import CorpusDataModule, TextFiles
 from worldlm.federation.parameters import PARTS
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
 from worldlm.topology import Topology, parse_topology
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import WorldTrainer
 
 Make = Callable[..., Any]
 LISTENS = "settings: {num_local_steps: 0}"
@@ -74,7 +74,7 @@ def test_a_listener_changes_no_schedule(star: Make, fit: Make) -> None:
     for limit in (None, 0.5, 1):
         trainer = fit(with_listener(star), fedavg(), limit_train_batches=limit)
         expected = fit(star("ab"), fedavg(), limit_train_batches=limit)
-        assert trainer.fit_loop.num_batches("c") == 0
+        assert trainer.plan.num_batches("c") == 0
         assert trainer.estimated_stepping_batches == expected.estimated_stepping_batches
         assert [trainer.lr_scheduler_configs[0].scheduler.state_dict()] == [
             expected.lr_scheduler_configs[0].scheduler.state_dict()

@@ -15,9 +15,9 @@ from toy_world import BEGINNING, write_toy_world
 from worldlm import callbacks
 from worldlm.cli import main
 from worldlm.cli.recipe import read_recipe
-from worldlm.rounds.callback import FederationCallback
 from worldlm.rounds.method import check_settings
 from worldlm.topology import find_file, load_topology, steps_per_round
+from worldlm.trainer import FederationCallback
 
 BASES = ("quickstart", "pile_tiny")
 FOLDER = find_file("recipes", "methods/fedavg").parent

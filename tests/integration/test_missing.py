@@ -25,8 +25,8 @@ from worldlm.callbacks import (
 from worldlm.federation.parameters import PARTS, clone, num_bytes
 from worldlm.federation.participation import is_dropped
 from worldlm.federation.seeds import derive_seed
-from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Topology, parse_topology
+from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 
@@ -40,17 +40,17 @@ class Tap(FederationCallback):
         self.learnt: dict[tuple[int, str], dict[str, Tensor]] = {}
         self.roots: list[dict[str, Tensor]] = []
 
-    def on_local_fit_end(self, trainer: Any, context: Any) -> None:
+    def on_local_fit_end(self, context: Any) -> None:
         self.learnt[context.round, context.node.name] = clone(context.state.parameters)
 
-    def on_missed(self, trainer: Any, context: Any, upload: Any) -> None:
+    def on_missed(self, context: Any, upload: Any) -> None:
         self.missed[context.round, upload.node] = upload
 
-    def on_sanitise(self, trainer: Any, context: Any, upload: Any, download: Any) -> Any:
+    def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
         self.sent[context.round, upload.node] = upload
         return upload
 
-    def on_merged(self, trainer: Any, context: Any) -> None:
+    def on_merged(self, context: Any) -> None:
         if context.node.name == "world":
             self.roots.append(clone(context.state.parameters))
 

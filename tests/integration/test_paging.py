@@ -78,7 +78,7 @@ def test_mixtures_and_copied_weights_too(star: Make, fit: Make, snapshot: Make, 
     whole = fit(star("abc"), [FedAMP()], max_epochs=3)
     paged = fit(star("abc"), [FedAMP()], max_epochs=3, paging=PAGING, share_memory=False)
     assert differences(snapshot(paged), snapshot(whole)) == []
-    paged.world.store.bring("a")
+    paged.world.store.load("a")
     assert _is_on_disk(paged.world.states["world"].memory[FedAMP().state_key]["models"]["a"])
 
 

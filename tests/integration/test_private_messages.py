@@ -29,8 +29,8 @@ from worldlm.callbacks import (
 )
 from worldlm.federation.messages import Download, Residual, joined
 from worldlm.federation.parameters import PARTS, Tensors, clone, norm, subtract
-from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Topology, parse_topology
+from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 
@@ -67,21 +67,21 @@ class Customs(FederationCallback):
                 _mine(tensor, number).copy_(_mine(self.initial[name], number) + STEP)
             self.secrets += clone(context.state.parameters).values()
 
-    def on_local_fit_end(self, trainer: Any, context: Any) -> None:
+    def on_local_fit_end(self, context: Any) -> None:
         self._mark(context)
 
-    def on_merged(self, trainer: Any, context: Any) -> None:
+    def on_merged(self, context: Any) -> None:
         if context.node.children:
             self._mark(context)
 
-    def on_upload(self, trainer: Any, context: Any, upload: Any) -> Any:
+    def on_upload(self, context: Any, upload: Any) -> Any:
         if context.node.settings.privacy is not None:
             self.raw[upload.node] = clone(context.state.parameters)
         return replace(upload, metrics={"loss": 1.0})
 
     # ------------------------------------------------------------------ what leaves
 
-    def on_sanitise(self, trainer: Any, context: Any, upload: Any, download: Any) -> Any:
+    def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
         told = bool(upload.metrics) or any(bool(counts.any()) for counts in upload.row_counts.values())
         if told and context.node.settings.is_private:
             self.leaks.append(f"{upload.node} tells of its text")
@@ -104,7 +104,7 @@ class Customs(FederationCallback):
         if abs(_correlation(rest, _flat(update))) > chance:
             self.leaks.append(f"{name} has noise that knows its update")
 
-    def on_send(self, trainer: Any, context: Any, receiver: Any, message: Any) -> Any:
+    def on_send(self, context: Any, receiver: Any, message: Any) -> Any:
         tensors = [tensor for each in _models(message) for tensor in each.values()]
         crosses = not isinstance(message, Download) or context.node.settings.privacy is None
         for tensor in tensors if crosses else ():
@@ -114,10 +114,10 @@ class Customs(FederationCallback):
 
     # ------------------------------------------------------------------ what arrives
 
-    def on_receive(self, trainer: Any, context: Any, download: Any) -> None:
+    def on_receive(self, context: Any, download: Any) -> None:
         self._inspect(context.world.topology.parent(context.node.name).name, False, download, context)
 
-    def on_aggregate(self, trainer: Any, context: Any, uploads: list[Any]) -> None:
+    def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
         for upload in uploads:
             if upload.node != context.node.name:
                 self._inspect(upload.node, True, upload, context)
@@ -243,8 +243,8 @@ def _deep(privacy: str) -> Topology:
 class Forgets(UpdatePrivacy):
     """Leaves residuals as their origin made them."""
 
-    def on_sanitise(self, trainer: Any, context: Any, upload: Any, download: Any) -> Any:
-        return replace(super().on_sanitise(trainer, context, upload, download), residuals=upload.residuals)
+    def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
+        return replace(super().on_sanitise(context, upload, download), residuals=upload.residuals)
 
 
 class Repeats(UpdatePrivacy):
@@ -257,7 +257,7 @@ class Repeats(UpdatePrivacy):
 class Late(FederationCallback):
     """Puts a node's own tensors back into its upload, after all sanitising."""
 
-    def on_sanitise(self, trainer: Any, context: Any, upload: Any, download: Any) -> Any:
+    def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
         half = {
             name: (tensor + download.parts["backbone"][name]) / 2 for name, tensor in context.part("backbone").items()
         }
@@ -312,7 +312,7 @@ def test_figures_of_a_private_node_stay_at_home(
     told: dict[str, Any] = {}
 
     class Look(FederationCallback):
-        def on_send(self, trainer: Any, context: Any, receiver: Any, message: Any) -> Any:
+        def on_send(self, context: Any, receiver: Any, message: Any) -> Any:
             if not isinstance(message, Download):
                 told[message.node] = dict(message.metrics)
             return message

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from worldlm.callbacks import AttentionAggregation, Averaging, Compression, ResidualExchange, UpdatePrivacy
 from worldlm.federation import residuals as residuals_of_federation
 from worldlm.federation.messages import Residual
-from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Node, Residuals, Topology, parse_topology
+from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 
@@ -43,7 +43,7 @@ class Watch(FederationCallback):
             if not left.settings.residuals.share:
                 self.wrong.append(f"{residual.origin} is at {node.name}, but {left.name} does not share")
 
-    def on_unpack(self, trainer: Any, context: Any, sender: Any, message: Any) -> Any:
+    def on_unpack(self, context: Any, sender: Any, message: Any) -> Any:
         for residual in message.residuals:
             self.num_arrived += 1
             self._see(context, residual, from_above=context.node in sender.children)
@@ -53,10 +53,10 @@ class Watch(FederationCallback):
         for residual in context.state.inbox:
             self._see(context, residual, from_above=True)
 
-    def on_receive(self, trainer: Any, context: Any, download: Any) -> None:
+    def on_receive(self, context: Any, download: Any) -> None:
         self._see_inbox(context)
 
-    def on_aggregate(self, trainer: Any, context: Any, uploads: list[Any]) -> None:
+    def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
         self._see_inbox(context)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange
-from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Topology, parse_topology
+from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 
@@ -38,10 +38,10 @@ class Learn(FederationCallback):
     def __init__(self) -> None:
         self.inboxes: list[tuple[str, int]] = []
 
-    def on_local_fit_start(self, trainer: Any, context: Any) -> None:
+    def on_local_fit_start(self, context: Any, fit: Any) -> None:
         self.inboxes.append((context.node.name, len(context.state.inbox)))
 
-    def on_local_fit_end(self, trainer: Any, context: Any) -> None:
+    def on_local_fit_end(self, context: Any) -> None:
         for name, tensor in context.part("keys").items():
             tensor.copy_(context.world.reference[name])
             if name.endswith("Wqkv.weight"):

@@ -13,9 +13,8 @@ from lightning.pytorch import Callback
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange
 from worldlm.data import BlockBatchSampler
 from worldlm.federation.parameters import PARTS
-from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Node, Topology, parse_topology
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 
@@ -135,10 +134,10 @@ class Tap(FederationCallback):
         self.downloads: list[Any] = []
         self.uploads: list[Any] = []
 
-    def on_receive(self, trainer: Any, context: Any, download: Any) -> None:
+    def on_receive(self, context: Any, download: Any) -> None:
         self.downloads.append(download)
 
-    def on_sanitise(self, trainer: Any, context: Any, upload: Any, download: Any) -> Any:
+    def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
         self.uploads.append(upload)
         return upload
 
@@ -165,10 +164,10 @@ class Visits(FederationCallback):
         self.seen: list[tuple[int, str]] = []
         self.draws: dict[tuple[int, str, int], float] = {}
 
-    def participates(self, trainer: Any, context: Any) -> bool:
+    def participates(self, context: Any) -> bool:
         return context.node.name not in self.absent
 
-    def on_local_fit_start(self, trainer: Any, context: Any) -> None:
+    def on_local_fit_start(self, context: Any, fit: Any) -> None:
         self.seen.append((context.round, context.node.name))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -279,12 +278,15 @@ def test_a_node_alone_below_a_federation_that_averages_keeps_its_fit(star: Make,
         torch.testing.assert_close(states["world"].parameters[name], value, rtol=1e-6, atol=1e-7)
 
 
-def test_no_checkpoint_while_nodes_talk(star: Make, fit: Make, tmp_path: Any) -> None:
+def test_no_checkpoint_while_nodes_exchange_messages(star: Make, fit: Make, tmp_path: Any) -> None:
     class Careless(FederationCallback):
-        def on_merged(self, trainer: WorldTrainer, context: Any) -> None:
-            trainer.save_checkpoint(tmp_path / "half.ckpt", weights_only=False)
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            self.trainer = trainer
 
-    with pytest.raises(RuntimeError, match="while nodes talk"):
+        def on_merged(self, context: Any) -> None:
+            self.trainer.save_checkpoint(tmp_path / "half.ckpt", weights_only=False)
+
+    with pytest.raises(RuntimeError, match="while nodes exchange messages"):
         fit(star("ab"), [AttentionAggregation(), Averaging(), Careless()])
     assert not (tmp_path / "half.ckpt").exists()
 
@@ -301,7 +303,7 @@ root:
     seen: list[list[str]] = []
 
     class Order(FederationCallback):
-        def on_aggregate(self, trainer: Any, context: Any, uploads: Any) -> None:
+        def on_aggregate(self, context: Any, uploads: Any) -> None:
             seen.append([upload.node for upload in uploads])
 
     fit(parse_topology(text, "middle.yaml"), [fedavg(), Order()], max_epochs=2)

@@ -10,7 +10,7 @@ import torch
 
 from worldlm.callbacks import Averaging
 from worldlm.federation.parameters import PARTS
-from worldlm.rounds.callback import FederationCallback
+from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 
@@ -21,19 +21,19 @@ class Wraps(FederationCallback):
     def __init__(self, name: str, told: list[str]) -> None:
         self.name, self.told = name, told
 
-    def on_send(self, trainer: Any, context: Any, receiver: Any, message: Any) -> Any:
+    def on_send(self, context: Any, receiver: Any, message: Any) -> Any:
         self.told.append(f"{self.name}: {context.node.name} sends {receiver.name} a {type(message).__name__}")
         backbone = {**message.parts["backbone"], self.name: torch.zeros(1, dtype=torch.int8)}
         return replace(message, parts={**message.parts, "backbone": backbone})
 
-    def on_unpack(self, trainer: Any, context: Any, sender: Any, message: Any) -> Any:
+    def on_unpack(self, context: Any, sender: Any, message: Any) -> Any:
         self.told.append(f"{self.name}: {context.node.name} hears {sender.name}'s {type(message).__name__}")
         *own, last = message.parts["backbone"]
         assert last == self.name  # whoever wrapped last is asked first
         backbone = {name: message.parts["backbone"][name] for name in own}
         return replace(message, parts={**message.parts, "backbone": backbone})
 
-    def on_sanitise(self, trainer: Any, context: Any, upload: Any, download: Any) -> Any:
+    def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
         assert set(download.parts["backbone"]) == set(upload.parts["backbone"])
         self.told.append(f"{self.name}: {context.node.name} sanitises")
         return upload

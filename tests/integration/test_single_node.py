@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from worldlm.data import BlockBatchSampler
 from worldlm.topology import Topology
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import WorldTrainer
 
 
 class Onward(BlockBatchSampler):

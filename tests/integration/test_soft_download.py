@@ -14,8 +14,8 @@ from worldlm.callbacks import AttentionAggregation, Averaging, UpdatePrivacy
 from worldlm.federation.attention import similarities
 from worldlm.federation.parameters import PARTS, clone
 from worldlm.federation.schedule import in_round
-from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Topology
+from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 
@@ -28,13 +28,13 @@ class Around(FederationCallback):
         self.seen: dict[tuple[int, str], dict[str, Tensor]] = {}
         self.starts: dict[tuple[int, str], dict[str, Tensor]] = {}
 
-    def on_receive(self, trainer: Any, context: Any, download: Any) -> None:
+    def on_receive(self, context: Any, download: Any) -> None:
         tensors = context.state.parameters
         if self.sent:
             tensors = {name: one for part in download.parts.values() for name, one in part.items()}
         self.seen[context.round, context.node.name] = clone(tensors)
 
-    def on_aggregate(self, trainer: Any, context: Any, uploads: list[Any]) -> None:
+    def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
         self.starts[context.round, context.node.name] = clone(context.state.parameters)
 
 
@@ -81,7 +81,7 @@ def test_a_private_update_is_counted_from_what_the_parent_sent(tree: Topology, f
     uploads: dict[str, Any] = {}
 
     class Last(FederationCallback):
-        def on_sanitise(self, trainer: Any, context: Any, upload: Any, download: Any) -> Any:
+        def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
             if context.round == 1 and context.node.name == "c":
                 update = [
                     tensor - download.parts[part][name]

@@ -13,8 +13,8 @@ from torch import Tensor
 from worldlm.callbacks import Averaging, ExamplePrivacy, NodeMetrics, TokenRows, UpdatePrivacy
 from worldlm.data import BlockBatchSampler
 from worldlm.federation.parameters import PARTS
-from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Topology, parse_topology
+from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 VOCAB_SIZE = 32
@@ -27,7 +27,7 @@ class Tap(FederationCallback):
     def __init__(self) -> None:
         self.uploads: list[tuple[int, str, Any]] = []
 
-    def on_sanitise(self, trainer: Any, context: Any, upload: Any, download: Any) -> Any:
+    def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
         self.uploads.append((context.round, upload.node, upload))
         return upload
 
@@ -147,12 +147,12 @@ def test_a_federation_merges_its_own_fit_by_its_own_counts(tree: Topology, fit: 
     kept: dict[str, Tensor] = {}
 
     class Keep(FederationCallback):
-        def on_aggregate(self, trainer: Any, context: Any, uploads: list[Any]) -> None:
+        def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "north" and "start" not in kept:
                 kept["start"] = context.state.parameters[ROWS].clone()
                 kept.update({one.node: one.parts["backbone"][ROWS].clone() for one in uploads})
 
-        def after_aggregate(self, trainer: Any, context: Any, uploads: list[Any]) -> None:
+        def after_aggregate(self, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "north":
                 kept.setdefault("merged", context.state.parameters[ROWS].clone())
 
@@ -181,7 +181,7 @@ root:
 
 def test_who_takes_no_part_has_no_say(star: Make, fit: Make, make_data: Make) -> None:
     class Absent(FederationCallback):
-        def participates(self, trainer: Any, context: Any) -> bool:
+        def participates(self, context: Any) -> bool:
             return not (context.node.name == "b" and context.round == 0)
 
     tap = Tap()
@@ -207,12 +207,12 @@ def test_counts_stay_where_updates_are_private(
     tap, kept = Tap(), {}
 
     class Keep(FederationCallback):
-        def on_aggregate(self, trainer: Any, context: Any, uploads: list[Any]) -> None:
+        def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "world" and not kept:
                 kept.update({one.node: one for one in uploads}, start=context.state.parameters[ROWS].clone())
                 kept["parts"] = {one.node: one.parts["backbone"][ROWS].clone() for one in uploads}
 
-        def after_aggregate(self, trainer: Any, context: Any, uploads: list[Any]) -> None:
+        def after_aggregate(self, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "world":
                 kept.setdefault("merged", context.state.parameters[ROWS].clone())
 

@@ -24,9 +24,9 @@ from worldlm.callbacks import (
 )
 from worldlm.federation.parameters import PARTS
 from worldlm.models import LanguageModule
-from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Topology
-from worldlm.trainer.world_trainer import WorldTrainer, default_precision
+from worldlm.trainer import FederationCallback, WorldTrainer
+from worldlm.trainer.world_trainer import default_precision
 
 Make = Callable[..., Any]
 

@@ -12,9 +12,9 @@ import torch
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange, UpdatePrivacy
 from worldlm.federation.parameters import PARTS, clone, num_bytes
-from worldlm.rounds.callback import FederationCallback
-from worldlm.rounds.world import World
+from worldlm.rounds import World
 from worldlm.topology import Topology, parse_topology
+from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 
@@ -22,7 +22,7 @@ Make = Callable[..., Any]
 class Boast(FederationCallback):
     """Adds metrics to every upload."""
 
-    def on_upload(self, trainer: Any, context: Any, upload: Any) -> Any:
+    def on_upload(self, context: Any, upload: Any) -> Any:
         return replace(upload, metrics={"loss": 1.0})
 
 
@@ -37,7 +37,7 @@ class Border(FederationCallback):
     def __init__(self) -> None:
         self.passed: list[tuple[Any, Any, dict[str, torch.Tensor]]] = []
 
-    def on_sanitise(self, trainer: Any, context: Any, upload: Any, download: Any) -> Any:
+    def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
         home = {name: tensor.clone() for name, tensor in context.state.parameters.items()}
         self.passed.append((_frozen(upload), _frozen(download), home))
         return upload
@@ -158,7 +158,7 @@ def test_a_private_node_that_diverged_sends_noise_and_the_world_goes_on(
     star: Make, fit: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Diverge(FederationCallback):
-        def on_local_fit_end(self, trainer: Any, context: Any) -> None:
+        def on_local_fit_end(self, context: Any) -> None:
             if (context.round, context.node.name) == (1, "b"):
                 next(iter(context.state.parameters.values())).fill_(torch.nan)
 

@@ -1,8 +1,7 @@
 """Attention over key layers, upward and downward."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
-
-from lightning.pytorch import LightningModule
 
 from worldlm.callbacks.averaging import Averaging
 from worldlm.federation.attention import Attended, Granularity, KeyValue, Similarity, attend, attention_weights
@@ -10,9 +9,9 @@ from worldlm.federation.averaging import move_towards_, weighted_mean
 from worldlm.federation.messages import Download, Upload
 from worldlm.federation.parameters import Part, copy_
 from worldlm.federation.schedule import Rate, check_rate, in_round
-from worldlm.rounds.callback import Context, FederationCallback
-from worldlm.trainer.loggers import log_scalars
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.rounds import Context, RoundCallback
+from worldlm.topology import Topology
+from worldlm.trainer import FederationCallback
 
 Query: TypeAlias = Literal["own", "mean"]
 
@@ -73,14 +72,14 @@ class AttentionAggregation(FederationCallback):
         self.download_rate = check_rate("download_rate", download_rate)
         self.leaf_download_rate = check_rate("leaf_download_rate", leaf_download_rate)
 
-    def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        for one in (one for one in callbacks if isinstance(one, Averaging) and one.attentive):
-            if not self.downward:
-                raise ValueError("an attentive Averaging needs an AttentionAggregation with downward: true")
-            if callbacks.index(one) > callbacks.index(self):
-                raise ValueError("an attentive Averaging must come before the AttentionAggregation that it asks")
-            one.parent_weight = self.parent_weight
+    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+        if not self.downward and any(isinstance(other, Averaging) and other.attentive for other in callbacks):
+            raise ValueError("an attentive Averaging needs an AttentionAggregation with downward: true")
+
+    def must_follow(self, other: RoundCallback) -> str:
+        if isinstance(other, Averaging) and other.attentive:  # it asks before the keys move
+            return "an attentive Averaging must come before the AttentionAggregation that it asks"
+        return ""
 
     def parent_weight(self, context: Context, download: Download) -> float:
         """Return the weight that a node's keys give to its parent's beside its own, in (0, 1)."""
@@ -98,7 +97,7 @@ class AttentionAggregation(FederationCallback):
             "self_similarity": self.self_similarity if down else None,
         }
 
-    def on_receive(self, trainer: WorldTrainer, context: Context, download: Download) -> None:
+    def on_receive(self, context: Context, download: Download) -> None:
         candidates = {"self": KeyValue(context.part("keys"), context.part("values"))}
         if self.downward:
             candidates["parent"] = KeyValue(download.parts["keys"], download.parts["values"])
@@ -107,11 +106,11 @@ class AttentionAggregation(FederationCallback):
             candidates |= self._residuals(context)
         if len(candidates) > 1:
             attended = attend(context.part("keys"), [*candidates.values()], **self._how(context, down=True))
-            rate = in_round(self.leaf_download_rate if leaf else self.download_rate, context.round, trainer.max_epochs)
+            rate = in_round(self.leaf_download_rate if leaf else self.download_rate, context.round, context.num_rounds)
             move_towards_(context.state.parameters, {**attended.keys, **attended.values}, rate)
-            self._log(trainer, context, "attention_down", candidates, attended)
+            self._log(context, "attention_down", candidates, attended)
 
-    def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
+    def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
         candidates = {one.node: KeyValue(one.parts["keys"], one.parts["values"]) for one in uploads}
         residuals = self._residuals(context)
         query = context.part("keys")
@@ -121,7 +120,7 @@ class AttentionAggregation(FederationCallback):
         copy_(context.state.parameters, {**attended.keys, **attended.values})
         weights = dict(zip(candidates, attended.mean_weights, strict=False))
         context.state.attention = weights
-        self._log(trainer, context, "attention", {**candidates, **residuals}, attended)
+        self._log(context, "attention", {**candidates, **residuals}, attended)
 
     @staticmethod
     def _residuals(context: Context) -> dict[str, KeyValue]:
@@ -129,7 +128,7 @@ class AttentionAggregation(FederationCallback):
         return {f"residual_{i}_{one.origin}": KeyValue(one.keys, one.values) for i, one in enumerate(inbox)}
 
     @staticmethod
-    def _log(trainer: WorldTrainer, context: Context, tag: str, names: dict[str, Any], attended: Attended) -> None:
+    def _log(context: Context, tag: str, names: dict[str, Any], attended: Attended) -> None:
         weights = zip(names, attended.mean_weights, strict=True)
         scalars = {f"{context.node.name}/{tag}/{name}": weight for name, weight in weights}
-        log_scalars(trainer, scalars, context.round)
+        context.log(scalars)

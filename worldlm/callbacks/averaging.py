@@ -1,11 +1,10 @@
 """Weighted averaging of chosen parts, with any outer optimizer."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -15,11 +14,10 @@ from worldlm.federation.parameters import PARTS, Part, Tensors
 from worldlm.federation.schedule import Rate, check_rate, in_round
 from worldlm.federation.state import NodeState
 from worldlm.federation.token_rows import weighted_mean_by_rows
-from worldlm.rounds.callback import Context, FederationCallback
-from worldlm.topology import Node
+from worldlm.rounds import Context, RoundCallback, World
+from worldlm.topology import Node, Topology
 from worldlm.topology.changes import Changes
-from worldlm.trainer.loggers import log_scalars
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import FederationCallback
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +25,25 @@ log = logging.getLogger(__name__)
 class _Memory(TypedDict, total=False):
     optimizer: dict[int, dict[str, Tensor | float | None]]
     optimizer_kind: str
+
+
+@runtime_checkable
+class WeighsParent(Protocol):
+    """A callback that weighs a node's parent against the node itself, as `AttentionAggregation`."""
+
+    def parent_weight(self, context: Context, download: Download) -> float:
+        """Return the weight of the parent's keys beside the node's own, in (0, 1)."""
+
+
+@runtime_checkable
+class WeighsRows(Protocol):
+    """A callback that weighs every row of a tensor by itself, as `TokenRows`."""
+
+    part: Part
+    """The part that the tensor belongs to."""
+
+    def row_shares(self, context: Context, upload: Upload) -> Tensors:
+        """Return how an upload's weight is spread over the rows, float64 [rows] summing to 1, by the tensor's name."""
 
 
 class Averaging(FederationCallback):
@@ -79,18 +96,16 @@ class Averaging(FederationCallback):
         self.download_rate = check_rate("download_rate", download_rate)
         self.leaf_download_rate = check_rate("leaf_download_rate", leaf_download_rate)
         self.attentive = attentive
-        self.parent_weight: Callable[[Context, Download], float] | None = None
-        """What attention gives to a node's parent; set by `AttentionAggregation` where this is attentive."""
-        self.row_shares: Callable[[Context, Upload], Tensors] | None = None
-        """How an upload's say is spread over the rows of some tensors, by name; set by `TokenRows`."""
         find_optimizer(*self.default)
 
     @property
     def state_key(self) -> str:
         return self._generate_state_key(parts=sorted(self.parts))
 
-    def setup(self, trainer: WorldTrainer, pl_module: Any, stage: str) -> None:  # type: ignore[override]
-        for node in trainer.topology.nodes.values():
+    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+        if self.attentive and not any(isinstance(other, WeighsParent) for other in callbacks):
+            raise ValueError("an attentive Averaging needs an AttentionAggregation among trainer.callbacks")
+        for node in topology.nodes.values():
             try:
                 find_optimizer(*self._optimizer(node))
             except ValueError as error:
@@ -100,25 +115,22 @@ class Averaging(FederationCallback):
         own = node.settings.outer_optimizer
         return (own.name, dict(own.arguments)) if own else self.default
 
-    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
-        for name, node in trainer.topology.nodes.items():
+    def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        for name, node in world.topology.nodes.items():
             if all(child.listens for child in node.children):
                 states[name].memory.pop(self.state_key, None)
 
-    def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        if self.attentive and self.parent_weight is None:
-            raise ValueError("an attentive Averaging needs an AttentionAggregation among trainer.callbacks")
-
-    def on_receive(self, trainer: WorldTrainer, context: Context, download: Download) -> None:
+    def on_receive(self, context: Context, download: Download) -> None:
         leaf = context.node.is_leaf
-        rate = in_round(self.leaf_download_rate if leaf else self.download_rate, context.round, trainer.max_epochs)
-        if self.parent_weight is not None:
-            rate *= self.parent_weight(context, download)
-            log_scalars(trainer, {f"{context.node.name}/download_rate": rate}, context.round)
+        rate = in_round(self.leaf_download_rate if leaf else self.download_rate, context.round, context.num_rounds)
+        attention = context.find(WeighsParent) if self.attentive else None  # type: ignore[type-abstract]
+        if attention is not None:
+            rate *= attention.parent_weight(context, download)
+            context.log({f"{context.node.name}/download_rate": rate})
         for part in self.parts:
             move_towards_(context.state.parameters, download.parts[part], rate)
 
-    def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
+    def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
         name, nodes, memory = context.node.name, context.world.topology.nodes, self.memory(context.state)
         weights = [self._weight(nodes[upload.node], upload) for upload in uploads]
         mean = self._mean(context, uploads, weights)
@@ -135,13 +147,14 @@ class Averaging(FederationCallback):
             arguments,
             memory.get("optimizer"),
         )
-        log_scalars(trainer, {f"{name}/pseudo_gradient_norm": length}, context.round)
+        context.log({f"{name}/pseudo_gradient_norm": length})
 
     def _mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:
         models = [self._tensors(upload) for upload in uploads]
-        if self.row_shares is None:
+        rows = context.find(WeighsRows)  # type: ignore[type-abstract]
+        if rows is None or rows.part not in self.parts:
             return weighted_mean(models, weights)
-        shares = [self.row_shares(context, upload) for upload in uploads]
+        shares = [rows.row_shares(context, upload) for upload in uploads]
         return weighted_mean_by_rows(models, weights, shares, context.state.parameters)
 
     def _tensors(self, upload: Upload) -> Tensors:

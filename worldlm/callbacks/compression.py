@@ -1,6 +1,6 @@
 """Fewer bytes on every edge: what travels is rounded by chance to bfloat16 or int8."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypedDict, get_args
 
@@ -20,10 +20,10 @@ from worldlm.federation.compression import (
 from worldlm.federation.messages import Download, MessageT, Residual, Upload, joined
 from worldlm.federation.parameters import Tensors
 from worldlm.federation.state import NodeState
-from worldlm.rounds.callback import Context, FederationCallback
-from worldlm.topology import Node
+from worldlm.rounds import Context, RoundCallback, World
+from worldlm.topology import Node, Topology
 from worldlm.topology.changes import Changes
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import FederationCallback, WorldTrainer
 
 
 class _Memory(TypedDict, total=False):
@@ -67,13 +67,12 @@ class Compression(FederationCallback):
         self.up: Encoding = up
         self.error_feedback = error_feedback
 
-    def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
-        ours = [one for one in trainer.callbacks if isinstance(one, FederationCallback)]  # type: ignore[attr-defined]
-        if sum(isinstance(one, Compression) for one in ours) > 1:
+    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+        if sum(isinstance(other, Compression) for other in callbacks) > 1:
             raise ValueError("Compression is among trainer.callbacks more than once: it would round twice")
-        if not trainer.topology.root.children:
-            raise ValueError(f"Compression has nothing to do: {trainer.topology.name} is one node, which sends nothing")
-        if not any(one.parts for one in ours):
+        if not topology.root.children:
+            raise ValueError(f"Compression has nothing to do: {topology.name} is one node, which sends nothing")
+        if not any(other.parts for other in callbacks):
             raise ValueError("Compression has nothing to do: no other callback lets a part of the model travel")
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
@@ -83,7 +82,7 @@ class Compression(FederationCallback):
                 kind = ", ".join(sorted(str(one).removeprefix("torch.") for one in kinds))
                 raise ValueError(f"Compression: {name} is bf16, but weights of {kind} have 2 bytes already; use int8")
 
-    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+    def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         for child, parent in changes.parted:
             states[parent].memory.get(self.state_key, {}).get("sent", {}).pop(child, None)
         for name in changes.moved:  # what rounding took from its uploads is owed to its former parent
@@ -91,14 +90,14 @@ class Compression(FederationCallback):
 
     # ------------------------------------------------------------------ both ways
 
-    def on_send(self, trainer: WorldTrainer, context: Context, receiver: Node, message: MessageT) -> MessageT:
+    def on_send(self, context: Context, receiver: Node, message: MessageT) -> MessageT:
         if self.down == self.up == "none":
             return message
         if isinstance(message, Upload):
             return self._send_up(context, message)
         return self._send_down(context, receiver, message)
 
-    def on_unpack(self, trainer: WorldTrainer, context: Context, sender: Node, message: MessageT) -> MessageT:
+    def on_unpack(self, context: Context, sender: Node, message: MessageT) -> MessageT:
         is_upload, known = isinstance(message, Upload), dict(context.world.reference)
         if self.down == self.up == "none" or (self.down == "none" and not is_upload):
             return message
@@ -138,9 +137,7 @@ class Compression(FederationCallback):
 
     # ------------------------------------------------------------------ up
 
-    def packed_bytes(
-        self, trainer: WorldTrainer, context: Context, receiver: Node, message: Upload, num_bytes: int
-    ) -> int:
+    def packed_bytes(self, context: Context, receiver: Node, message: Upload, num_bytes: int) -> int:
         packed = [
             *message.parts.values(),
             *(one for residual in message.residuals for one in (residual.keys, residual.values)),
@@ -148,7 +145,7 @@ class Compression(FederationCallback):
         tensors = [tensor for named in packed for tensor in named.values()]
         return num_bytes - encoded_bytes(tensors, "none") + encoded_bytes(tensors, self.up)
 
-    def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
+    def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
         kept = context.state.memory.get(self.state_key, {})
         kept.pop("sent", None)  # whoever has not answered by now missed this sub-round
 

@@ -10,9 +10,8 @@ from lightning.pytorch import LightningModule
 from worldlm.distributed.consistency import check_consistent, this_process
 from worldlm.distributed.transport import gather_objects
 from worldlm.monitoring.run_facts import data_facts
-from worldlm.rounds.callback import FederationCallback
 from worldlm.topology.errors import join_names
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import FederationCallback, WorldTrainer
 
 log = logging.getLogger(__name__)
 

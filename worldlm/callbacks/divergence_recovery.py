@@ -7,8 +7,8 @@ from typing import TypedDict
 
 from worldlm.federation.messages import Download, joined
 from worldlm.federation.parameters import copy_, is_finite
-from worldlm.rounds.callback import Context, FederationCallback
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.rounds import Context, LocalFit, RoundCallback
+from worldlm.trainer import FederationCallback
 
 log = logging.getLogger(__name__)
 
@@ -28,25 +28,30 @@ class DivergenceRecovery(FederationCallback):
 
     memory_schema = _Memory
 
-    def on_local_fit_end(self, trainer: WorldTrainer, context: Context) -> None:
+    def on_local_fit_end(self, context: Context) -> None:
         node = context.node
         lone = node.is_leaf and context.world.topology.parent(node.name) is None
-        if lone or not context.world.parts or is_finite(context.state.parameters):
+        if lone or not self._travels(context) or is_finite(context.state.parameters):
             return
         self.memory(context.state)["diverged"] = True
         told = "round %d: %s diverged: it starts anew from what its federation sends it next"
         log.warning(told, context.round, node.name)
 
-    def on_route(self, trainer: WorldTrainer, context: Context, download: Download) -> Download:
+    def on_route(self, context: Context, download: Download) -> Download:
         if self._has_diverged(context) and not is_finite(context.state.parameters):
             copy_(context.state.parameters, {**context.world.reference, **joined(download.parts)})
         return download
 
-    def on_local_fit_start(self, trainer: WorldTrainer, context: Context) -> None:
+    def on_local_fit_start(self, context: Context, fit: LocalFit) -> None:
         if self._has_diverged(context):
             del self.memory(context.state)["diverged"]
-            for optimizer in trainer.optimizers:
+            for optimizer in fit.optimizers:
                 optimizer.state.clear()
+
+    @staticmethod
+    def _travels(context: Context) -> bool:
+        """Return whether a federation sends anything."""
+        return any(isinstance(callback, RoundCallback) and callback.parts for callback in context.callbacks)
 
     def _has_diverged(self, context: Context) -> bool:
         return bool(context.state.memory.get(self.state_key, {}).get("diverged"))

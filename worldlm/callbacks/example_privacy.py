@@ -12,8 +12,10 @@ from torch.optim import Optimizer
 from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
 from worldlm.federation.messages import Download, Upload
 from worldlm.federation.seeds import derive_seed
-from worldlm.rounds.callback import Context
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.federation.state import NodeState
+from worldlm.rounds import Context, LocalFit
+from worldlm.topology import Node
+from worldlm.trainer import WorldTrainer
 
 
 class ExamplePrivacy(PrivacyLedgers):
@@ -37,8 +39,10 @@ class ExamplePrivacy(PrivacyLedgers):
         self._samples: GradSampleModule | None = None
         self._optimizer: DPOptimizer | None = None
         self._context: Context | None = None
+        self._trainer: WorldTrainer | None = None
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
+        self._trainer = trainer
         private = [node.name for node in trainer.topology.data_nodes if node.settings.example_privacy]
         if private and trainer.accumulate_grad_batches > 1:
             raise ValueError(
@@ -56,11 +60,12 @@ class ExamplePrivacy(PrivacyLedgers):
                 "that are scaled; use bf16-mixed or 32-true"
             )
 
-    def participates(self, trainer: WorldTrainer, context: Context) -> bool:
+    def participates(self, context: Context) -> bool:
         name, privacy = context.node.name, context.node.settings.example_privacy
         if privacy is None or privacy.max_epsilon is None or not context.node.holds_data:
             return True
-        steps, rate = trainer.fit_loop.num_batches(name), _sample_rate(trainer, name)
+        assert self._trainer is not None, "set up before the first round"
+        steps, rate = self._trainer.plan.num_batches(name), _sample_rate(self._trainer, name)
         return self._may_go_on(context, privacy, "fit", rate, steps)
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
@@ -72,18 +77,17 @@ class ExamplePrivacy(PrivacyLedgers):
                 "batches only; use worldlm.data.PoissonBatchSampler"
             )
 
-    def on_local_fit_start(self, trainer: WorldTrainer, context: Context) -> None:
+    def on_local_fit_start(self, context: Context, fit: LocalFit) -> None:
         privacy = context.node.settings.example_privacy
         if privacy is None:
             return
-        module: Any = trainer.lightning_module
-        sampler: Any = trainer.fit_loop.loaders[context.node.name].batch_sampler
+        module: Any = fit.module
         self._samples = GradSampleModule(module.model, batch_first=True, loss_reduction="mean")
         self._optimizer = DPOptimizer(
-            trainer.optimizers[0],
+            fit.optimizers[0],
             noise_multiplier=privacy.noise_multiplier,
             max_grad_norm=privacy.clip_norm,
-            expected_batch_size=sampler.batch_size,
+            expected_batch_size=fit.batch_sampler.batch_size,
             generator=torch.Generator(device=module.device),
         )
         self._context = context
@@ -104,16 +108,22 @@ class ExamplePrivacy(PrivacyLedgers):
         if self._optimizer is not None:
             self._optimizer.zero_grad(set_to_none=True)  # drops the per-sample gradients
 
-    def on_local_fit_end(self, trainer: WorldTrainer, context: Context) -> None:
+    def on_local_fit_end(self, context: Context) -> None:
         if (privacy := context.node.settings.example_privacy) is not None:
             self._take_off()
-            self._log_epsilon(trainer, context, privacy, "example_epsilon")
+            self._log_epsilon(context, privacy, "example_epsilon")
 
-    def on_sanitise(self, trainer: WorldTrainer, context: Context, upload: Upload, download: Download) -> Upload:
+    def on_sanitise(self, context: Context, upload: Upload, download: Download) -> Upload:
         """Strip what tells of the text beside the model, which the noise of its steps protects."""
         if context.node.settings.example_privacy is None:
             return upload
         return replace(upload, metrics={}, row_counts={})
+
+    def node_figures(self, node: Node, state: NodeState) -> dict[str, float]:
+        privacy = node.settings.example_privacy
+        if privacy is None or not node.holds_data:
+            return {}
+        return {"example epsilon": self.ledger(state).epsilon(privacy.delta)}
 
     def on_exception(self, trainer: Any, pl_module: LightningModule, exception: BaseException) -> None:
         self._take_off()

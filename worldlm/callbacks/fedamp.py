@@ -1,21 +1,18 @@
 """FedAMP: every child gets a mixture of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypedDict
-
-from lightning.pytorch import LightningModule
 
 from worldlm.federation.averaging import weighted_mean
 from worldlm.federation.messages import Download, Upload, joined
 from worldlm.federation.mixture import mixture_weights
 from worldlm.federation.parameters import PARTS, Part, Tensors, clone, copy_
 from worldlm.federation.state import NodeState
-from worldlm.rounds.callback import Context, FederationCallback
-from worldlm.topology import Node
+from worldlm.rounds import Context, RoundCallback, World
+from worldlm.topology import Node, Topology
 from worldlm.topology.changes import Changes
-from worldlm.trainer.loggers import log_scalars
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import FederationCallback
 
 
 class _Memory(TypedDict, total=False):
@@ -52,12 +49,11 @@ class FedAMP(FederationCallback):
         self.self_weight = self_weight
         self.sigma = sigma
 
-    def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
-        tree = trainer.topology
-        if tree.depth != 2:
-            raise ValueError(f"FedAMP needs a star, a root and its leaves: {tree.name} has {tree.depth} levels")
+    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+        if topology.depth != 2:
+            raise ValueError(f"FedAMP needs a star, a root and its leaves: {topology.name} has {topology.depth} levels")
 
-    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+    def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         for child, parent in changes.parted:
             for known in self.memory(states[parent]).values():
                 known.pop(child, None)
@@ -66,7 +62,7 @@ class FedAMP(FederationCallback):
             if memory.get("models"):
                 memory["weights"] = self._weights(memory["models"])
 
-    def on_download(self, trainer: WorldTrainer, context: Context, child: Node, download: Download) -> Download:
+    def on_download(self, context: Context, child: Node, download: Download) -> Download:
         memory = self.memory(context.state)
         if child.name not in memory.get("weights", {}):
             return download
@@ -74,11 +70,11 @@ class FedAMP(FederationCallback):
         parts = {part: {name: mixture[name] for name in tensors} for part, tensors in download.parts.items()}
         return replace(download, parts=parts)
 
-    def on_receive(self, trainer: WorldTrainer, context: Context, download: Download) -> None:
+    def on_receive(self, context: Context, download: Download) -> None:
         for tensors in download.parts.values():
             copy_(context.state.parameters, tensors)
 
-    def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
+    def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
         memory = self.memory(context.state)
         models, tokens = memory.setdefault("models", {}), memory.setdefault("tokens", {})
         for upload in uploads:
@@ -86,7 +82,7 @@ class FedAMP(FederationCallback):
         weights = memory["weights"] = self._weights(models)
         copy_(context.state.parameters, _mix(models, weights.get(context.node.name, tokens)))
         scalars = {f"{name}/mixture/{other}": weight for name, row in weights.items() for other, weight in row.items()}
-        log_scalars(trainer, scalars, context.round)
+        context.log(scalars)
 
     def _weights(self, models: Mapping[str, Tensors]) -> dict[str, dict[str, float]]:
         ordered = {name: models[name] for name in sorted(models)}

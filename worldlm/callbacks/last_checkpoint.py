@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from worldlm.files.atomic_write import atomic_write
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import WorldTrainer
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,10 @@ from typing import Any, TypedDict
 
 from worldlm.federation.privacy import PrivacyLedger
 from worldlm.federation.state import NodeState
-from worldlm.rounds.callback import Context, FederationCallback
+from worldlm.rounds import Context, World
 from worldlm.topology import Privacy
 from worldlm.topology.changes import Changes
-from worldlm.trainer.loggers import log_scalars
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import FederationCallback
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ class PrivacyLedgers(FederationCallback):
         self._stopped: set[str] = set()
         self._left: dict[str, list[list[float]]] = {}  # ledgers of nodes that are not in the world now
 
-    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+    def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         for name in changes.left:
             if history := states[name].memory.get(self.state_key, {}).get("history"):
                 self._left[name] = history
@@ -40,7 +39,7 @@ class PrivacyLedgers(FederationCallback):
             if name in self._left:
                 self.memory(states[name])["history"] = self._left.pop(name)
                 spent = sum(steps for *_, steps in self.ledger(states[name]).history)
-                if trainer.is_global_zero:  # all processes do this
+                if world.transport.is_local(world.topology.root.name):  # all processes do this, one logs it
                     log.warning("%s was here before: it takes up its ledger, of %d releases", name, spent)
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,11 +73,11 @@ class PrivacyLedgers(FederationCallback):
             )  # fmt: skip
         return after <= privacy.max_epsilon
 
-    def _log_epsilon(self, trainer: WorldTrainer, context: Context, privacy: Privacy, tag: str) -> None:
+    def _log_epsilon(self, context: Context, privacy: Privacy, tag: str) -> None:
         """Log what a node has spent, by both accounts, where it is finite, and its budget."""
         ledger = self.ledger(context.state)
         spent = {tag: ledger.epsilon(privacy.delta), f"{tag}_rdp": ledger.epsilon_rdp(privacy.delta)}
         if privacy.max_epsilon is not None:
             spent[f"max_{tag}"] = privacy.max_epsilon
         scalars = {f"{context.node.name}/{one}": value for one, value in spent.items() if math.isfinite(value)}
-        log_scalars(trainer, scalars, context.round)
+        context.log(scalars)

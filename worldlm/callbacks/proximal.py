@@ -8,8 +8,8 @@ from torch.optim import Optimizer
 from worldlm.callbacks.example_privacy import ExamplePrivacy
 from worldlm.federation.parameters import Tensors, clone
 from worldlm.federation.proximal import add_proximal_gradient_
-from worldlm.rounds.callback import Context, FederationCallback
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.rounds import Context, LocalFit, RoundCallback
+from worldlm.trainer import FederationCallback, WorldTrainer
 
 
 class Proximal(FederationCallback):
@@ -34,14 +34,14 @@ class Proximal(FederationCallback):
         self.mu = mu
         self._anchor: Tensors = {}  # of the fit that runs
 
-    def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(one, ExamplePrivacy) for one in callbacks[callbacks.index(self) :]):
-            raise ValueError("ExamplePrivacy comes after Proximal and would overwrite its term: list Proximal after it")
+    def must_follow(self, other: RoundCallback) -> str:
+        if isinstance(other, ExamplePrivacy):
+            return "ExamplePrivacy comes after Proximal and would overwrite its term: list Proximal after it"
+        return ""
 
-    def on_local_fit_start(self, trainer: WorldTrainer, context: Context) -> None:
-        live = dict(trainer.lightning_module.named_parameters())
-        if self._anchor and trainer.fit_loop.visiting:
+    def on_local_fit_start(self, context: Context, fit: LocalFit) -> None:
+        live = dict(fit.module.named_parameters())
+        if self._anchor and fit.resumed:
             self._anchor = {name: tensor.to(live[name].device) for name, tensor in self._anchor.items()}
         elif self.mu > 0:
             self._anchor = clone(live)
@@ -55,7 +55,7 @@ class Proximal(FederationCallback):
         gradients = {name: one.grad for name, one in live.items() if one.grad is not None}
         add_proximal_gradient_(gradients, live, self._anchor, self.mu)
 
-    def on_local_fit_end(self, trainer: WorldTrainer, context: Context) -> None:
+    def on_local_fit_end(self, context: Context) -> None:
         self._anchor = {}
 
     def state_dict(self) -> dict[str, Any]:

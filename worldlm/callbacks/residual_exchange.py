@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 
@@ -18,12 +18,10 @@ from worldlm.federation.messages import (
 from worldlm.federation.parameters import Tensors, clone
 from worldlm.federation.residuals import Route, is_allowed_at, refusal, route, select_residuals
 from worldlm.federation.state import NodeState
-from worldlm.rounds.callback import Context, FederationCallback
-from worldlm.rounds.world import World
+from worldlm.rounds import Context, RoundCallback, World
 from worldlm.topology import Node, Topology
 from worldlm.topology.changes import Changes
-from worldlm.trainer.loggers import log_scalars, log_text
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import FederationCallback
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +61,8 @@ class ResidualExchange(FederationCallback):
         self.min_similarity = min_similarity
         self.similarity: Similarity = similarity
 
-    def setup(self, trainer: WorldTrainer, pl_module: Any, stage: str) -> None:  # type: ignore[override]
-        if "keys" not in frozenset().union(*(getattr(c, "parts", ()) for c in trainer.callbacks)):  # type: ignore[attr-defined]
+    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+        if not any("keys" in other.parts for other in callbacks):
             raise ValueError(
                 "ResidualExchange needs AttentionAggregation among trainer.callbacks: it uses the residuals"
             )
@@ -80,25 +78,25 @@ class ResidualExchange(FederationCallback):
     def _counts(self, world: World, what: str) -> Counter[str]:
         return sum((Counter(self.memory(state).get(what, {})) for state in world.states.values()), Counter[str]())
 
-    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+    def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         kept = {name: state.memory[self.state_key] for name, state in states.items() if self.state_key in state.memory}
         for child, parent in changes.parted:
             for what in ("children_keys", "outbox"):
                 kept.get(parent, {}).get(what, {}).pop(child, None)
-        for name in (name for name in kept if name in trainer.topology.nodes):
-            _obey(kept[name], trainer.topology.nodes[name], trainer.topology)
-        total = self.memory(states[trainer.topology.root.name])  # what happened stays counted
+        for name in (name for name in kept if name in world.topology.nodes):
+            _obey(kept[name], world.topology.nodes[name], world.topology)
+        total = self.memory(states[world.topology.root.name])  # what happened stays counted
         for what in ("routes", "refusals"):
             for name in (name for name in changes.left if kept.get(name, {}).get(what)):
                 total[what] = dict(Counter(total.get(what, {})) + Counter(kept[name][what]))
 
     # ------------------------------------------------------------------ down
 
-    def on_download(self, trainer: WorldTrainer, context: Context, child: Any, download: Download) -> Download:
+    def on_download(self, context: Context, child: Any, download: Download) -> Download:
         waiting = self.memory(context.state).get("outbox", {}).pop(child.name, ())
         return replace(download, residuals=(*download.residuals, *map(residual_from_state, waiting)))
 
-    def on_route(self, trainer: WorldTrainer, context: Context, download: Download) -> Download:
+    def on_route(self, context: Context, download: Download) -> Download:
         kept = []
         for residual in download.residuals:
             if reason := refusal(residual, context.node):  # its parent, which asked too, may run other code
@@ -110,7 +108,7 @@ class ResidualExchange(FederationCallback):
             found = self._route(context, residual, min_fit=max(own, self.min_similarity))
             if found.home is None:
                 kept.append(residual)
-                self._count(trainer, context, residual, context.node.name)
+                self._count(context, residual, context.node.name)
             else:
                 self._hand_on(context, found.home, residual)
         context.state.inbox.extend(kept)
@@ -118,17 +116,17 @@ class ResidualExchange(FederationCallback):
 
     # ------------------------------------------------------------------ up
 
-    def on_upload(self, trainer: WorldTrainer, context: Context, upload: Upload) -> Upload:
+    def on_upload(self, context: Context, upload: Upload) -> Upload:
         memory = self.memory(context.state)
         climbing = [*memory.pop("missed", ()), *memory.pop("climbing", ())]
         newest = {one["origin"]: residual_from_state(one) for one in climbing}
         return replace(upload, residuals=(*upload.residuals, *newest.values()))
 
-    def on_missed(self, trainer: WorldTrainer, context: Context, upload: Upload) -> None:
+    def on_missed(self, context: Context, upload: Upload) -> None:
         if upload.residuals:
             self.memory(context.state)["missed"] = [message_state(residual) for residual in upload.residuals]
 
-    def after_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
+    def after_aggregate(self, context: Context, uploads: list[Upload]) -> None:
         children = {child.name for child in context.node.children}
         known = self.memory(context.state).setdefault("children_keys", {})
         known.update({one.node: clone(one.parts["keys"]) for one in uploads if one.node in children})
@@ -142,7 +140,7 @@ class ResidualExchange(FederationCallback):
                     self._hand_on(context, found.home, residual)
         if context.world.topology.parent(context.node.name) is None:
             for residual in climbing:
-                self._count(trainer, context, residual, "dropped")
+                self._count(context, residual, "dropped")
             return
         climbing += self._selected(context, uploads)
         if climbing and not context.node.settings.residuals.share:
@@ -203,11 +201,11 @@ class ResidualExchange(FederationCallback):
         if self._add_one(context, "refusals", reason) == 1:
             log.info("%s", reason)
 
-    def _count(self, trainer: WorldTrainer, context: Context, residual: Residual, home: str) -> None:
+    def _count(self, context: Context, residual: Residual, home: str) -> None:
         path = f"{residual.origin} > {home}"
         count = self._add_one(context, "routes", path)
-        log_scalars(trainer, {f"residuals/{residual.origin}/{home}": count}, context.round)
-        log_text(trainer, "residuals", f"round {context.round}: {path}", context.round)
+        context.log({f"residuals/{residual.origin}/{home}": count})
+        context.log_text("residuals", f"round {context.round}: {path}")
 
 
 def _obey(memory: dict[str, Any], node: Node, topology: Topology) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from lightning.pytorch import LightningModule
-
-from worldlm.callbacks.averaging import Averaging
+from worldlm.callbacks.averaging import Averaging, WeighsRows
 from worldlm.federation.messages import Upload
 from worldlm.federation.parameters import Part, Tensors
 from worldlm.federation.robust import median, norm_bounded_mean, trimmed_mean
-from worldlm.rounds.callback import Context
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.rounds import Context, RoundCallback
+from worldlm.topology import Topology
 
 Rule = Literal["median", "trimmed_mean", "norm_bound"]
 
@@ -57,9 +55,9 @@ class RobustAveraging(Averaging):
         self.rule = rule
         self.max_norm = max_norm
 
-    def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        super().on_train_start(trainer, pl_module)
-        if self.row_shares is not None:
+    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+        super().check(callbacks, topology)
+        if any(isinstance(other, WeighsRows) and other.part in self.parts for other in callbacks):
             raise ValueError("RobustAveraging knows no rows: leave TokenRows out, or let Averaging merge the embedding")
 
     def _mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import WorldTrainer
 
 
 class StopSignal(Callback):

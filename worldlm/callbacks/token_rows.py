@@ -1,7 +1,7 @@
 """Rows of the embedding, weighted by how often their token was read."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from worldlm.callbacks.averaging import Averaging
 from worldlm.federation.messages import Upload
-from worldlm.federation.parameters import Tensors
+from worldlm.federation.parameters import Part, Tensors
 from worldlm.federation.state import NodeState
 from worldlm.federation.token_rows import Tally, row_shares
 from worldlm.federation.type_checks import check_fields
-from worldlm.rounds.callback import Context, FederationCallback
+from worldlm.rounds import Context, LocalFit, RoundCallback, World
+from worldlm.topology import Topology
 from worldlm.topology.changes import Changes
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import FederationCallback, WorldTrainer
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class TokenRows(FederationCallback):
     def __init__(self, parameter: str = "transformer.wte.weight") -> None:
         self.parameter = parameter
         self._name = ""
+        self.part: Part = "backbone"
+        """The part that the tensor belongs to."""
         self._num_rows = 0
         self._tally: Tally | None = None  # of the fit that runs
         self._told: set[str] = set()
@@ -60,29 +63,24 @@ class TokenRows(FederationCallback):
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
         module: Any = pl_module
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         parts = module.partition()
         names = self.find(parts)
         if len(names) != 1:
             found = f"{len(names)} parameters are" if names else "no parameter is"
             raise ValueError(f"TokenRows: {found} called {self.parameter!r}; parameters are {', '.join(parts)}")
-        self._name, part = names[0], parts[names[0]]
+        self._name, self.part = names[0], parts[names[0]]
         self._num_rows = module.get_parameter(self._name).shape[0]
-        if sum(isinstance(one, TokenRows) for one in callbacks) > 1:
-            raise ValueError("TokenRows is among trainer.callbacks more than once")
-        averaging = [one for one in callbacks if isinstance(one, Averaging) and part in one.parts]
-        if not averaging:
-            raise ValueError(f"TokenRows needs an Averaging of the {part}, the part that {self._name} belongs to")
-        averaging[0].row_shares = self.row_shares
+        callbacks = trainer.method.callbacks
+        if not any(isinstance(other, Averaging) and self.part in other.parts for other in callbacks):
+            raise ValueError(f"TokenRows needs an Averaging of the {self.part}, the part that {self._name} belongs to")
 
-    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+        if sum(isinstance(other, TokenRows) for other in callbacks) > 1:
+            raise ValueError("TokenRows is among trainer.callbacks more than once")
+
+    def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         for name in changes.moved:
             states[name].memory.get(self.state_key, {}).pop("unsent", None)  # as its `unsent_tokens`
-
-    def teardown(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
-        for one in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(one, Averaging):
-                one.row_shares = None
 
     def row_shares(self, context: Context, upload: Upload) -> Tensors:
         """Return how an upload's say is spread over the rows, float64 [vocab] summing to 1, by the tensor's name."""
@@ -97,14 +95,14 @@ class TokenRows(FederationCallback):
 
     # ------------------------------------------------------------------ counting
 
-    def on_local_fit_start(self, trainer: WorldTrainer, context: Context) -> None:
+    def on_local_fit_start(self, context: Context, fit: LocalFit) -> None:
         if context.node.settings.example_privacy is not None:
             self._tally = None  # the federation's model would tell the tokens to whoever sees it
             self._tell(context)
-        elif self._tally is None or not trainer.fit_loop.visiting:
-            self._tally = Tally.empty(self._num_rows, trainer.strategy.root_device)
+        elif self._tally is None or not fit.resumed:
+            self._tally = Tally.empty(self._num_rows, fit.device)
         else:
-            self._tally = self._tally.to(trainer.strategy.root_device)
+            self._tally = self._tally.to(fit.device)
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: WorldTrainer, pl_module: LightningModule, batch: Tensor, batch_idx: int
@@ -112,7 +110,7 @@ class TokenRows(FederationCallback):
         if self._tally is not None:
             self._tally.add_(batch, batch_idx, trainer.accumulate_grad_batches)
 
-    def on_local_fit_end(self, trainer: WorldTrainer, context: Context) -> None:
+    def on_local_fit_end(self, context: Context) -> None:
         tally, self._tally = self._tally, None
         if tally is None:
             return
@@ -128,7 +126,7 @@ class TokenRows(FederationCallback):
 
     # ------------------------------------------------------------------ sending on
 
-    def on_upload(self, trainer: WorldTrainer, context: Context, upload: Upload) -> Upload:
+    def on_upload(self, context: Context, upload: Upload) -> Upload:
         counts, settings = self.memory(context.state).pop("unsent", None), context.node.settings
         if settings.is_private:
             self._tell(context)
@@ -137,11 +135,11 @@ class TokenRows(FederationCallback):
             return upload
         return replace(upload, row_counts={**upload.row_counts, self._name: counts.float()})
 
-    def on_missed(self, trainer: WorldTrainer, context: Context, upload: Upload) -> None:
+    def on_missed(self, context: Context, upload: Upload) -> None:
         if (counts := upload.row_counts.get(self._name)) is not None:
             self._add(context, counts)
 
-    def on_aggregate(self, trainer: WorldTrainer, context: Context, uploads: list[Upload]) -> None:
+    def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
         if context.world.topology.parent(context.node.name) is None:
             return
         for upload in uploads:

@@ -10,10 +10,9 @@ from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
 from worldlm.federation.messages import Download, Residual, Upload, joined
 from worldlm.federation.parameters import Tensors
 from worldlm.federation.privacy import Sanitised, sanitise
-from worldlm.rounds.callback import Context
-from worldlm.topology import Privacy
-from worldlm.trainer.loggers import log_scalars
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.federation.state import NodeState
+from worldlm.rounds import Context
+from worldlm.topology import Node, Privacy
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +30,13 @@ class UpdatePrivacy(PrivacyLedgers):
 
     enforces = frozenset({"privacy"})
 
-    def participates(self, trainer: WorldTrainer, context: Context) -> bool:
+    def participates(self, context: Context) -> bool:
         privacy = context.node.settings.privacy
         if privacy is None or context.world.topology.parent(context.node.name) is None:
             return True
         return self._may_go_on(context, privacy, "upload")
 
-    def on_sanitise(self, trainer: WorldTrainer, context: Context, upload: Upload, download: Download) -> Upload:
+    def on_sanitise(self, context: Context, upload: Upload, download: Download) -> Upload:
         privacy = context.node.settings.privacy
         if privacy is None:
             return upload
@@ -54,10 +53,14 @@ class UpdatePrivacy(PrivacyLedgers):
         ]
         norm, name = safe.update_norm, context.node.name
         scalars = {f"{name}/update_norm": norm, f"{name}/update_clipped": float(not norm <= privacy.clip_norm)}
-        log_scalars(trainer, scalars, context.round)
-        self._log_epsilon(trainer, context, privacy, "epsilon")
+        context.log(scalars)
+        self._log_epsilon(context, privacy, "epsilon")
         parts = {part: {name: safe.tensors[name] for name in tensors} for part, tensors in upload.parts.items()}
         return replace(upload, parts=parts, residuals=tuple(residuals))
+
+    def node_figures(self, node: Node, state: NodeState) -> dict[str, float]:
+        privacy, ledger = node.settings.privacy, self.ledger(state)
+        return {"epsilon": ledger.epsilon(privacy.delta)} if privacy is not None and ledger.history else {}
 
     def _release(self, context: Context, privacy: Privacy, model: Tensors, start: Tensors, purpose: str) -> Sanitised:
         """Clip and noise what is about to leave, and write it down."""

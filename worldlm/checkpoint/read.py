@@ -1,4 +1,4 @@
-"""A saved world, read without building it: any node's weights out of a checkpoint of any size."""
+"""Reading checkpoints: the file, one node out of it, or the whole world to resume from."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 
-from worldlm.federation.parameters import Tensors
+from worldlm.checkpoint.validate import FORMAT, check_memories, check_messages, check_saved, check_weights
+from worldlm.federation.membership import carry_over
+from worldlm.federation.parameters import PARTS, Tensors, clone
+from worldlm.federation.state import NodeState
+from worldlm.rounds.method import Method
+from worldlm.rounds.world import World
 from worldlm.topology.errors import join_names, reason, suggest
 
-FORMAT = 2
-"""Counted up whenever what a checkpoint says of the world changes its meaning."""
-_WITH_NODES = (1, FORMAT)
-"""Formats in which nodes and their weights are where `open_world` looks; one that says nothing is of format 1."""
+FORMATS_WITH_NODES = (1, 2, FORMAT)
+"""Formats in which nodes and their weights are where `open_world` looks; a file without a format is of format 1."""
 
 
 def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
@@ -110,17 +113,17 @@ def open_world(path: str | Path) -> SavedWorld:
 def _opened(path: Path, checkpoint: Mapping[str, Any]) -> SavedWorld:
     loop = checkpoint["loops"].get("fit_loop", {})
     world = loop.get("state_dict", {}).get("world")
-    if world is None or world.get("format", 1) not in _WITH_NODES:
-        known = " and ".join(map(str, _WITH_NODES))
+    if world is None or world.get("format", 1) not in FORMATS_WITH_NODES:
+        known = ", ".join(map(str, FORMATS_WITH_NODES))
         told = (
             "it holds no world of nodes" if world is None else f"it is of format {world['format']}, known are {known}"
         )
         raise ValueError(f"{path} cannot be read as a saved world: {told}")
     progress, states, children = loop["epoch_progress"]["current"], world["states"], world["topology"]
     if any(not isinstance(states[name]["parameters"], Mapping) for name in children):
-        raise TypeError("the parameters of a node are none")
+        raise TypeError("the parameters of a node have the wrong type")
     if any(below not in children for names in children.values() for below in names):
-        raise TypeError("a node is below another, and nowhere")
+        raise TypeError("a child is listed but missing from the topology")
     return SavedWorld(
         path=path,
         hyper_parameters={**checkpoint.get("hyper_parameters", {})},
@@ -129,6 +132,62 @@ def _opened(path: Path, checkpoint: Mapping[str, Any]) -> SavedWorld:
         within_round=bool(progress["started"] > progress["processed"]),
         states=states,
     )
+
+
+def restore_world(
+    world: World,
+    method: Method,
+    saved: Mapping[str, Any],
+    model: Tensors,
+    steps_per_round: Mapping[str, int],
+    num_rounds: int | None = None,
+) -> None:
+    """Restore what `worldlm.checkpoint.write.world_state` returned; carry over what still applies if the tree changed.
+
+    Args:
+        world: The world of this run, overwritten.
+        method: Its callbacks.
+        saved: What was saved.
+        model: The live model's weights, by name; only their names, shapes and types matter.
+        steps_per_round: Optimizer steps of every data node in one round of this run, by name.
+        num_rounds: Rounds that the saved world has finished; None if it was saved within one.
+
+    Raises:
+        ValueError: If the checkpoint is of another seed, version or model, or of a topology that this one cannot
+            follow.
+    """
+    world.changes = check_saved(saved, world.topology, world.description, world.seed, num_rounds)
+    world.round = saved["round"]
+    states = {name: NodeState.from_state_dict(state) for name, state in saved["states"].items()}
+    for name, state in states.items():
+        check_weights(f"of {name}", state.parameters, model)
+    check_weights("that all started from", saved["reference"], world.reference)
+    check_memories(states, method.callbacks, model)
+    check_messages(states, NodeState(parameters=model).parts(frozenset(PARTS), world.partition), method.parts)
+    if not world.changes:
+        world.states = {name: states[name] for name in world.topology.nodes}
+    elif num_rounds is not None:
+        _change_topology(world, method, states, saved["steps"], steps_per_round, num_rounds)
+    for name, state in world.states.items():
+        world.states[name] = state if world.transport.is_local(name) else NodeState(**state.figures())
+    world.store.register(world.states)
+    world.reference = world.store.to_storage(clone(saved["reference"]))
+
+
+def _change_topology(
+    world: World,
+    method: Method,
+    states: Mapping[str, NodeState],
+    saved_steps: Mapping[str, int],
+    steps_per_round: Mapping[str, int],
+    num_rounds: int,
+) -> None:
+    """Move the saved nodes to the new topology; every process does this for all nodes."""
+    world.changed_after = num_rounds
+    world.states = carry_over(states, world.changes, world.topology, world.transport.is_local)
+    for name, steps in steps_per_round.items():
+        world.states[name].extra_steps += num_rounds * (saved_steps.get(name, 0) - steps)
+    method.on_topology_change(world, world.changes, {**states, **world.states})
 
 
 @contextmanager

@@ -1,22 +1,24 @@
-"""What a checkpoint says of the world, and whether this run can go on from it."""
+"""Validating checkpoints: whether their content is what WorldLM writes, and whether this run can resume from it."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from worldlm.checkpoint.read import FORMAT
 from worldlm.federation.admission import misfits
 from worldlm.federation.messages import Download, Residual, SavedResidual, Upload, residual_from_state
 from worldlm.federation.parameters import PARTS, Part, Tensors
 from worldlm.federation.state import NodeState
 from worldlm.federation.type_checks import matches_type
-from worldlm.rounds.callback import FederationCallback
+from worldlm.rounds.callback import RoundCallback
 from worldlm.topology import Topology
 from worldlm.topology.changes import Changes, Described, compare
 
+FORMAT = 3
+"""Counted up whenever the content of a checkpoint changes its meaning."""
 
-def tree(topology: Topology) -> dict[str, list[str]]:
+
+def children_by_name(topology: Topology) -> dict[str, list[str]]:
     """Return every node's children by name."""
     return {name: [child.name for child in node.children] for name, node in topology.nodes.items()}
 
@@ -77,7 +79,7 @@ def _residuals(memory: Any) -> Iterator[Residual]:
             yield from _residuals(one)
 
 
-def check_memories(states: Mapping[str, NodeState], callbacks: Iterable[FederationCallback], model: Tensors) -> None:
+def check_memories(states: Mapping[str, NodeState], callbacks: Iterable[RoundCallback], model: Tensors) -> None:
     """Check that what pieces of a method keep at the nodes of a saved world is as they declare it, and for a model.
 
     Args:
@@ -110,6 +112,19 @@ def _shown(one: Tensor | None) -> str:
     return "missing" if one is None else f"{one.dtype} {list(one.shape)}".removeprefix("torch.")
 
 
+def check_format(saved: Mapping[str, Any]) -> None:
+    """Check that a saved world is of the format that this version writes.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if saved.get("format") != FORMAT:
+        raise ValueError(
+            f"the checkpoint is of format {saved.get('format', 1)}, this WorldLM reads format {FORMAT}: "
+            "go on with the version that wrote it, or start anew"
+        )
+
+
 def check_saved(
     saved: Mapping[str, Any], topology: Topology, nodes: Described, seed: int, num_rounds: int | None
 ) -> Changes:
@@ -129,17 +144,13 @@ def check_saved(
         ValueError: If it is of another seed or version, has no node with data in common with the topology, or was
             saved within a round of another one.
     """
-    if saved.get("format") != FORMAT:
-        raise ValueError(
-            f"the checkpoint is of format {saved.get('format', 1)}, this WorldLM reads format {FORMAT}: "
-            "go on with the version that wrote it, or start anew"
-        )
+    check_format(saved)
     if saved["seed"] != seed:
         raise ValueError(
             f"the checkpoint was made with seed {saved['seed']}, this run has seed {seed}: "
             "its data order and noise would change half way"
         )
-    here, there = tree(topology), saved["topology"]
+    here, there = children_by_name(topology), saved["topology"]
     another = f"the checkpoint is of another topology, with nodes {', '.join(there)}; this run has {', '.join(here)}"
     if "nodes" not in saved:  # written before the topology could change
         if {name: sorted(below) for name, below in here.items()} != {n: sorted(below) for n, below in there.items()}:
@@ -155,3 +166,19 @@ def check_saved(
             "take one of the end of a round, or finish this round with the topology as it was"
         )
     return changes
+
+
+def check_progress(loop: Mapping[str, Any]) -> None:
+    """Check that the progress trackers of a saved loop hold numbers only.
+
+    Raises:
+        TypeError: Names the one that does not.
+    """
+    for name, progress in loop.items():
+        if name.endswith("progress") and not _is_progress(progress):
+            raise TypeError(f"{name} of the loop does not count")
+
+
+def _is_progress(progress: Any) -> bool:
+    """Return whether a value is what Lightning's trackers save: numbers, within dicts at any depth."""
+    return all(map(_is_progress, progress.values())) if isinstance(progress, dict) else isinstance(progress, int)

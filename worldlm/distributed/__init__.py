@@ -1,1 +1,5 @@
-"""Several processes that share a world: who holds which node, and how messages travel between processes."""
+"""Several processes that share a world: which process holds which node, and how messages travel between them."""
+
+from worldlm.distributed.transport import RankLost
+
+__all__ = ["RankLost"]

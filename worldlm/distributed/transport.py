@@ -1,9 +1,4 @@
-"""How nodes that different processes hold talk: torch.distributed, between equals.
-
-Every process runs the same program of a round, and carries out the steps of its own nodes alone. What a node sends to
-one that another process holds travels as bytes, without waiting; who needs it waits for it. All send earlier in the
-program than they are waited for, so nobody waits for ever.
-"""
+"""Messages between nodes that different processes hold: point to point, over torch.distributed."""
 
 from __future__ import annotations
 
@@ -11,24 +6,17 @@ import io
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from worldlm.distributed.placement import place
+from worldlm.rounds.transport import Kind, Transport
 from worldlm.topology import Topology
 
-if TYPE_CHECKING:
-    from worldlm.trainer.world_trainer import WorldTrainer
-
-Kind: TypeAlias = Literal["ready", "down", "up", "state"]
-"""ready: whether a child may take part; down: a Download; up: an Upload; state: all that a node is, to process 0."""
-
 _KINDS: tuple[Kind, ...] = ("ready", "down", "up", "state")
-
 
 MESSAGE_TIMEOUT = timedelta(days=7)
 """How long a process waits for another: longer than any fit. Machines that are lost are found by probes meanwhile."""
@@ -38,11 +26,11 @@ class RankLost(RuntimeError):
     """Another process of the run is gone."""
 
 
-class Transport:
-    """Which process holds which node, and what travels between them.
+class ProcessTransport(Transport):
+    """Sends messages between the processes that share a world.
 
-    Where several processes train one node together, they form a team: each holds all of its nodes, merges and sends
-    what the others do, and talks to the process of its own number in other teams.
+    Where several processes train one node together, they form a team: each holds all nodes of the team, merges and
+    sends the same as the others, and exchanges messages with the process of its own number in other teams.
 
     Args:
         topology: The world.
@@ -150,7 +138,7 @@ class Transport:
     # ------------------------------------------------------------------ between all
 
     def gather(self, content: Any) -> list[Any]:
-        """Return what all teams have to say, in their order; everybody calls this at the same point.
+        """Return the content of all teams, in their order; all processes call this at the same point.
 
         Raises:
             RankLost: If another process is gone.
@@ -158,7 +146,7 @@ class Transport:
         return gather_objects(content, self._wait)[self._member :: self._team_size]
 
     def collect(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        """Bring what belongs to nodes to process 0; everybody calls this at the same point.
+        """Bring what belongs to nodes to process 0; all processes call this at the same point.
 
         Args:
             own: What belongs to the nodes that are held here, by name.
@@ -178,7 +166,7 @@ class Transport:
 
 
 def gather_objects(content: Any, wait: Callable[[Any], None] = lambda work: work.wait(MESSAGE_TIMEOUT)) -> list[Any]:
-    """Return what all processes have to say, in their order; everybody calls this at the same point.
+    """Return the content of all processes, in their order; all processes call this at the same point.
 
     Args:
         content: What `torch.load(weights_only=True)` reads.
@@ -222,11 +210,3 @@ def _pack(content: Any) -> Tensor:
 def _unpack(payload: Tensor) -> Any:
     """Undo `_pack`; executes nothing, whatever it is handed."""
     return torch.load(io.BytesIO(payload.numpy().data), map_location="cpu", weights_only=True)
-
-
-def place_nodes(trainer: WorldTrainer, costs: Mapping[str, float]) -> Transport:
-    """Share the nodes of a world out over the processes, by what their fits of a round cost."""
-    places = place(trainer.topology, costs, trainer.num_ranks // trainer.devices_per_node)
-    return Transport(
-        trainer.topology, places, trainer.global_rank, trainer.devices_per_node, lambda: trainer.received_sigterm
-    )

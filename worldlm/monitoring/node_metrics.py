@@ -11,11 +11,10 @@ from lightning.pytorch import LightningModule
 
 from worldlm.federation.state import NodeState
 from worldlm.models import Evaluation
-from worldlm.rounds.callback import Context, FederationCallback
+from worldlm.rounds import Context, LocalFit, World
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
-from worldlm.trainer.loggers import log_scalars
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import FederationCallback, WorldTrainer
 
 MOMENTS = ("before", "after_merge", "after_fit")
 
@@ -85,26 +84,33 @@ class NodeMetrics(FederationCallback):
         self.last_loss = math.nan
         self.tokens_per_second = math.nan
         self._clock = (0.0, 0)
+        self._trainer: WorldTrainer | None = None
+
+    def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
+        self._trainer = trainer
 
     def scores(self, state: NodeState) -> dict[str, Score]:
         """Return a node's last scores by moment: `before` (as all nodes started), `after_merge`, `after_fit`."""
         return {moment: Score(*pair) for moment, pair in self.memory(state).items()}
 
-    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+    def node_figures(self, node: Node, state: NodeState) -> dict[str, float]:
+        figures = {}
+        for moment, score in self.scores(state).items():
+            figures[moment] = score.perplexity
+            if not math.isnan(score.bits_per_byte):
+                figures[f"{moment} bits"] = score.bits_per_byte
+        return figures
+
+    def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         for name in changes.new_texts:
             states[name].memory.pop(self.state_key, None)  # of another text
 
     # ------------------------------------------------------------------ evaluation
 
-    def _score(
-        self,
-        trainer: WorldTrainer,
-        context: Context,
-        moment: str,
-        node: Node,
-        known: dict[str, Evaluation] | None = None,
-    ) -> None:
-        trainer.fit_loop.slot.put_weights(context.node.name, context.state)
+    def _score(self, context: Context, moment: str, node: Node, known: dict[str, Evaluation] | None = None) -> None:
+        trainer = self._trainer
+        assert trainer is not None, "set up before the first round"
+        trainer.fit_loop.slot.load_weights(context.node.name, context.state)
         loaders = trainer.fit_loop.val_loaders()
         limits = dict(zip(loaders, trainer.num_val_batches, strict=True))
         score = evaluate_node(trainer, node, loaders, limits, known)
@@ -113,7 +119,7 @@ class NodeMetrics(FederationCallback):
         scalars = {f"{name}/perplexity_{moment}": score.perplexity}
         if not math.isnan(score.bits_per_byte):
             scalars[f"{name}/bits_per_byte_{moment}"] = score.bits_per_byte
-        log_scalars(trainer, scalars, context.round)
+        context.log(scalars)
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not trainer.fit_loop.val_loaders():
@@ -121,18 +127,21 @@ class NodeMetrics(FederationCallback):
         alike = not any(state.num_steps for state in trainer.world.states.values())
         known: dict[str, Evaluation] = {}
         for node in trainer.topology.nodes.values():
-            context = trainer.world.context(node.name)
+            context = trainer.context(node.name)
             if trainer.world.transport.is_local(node.name) and not self.memory(context.state):
-                self._score(trainer, context, "before", node, known if alike else None)
+                self._score(context, "before", node, known if alike else None)
 
-    def on_merged(self, trainer: WorldTrainer, context: Context) -> None:
-        if trainer.fit_loop.evaluates:
-            self._score(trainer, context, "after_merge", context.node)
+    def _evaluates(self) -> bool:
+        return self._trainer is not None and self._trainer.fit_loop.evaluates
 
-    def on_local_fit_end(self, trainer: WorldTrainer, context: Context) -> None:
-        if trainer.fit_loop.evaluates:
+    def on_merged(self, context: Context) -> None:
+        if self._evaluates():
+            self._score(context, "after_merge", context.node)
+
+    def on_local_fit_end(self, context: Context) -> None:
+        if self._evaluates():
             alone = Node(name=context.node.name, corpus=context.node.corpus, settings=context.node.settings)
-            self._score(trainer, context, "after_fit", alone)
+            self._score(context, "after_fit", alone)
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         metrics: dict[str, float] = {}
@@ -144,11 +153,11 @@ class NodeMetrics(FederationCallback):
                 metrics[f"perplexity_{moment}"] = sum(values.values()) / len(values)
         pl_module.log_dict(metrics, logger=False, sync_dist=True)  # all processes know the same: nothing is exchanged
         means = {f"world/mean_{name}": value for name, value in metrics.items() if "/" not in name}
-        log_scalars(trainer, means, trainer.world.round)
+        trainer.run_log.scalars(means, trainer.world.round)
 
     # ------------------------------------------------------------------ training
 
-    def on_local_fit_start(self, trainer: WorldTrainer, context: Context) -> None:
+    def on_local_fit_start(self, context: Context, fit: LocalFit) -> None:
         self._clock = (time.perf_counter(), 0)
 
     def on_train_batch_end(  # type: ignore[override]
@@ -177,7 +186,7 @@ class NodeMetrics(FederationCallback):
             f"{name}/lr": trainer.optimizers[0].param_groups[0]["lr"],
             f"{name}/tokens_per_second": self.tokens_per_second,
         }
-        log_scalars(trainer, scalars, num_steps)
+        trainer.run_log.scalars(scalars, num_steps)
 
 
 def _batches(loader: Iterable[Any], limit: float) -> Iterable[Any]:

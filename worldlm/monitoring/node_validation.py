@@ -10,8 +10,7 @@ from rich.table import Table
 from worldlm.checkpoint.validate import check_weights
 from worldlm.federation.parameters import Tensors
 from worldlm.monitoring.node_metrics import Score, evaluate_node
-from worldlm.rounds.callback import FederationCallback
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import FederationCallback, WorldTrainer
 
 
 class NodeValidation(FederationCallback):

@@ -9,11 +9,9 @@ import numpy as np
 from lightning.pytorch import LightningModule
 
 from worldlm.monitoring.record import Record
-from worldlm.rounds.callback import FederationCallback
 from worldlm.runs.results import RunRecord
 from worldlm.topology import Node, Topology
-from worldlm.trainer.loggers import boards
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import FederationCallback, WorldTrainer
 
 MAX_FEDERATIONS = 24
 """Federations that have charts of their own."""
@@ -46,11 +44,11 @@ class Pictures(FederationCallback):
         self._drawn = -1
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
-        if not any(isinstance(one, Record) for one in trainer.callbacks):  # type: ignore[attr-defined]
+        if trainer.find_callback(Record) is None:
             raise ValueError("Pictures needs Record among trainer.callbacks: it draws what is recorded")
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        for board in boards(trainer):
+        for board in trainer.run_log.tensorboard_writers():
             board.add_custom_scalars(layout(trainer.topology))
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
@@ -58,9 +56,11 @@ class Pictures(FederationCallback):
             self._draw(trainer)
 
     def _draw(self, trainer: WorldTrainer) -> None:
-        if not (writers := boards(trainer)):
+        if not (writers := trainer.run_log.tensorboard_writers()):
             return
-        record = next(one for one in trainer.callbacks if isinstance(one, Record)).so_far(trainer)  # type: ignore[attr-defined]
+        recorder = trainer.find_callback(Record)
+        assert recorder is not None, "checked when the run was set up"
+        record = recorder.so_far(trainer)
         for name, figure in draw(record, since=self._drawn + 1).items():
             picture = _pixels(figure)
             for board in writers:

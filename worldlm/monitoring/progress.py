@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from worldlm.monitoring.node_metrics import NodeMetrics
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import WorldTrainer
 
 
 class RoundProgress(ProgressBar):
@@ -36,16 +36,11 @@ class RoundProgress(ProgressBar):
     def enable(self) -> None:
         self._enabled = True
 
-    @staticmethod
-    def _metrics(trainer: WorldTrainer) -> NodeMetrics | None:
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        return next((one for one in callbacks if isinstance(one, NodeMetrics)), None)
-
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not (self._enabled and self._console.is_terminal):
             return
         visits, here = trainer.num_visits, trainer.world.transport.is_local
-        batches = {name: number * trainer.fit_loop.num_batches(name) for name, number in visits.items() if here(name)}
+        batches = {name: number * trainer.plan.num_batches(name) for name, number in visits.items() if here(name)}
         rounds = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -72,7 +67,7 @@ class RoundProgress(ProgressBar):
         if self._bar is None:
             return
         self._done += 1
-        metrics = self._metrics(trainer)
+        metrics = trainer.find_callback(NodeMetrics)
         figures = ""
         if metrics is not None and not math.isnan(metrics.last_loss):
             figures = f" loss {metrics.last_loss:.3f}, {metrics.tokens_per_second:,.0f} tokens/s"

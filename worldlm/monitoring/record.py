@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
-from worldlm.callbacks.residual_exchange import ResidualExchange
 from worldlm.federation.parameters import Tensors
 from worldlm.federation.state import NodeState
 from worldlm.files.atomic_write import write_text
@@ -22,11 +21,11 @@ from worldlm.monitoring.node_metrics import MOMENTS
 from worldlm.monitoring.round_lines import RoundLines, find_rounds
 from worldlm.monitoring.run_facts import code, data_facts, machine, tree_facts, versions
 from worldlm.monitoring.summary import row
-from worldlm.rounds.callback import FederationCallback
+from worldlm.rounds import World
 from worldlm.runs.results import FORMAT, RESULTS, RunRecord
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import FederationCallback, WorldTrainer
 
 _SECONDS = "worldlm_seconds"
 
@@ -76,8 +75,8 @@ class Record(FederationCallback):
         """Return where the record of a run lies."""
         return trainer.folder / RESULTS
 
-    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
-        self.changes.append({"round": trainer.world.changed_after, **changes.record()})
+    def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        self.changes.append({"round": world.changed_after, **changes.record()})
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         self._started, self.final_weights = time.monotonic(), None
@@ -130,14 +129,8 @@ class Record(FederationCallback):
     def _add_round(self, trainer: WorldTrainer) -> None:
         if not trainer.is_global_zero or self._rounds.last >= trainer.world.round:  # which somebody asked for before
             return
-        before, self._routes = self._routes, self._all_routes(trainer)
+        before, self._routes = self._routes, trainer.method.routes(trainer.world)
         self._rounds.add(self._round(trainer, self._routes - before))
-
-    @staticmethod
-    def _all_routes(trainer: WorldTrainer) -> Counter[str]:
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        found = (one.routes(trainer.world) for one in callbacks if isinstance(one, ResidualExchange))
-        return sum(found, Counter[str]())
 
     @staticmethod
     def _round(trainer: WorldTrainer, routes: Counter[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import worldlm
 from worldlm.files.git import commit_of
 from worldlm.topology import Node
 from worldlm.topology.draw import facts
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import WorldTrainer
 
 _DEMANDS = {
     "clip_norm": "example_clip_norm",

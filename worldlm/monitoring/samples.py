@@ -6,12 +6,12 @@ from itertools import islice
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 
 from worldlm.models import NotFiniteError, generate
 from worldlm.monitoring.pictures import is_due
-from worldlm.rounds.callback import Context, FederationCallback
-from worldlm.trainer.loggers import log_text
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.rounds import Context
+from worldlm.trainer import FederationCallback, WorldTrainer
 
 MAX_NODES = 24
 """Nodes that write, the first ones from the root down: a text takes as long as some local steps."""
@@ -53,22 +53,28 @@ class Samples(FederationCallback):
         self.every_n_rounds = every_n_rounds
         self.temperature = temperature
         self.top_k = top_k
+        self._trainer: WorldTrainer | None = None
 
-    def on_merged(self, trainer: WorldTrainer, context: Context) -> None:
+    def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
+        self._trainer = trainer
+
+    def on_merged(self, context: Context) -> None:
         if context.node.children or not context.node.fits:
-            self._write(trainer, context)
+            self._write(context)
 
-    def on_local_fit_end(self, trainer: WorldTrainer, context: Context) -> None:
+    def on_local_fit_end(self, context: Context) -> None:
         if context.node.is_leaf:
-            self._write(trainer, context)
+            self._write(context)
 
-    def _write(self, trainer: WorldTrainer, context: Context) -> None:
+    def _write(self, context: Context) -> None:
+        trainer = self._trainer
+        assert trainer is not None, "set up before the first round"
         if context.node.name not in islice(trainer.topology.nodes, MAX_NODES):
             return
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
         if tokenizer is None or not trainer.loggers or not is_due(trainer, self.every_n_rounds):
             return
-        trainer.fit_loop.slot.put_weights(context.node.name, context.state)
+        trainer.fit_loop.slot.load_weights(context.node.name, context.state)
         module: Any = trainer.lightning_module
         try:
             with trainer.precision_plugin.forward_context():
@@ -83,7 +89,7 @@ class Samples(FederationCallback):
             told = _verbatim(tokenizer.decode(text.tolist()))
         except NotFiniteError as error:
             told = f"no text: {error}"
-        log_text(trainer, f"samples/{context.node.name}", told, context.round)
+        context.log_text(f"samples/{context.node.name}", told)
 
 
 def _verbatim(text: str) -> str:

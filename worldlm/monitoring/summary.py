@@ -1,6 +1,5 @@
 """What a run came to: the closing table, and the board's first page."""
 
-import math
 from typing import Any
 
 import torch
@@ -9,16 +8,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
-from worldlm.callbacks.example_privacy import ExamplePrivacy
-from worldlm.callbacks.residual_exchange import ResidualExchange
-from worldlm.callbacks.update_privacy import UpdatePrivacy
 from worldlm.federation.parameters import PARTS
 from worldlm.models import LanguageModule
-from worldlm.monitoring.node_metrics import MOMENTS, NodeMetrics
-from worldlm.rounds.callback import FederationCallback
+from worldlm.monitoring.node_metrics import MOMENTS
 from worldlm.topology import Node, draw_tree
-from worldlm.trainer.loggers import log_text
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import FederationCallback, WorldTrainer
 
 _MAX_NODES = 24
 """Nodes whose final figures stand beside the settings."""
@@ -29,10 +23,10 @@ class Summary(FederationCallback):
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if trainer.is_global_zero:
-            log_text(trainer, "topology", "```text\n" + draw_tree(trainer.topology) + "\n```")
+            trainer.run_log.text("topology", "```text\n" + draw_tree(trainer.topology) + "\n```")
             if changes := trainer.world.changes:
                 told = [*changes.lines(), *changes.warnings()]
-                log_text(trainer, "changes", "  \n".join(told), trainer.world.changed_after)
+                trainer.run_log.text("changes", "  \n".join(told), trainer.world.changed_after)
 
     def on_train_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:
@@ -57,15 +51,12 @@ class Summary(FederationCallback):
             if state.attention:
                 weights = ", ".join(f"{one} {weight:.2f}" for one, weight in state.attention.items())
                 console.print(f"{name} attended to {weights}", highlight=False)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if not isinstance(callback, ResidualExchange):
-                continue
-            if went := callback.routes(trainer.world):
-                routes = ", ".join(f"{path} ({count})" for path, count in went.most_common())
-                console.print(f"residuals went {routes}", highlight=False)
-            if refused := callback.refusals(trainer.world):
-                refusals = "; ".join(f"{reason} ({count})" for reason, count in refused.most_common())
-                console.print(f"residuals refused: {refusals}", highlight=False)
+        if routes := trainer.method.routes(trainer.world):
+            counts = ", ".join(f"{path} ({count})" for path, count in routes.most_common())
+            console.print(f"residuals went {counts}", highlight=False)
+        if refusals := trainer.method.refusals(trainer.world):
+            counts = "; ".join(f"{reason} ({count})" for reason, count in refusals.most_common())
+            console.print(f"residuals refused: {counts}", highlight=False)
         for line in (*_LEGEND, *(told for column, told in _LEGENDS.items() if column in shown)):
             console.print(line, highlight=False)
 
@@ -148,20 +139,8 @@ def _cell(column: str, figures: dict[str, float]) -> str:
 
 def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
     """Gather a node's figures, by column; what does not apply to it is missing."""
-    name, figures = node.name, {}
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    state = trainer.world.states[name]
-    for callback in callbacks:
-        if isinstance(callback, NodeMetrics):
-            for moment, score in callback.scores(state).items():
-                figures[moment] = score.perplexity
-                if not math.isnan(score.bits_per_byte):
-                    figures[f"{moment} bits"] = score.bits_per_byte
-        if isinstance(callback, UpdatePrivacy) and (privacy := node.settings.privacy):
-            ledger = callback.ledger(state)
-            figures |= {"epsilon": ledger.epsilon(privacy.delta)} if ledger.history else {}
-        if isinstance(callback, ExamplePrivacy) and (privacy := node.settings.example_privacy) and node.holds_data:
-            figures["example epsilon"] = callback.ledger(state).epsilon(privacy.delta)
+    name, state = node.name, trainer.world.states[node.name]
+    figures = trainer.method.node_figures(node, state)
     if node.holds_data:
         figures["tokens"] = state.num_tokens
         text: Any = trainer.fit_loop.loaders[name].dataset

@@ -6,10 +6,9 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from worldlm.federation.state import NodeState
-from worldlm.rounds.callback import FederationCallback
+from worldlm.rounds import World
 from worldlm.topology.changes import Changes
-from worldlm.trainer.loggers import log_scalars
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import FederationCallback, WorldTrainer
 
 
 class Traffic(FederationCallback):
@@ -25,7 +24,7 @@ class Traffic(FederationCallback):
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}  # up to the last round's end
 
-    def on_topology_change(self, trainer: WorldTrainer, changes: Changes, states: Mapping[str, NodeState]) -> None:
+    def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         self._seconds = {name: seconds for name, seconds in self._seconds.items() if name not in changes.left}
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
@@ -42,7 +41,7 @@ class Traffic(FederationCallback):
             if state.num_missed:
                 scalars[f"{name}/missed"] = state.num_missed
             total += state.bytes_down + state.bytes_up
-        log_scalars(trainer, {**scalars, "world/bytes": total}, trainer.world.round)
+        trainer.run_log.scalars({**scalars, "world/bytes": total}, trainer.world.round)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": dict(self._seconds)}

@@ -1,283 +1,185 @@
-"""The steps of a round in which nodes talk, carried out at the nodes that are held here.
+"""One round of the world, carried out step by step.
 
-A step sees the state of its own node, and messages. So it makes no difference which process holds a node: a message
-between nodes of two processes travels over the transport.
+`RoundExecutor` has one method for each kind of step: open, receive, fit, upload, aggregate. Together they read like the
+pseudocode in `RoundCallback`. A step touches the state of its own node, and messages; so the result does not depend on
+which process holds a node.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-from worldlm.federation.admission import why_refused
-from worldlm.federation.messages import (
-    Download,
-    MessageT,
-    Upload,
-    download_from_state,
-    message_state,
-    upload_from_state,
-)
+from worldlm.federation.messages import Upload
 from worldlm.federation.parameters import clone
-from worldlm.federation.participation import draw_children, is_dropped, link_seconds
-from worldlm.federation.state import NodeState
-from worldlm.rounds.callback import Context
-from worldlm.rounds.program import Step
-from worldlm.topology import Node
-
-if TYPE_CHECKING:
-    from worldlm.rounds.world import World
+from worldlm.federation.participation import draw_children
+from worldlm.rounds.composer import Composer
+from worldlm.rounds.context import Context
+from worldlm.rounds.delivery import Delivery
+from worldlm.rounds.method import Method
+from worldlm.rounds.program import Step, compile_round
+from worldlm.rounds.world import World
 
 log = logging.getLogger(__name__)
 
 
 class TooFewParticipants(ValueError):
-    """A federation asks for more participants in a sub-round than are left."""
+    """Fewer participants are left in a sub-round than the federation's `min_participants`."""
 
 
-class Steps:
-    """Carries out a round's steps, but for the fits.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitCounts:
+    """How much a node trained in one fit."""
+
+    num_tokens: int
+    num_batches: int = 0
+    num_steps: int = 0
+    """Optimizer steps."""
+
+
+class RoundExecutor:
+    """Carries out the rounds of a world, at the nodes that this process holds.
 
     Args:
         world: The nodes.
+        method: The callbacks.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, method: Method) -> None:
         self.world = world
-        self.transport = world.transport
-        self._places = {step: place for place, step in enumerate(world.program)}
-        self._began = 0  # the step at which this process entered the round
+        self.method = method
+        self.program = compile_round(world.topology)
+        self._composer = Composer(world, method)
+        self._delivery = Delivery(self._composer, self.program)
 
-    def takes_part(self, step: Step) -> bool:
-        """Whether a step of the program happens: the node, and with it all federations above it, take part."""
-        state, node = self.world.states[step.node], self.world.topology.nodes[step.node]
-        if step.kind == "fit" and (node.children or step.node == self.world.topology.root.name):
-            return state.takes_part and step.node in state.participants
-        return state.takes_part or step.kind == "receive"  # which is where a node learns whether it does
+    def enter(self, cursor: int) -> None:
+        """Enter a round at a step of the program; call it once before the first step of every round."""
+        self._delivery.enter(cursor)
 
-    def begin(self, cursor: int) -> None:
-        """Enter a round at a step of the program: say to other processes what the steps before it would have said."""
-        self._began = cursor
-        for step, place in self._places.items():
-            child = self.world.topology.nodes[step.node]
-            if step.kind != "receive" or not self.transport.crosses_processes(child.name):
-                continue
-            opened = self._places[Step("open", self._parent(child).name, step.subround)]
-            if self.transport.is_local(child.name):
-                uploaded = self._places.get(Step("upload", child.name, step.subround - 1), -1)
-                if uploaded < cursor <= opened:
-                    self._announce(child, step.subround)
-            elif self.transport.is_local(self._parent(child).name) and opened < cursor <= place:
-                self._send_down(child, step.subround)
+    def run(self, step: Step, train: Callable[[Context], FitCounts]) -> None:
+        """Carry out one step, if this process holds its node and the node takes part.
 
-    def _parent(self, node: Node) -> Node:
-        parent = self.world.topology.parent(node.name)
-        assert parent is not None, "the root talks to nobody above it"
-        return parent
-
-    def run(self, step: Step) -> None:
-        """Carry out one step in which nodes talk, at a node that is held here."""
-        context, happens = self.world.context(step.node, step.subround), self.takes_part(step)
+        Args:
+            step: The step.
+            train: Trains a node in place.
+        """
+        if not self.world.transport.is_local(step.node):
+            return
+        context, takes_part = self.method.context(self.world, step.node, step.subround), self._takes_part(step)
         if step.kind == "open":
-            self._open(context, happens)
+            self._open(context, takes_part)
         elif step.kind == "receive":
             self._receive(context)
-        elif happens and step.kind == "aggregate":
-            self._aggregate(context)
+        elif step.kind == "fit" and takes_part:
+            self._fit(context, train)
         elif step.kind == "upload":
-            if happens:
-                self._upload(context)
-            self._announce(context.node, step.subround + 1)
+            self._upload(context, takes_part)
+        elif step.kind == "aggregate" and takes_part:
+            self._aggregate(context)
 
-    # ------------------------------------------------------------------ one step
+    def _takes_part(self, step: Step) -> bool:
+        """Return whether a step's node, and with it all federations above it, take part."""
+        node, state = self.world.topology.nodes[step.node], self.world.states[step.node]
+        if step.kind == "fit" and (node.children or step.node == self.world.topology.root.name):
+            return state.takes_part and step.node in state.participants
+        return state.takes_part
 
-    def _open(self, context: Context, happens: bool) -> None:
-        node, subround = context.node, context.subround
+    # ------------------------------------------------------------------ the steps of a round
+
+    def _open(self, context: Context, takes_part: bool) -> None:
+        """The parent draws the participants of a sub-round, and fixes the weights that it sends."""
+        node, state = context.node, context.state
         children = sorted(child.name for child in node.children if not child.listens)
-        names = [name for name in children if self._is_ready(name, subround, happens)]
-        if happens:
-            self._choose(context, names)
+        ready = [name for name in children if self._delivery.is_ready(name, context.subround, takes_part)]
+        if takes_part:
+            participants = draw_children(node, ready, context.seed("participation"))
+            if node.fits and self.method.participates(context):
+                participants.append(node.name)
+            state.participants = tuple(participants)
             if node.fits and children:
-                context.state.start = clone(context.state.parameters)  # its own fit must not reach its children
-        for child in node.children:
-            if self.transport.crosses_processes(child.name):
-                self._send_down(child, subround)
-
-    def _choose(self, context: Context, able: list[str]) -> None:
-        """Draw the participants of a sub-round among the children that may take part."""
-        node = context.node
-        names = draw_children(node, able, context.seed("participation"))
-        if node.fits and self._may_take_part(node.name, context.subround):
-            names.append(node.name)
-        context.state.participants = tuple(names)
-
-    def _is_ready(self, child: str, subround: int, happens: bool) -> bool:
-        if self.transport.crosses_processes(child):  # who has sent it, whether it is wanted or not
-            return bool(self.transport.receive(child, "ready"))
-        return happens and self._may_take_part(child, subround)
-
-    def _may_take_part(self, name: str, subround: int) -> bool:
-        context = self.world.context(name, subround)
-        return all(callback.participates(self.world.trainer, context) for callback in self.world.callbacks)
-
-    def _announce(self, child: Node, subround: int) -> None:
-        """Say to a parent elsewhere whether a child may take part in its next sub-round of this round."""
-        if child.listens or not self.transport.crosses_processes(child.name):
-            return
-        if Step("open", self._parent(child).name, subround) in self._places:
-            self.transport.send(child.name, "ready", self._may_take_part(child.name, subround))
-
-    def _send_down(self, child: Node, subround: int) -> None:
-        """Send a child elsewhere its download, or that there is none."""
-        download = self._compose(child, subround)
-        self.transport.send(child.name, "down", None if download is None else message_state(download))
+                state.start = clone(state.parameters)  # its children must not see what its own fit learns
+        self._delivery.send_downloads(node, context.subround)
 
     def _receive(self, context: Context) -> None:
+        """A child receives its download, and merges it into its weights."""
         node, state = context.node, context.state
-        if self.transport.crosses_processes(node.name):
-            sent = self.transport.receive(node.name, "down")
-            download = None if sent is None else download_from_state(self.world.store.hold(sent))
-        else:
-            download = self._compose(node, context.subround)
+        download = self._delivery.download_for(node, context.subround)
         state.takes_part = download is not None
         if download is None:
             return
-        self.world.store.bring(node.name)
+        self.world.store.load(node.name)
         state.bytes_down += download.num_bytes
-        state.download_seconds = self._seconds(context, download.num_bytes)
+        state.download_seconds = self._composer.seconds(context, download.num_bytes)
         state.link_seconds += state.download_seconds
         state.num_messages += 1
-        download = state.download = self._arrive(context, self._parent(node), download)
-        for callback in self.world.callbacks:
-            download = callback.on_route(self.world.trainer, context, download)
-        for callback in self.world.callbacks:
-            callback.on_receive(self.world.trainer, context, download)
+        download = state.download = self.method.on_unpack(context, self._composer.parent(node), download)
+        download = self.method.on_route(context, download)
+        self.method.on_receive(context, download)
         if node.listens:
-            state.download = None  # it sends nothing back
+            state.download = None  # a listener sends nothing back
         if all(child.listens for child in node.children):
-            self.world.merged(context)
+            self.method.on_merged(context)
 
-    def _compose(self, child: Node, subround: int) -> Download | None:
-        """Write what a child's parent sends to it; None where the child takes no part."""
-        sender = self.world.context(self._parent(child).name, subround)
-        state = sender.state
-        if not state.takes_part or not (child.listens or child.name in state.participants):
-            return None
-        start = NodeState(parameters=state.parameters if state.start is None else state.start)
-        download = Download(round=self.world.round, parts=start.parts(self.world.parts, self.world.partition))
-        for callback in self.world.callbacks:
-            download = callback.on_download(self.world.trainer, sender, child, download)
-        return self._send(sender, child, download)
+    def _fit(self, context: Context, train: Callable[[Context], FitCounts]) -> None:
+        """A node trains on its own data."""
+        counts, state = train(context), context.state
+        state.num_visits += 1
+        state.num_batches += counts.num_batches
+        state.num_steps += counts.num_steps
+        state.num_tokens += counts.num_tokens
+        state.fit_tokens = counts.num_tokens
+        state.unsent_tokens += counts.num_tokens
+        self.method.on_local_fit_end(context)
 
-    def _send(self, context: Context, receiver: Node, message: MessageT) -> MessageT:
-        for callback in self.world.callbacks:
-            message = callback.on_send(self.world.trainer, context, receiver, message)
-        return message
-
-    def _arrive(self, context: Context, sender: Node, message: MessageT) -> MessageT:
-        for callback in reversed(self.world.callbacks):
-            message = callback.on_unpack(self.world.trainer, context, sender, message)
-        return message
-
-    def _upload(self, context: Context) -> None:
-        upload = self._compose_upload(context)
-        if self.transport.crosses_processes(context.node.name):  # where it is waited for
-            self.transport.send(context.node.name, "up", None if upload is None else message_state(upload))
-        elif upload is not None:
-            self._take(self.world.context(self._parent(context.node).name, context.subround), upload)
-        context.state.download = None  # answered, or missed
-
-    def _take(self, context: Context, upload: Upload) -> None:
-        """Keep an upload at the node that it was sent to, if it is fit to be merged."""
-        arrived = self._arrive(context, self.world.topology.nodes[upload.node], upload)
-        if self._admits(context, arrived):
-            context.state.uploads[upload.node] = self.world.store.send(upload.node, arrived)
-
-    def _admits(self, context: Context, upload: Upload) -> bool:
-        """Look an upload over; one that is refused is left out of this sub-round."""
-        state, name = context.state, context.node.name
-        start = NodeState(parameters=state.parameters if state.start is None else state.start)
-        expected = start.parts(self.world.parts, self.world.partition)
-        wrong = why_refused(upload, expected, self.world.round, context.node.settings.max_update_norm)
-        if wrong:
-            state.refused[upload.node] = state.refused.get(upload.node, 0) + 1
-            log.warning("round %d: %s refused the upload of %s: %s", self.world.round, name, upload.node, wrong)
-        return not wrong
-
-    def _compose_upload(self, context: Context) -> Upload | None:
-        """Write what a node sends to its parent; None where nothing of it arrives in this sub-round."""
-        state, download = context.state, context.state.download
-        assert download is not None, "who takes part was sent something"
-        upload = Upload(
-            node=context.node.name,
-            round=self.world.round,
-            parts=state.parts(self.world.parts, self.world.partition),
-            num_tokens=state.unsent_tokens,
-        )
-        for callback in self.world.callbacks:
-            upload = callback.on_upload(self.world.trainer, context, upload)
-        if self._misses(context, upload):
-            state.num_missed += 1
-            for callback in self.world.callbacks:
-                callback.on_missed(self.world.trainer, context, upload)
-            return None
-        for callback in self.world.callbacks:
-            upload = callback.on_sanitise(self.world.trainer, context, upload, download)
-        upload = self._send(context, self._parent(context.node), upload)
-        state.unsent_tokens = 0
-        state.bytes_up += upload.num_bytes
-        state.link_seconds += self._seconds(context, upload.num_bytes)
-        state.num_messages += 1
-        return upload
-
-    def _misses(self, context: Context, upload: Upload) -> bool:
-        """Whether a node sends nothing: it has learnt nothing since it last did, drops out, or would be too late.
-
-        Asked before the upload is sanitised and packed: what does not leave spends no privacy and no error feedback.
-        """
-        state, parent = context.state, self._parent(context.node)
-        if state.unsent_tokens == 0 or is_dropped(context.node.settings.dropout, context.seed("dropout")):
-            return True
-        if parent.settings.deadline_seconds is None:
-            return False
-        num_bytes = upload.num_bytes
-        for callback in self.world.callbacks:
-            num_bytes = callback.packed_bytes(self.world.trainer, context, parent, upload, num_bytes)
-        return state.download_seconds + self._seconds(context, num_bytes) > parent.settings.deadline_seconds
-
-    @staticmethod
-    def _seconds(context: Context, num_bytes: int) -> float:
-        return link_seconds(context.node.settings.link, num_bytes, context.seed("jitter"))
+    def _upload(self, context: Context, takes_part: bool) -> None:
+        """A child sends its upload to its parent, which checks it and keeps it until it aggregates."""
+        if takes_part:
+            self._delivery.deliver(context, self._composer.upload(context))
+            context.state.download = None  # it is answered, or missed
+        self._delivery.announce(context.node, context.subround + 1)
 
     def _aggregate(self, context: Context) -> None:
-        name, state = context.node.name, context.state
-        for child in (
-            child for child in state.participants if self.transport.crosses_processes(child) and child != name
-        ):
-            if self._places[Step("upload", child, context.subround)] < self._began:
-                continue  # done before the run was taken up here
-            if (sent := self.transport.receive(child, "up")) is not None:
-                self._take(context, upload_from_state(self.world.store.hold(sent)))
-        uploads, state.uploads = [*state.uploads.values()], {}
-        self.world.store.bring(name)
+        """The parent merges the uploads of its participants."""
+        state, name = context.state, context.node.name
+        self._delivery.collect_uploads(context)
+        uploads, state.uploads = list(state.uploads.values()), {}
+        self.world.store.load(name)
         state.unsent_tokens += sum(upload.num_tokens for upload in uploads)
-        if state.start is not None:
-            own, state.parameters, state.start = state.parameters, state.start, None
+        if state.start is not None:  # its children received these weights, and the node trained on from them
+            trained, state.parameters, state.start = state.parameters, state.start, None
             if name in state.participants:
-                parts = NodeState(parameters=own).parts(self.world.parts, self.world.partition)
-                upload = Upload(node=name, round=self.world.round, parts=parts, num_tokens=state.fit_tokens)
-                uploads += [upload] if self._admits(context, upload) else []
-        if len(uploads) < (least := context.node.settings.min_participants):
+                own = self._composer.own_upload(context, trained)
+                uploads += [own] if self._composer.admits(context, own) else []
+        self._check_number(context, uploads)
+        if not uploads:
+            log.warning("round %d: nobody took part in %s, its model stays as it is", self.world.round, name)
+            return
+        uploads.sort(key=lambda upload: upload.node)
+        self.method.on_aggregate(context, uploads)
+        self.method.after_aggregate(context, uploads)
+        self.method.on_merged(context)
+
+    def _check_number(self, context: Context, uploads: list[Upload]) -> None:
+        name, least = context.node.name, context.node.settings.min_participants
+        if len(uploads) < least:
             raise TooFewParticipants(
                 f"round {self.world.round}: {len(uploads)} participants of {name} are left "
                 f"({', '.join(upload.node for upload in uploads) or 'none'}), and its min_participants is {least}"
             )
-        if not uploads:
-            log.warning("round %d: nobody took part in %s, its model stays as it is", self.world.round, name)
-            return
-        uploads.sort(key=lambda one: one.node)
-        for callback in self.world.callbacks:
-            callback.on_aggregate(self.world.trainer, context, uploads)
-        for callback in self.world.callbacks:
-            callback.after_aggregate(self.world.trainer, context, uploads)
-        self.world.merged(context)
+
+
+def run_round(world: World, callbacks: Iterable[object], fit: Callable[[Context], int]) -> None:
+    """Run one round of a world in this process, without Lightning.
+
+    Args:
+        world: The nodes; its round is counted up.
+        callbacks: The method.
+        fit: Trains the node of a context in place, and returns the tokens that it read.
+    """
+    executor = RoundExecutor(world, Method(callbacks))
+    executor.method.check(world.topology)
+    executor.enter(0)
+    for step in executor.program:
+        executor.run(step, lambda context: FitCounts(num_tokens=fit(context)))
+    world.round += 1

@@ -1,94 +1,195 @@
-"""Checks that a trainer's callbacks are a method, and one which does what the topology asks for."""
+"""A federated method: a list of callbacks whose hooks run in order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
-import lightning.pytorch as pl
+from worldlm.federation.messages import Download, MessageT, Upload
+from worldlm.federation.parameters import Part
+from worldlm.federation.state import NodeState
+from worldlm.rounds.callback import HOOKS, RoundCallback
+from worldlm.rounds.context import Context, LocalFit
+from worldlm.rounds.world import World
+from worldlm.topology import Node, Topology
+from worldlm.topology.changes import Changes
 
-from worldlm.federation.parameters import PARTS
-from worldlm.rounds.callback import FederationCallback
-from worldlm.topology import Settings, Shape, Topology
-from worldlm.topology.settings import KINDS_OF_PRIVACY
+T = TypeVar("T")
 
-_PROVIDERS = {
-    "privacy": "worldlm.callbacks.UpdatePrivacy",
-    "example_privacy": "worldlm.callbacks.ExamplePrivacy",
-    "outer_optimizer": "worldlm.callbacks.Averaging",
-    "weight": "worldlm.callbacks.Averaging",
-}
-
-
-def check_listed_once(callbacks: pl.Callback | Iterable[pl.Callback]) -> None:
-    """Check that no callback which is saved, or keeps a node's privacy, is listed twice.
-
-    Raises:
-        ValueError: Names the callback; or the two of them, where they keep the same kind of privacy.
-    """
-    seen: dict[str, str] = {}
-    for one in [callbacks] if isinstance(callbacks, pl.Callback) else callbacks:
-        name, kinds = type(one).__name__, frozenset(KINDS_OF_PRIVACY) & getattr(one, "enforces", frozenset())
-        is_saved = type(one).state_dict is not pl.Callback.state_dict
-        for what in (*sorted(kinds), *([one.state_key] if is_saved else ())):
-            other = seen.setdefault(what, "")
-            if other == name:
-                raise ValueError(f"{name} is among trainer.callbacks more than once")
-            if other:
-                raise ValueError(f"{what} is kept by {other} and by {name} too: let one callback keep it")
-            seen[what] = name
+_RENAMED = {"on_arrive": "on_unpack", "on_emit": "after_aggregate", "honours": "enforces", "kept": "memory_schema"}
+"""Former names of hooks and attributes."""
 
 
-def check_parts(callbacks: list[FederationCallback]) -> None:
-    """Check that every part of the model is merged by one callback at most.
+class Method:
+    """Runs the hooks of its callbacks, each in the order of the list.
+
+    Args:
+        callbacks: The recipe's callbacks; those that are no `RoundCallback` are left out.
 
     Raises:
-        ValueError: Names a part and the callbacks that would both overwrite it.
+        ValueError: If a callback overrides a hook that has another name or signature now.
     """
-    for i, one in enumerate(callbacks):
-        for other in callbacks[i + 1 :]:
-            if shared := ", ".join(sorted(one.parts & other.parts)):
-                raise ValueError(
-                    f"{shared}: merged by {type(one).__name__} and by {type(other).__name__} too; "
-                    "let one callback merge each part"
-                )
 
+    def __init__(self, callbacks: Iterable[object]) -> None:
+        self.callbacks = tuple(callback for callback in callbacks if isinstance(callback, RoundCallback))
+        for callback in self.callbacks:
+            _check_hooks(type(callback))
 
-def check_handed_out(topology: Topology, shape: Shape, callbacks: list[FederationCallback]) -> None:
-    """Check that the one model of a centralised run reaches, as a whole, the nodes that it is measured at.
+    @property
+    def parts(self) -> frozenset[Part]:
+        """Parts of the model that some callback merges, and that therefore travel."""
+        return frozenset().union(*(callback.parts for callback in self.callbacks))
 
-    Raises:
-        ValueError: If no callback merges all parts of the model.
-    """
-    is_whole = any(callback.parts == set(PARTS) for callback in callbacks)
-    if shape in ("single", "single_all_tokens") and topology.root.children and not is_whole:
-        raise ValueError(
-            f"shape {shape} measures one whole model at every node: let one callback merge {', '.join(PARTS)}, as "
-            "--recipe methods/centralized_steps does"
+    def find(self, kind: type[T]) -> T | None:
+        """Return the first callback of a type, or None."""
+        return next((callback for callback in self.callbacks if isinstance(callback, kind)), None)
+
+    def context(self, world: World, name: str, subround: int = 0) -> Context:
+        """Return what the hooks of a node receive."""
+        return Context(
+            world=world,
+            node=world.topology.nodes[name],
+            state=world.states[name],
+            round=world.round,
+            subround=subround,
+            callbacks=self.callbacks,
         )
 
+    def check(self, topology: Topology) -> None:
+        """Check that the callbacks suit each other, their order, and the topology.
 
-def check_settings(topology: Topology, callbacks: list[FederationCallback]) -> None:
-    """Check that some callback obeys every setting of the topology that asks for one.
+        Raises:
+            ValueError: If they do not.
+        """
+        for i, callback in enumerate(self.callbacks):
+            for later in self.callbacks[i + 1 :]:
+                if reason := callback.must_follow(later):
+                    raise ValueError(reason)
+        for callback in self.callbacks:
+            callback.check(self.callbacks, topology)
 
-    Rules on residuals and links ask for nothing where no residuals are exchanged, or no traffic is measured.
+    # ------------------------------------------------------------------ hooks, in the order of a round
+
+    def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        """Let every callback drop what no longer applies."""
+        for callback in self.callbacks:
+            callback.on_topology_change(world, changes, states)
+
+    def participates(self, context: Context) -> bool:
+        """Return whether all callbacks let a node take part."""
+        return all(callback.participates(context) for callback in self.callbacks)
+
+    def on_download(self, context: Context, child: Node, download: Download) -> Download:
+        """Compose a download."""
+        for callback in self.callbacks:
+            download = callback.on_download(context, child, download)
+        return download
+
+    def on_send(self, context: Context, receiver: Node, message: MessageT) -> MessageT:
+        """Pack a message."""
+        for callback in self.callbacks:
+            message = callback.on_send(context, receiver, message)
+        return message
+
+    def on_unpack(self, context: Context, sender: Node, message: MessageT) -> MessageT:
+        """Unpack a message, in the reverse order."""
+        for callback in reversed(self.callbacks):
+            message = callback.on_unpack(context, sender, message)
+        return message
+
+    def on_route(self, context: Context, download: Download) -> Download:
+        """Remove the residuals that the node passes on."""
+        for callback in self.callbacks:
+            download = callback.on_route(context, download)
+        return download
+
+    def on_receive(self, context: Context, download: Download) -> None:
+        """Merge a download."""
+        for callback in self.callbacks:
+            callback.on_receive(context, download)
+
+    def on_merged(self, context: Context) -> None:
+        """Show the callbacks a node as its federation made it."""
+        for callback in self.callbacks:
+            callback.on_merged(context)
+
+    def on_local_fit_start(self, context: Context, fit: LocalFit) -> None:
+        """Prepare a fit."""
+        for callback in self.callbacks:
+            callback.on_local_fit_start(context, fit)
+
+    def on_local_fit_end(self, context: Context) -> None:
+        """Show the callbacks a node as it trained itself."""
+        for callback in self.callbacks:
+            callback.on_local_fit_end(context)
+
+    def on_upload(self, context: Context, upload: Upload) -> Upload:
+        """Compose an upload."""
+        for callback in self.callbacks:
+            upload = callback.on_upload(context, upload)
+        return upload
+
+    def packed_bytes(self, context: Context, receiver: Node, upload: Upload) -> int:
+        """Return the bytes that an upload would have once it is packed."""
+        num_bytes = upload.num_bytes
+        for callback in self.callbacks:
+            num_bytes = callback.packed_bytes(context, receiver, upload, num_bytes)
+        return num_bytes
+
+    def on_missed(self, context: Context, upload: Upload) -> None:
+        """Let the callbacks keep what an upload that does not leave would have carried."""
+        for callback in self.callbacks:
+            callback.on_missed(context, upload)
+
+    def on_sanitise(self, context: Context, upload: Upload, download: Download) -> Upload:
+        """Make an upload safe to leave."""
+        for callback in self.callbacks:
+            upload = callback.on_sanitise(context, upload, download)
+        return upload
+
+    def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
+        """Merge uploads."""
+        for callback in self.callbacks:
+            callback.on_aggregate(context, uploads)
+
+    def after_aggregate(self, context: Context, uploads: list[Upload]) -> None:
+        """Show the callbacks a federation that aggregated."""
+        for callback in self.callbacks:
+            callback.after_aggregate(context, uploads)
+
+    # ------------------------------------------------------------------ reporting
+
+    def node_figures(self, node: Node, state: NodeState) -> dict[str, float]:
+        """Return the figures of all callbacks for a node, by column."""
+        return {
+            column: value for callback in self.callbacks for column, value in callback.node_figures(node, state).items()
+        }
+
+    def routes(self, world: World) -> Counter[str]:
+        """Count the delivered residuals of all callbacks."""
+        return sum((callback.routes(world) for callback in self.callbacks), Counter[str]())
+
+    def refusals(self, world: World) -> Counter[str]:
+        """Count the rejected residuals of all callbacks."""
+        return sum((callback.refusals(world) for callback in self.callbacks), Counter[str]())
+
+
+def _check_hooks(kind: type[RoundCallback]) -> None:
+    """Check that a class overrides hooks by their present names and signatures.
 
     Raises:
-        ValueError: Names the settings, and the nodes that ask for them.
+        ValueError: Names the hook, and what to write instead.
     """
-    enforced = frozenset().union(*(callback.enforces for callback in callbacks))
-    nothing = Settings()
-    asked: dict[str, list[str]] = {}
-    for node in topology.nodes.values():
-        for name in ("privacy", "example_privacy", "outer_optimizer"):
-            if getattr(node.settings, name) != getattr(nothing, name) and name not in enforced:
-                asked.setdefault(name, []).append(node.name)
-        if node.weight is not None and "weight" not in enforced:
-            asked.setdefault("weight", []).append(node.name)
-    if asked:
-        raise ValueError(
-            "\n".join(
-                f"the topology {topology.name} asks for {name} at {', '.join(nodes)}, and no callback provides it: "
-                f"add {_PROVIDERS[name]} to trainer.callbacks"
-                for name, nodes in asked.items()
+    for old, new in _RENAMED.items():
+        if any(old in vars(base) for base in kind.__mro__):
+            raise ValueError(f"{kind.__name__}.{old} is now called {new}: rename it")
+    for name in HOOKS:
+        hook: Any = getattr(kind, name)
+        if "trainer" in list(inspect.signature(hook).parameters)[1:2]:
+            expected = ", ".join(inspect.signature(getattr(RoundCallback, name)).parameters)
+            raise ValueError(
+                f"{kind.__name__}.{name} expects a trainer, which hooks of a round no longer receive: write "
+                f"{name}({expected}), and use the context's `log`, `find` and `num_rounds`"
             )
-        )

@@ -62,3 +62,8 @@ def num_visits(topology: Topology) -> dict[str, int]:
         if step.kind == "fit":
             visits[step.node] += 1
     return visits
+
+
+def fit_order(topology: Topology) -> list[str]:
+    """Return the nodes that train in one round of the world, all nodes participating, in their order."""
+    return [step.node for step in compile_round(topology) if step.kind == "fit"]

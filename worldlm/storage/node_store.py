@@ -30,38 +30,38 @@ class NodeStore:
     def __init__(self, device: torch.device = _HOST) -> None:
         self.device = device
 
-    def hold(self, nest: Any) -> Any:
+    def to_storage(self, nest: Any) -> Any:
         """Return a nest of plain containers and tensors with its tensors where nodes wait, copied if they must be."""
         return replaced(nest, lambda one: one.to(self.device))
 
-    def initial(self, weights: Tensors) -> Tensors:
+    def initial_weights(self, weights: Tensors) -> Tensors:
         """Return weights for a node to start from, which it may write into once it was brought."""
         return {name: tensor.detach().to(self.device, copy=True) for name, tensor in weights.items()}
 
-    def adopt(self, states: dict[str, NodeState]) -> None:
+    def register(self, states: dict[str, NodeState]) -> None:
         """Take care of the nodes of a world."""
         if self.device == _HOST:
             return
         for name, state in states.items():
             memory, state.memory = state.memory, {}
-            held = states[name] = NodeState.from_state_dict(self.hold(state.state_dict()))
+            held = states[name] = NodeState.from_state_dict(self.to_storage(state.state_dict()))
             # an outer optimizer counts its steps in a single number, and most refuse one that is on a device
             held.memory = replaced(memory, lambda one: one.to(self.device) if one.dim() else one)
 
-    def bring(self, name: str, *, to_write: bool = True) -> None:
+    def load(self, name: str, *, to_write: bool = True) -> None:
         """Have a node's weights in memory: to be trained or merged into, or just to be read many times."""
 
-    def send(self, name: str, upload: Upload) -> Upload:
+    def keep_upload(self, name: str, upload: Upload) -> Upload:
         """Return an upload as it waits at its parent; the sender has nothing more to do in this sub-round."""
         return upload
 
-    def put_optimizer(self, state: dict[str, Any]) -> dict[str, Any] | None:
+    def store_optimizer(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """Return the state of a node's inner optimizer as it waits; None if the optimizer itself can wait."""
         return None
 
-    def fetch_optimizer(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Undo `put_optimizer`."""
+    def load_optimizer(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Undo `store_optimizer`."""
         return state
 
-    def look_ahead(self, name: str, optimizers: Mapping[str, dict[str, Any]]) -> None:
+    def prefetch(self, name: str, optimizers: Mapping[str, dict[str, Any]]) -> None:
         """Prepare, while a node trains, for the one that trains next."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +25,6 @@ from worldlm.federation.messages import (
 )
 from worldlm.federation.parameters import Tensors, num_bytes
 from worldlm.federation.state import NodeState
-from worldlm.rounds.program import compile_round
 from worldlm.storage.host_memory import give_back_freed_memory
 from worldlm.storage.node_store import NodeStore
 from worldlm.storage.pages import Pages, fetch
@@ -58,18 +57,19 @@ class PagedStore(NodeStore):
     """The nodes at work in memory, and as many others as the cache holds; the rest on disk.
 
     Args:
-        topology: Says who trains after whom.
+        topology: The tree.
+        fit_order: Names of the nodes that train in one round, in their order; a node may train several times.
         settings: How much stays in memory.
         folder: Where the pages are written: into a folder of their own, which goes when the store goes. What runs
             that were killed left there is removed.
     """
 
-    def __init__(self, topology: Topology, settings: Paging, folder: Path) -> None:
+    def __init__(self, topology: Topology, fit_order: Sequence[str], settings: Paging, folder: Path) -> None:
         super().__init__()
         self._topology = topology
         self._cache = settings.cache_gb * 1e9
         self._pages = Pages(_own_folder(self, folder))
-        self._order = [step.node for step in compile_round(topology) if step.kind == "fit"]
+        self._order = fit_order
         self._place = -1
         self._states: dict[str, NodeState] = {}
         self._on_disk: dict[str, Tensors | None] = {}
@@ -79,12 +79,12 @@ class PagedStore(NodeStore):
         self._first: Tensors = {}
         self._freed = 0
 
-    def initial(self, weights: Tensors) -> Tensors:
+    def initial_weights(self, weights: Tensors) -> Tensors:
         self._first = self._first or self._pages.put(weights)
         first: Tensors = self._pages.put(self._first)
         return first
 
-    def adopt(self, states: dict[str, NodeState]) -> None:
+    def register(self, states: dict[str, NodeState]) -> None:
         self._states, self._on_disk, self._first = states, {}, {}
         for name in states:
             self._on_disk[name] = None
@@ -92,7 +92,7 @@ class PagedStore(NodeStore):
 
     # ------------------------------------------------------------------ weights and messages
 
-    def bring(self, name: str, *, to_write: bool = True) -> None:
+    def load(self, name: str, *, to_write: bool = True) -> None:
         state = self._states[name]
         if name in self._on_disk:
             kept = self._on_disk.pop(name)
@@ -102,7 +102,7 @@ class PagedStore(NodeStore):
         self._on_disk[name] = None if to_write else kept
         self._make_room(name)
 
-    def send(self, name: str, upload: Upload) -> Upload:
+    def keep_upload(self, name: str, upload: Upload) -> Upload:
         state = self._states[name]
         if name not in self._on_disk or self._on_disk[name] is not None:
             return upload_from_state(self._pages.put(message_state(upload)))
@@ -141,17 +141,17 @@ class PagedStore(NodeStore):
 
     # ------------------------------------------------------------------ optimizers
 
-    def put_optimizer(self, state: dict[str, Any]) -> dict[str, Any] | None:
+    def store_optimizer(self, state: dict[str, Any]) -> dict[str, Any] | None:
         put: dict[str, Any] = self._pages.put(state)
         return put
 
-    def fetch_optimizer(self, state: dict[str, Any]) -> dict[str, Any]:
+    def load_optimizer(self, state: dict[str, Any]) -> dict[str, Any]:
         fetched: dict[str, Any] = self._fetch(state)
         return fetched
 
     # ------------------------------------------------------------------ reading ahead
 
-    def look_ahead(self, name: str, optimizers: Mapping[str, dict[str, Any]]) -> None:
+    def prefetch(self, name: str, optimizers: Mapping[str, dict[str, Any]]) -> None:
         self._ahead = {}
         for following in islice(self._following(name), 1):
             parameters = None if following in self._on_disk else self._states[following].parameters

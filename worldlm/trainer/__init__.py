@@ -1,6 +1,6 @@
 """Federated rounds on Lightning's Trainer."""
 
-from worldlm.rounds.callback import Context, FederationCallback
+from worldlm.trainer.callback import FederationCallback
 from worldlm.trainer.world_trainer import WorldTrainer
 
-__all__ = ["Context", "FederationCallback", "WorldTrainer"]
+__all__ = ["FederationCallback", "WorldTrainer"]

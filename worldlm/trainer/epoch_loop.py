@@ -5,22 +5,25 @@ With `fit_loop.py` the one place that touches Lightning's private loops (2.6), w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+import lightning.pytorch as pl
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.progress import _ProcessedTracker, _Progress
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
-from worldlm.federation.seeds import derive_seed, seed_torch
-
-if TYPE_CHECKING:
-    from worldlm.trainer.world_trainer import WorldTrainer
-
 
 class NodeEpochLoop(_TrainingEpochLoop):
-    """The local steps of one node's fit."""
+    """The local steps of one node's fit.
 
-    trainer: WorldTrainer
+    Args:
+        trainer: Lightning's trainer.
+        before_batch: Called before every batch with its position in the fit, from 0.
+    """
+
+    def __init__(self, trainer: pl.Trainer, before_batch: Callable[[int], None]) -> None:
+        super().__init__(trainer)
+        self._before_batch = before_batch
 
     def reset(self) -> None:
         """Set the counters for a new fit, or take up an interrupted one at its last finished optimizer step."""
@@ -56,10 +59,7 @@ class NodeEpochLoop(_TrainingEpochLoop):
         data_fetcher._stop_profiler = self._on_after_fetch
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
-        fit_loop = self.trainer.fit_loop
-        name = fit_loop.slot.name
-        position = fit_loop.world.states[name].num_batches + self.batch_progress.current.ready
-        seed_torch(derive_seed(fit_loop.seed, name, position, "batch"), self.trainer.strategy.root_device)
+        self._before_batch(self.batch_progress.current.ready)
         super().advance(data_fetcher)
 
     def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:

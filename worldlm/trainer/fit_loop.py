@@ -1,14 +1,15 @@
-"""Federated rounds as a Lightning loop: one epoch is one round of the world, one run of the epoch loop one fit.
+"""Federated rounds as a Lightning loop: one epoch is one round of the world, one run of the epoch loop one local fit.
 
-With `epoch_loop.py` the one place that touches Lightning's private loops (2.6), which is why the dependency is pinned.
-All stepping (precision, gradient clipping, accumulation, schedulers, hooks, loggers) stays Lightning's; what is
-replaced is which batches, weights and optimizer it sees, and how an interrupted run is taken up again.
+`fit_loop.py` and `epoch_loop.py` are the only modules that use Lightning's private loops (2.6), which is why the
+dependency is pinned. All stepping (precision, gradient clipping, accumulation, schedulers, hooks, loggers) stays
+Lightning's. This loop chooses which batches, weights and optimizer Lightning sees, and how an interrupted run resumes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.fit_loop import RestartStage, _FitLoop
@@ -18,45 +19,39 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
-from worldlm.checkpoint.read import as_written
-from worldlm.distributed.transport import place_nodes
-from worldlm.federation.seeds import seed_torch
-from worldlm.rounds.executor import Steps
-from worldlm.rounds.program import Step
+from worldlm.checkpoint.read import as_written, restore_world
+from worldlm.checkpoint.validate import check_format
+from worldlm.checkpoint.write import loop_state
+from worldlm.federation.parameters import Tensors
+from worldlm.federation.seeds import derive_seed, seed_torch
+from worldlm.rounds.context import Context, LocalFit
+from worldlm.rounds.executor import FitCounts, RoundExecutor
 from worldlm.rounds.world import World
-from worldlm.topology import Topology
 from worldlm.trainer.epoch_loop import NodeEpochLoop, trackers
 from worldlm.trainer.loaders import check_loaders, num_tokens
-from worldlm.trainer.loggers import Told, write
+from worldlm.trainer.make_world import log_changes, make_world
 from worldlm.trainer.metric_callbacks import MetricCallback, find_metric_callbacks, set_metric_callbacks
 from worldlm.trainer.node_slot import NodeSlot
-
-if TYPE_CHECKING:
-    from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer.phase import Phase
+from worldlm.trainer.run_settings import RunSettings
 
 
 class FederatedFitLoop(_FitLoop):
-    """Runs the program of a round, step by step, and keeps what a restart needs: a cursor and the world."""
+    """Runs the program of a round step by step, and keeps what a restart needs: a cursor, a phase and the world."""
 
-    trainer: WorldTrainer
-
-    def __init__(
-        self, trainer: WorldTrainer, topology: Topology, seed: int, min_epochs: int | None, max_epochs: int | None
-    ) -> None:
+    def __init__(self, trainer: pl.Trainer, run: RunSettings, min_epochs: int | None, max_epochs: int | None) -> None:
         super().__init__(trainer, min_epochs=min_epochs, max_epochs=max_epochs)
-        self.epoch_loop = NodeEpochLoop(trainer)
-        self.topology = topology
-        self.seed = seed
+        self.run_settings = run
+        self.topology = run.topology
+        self.plan = run.plan
+        self.epoch_loop = NodeEpochLoop(trainer, self._seed_batch)
         self.cursor = 0
-        self.visiting = False
+        self.phase = Phase.IDLE
         self.loaders: dict[str, DataLoader[Any]] = {}
         self._world: World | None = None
-        self._steps: Steps | None = None
+        self._executor: RoundExecutor | None = None
         self._slot: NodeSlot | None = None
         self._restored: dict[str, Any] = {}
-        self.told: list[Told] = []
-        """What the nodes held here have told since the last round's end, where process 0 is another."""
-        self._half_way = False  # within a step in which nodes talk: nothing that could be saved
         self._metric_callbacks: list[MetricCallback] = []
 
     @property
@@ -67,37 +62,36 @@ class FederatedFitLoop(_FitLoop):
         return self._world
 
     @property
+    def executor(self) -> RoundExecutor:
+        """Carries out the steps of a round."""
+        assert self._executor is not None, "made together with the world"
+        return self._executor
+
+    @property
     def slot(self) -> NodeSlot:
         """The live module's place for one node at a time."""
-        assert self._slot is not None, "the slot is made together with the world"
+        assert self._slot is not None, "made together with the world"
         return self._slot
 
     # ------------------------------------------------------------------ data
-
-    def num_batches(self, name: str) -> int:
-        """Batches of one fit of a node."""
-        steps = self.topology.nodes[name].settings.num_local_steps
-        assert steps is not None, "checked when the topology was read"
-        number, limit = steps * self.trainer.accumulate_grad_batches, self.trainer.limit_train_batches
-        return min(number, limit if isinstance(limit, int) else max(1, int(number * limit)))
 
     def setup_data(self) -> None:
         """Make every data node's loader, once, and the world with its initial weights."""
         if self._combined_loader is not None:
             return
         names = [node.name for node in self.topology.data_nodes]
-        loaders = check_loaders(_request_dataloader(self._data_source), names, self.trainer.devices_per_node)
+        loaders = check_loaders(_request_dataloader(self._data_source), names, self.run_settings.devices_per_node)
         stage = (self.trainer, TrainerFn.FITTING, RunningStage.TRAINING)
         self.loaders = {
             name: cast(DataLoader[Any], _process_dataloader(*stage, loader)) for name, loader in loaders.items()
         }
         self._combined_loader = CombinedLoader(self.loaders, "sequential")
-        self.max_batches = max(map(self.num_batches, names))
+        self.max_batches = max(map(self.plan.num_batches, names))
         self.trainer.val_check_batch = float("inf")
         self._metric_callbacks = self._metric_callbacks or find_metric_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
         set_metric_callbacks(self._metric_callbacks, True)
-        self.trainer.agree_on_folder()
-        self.val_loaders()  # of which Lightning wants all processes to know at the same point
+        self.run_settings.agree_on_folder()
+        self.val_loaders()  # Lightning wants all processes to request them at the same point
         self._make_world()
 
     @property
@@ -119,39 +113,49 @@ class FederatedFitLoop(_FitLoop):
         loaders: dict[str, DataLoader[Any]] = loop._combined_loader.iterables
         return loaders
 
+    # ------------------------------------------------------------------ the world
+
     def _make_world(self) -> None:
+        """Make the world from the module's weights or from a checkpoint; a second fit keeps the first one's."""
         module: Any = self.trainer.lightning_module
+        run = self.run_settings
         if self._slot is not None and self._slot.module is module and not self._restored:
-            if self._half_way:
-                raise RuntimeError("the last fit broke off while nodes talked: resume from a checkpoint")
-            return  # a second fit goes on where the first one ended
-        live = {name: parameter.detach().cpu() for name, parameter in module.named_parameters()}
-        live = self.trainer.strategy.broadcast(live)
-        visits = self.trainer.num_visits
-        costs = {name: visits[name] * num_tokens(self.loaders[name], self.num_batches(name)) for name in visits}
-        transport = place_nodes(self.trainer, costs)
-        self._world = World(self.trainer, self.topology, module.partition(), live, self.seed, transport)
-        self._steps = Steps(self._world)
-        self._slot = NodeSlot(module, self.trainer.strategy, self.trainer.share_memory, self._world.store)
+            if self.phase is Phase.EXCHANGING:
+                raise RuntimeError("the last fit stopped while nodes exchanged messages: resume from a checkpoint")
+            self._executor = RoundExecutor(self.world, run.method)
+            return
+        visits = self.plan.num_visits
+        costs = {name: visits[name] * num_tokens(self.loaders[name], self.plan.num_batches(name)) for name in visits}
+        self._world = world = make_world(self.trainer, run, module, costs)
+        self._executor = RoundExecutor(world, run.method)
+        self._slot = NodeSlot(module, self.trainer.strategy, run.share_memory, world.store)
         start = self.topology.root.name
         if self._restored:
             with as_written(self.trainer.ckpt_path):
-                start = self._restore(self._world, self._slot)
-        self._restored, self._half_way = {}, False
-        self.visiting = self.visiting and transport.is_local(self._world.program[self.cursor].node)
-        if transport.is_local(start):
-            self._slot.put_weights(start, self._world.states[start])
+                start = self._restore()
+        self._restored = {}
+        is_local = world.transport.is_local
+        resumes_fit = self.phase is Phase.FITTING and is_local(self.executor.program[self.cursor].node)
+        self.phase = Phase.FITTING if resumes_fit else Phase.IDLE
+        if is_local(start):
+            self._slot.load_weights(start, world.states[start])
 
-    def _restore(self, world: World, slot: NodeSlot) -> str:
-        """Restore what a checkpoint holds, and return whose weights were live."""
-        rounds, saved = trackers(self.epoch_progress)[0], self._restored["optimizers"]
-        within = rounds.started > rounds.processed and self.cursor > 0
-        world.load_state_dict(self._restored["world"], None if within else rounds.processed)
-        wanted = [name for name in saved if name in self.loaders and world.transport.is_local(name)]
-        slot.load_state_dict({name: saved[name] for name in wanted})
-        if world.changes:
-            self._count_all()  # of the nodes that are in the world now
-        return self.topology.root.name if world.changes else self.topology.nodes[self._restored["active"]].name
+    def _restore(self) -> str:
+        """Restore the content of a checkpoint, and return whose weights were live."""
+        world, saved = self.world, self._restored
+        rounds, optimizers = trackers(self.epoch_progress)[0], saved["optimizers"]
+        within_round = rounds.started > rounds.processed and self.cursor > 0
+        model: Tensors = dict(self.trainer.lightning_module.named_parameters())
+        num_rounds = None if within_round else rounds.processed
+        restore_world(world, self.run_settings.method, saved["world"], model, self.plan.steps_per_round(), num_rounds)
+        names = [name for name in optimizers if name in self.loaders and world.transport.is_local(name)]
+        self.slot.load_state_dict({name: optimizers[name] for name in names})
+        if not world.changes:
+            return self.topology.nodes[saved["active"]].name
+        if self.trainer.is_global_zero:
+            log_changes(world.changes, rounds.processed)
+        self._count_all()  # counts the nodes that are in the world now
+        return self.topology.root.name
 
     # ------------------------------------------------------------------ starting and restarting
 
@@ -165,88 +169,89 @@ class FederatedFitLoop(_FitLoop):
         current.completed, total.completed = current.processed, total.processed
         self._restart_stage = RestartStage.RESTARTED_MID_EPOCH if within_round else RestartStage.NONE
         if not within_round:
-            self.cursor, self.visiting = 0, False
+            self.cursor = 0
+            self.phase = Phase.EXCHANGING if self.phase is Phase.EXCHANGING else Phase.IDLE
 
     @property
     def _can_stop_early(self) -> bool:  # early stopping and max_time take effect at the end of a round
-        return super()._can_stop_early and self.cursor >= len(self.world.program)
+        return super()._can_stop_early and self.cursor >= len(self.executor.program)
 
     def on_advance_start(self) -> None:
         if not self.restarted_mid_epoch:
             self.cursor = 0
         self.world.round = trackers(self.epoch_progress)[0].processed
+        self.world.num_rounds = self.max_epochs
         set_metric_callbacks(self._metric_callbacks, True)
         super().on_advance_start()
 
     def on_advance_end(self) -> None:
         set_metric_callbacks(self._metric_callbacks, self.evaluates or not self.val_loaders())
         super().on_advance_end()
-        self.told = []  # of the round as a whole, which process 0 told too
+        self.run_settings.log.pending = []  # entries of the round as a whole, which process 0 logs too
 
     # ------------------------------------------------------------------ one round
 
     def advance(self) -> None:
         """Run one round of the world from the cursor on."""
-        device = self.trainer.strategy.root_device
+        executor, device = self.executor, self.trainer.strategy.root_device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            assert self._steps is not None, "made together with the world"
-            steps = self._steps
-            steps.begin(self.cursor)
-            while self.cursor < len(self.world.program):
-                step = self.world.program[self.cursor]
-                if self.world.transport.is_local(step.node):
-                    self._half_way = step.kind != "fit"
-                    if step.kind != "fit":
-                        steps.run(step)
-                    elif steps.takes_part(step):
-                        self._fit(step)
+            executor.enter(self.cursor)
+            while self.cursor < len(executor.program):
+                step = executor.program[self.cursor]
+                if step.kind != "fit":
+                    self.phase = Phase.EXCHANGING
+                executor.run(step, self._train)
                 self.cursor += 1
-                self._half_way = False
-                if self.trainer.received_sigterm and self.cursor < len(self.world.program):
+                self.phase = Phase.IDLE
+                if self.trainer.received_sigterm and self.cursor < len(executor.program):
                     raise SIGTERMException
         root = self.topology.root.name  # what Lightning saves as the model is the root's
         if self.world.transport.is_local(root):
-            self.slot.put_weights(root, self.world.states[root])
-        if self.trainer.num_ranks > 1:
+            self.slot.load_weights(root, self.world.states[root])
+        if self.run_settings.num_ranks > 1:
             self._sync_processes()
 
     def _sync_processes(self) -> None:
-        """Let all processes know what the nodes of the others came to, and whether one of them is to stop."""
-        world, trainer = self.world, self.trainer
+        """Exchange the figures of all nodes, what was logged, and whether to stop."""
+        world, trainer, run_log = self.world, self.trainer, self.run_settings.log
         world.transport.flush()
-        own = {"figures": world.figures(), "told": self.told, "stop": trainer.should_stop}
+        own = {"figures": world.figures(), "log": run_log.pending, "stop": trainer.should_stop}
         for other in world.transport.gather(own):
             world.take_figures(other["figures"])
             trainer.should_stop = trainer.should_stop or other["stop"]
-            write(trainer, other["told"] if trainer.is_global_zero else ())
+            run_log.write(other["log"] if trainer.is_global_zero else ())
         self._count_all()
 
     def _count_all(self) -> None:
         states = self.world.states.values()
         self.epoch_loop.count(sum(state.num_steps for state in states), sum(state.num_batches for state in states))
 
-    def _fit(self, step: Step) -> None:
+    def _train(self, context: Context) -> FitCounts:
         """Train one node for its local steps."""
-        world, name, loop = self.world, step.node, self.epoch_loop
-        context, state = world.context(name, step.subround), world.states[name]
-        own = self.slot.put(name, state)
-        self.max_batches = num_batches = self.num_batches(name)
-        loop.restarting = self.visiting
+        name, loop, resumed = context.node.name, self.epoch_loop, self.phase is Phase.FITTING
+        optimizer, device = self.slot.load(name, context.state), self.trainer.strategy.root_device
+        self.max_batches = num_batches = self.plan.num_batches(name)
+        loop.restarting = resumed
         loop.reset()
         done = loop.batch_progress.current.ready
-        loop.restarting = done > 0  # `run` resets once more, which must keep what was found
-        seed_torch(context.seed("fit"), self.trainer.strategy.root_device)
-        for callback in world.callbacks:
-            callback.on_local_fit_start(self.trainer, context)
+        loop.restarting = done > 0  # `run` resets once more, and must keep what was found
+        seed_torch(context.seed("fit"), device)
+        fit = LocalFit(
+            module=self.trainer.lightning_module,
+            optimizers=self.trainer.optimizers,
+            device=device,
+            batch_sampler=self.loaders[name].batch_sampler,
+            resumed=resumed,
+        )
+        self.run_settings.method.on_local_fit_start(context, fit)
         if done < num_batches:
             self._run_batches(name, done, num_batches)
-        self.visiting, self._half_way = False, True
-        self._count(name, num_batches)
+        self.phase = Phase.EXCHANGING
         if not context.node.keeps_moments:
-            own.optimizer.state.clear()  # now, lest it takes up memory while the others train
-        self.slot.rest()
-        for callback in world.callbacks:
-            callback.on_local_fit_end(self.trainer, context)
+            optimizer.optimizer.state.clear()  # at once, to free its memory while other nodes train
+        self.slot.unload()
+        tokens = num_tokens(self.loaders[name], num_batches)
+        return FitCounts(num_tokens=tokens, num_batches=num_batches, num_steps=self.plan.steps_per_fit(name))
 
     def _run_batches(self, name: str, done: int, num_batches: int) -> None:
         loader = self.loaders[name]
@@ -256,46 +261,43 @@ class FederatedFitLoop(_FitLoop):
         fetcher = self._data_fetcher = _PrefetchDataFetcher()
         fetcher.setup(CombinedLoader(loader, "max_size_cycle"))
         iter(fetcher)
-        self.visiting = True
+        self.phase = Phase.FITTING
         self.epoch_loop.run(fetcher)
         fetcher.teardown()
         self._data_fetcher = None
 
-    def _count(self, name: str, num_batches: int) -> None:
-        state, tokens = self.world.states[name], num_tokens(self.loaders[name], num_batches)
-        state.num_visits += 1
-        state.num_batches += num_batches
-        state.num_steps += self.trainer.steps_per_fit(name)
-        state.num_tokens += tokens
-        state.fit_tokens = tokens
-        state.unsent_tokens += tokens
+    def _seed_batch(self, position: int) -> None:
+        """Seed torch for a batch, given its position in the fit of the active node."""
+        name = self.slot.name
+        batch = self.world.states[name].num_batches + position
+        seed_torch(derive_seed(self.run_settings.seed, name, batch, "batch"), self.trainer.strategy.root_device)
 
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         if self._world is None:
             return {}
-        if self._half_way:
+        if self.phase is Phase.EXCHANGING:
             raise RuntimeError(
-                "a checkpoint cannot be saved while nodes talk, only within Lightning's own hooks of a batch or a round"
+                "a checkpoint cannot be saved while nodes exchange messages, only within Lightning's own hooks of a "
+                "batch or a round"
             )
-        if self.trainer.num_ranks > 1 and self.cursor < len(self.world.program):
+        if self.run_settings.num_ranks > 1 and self.cursor < len(self.executor.program):
             raise RuntimeError("several processes can save a checkpoint at the end of a round only, where they meet")
-        if self.visiting:
-            self.slot.take_back()
-        world, optimizers = self.world.state_dict(), self.slot.state_dict()
-        own = {name: (state, optimizers.get(name)) for name, state in world["states"].items()}
-        found = self.world.transport.collect(own)
-        return {
-            "cursor": self.cursor,
-            "visiting": self.visiting,
-            "active": self.slot.name,
-            "world": {**world, "states": {name: state for name, (state, _) in found.items()}},
-            "optimizers": {name: optimizer for name, (_, optimizer) in found.items() if optimizer is not None},
-        }
+        if self.phase is Phase.FITTING:
+            self.slot.save_weights()
+        return loop_state(
+            self.world,
+            self.slot.state_dict(),
+            self.plan.steps_per_round(),
+            cursor=self.cursor,
+            fitting=self.phase is Phase.FITTING,
+            active=self.slot.name,
+        )
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         if "world" not in state_dict:
             raise ValueError("the checkpoint holds no world of nodes: it is none that WorldTrainer saved while fitting")
+        check_format(state_dict["world"])
         self._restored = dict(state_dict)
-        self.cursor, self.visiting = state_dict["cursor"], state_dict["visiting"]
+        self.cursor, self.phase = state_dict["cursor"], Phase.FITTING if state_dict["fitting"] else Phase.IDLE

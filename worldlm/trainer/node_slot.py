@@ -8,17 +8,22 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import Strategy
-from torch import Tensor
 from torch.optim import Optimizer
 
-from worldlm.distributed.fsdp import cut, cut_state, gathered, here, live, shape_of, waiting, whole_nest
+from worldlm.checkpoint.validate_optimizer import check_groups, check_moments, check_optimizer
+from worldlm.distributed.fsdp import (
+    full_tensor_of,
+    local_part,
+    local_shard,
+    offload,
+    onload,
+    shard_optimizer_state,
+    unshard,
+)
 from worldlm.federation.state import NodeState
-from worldlm.federation.type_checks import matches_type
 from worldlm.storage.node_store import NodeStore
 from worldlm.topology.errors import reason
 from worldlm.trainer.strategy import WorldStrategy
-
-_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 
 
 @dataclass(slots=True)
@@ -49,25 +54,25 @@ class NodeOptimizer:
     def _load(self, state: dict[str, Any]) -> None:
         parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
         for group, one in zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
-            _check_like(group, one)
-        self.optimizer.load_state_dict(cut_state(state["optimizer"], parameters))
-        _check_moments(self.optimizer)
+            check_groups(group, one)
+        self.optimizer.load_state_dict(shard_optimizer_state(state["optimizer"], parameters))
+        check_moments(self.optimizer)
         for config, one in zip(self.schedulers, state["schedulers"], strict=True):
-            _check_like(config.scheduler.state_dict(), one)
+            check_groups(config.scheduler.state_dict(), one)
             config.scheduler.load_state_dict(one)
 
-    def move(self, device: torch.device) -> None:
+    def onload(self, device: torch.device) -> None:
         """Move the optimizer's state to a device; steps are counted there only by optimizers that say so."""
         counts = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
         for parameter, state in self.optimizer.state.items():
             for name, value in state.items():
                 if counts or name != "step":
-                    state[name] = live(value, parameter, device)
+                    state[name] = onload(value, parameter, device)
 
-    def wait(self) -> None:
+    def offload(self) -> None:
         """Move the optimizer's state to host memory."""
         for state in self.optimizer.state.values():
-            state.update({name: waiting(value) for name, value in state.items()})
+            state.update({name: offload(value) for name, value in state.items()})
 
 
 class NodeSlot:
@@ -90,7 +95,7 @@ class NodeSlot:
         share_memory: bool | None = None,
         store: NodeStore | None = None,
     ) -> None:
-        self._mesh = strategy.divide(module) if isinstance(strategy, WorldStrategy) else None
+        self._mesh = strategy.shard_module(module) if isinstance(strategy, WorldStrategy) else None
         self.module = module
         self._strategy = strategy
         self._live = dict(module.named_parameters())
@@ -104,57 +109,57 @@ class NodeSlot:
         self._share = whole_here if share_memory is None else share_memory
 
     @torch.no_grad()
-    def put_weights(self, name: str, state: NodeState) -> None:
+    def load_weights(self, name: str, state: NodeState) -> None:
         """Let the live module be this node's model, for reading."""
-        self._store.bring(name, to_write=False)
+        self._store.load(name, to_write=False)
         for key, parameter in self._live.items():
             if self._share:
                 parameter.data = state.parameters[key]
             else:
-                here(parameter).copy_(cut(state.parameters[key], parameter))
+                local_part(parameter).copy_(local_shard(state.parameters[key], parameter))
             parameter.grad = None
         self.name, self._state = name, state
 
-    def put(self, name: str, state: NodeState) -> NodeOptimizer:
+    def load(self, name: str, state: NodeState) -> NodeOptimizer:
         """Let the live module be this node's model, with its optimizer, for training."""
-        self._store.bring(name)
-        self.put_weights(name, state)
+        self._store.load(name)
+        self.load_weights(name, state)
         strategy = self._strategy
         if name not in self._optimizers:
             strategy.setup_optimizers(self.module.trainer)
             self._optimizers[name] = NodeOptimizer(strategy.optimizers[0], strategy.lr_scheduler_configs)
             if name in self._pending:
-                saved = self._store.fetch_optimizer(self._pending.pop(name))
+                saved = self._store.load_optimizer(self._pending.pop(name))
                 try:
                     self._optimizers[name].load_state_dict(saved)
                 except ValueError as error:
                     raise ValueError(f"the optimizer of {name} in the checkpoint is not this run's: {error}") from error
         own = self._optimizers[name]
         if not self._share:
-            own.move(self._device)
+            own.onload(self._device)
         strategy.optimizers, strategy.lr_scheduler_configs = [own.optimizer], own.schedulers
-        self._store.look_ahead(name, self._pending)
+        self._store.prefetch(name, self._pending)
         return own
 
     @torch.no_grad()
-    def take_back(self) -> None:
+    def save_weights(self) -> None:
         """Bring what the live module learnt home to its node; call it after training and before saving."""
         if self._state is None or self._share:
             return
         for key, parameter in self._live.items():
-            self._state.parameters[key].copy_(gathered(parameter))
+            self._state.parameters[key].copy_(full_tensor_of(parameter))
 
-    def rest(self) -> None:
+    def unload(self) -> None:
         """Take back the weights, and the optimizer's state too: the node waits. Its last gradients are dropped."""
-        self.take_back()
+        self.save_weights()
         for parameter in self._live.values():
             parameter.grad = None
         own = self._optimizers.get(self.name)
         if own is None:
             return
         if not self._share:
-            own.wait()
-        if (put := self._store.put_optimizer(own.state_dict())) is not None:
+            own.offload()
+        if (put := self._store.store_optimizer(own.state_dict())) is not None:
             self._pending[self.name] = put
             self._optimizers.pop(self.name).optimizer.state.clear()  # the trainer holds it until the next node's
 
@@ -165,8 +170,8 @@ class NodeSlot:
 
     def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
         assert self._mesh is not None
-        whole: dict[str, Any] = whole_nest(state, self._mesh, self._device)
-        return self._store.put_optimizer(whole) or whole
+        whole: dict[str, Any] = unshard(state, self._mesh, self._device)
+        return self._store.store_optimizer(whole) or whole
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`; a node's optimizer is built at its next fit.
@@ -175,47 +180,6 @@ class NodeSlot:
             KeyError, TypeError: If it is not built like one.
         """
         for one in state.values():
-            _check_saved(one)
-        self._pending = {name: self._store.put_optimizer(one) or one for name, one in state.items()}
+            check_optimizer(one)
+        self._pending = {name: self._store.store_optimizer(one) or one for name, one in state.items()}
         self._optimizers = {}
-
-
-def _check_like(own: dict[str, Any], saved: dict[str, Any]) -> None:
-    for name, value in own.items():
-        if name != "params" and not _is_like(saved.get(name, value), value):
-            raise ValueError(f"{name} is {str(saved[name])[:100]}, and here {str(value)[:100]}")
-
-
-def _is_like(one: Any, own: Any) -> bool:
-    """Whether one can stand for the other: a switch for a switch, a number for a number, alone or in a list."""
-    if isinstance(own, bool):
-        return one is None or isinstance(one, bool)
-    if isinstance(own, int | float):
-        return isinstance(one, int | float) or (isinstance(one, Tensor) and one.numel() == 1)
-    if isinstance(own, list | tuple):
-        return isinstance(one, list | tuple) and all(map(_is_like, one, own)) and len(one) == len(own)
-    return True
-
-
-def _check_moments(optimizer: Optimizer) -> None:
-    for group in optimizer.param_groups:
-        states = {one: optimizer.state[one] for one in group["params"] if one in optimizer.state}
-        if len({frozenset(own) for own in states.values()}) > 1:
-            raise ValueError("not the same is kept of all weights")
-        for parameter, own in states.items():
-            for name in sorted(_MOMENTS & own.keys()):
-                if (shape := shape_of(own[name])) != parameter.shape:
-                    raise ValueError(f"{name} of shape {[*shape]} for weights of {[*parameter.shape]}")
-
-
-def _check_saved(state: dict[str, Any]) -> None:
-    optimizer = state["optimizer"]
-    groups, schedulers = optimizer["param_groups"], state["schedulers"]
-    if not (
-        matches_type(groups, list[dict[str, Any]]) and all(matches_type(one["params"], list[int]) for one in groups)
-    ):
-        raise TypeError("the groups of an optimizer are none")
-    if not (
-        matches_type(optimizer["state"], dict[int, dict[str, Any]]) and matches_type(schedulers, list[dict[str, Any]])
-    ):
-        raise TypeError("the states of an optimizer and of its schedulers are none")

@@ -29,7 +29,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.optim import Optimizer
 
 from worldlm.distributed.consistency import check_consistent, digest_of, this_process
-from worldlm.distributed.fsdp import shard_, whole_nest, whole_state
+from worldlm.distributed.fsdp import full_state_dict, shard_, unshard
 from worldlm.distributed.network import interface_towards, probe_connections
 from worldlm.distributed.transport import (
     MESSAGE_TIMEOUT,
@@ -132,10 +132,10 @@ class WorldStrategy(DDPStrategy):
 
     def model_to_device(self) -> None:
         """Leave a module that will be divided where it is: a device may not hold all of it."""
-        if not self._divides:
+        if not self._shards:
             super().model_to_device()
 
-    def divide(self, module: LightningModule) -> DeviceMesh | None:
+    def shard_module(self, module: LightningModule) -> DeviceMesh | None:
         """Leave each device of a team its slice of a whole module, if it is to be so; all processes call this.
 
         Returns:
@@ -144,26 +144,26 @@ class WorldStrategy(DDPStrategy):
         Raises:
             ValueError: As `worldlm.distributed.fsdp.shard_`.
         """
-        if self._divides:
+        if self._shards:
             self._mesh = DeviceMesh.from_group(self._team(), self.root_device.type)
             shard_(module, self._mesh)
             module.to(self.root_device)  # what has no parameters
         return self._mesh
 
     @property
-    def _divides(self) -> bool:
+    def _shards(self) -> bool:
         assert self.lightning_module is not None
         return self.fully_shard and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return the live module, whole."""
         assert self.lightning_module is not None
-        return super().lightning_module_state_dict() if self._mesh is None else whole_state(self.lightning_module)
+        return super().lightning_module_state_dict() if self._mesh is None else full_state_dict(self.lightning_module)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Tensor]:
         """Return the state of the optimizer that was active last, whole."""
         state = super().optimizer_state(optimizer)
-        whole: dict[str, Tensor] = state if self._mesh is None else whole_nest(state, self._mesh, self.root_device)
+        whole: dict[str, Tensor] = state if self._mesh is None else unshard(state, self._mesh, self.root_device)
         return whole
 
     @property

@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
 
 from worldlm.checkpoint.lightning_io import AtomicCheckpointIO, CheckpointConnector
 from worldlm.federation.parameters import num_bytes
-from worldlm.rounds.callback import FederationCallback
-from worldlm.rounds.method import check_handed_out, check_listed_once, check_parts, check_settings
-from worldlm.rounds.program import num_visits
+from worldlm.rounds.context import Context
+from worldlm.rounds.method import Method
+from worldlm.rounds.program import fit_order
 from worldlm.rounds.world import World
 from worldlm.storage.device_placement import NodesOn, check_nodes_on, warn_of_little_memory, where_nodes_wait
 from worldlm.storage.node_store import NodeStore
@@ -24,9 +23,15 @@ from worldlm.storage.paged_store import PagedStore, Paging
 from worldlm.topology import Shape, Topology, load_topology, reshape, split_rounds
 from worldlm.topology.shape import gone_as_one
 from worldlm.trainer.fit_loop import FederatedFitLoop
+from worldlm.trainer.fit_plan import FitPlan
+from worldlm.trainer.method_checks import check_handed_out, check_listed_once, check_parts, check_settings
 from worldlm.trainer.processes import check_metric_callbacks, choose_processes
+from worldlm.trainer.run_log import RunLog
+from worldlm.trainer.run_settings import RunSettings
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class WorldTrainer(pl.Trainer):
@@ -79,7 +84,6 @@ class WorldTrainer(pl.Trainer):
         shaped = reshape(tree, shape)
         self.topology = shaped if num_subrounds is None else split_rounds(shaped, num_subrounds)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self.share_memory: bool | None = None
         self.stop_after_round = False
         """Whether the run stops at the end of this round, to be taken up later: in all processes alike."""
         self._folder: Path | None = None
@@ -102,7 +106,24 @@ class WorldTrainer(pl.Trainer):
         super().__init__(*args, **kwargs)
         self._checkpoint_connector = CheckpointConnector(self)
         check_metric_callbacks(self.callbacks, self.num_ranks)  # type: ignore[attr-defined]
-        self.fit_loop = FederatedFitLoop(self, self.topology, self.seed, self.min_epochs, self.max_epochs)
+        self.method = Method(self.callbacks)  # type: ignore[attr-defined]
+        """The callbacks of the present fit, as one method."""
+        self.run_log = RunLog(self)
+        """Writes metrics and texts to the loggers."""
+        self.plan = FitPlan(self, self.topology)
+        """How much every node trains."""
+        self._run_settings = RunSettings(
+            topology=self.topology,
+            seed=self.seed,
+            method=self.method,
+            plan=self.plan,
+            log=self.run_log,
+            make_store=self._make_store,
+            agree_on_folder=self._agree_on_folder,
+            num_ranks=self.num_ranks,
+            devices_per_node=devices_per_node,
+        )
+        self.fit_loop = FederatedFitLoop(self, self._run_settings, self.min_epochs, self.max_epochs)
         self._shape: Shape = shape
         self._check_method()
         for name in gone_as_one(tree, self.topology) if self.is_global_zero else ():
@@ -110,19 +131,21 @@ class WorldTrainer(pl.Trainer):
             log.warning(told, shape, name)
 
     def _check_method(self) -> None:
-        """Check that the callbacks are a method which does what the topology asks for."""
-        ours = [one for one in self.callbacks if isinstance(one, FederationCallback)]  # type: ignore[attr-defined]
-        check_settings(self.topology, ours)
-        check_parts(ours)
-        check_handed_out(self.topology, self._shape, ours)
+        """Check that the callbacks form a method which enforces what the topology demands."""
+        callbacks = self.method.callbacks
+        check_settings(self.topology, callbacks)
+        check_parts(callbacks)
+        check_handed_out(self.topology, self._shape, callbacks)
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
         """Train the world.
 
         Raises:
-            ValueError: If a callback that the topology demands was taken away since the trainer was built.
+            ValueError: If the callbacks do not suit each other or the topology.
         """
+        self.method = self._run_settings.method = Method(self.callbacks)  # type: ignore[attr-defined]
         self._check_method()
+        self.method.check(self.topology)
         super().fit(*args, **kwargs)
 
     def prepare(self, model: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
@@ -157,15 +180,16 @@ class WorldTrainer(pl.Trainer):
         """The run's folder: its logger's, else `default_root_dir`. Only process 0 writes there, but for pages."""
         return self._folder or Path(self.log_dir or self.default_root_dir)
 
-    def agree_on_folder(self) -> None:
+    def _agree_on_folder(self) -> None:
         """Let process 0 say which the run's folder is; all processes call this at the same point."""
         self._folder = None
         self._folder = self.folder
 
-    def node_store(self, names: Collection[str]) -> NodeStore:
+    def _make_store(self, names: Collection[str]) -> NodeStore:
         """Make the place for the nodes that are held here."""
         if self.paging is not None:
-            return PagedStore(self.topology, self.paging, Path(self.paging.folder or self.folder / "pages"))
+            folder = Path(self.paging.folder or self.folder / "pages")
+            return PagedStore(self.topology, fit_order(self.topology), self.paging, folder)
         size = num_bytes(dict(self.lightning_module.named_parameters()))
         device = where_nodes_wait(self.nodes_on, self.strategy.root_device, len(self.topology.nodes), size)
         if device.type == "cpu" and self.is_global_zero:
@@ -187,23 +211,38 @@ class WorldTrainer(pl.Trainer):
         active = loop._slot.name if loop._slot is not None else ""
         if not self.num_visits.get(active):
             return rounds * max(self.steps_per_round().values())
-        return rounds * self._steps_per_round(active) + loop.world.states[active].extra_steps
+        return rounds * self.steps_per_fit(active) * self.num_visits[active] + loop.world.states[active].extra_steps
 
     def steps_per_round(self) -> dict[str, int]:
         """Return every data node's optimizer steps in one round, all nodes participating."""
-        return {name: self._steps_per_round(name) for name in self.num_visits}
-
-    def _steps_per_round(self, name: str) -> int:
-        return self.steps_per_fit(name) * self.num_visits[name]
+        return self.plan.steps_per_round()
 
     def steps_per_fit(self, name: str) -> int:
         """Return a data node's optimizer steps in one fit."""
-        return -(-self.fit_loop.num_batches(name) // self.accumulate_grad_batches)
+        return self.plan.steps_per_fit(name)
 
-    @cached_property
+    @property
     def num_visits(self) -> dict[str, int]:
         """Fits of every data node in one round, all nodes participating."""
-        return num_visits(self.topology)  # the whole round is compiled for it
+        return self.plan.num_visits
+
+    @property
+    def share_memory(self) -> bool | None:
+        """Whether the live module points at a node's tensors instead of copying them; None decides by the device."""
+        return self._run_settings.share_memory
+
+    @share_memory.setter
+    def share_memory(self, value: bool | None) -> None:
+        self._run_settings.share_memory = value
+
+    def context(self, name: str, subround: int = 0) -> Context:
+        """Return what the hooks of a node receive."""
+        return self.method.context(self.world, name, subround)
+
+    def find_callback(self, kind: type[T]) -> T | None:
+        """Return the first callback of a type, or None."""
+        callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]
+        return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 def default_precision(accelerator: object) -> str:

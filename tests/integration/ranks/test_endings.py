@@ -151,7 +151,7 @@ def test_sigusr1_stops_one_process_between_two_steps(star: Make, fit: Make, tmp_
     trainer = fit(star("abc"), callbacks, max_epochs=4, logger=CSVLogger(tmp_path, "", ""))
     assert trainer.received_sigterm
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["loops"]["fit_loop"]["state_dict"]
-    assert (saved["active"], saved["visiting"]) == ("a", True)
+    assert (saved["active"], saved["fitting"]) == ("a", True)
     signal.signal(signal.SIGUSR1, before)
     fit(star("a"), [Averaging(), StopSignal()])
     assert signal.getsignal(signal.SIGUSR1) is before

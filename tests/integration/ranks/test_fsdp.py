@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from worldlm.callbacks import Averaging, Proximal
-from worldlm.distributed.fsdp import here
+from worldlm.distributed.fsdp import local_part
 from worldlm.distributed.transport import RankLost
 from worldlm.federation.parameters import PARTS
 from worldlm.storage.paged_store import Paging
@@ -36,7 +36,7 @@ class Held(Callback):
 
 
 def _count(tensor: Tensor) -> int:
-    return here(tensor).numel()
+    return local_part(tensor).numel()
 
 
 def assert_close(found: dict[str, Any], alone: dict[str, Any], tolerance: float = 1e-5) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange
-from worldlm.rounds.method import check_parts
+from worldlm.rounds import Method
 from worldlm.topology import Node, OuterOptimizer, Settings, Topology
+from worldlm.trainer.method_checks import check_parts
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,10 @@ def test_arguments_out_of_range(build: Callable[[], Any], message: str) -> None:
         build()
 
 
-def _trainer(*callbacks: Any, settings: Settings | None = None) -> Any:
+def _topology(settings: Settings | None = None) -> Topology:
     leaf = Node(name="a", corpus="a", settings=Settings(num_local_steps=1))
     root = Node(name="world", children=(leaf,), settings=settings or Settings(), source="star.yaml:3")
-    return SimpleNamespace(callbacks=[*callbacks], topology=Topology(name="star", root=root))
+    return Topology(name="star", root=root)
 
 
 def test_two_callbacks_must_not_merge_one_part() -> None:
@@ -55,14 +55,14 @@ def test_a_federations_outer_optimizer_is_tried_before_the_run() -> None:
     with pytest.raises(
         ValueError, match=r"star\.yaml:3: outer_optimizer of world: torch\.optim has no optimizer 'SDG'"
     ):
-        averaging.setup(_trainer(averaging, settings=wrong), None, "fit")
+        Method([averaging]).check(_topology(wrong))
 
 
 def test_residuals_need_attention() -> None:
     residuals = ResidualExchange()
     with pytest.raises(ValueError, match="ResidualExchange needs AttentionAggregation"):
-        residuals.setup(_trainer(residuals, Averaging(parts=["backbone", "values"])), None, "fit")
-    residuals.setup(_trainer(residuals, AttentionAggregation()), None, "fit")
+        Method([residuals, Averaging(parts=["backbone", "values"])]).check(_topology())
+    Method([residuals, AttentionAggregation()]).check(_topology())
 
 
 def test_two_averagings_keep_two_states() -> None:

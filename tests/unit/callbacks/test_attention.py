@@ -25,9 +25,9 @@ def test_a_federation_asks_with_its_own_keys_or_with_the_mean(query: Any, weight
     world = SimpleNamespace(reference={"k": torch.zeros(2), "v": torch.zeros(1)})
     context: Any = SimpleNamespace(world=world, state=state, round=0, node=SimpleNamespace(name="q"))
     context.part = lambda part: {"k": parameters["k"]}
-    trainer: Any = SimpleNamespace(loggers=[], is_global_zero=True)
+    context.log = lambda scalars: None
     callback = AttentionAggregation(temperature=0.5, query=query)
-    callback.on_aggregate(trainer, context, [_upload("a", [2.0, 0.0]), _upload("b", [0.0, 2.0])])
+    callback.on_aggregate(context, [_upload("a", [2.0, 0.0]), _upload("b", [0.0, 2.0])])
     assert state.attention == pytest.approx({"a": weight, "b": 1 - weight})
     assert parameters["k"].tolist() == pytest.approx([2 * weight, 2 * (1 - weight)])
     assert parameters["v"].tolist() == pytest.approx([2 * weight])

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ExamplePrivacy, FedAMP, Proximal, TokenRows
-from worldlm.rounds.method import check_parts
+from worldlm.callbacks.averaging import WeighsRows
+from worldlm.rounds import Method
 from worldlm.topology import Node, Settings, Topology
+from worldlm.trainer.method_checks import check_parts
 
 RATE = "must be above 0 and at most 1, or two such, first and last"
 
@@ -43,9 +45,8 @@ def _leaf(name: str) -> Node:
     return Node(name=name, corpus="a", settings=Settings(num_local_steps=1))
 
 
-def _trainer(*callbacks: Any, root: Node | None = None) -> Any:
-    star = Node(name="world", children=(_leaf("a"),))
-    return SimpleNamespace(callbacks=[*callbacks], topology=Topology(name="mine", root=root or star))
+def _topology(root: Node | None = None) -> Topology:
+    return Topology(name="mine", root=root or Node(name="world", children=(_leaf("a"),)))
 
 
 class Module:
@@ -61,14 +62,17 @@ class Module:
 
 def _setup(rows: TokenRows, *others: Any) -> None:
     module: Any = Module()
-    rows.setup(_trainer(rows, *others), module, "fit")
+    method = Method([rows, *others])
+    method.check(_topology())
+    trainer: Any = SimpleNamespace(method=method)
+    rows.setup(trainer, module, "fit")
 
 
 def test_token_rows_find_their_tensor_and_who_averages_it() -> None:
-    averagings = Averaging(parts=["keys"]), Averaging(parts=["backbone"])
-    _setup(TokenRows("wte.weight"), *averagings)
-    assert averagings[0].row_shares is None
-    assert averagings[1].row_shares is not None
+    rows, averagings = TokenRows("wte.weight"), (Averaging(parts=["keys"]), Averaging(parts=["backbone"]))
+    _setup(rows, *averagings)
+    assert rows.part not in averagings[0].parts
+    assert rows.part in averagings[1].parts
     _setup(TokenRows("model.wte.weight"), Averaging())
 
 
@@ -92,18 +96,21 @@ def test_token_rows_need_somebody_who_averages_them() -> None:
         _setup(TokenRows("wte.weight"), Averaging(), TokenRows("wte.weight"))
 
 
-def test_after_a_run_an_averaging_stands_alone_again() -> None:
+def test_token_rows_leave_nothing_behind_in_an_averaging() -> None:
+    """The same object in another method, without TokenRows, averages whole tensors again."""
     rows, averaging = TokenRows("wte.weight"), Averaging()
+    before = dict(vars(averaging))
     _setup(rows, averaging)
-    rows.teardown(_trainer(rows, averaging), None, "fit")  # type: ignore[arg-type]
-    assert averaging.row_shares is None
+    assert vars(averaging) == before
+    assert Method([rows, averaging]).find(WeighsRows) is rows  # type: ignore[type-abstract]
+    assert Method([averaging]).find(WeighsRows) is None  # type: ignore[type-abstract]
 
 
 def test_example_privacy_must_not_overwrite_the_proximal_term() -> None:
     proximal, privacy = Proximal(0.1), ExamplePrivacy()
     with pytest.raises(ValueError, match="list Proximal after it"):
-        proximal.setup(_trainer(proximal, privacy), None, "fit")  # type: ignore[arg-type]
-    proximal.setup(_trainer(privacy, proximal), None, "fit")  # type: ignore[arg-type]
+        Method([proximal, privacy]).check(_topology())
+    Method([privacy, proximal]).check(_topology())
 
 
 def test_fedamp_needs_a_star() -> None:
@@ -111,8 +118,8 @@ def test_fedamp_needs_a_star() -> None:
     tree = Node(name="world", children=(north, _leaf("c")))
     for root, levels in ((tree, 3), (_leaf("alone"), 1)):
         with pytest.raises(ValueError, match=f"^FedAMP needs a star, a root and its leaves: mine has {levels} levels$"):
-            FedAMP().setup(_trainer(root=root), None, "fit")  # type: ignore[arg-type]
-    FedAMP().setup(_trainer(), None, "fit")  # type: ignore[arg-type]
+            Method([FedAMP()]).check(_topology(root))
+    Method([FedAMP()]).check(_topology())
 
 
 def test_fedamp_merges_everything() -> None:

@@ -20,9 +20,9 @@ def _trainer(logged: dict[str, float]) -> Any:
     )
     topology = Topology(name="star", root=Node(name="world", children=children))
     states = {name: NodeState(parameters={}) for name in topology.nodes}
-    logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.update(metrics))
+    run_log = SimpleNamespace(scalars=lambda scalars, step: logged.update(scalars))
     world = SimpleNamespace(states=states, round=0)
-    return SimpleNamespace(topology=topology, world=world, loggers=[logger], is_global_zero=True)
+    return SimpleNamespace(topology=topology, world=world, run_log=run_log)
 
 
 def _send(trainer: Any, name: str, times: int) -> None:

@@ -9,7 +9,7 @@ from worldlm.checkpoint.validate import check_memories, check_messages, check_we
 from worldlm.federation.messages import Download, Residual, Upload, message_state
 from worldlm.federation.parameters import Part
 from worldlm.federation.state import NodeState
-from worldlm.rounds.callback import FederationCallback
+from worldlm.trainer import FederationCallback
 
 MODEL = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
 

@@ -1,4 +1,4 @@
-"""A module in slices, as one process of a team sees it: nobody answers, so nothing is gathered."""
+"""A sharded module in one process of a team. The other processes do not answer, so nothing is gathered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from worldlm.distributed.fsdp import cut, cut_state, here, live, shard_, waiting
+from worldlm.distributed.fsdp import local_part, local_shard, offload, onload, shard_, shard_optimizer_state
 from worldlm.models import Architecture
 from worldlm.models.mpt import MPT
 
@@ -45,8 +45,8 @@ def test_every_process_cuts_its_own_slice_out_of_a_whole(team: DeviceMesh) -> No
     own = team.get_local_rank()
     for name, parameter in module.named_parameters():
         assert isinstance(parameter, DTensor)
-        assert torch.equal(here(parameter), cut(whole[name], parameter))
-    assert [here(one).shape[0] for one in module.parameters()][:2] == [(2, 2, 1)[own], (2, 2, 0)[own]]
+        assert torch.equal(local_part(parameter), local_shard(whole[name], parameter))
+    assert [local_part(one).shape[0] for one in module.parameters()][:2] == [(2, 2, 1)[own], (2, 2, 0)[own]]
     assert whole.keys() == dict(module.named_parameters()).keys()
     divided = [name for name, one in module.named_modules() if isinstance(one, FSDPModule)]
     assert divided == ["model", "model.transformer.blocks.0", "model.transformer.blocks.1"]
@@ -57,17 +57,21 @@ def test_moments_wait_in_slices_whether_they_were_saved_whole_or_so(team: Device
     shard_(module, team)
     parameter = module.get_parameter("model.transformer.norm_f.weight")
     moment, step, device = torch.arange(4.0), torch.tensor(3.0), torch.device("cpu")
-    kept = cut_state({"state": {0: {"step": step, "exp_avg": moment}}, "param_groups": []}, [parameter])["state"][0]
-    assert cut_state({"state": {0: kept}}, [parameter])["state"][0]["exp_avg"]["slice"] is kept["exp_avg"]["slice"]
-    found = live(kept["exp_avg"], parameter, device)
+    saved = {"state": {0: {"step": step, "exp_avg": moment}}, "param_groups": []}
+    kept = shard_optimizer_state(saved, [parameter])["state"][0]
+    assert (
+        shard_optimizer_state({"state": {0: kept}}, [parameter])["state"][0]["exp_avg"]["slice"]
+        is kept["exp_avg"]["slice"]
+    )
+    found = onload(kept["exp_avg"], parameter, device)
     assert isinstance(found, DTensor)
     assert found.shape == parameter.shape
-    assert here(found).tolist() == ([0.0, 1.0], [2.0, 3.0], [])[team.get_local_rank()]
-    assert live(kept["step"], parameter, device) is step
-    again = waiting(found)
+    assert local_part(found).tolist() == ([0.0, 1.0], [2.0, 3.0], [])[team.get_local_rank()]
+    assert onload(kept["step"], parameter, device) is step
+    again = offload(found)
     assert again.keys() == kept["exp_avg"].keys()
     assert all(not isinstance(one, DTensor) for one in again.values())
-    assert torch.equal(here(live(again, parameter, device)), here(found))
+    assert torch.equal(local_part(onload(again, parameter, device)), local_part(found))
     with pytest.raises(ValueError, match=r"divided over devices by an earlier fit \(fully_shard\): build it anew"):
         shard_(module, team)
 

@@ -19,7 +19,7 @@ from worldlm.commands.estimate.speed import measure_speed
 from worldlm.commands.estimate.table import draw, duration, lines, size
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
 from worldlm.topology import Topology, load_topology, parse_topology
-from worldlm.trainer.world_trainer import WorldTrainer
+from worldlm.trainer import WorldTrainer
 
 
 def _module(num_blocks: int, d_model: int, vocab_size: int, device: str = "meta") -> LanguageModule:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worldlm.federation.messages import Download, Residual, Upload
 from worldlm.federation.state import NodeState
+from worldlm.rounds.program import fit_order
 from worldlm.storage.node_store import NodeStore
 from worldlm.storage.paged_store import PagedStore, Paging
 from worldlm.storage.pages import PagedTensor
@@ -32,9 +33,12 @@ def topology() -> Topology:
 
 
 def make(topology: Topology, folder: Path, num_cached: float = 0) -> tuple[PagedStore, dict[str, NodeState]]:
-    store = PagedStore(topology, Paging(cache_gb=num_cached * (4 * SIZE + 4) / 1e9), folder)
-    states = {name: NodeState(parameters=store.initial({"w": draw(0), "s": torch.zeros(1)})) for name in topology.nodes}
-    store.adopt(states)
+    store = PagedStore(topology, fit_order(topology), Paging(cache_gb=num_cached * (4 * SIZE + 4) / 1e9), folder)
+    states = {
+        name: NodeState(parameters=store.initial_weights({"w": draw(0), "s": torch.zeros(1)}))
+        for name in topology.nodes
+    }
+    store.register(states)
     return store, states
 
 
@@ -50,7 +54,7 @@ def test_all_nodes_start_from_one_page(topology: Topology, tmp_path: Path) -> No
     store, states = make(topology, tmp_path)
     assert len(pages(tmp_path)) == 1
     assert in_memory(states) == []
-    store.bring("a")
+    store.load("a")
     states["a"].parameters["w"].add_(1.0)
     states["a"].parameters["s"].add_(1.0)
     assert torch.equal(states["b"].parameters["w"], draw(0))
@@ -61,11 +65,11 @@ def test_all_nodes_start_from_one_page(topology: Topology, tmp_path: Path) -> No
 def test_the_cache_holds_so_many_beside_the_node_at_work(num_cached: float, topology: Topology, tmp_path: Path) -> None:
     store, states = make(topology, tmp_path, num_cached)
     for i, name in enumerate("abcdabcd"):
-        store.bring(name)
+        store.load(name)
         states[name].parameters["w"].add_(float(i))
         assert len(in_memory(states)) == min(i, int(num_cached)) + 1
         assert name in in_memory(states)
-    store.bring("a")  # what was least recently brought went first
+    store.load("a")  # what was least recently brought went first
     assert set(in_memory(states)) == {"a", *"dcb"[: int(num_cached)]}
     for i, name in enumerate("abcd"):
         assert torch.equal(states[name].parameters["w"], draw(0).add_(float(i)).add_(float(i + 4)))
@@ -74,30 +78,32 @@ def test_the_cache_holds_so_many_beside_the_node_at_work(num_cached: float, topo
 def test_a_node_that_was_only_read_is_not_written(topology: Topology, tmp_path: Path) -> None:
     store, _ = make(topology, tmp_path)
     for name in "abcd":
-        store.bring(name, to_write=False)
+        store.load(name, to_write=False)
     assert len(pages(tmp_path)) == 1
 
 
 def test_an_upload_and_its_sender_share_a_page(topology: Topology, tmp_path: Path) -> None:
     store, states = make(topology, tmp_path)
-    store.bring("a")
+    store.load("a")
     states["a"].parameters["w"].add_(1.0)
     sent = {"w": states["a"].parameters["w"]}
-    upload = store.send("a", Upload(node="a", round=0, parts={"backbone": sent}, num_tokens=3, metrics={"x": 1.0}))
+    upload = store.keep_upload(
+        "a", Upload(node="a", round=0, parts={"backbone": sent}, num_tokens=3, metrics={"x": 1.0})
+    )
     assert isinstance(upload.parts["backbone"]["w"], PagedTensor)
     assert (upload.num_tokens, upload.metrics) == (3, {"x": 1.0})
-    store.bring("b")  # a goes
+    store.load("b")  # a goes
     assert len(pages(tmp_path)) == 2
     assert torch.equal(states["a"].parameters["w"], upload.parts["backbone"]["w"])
-    store.bring("a")
+    store.load("a")
     states["a"].parameters["w"].zero_()
-    store.bring("b")
+    store.load("b")
     assert torch.equal(upload.parts["backbone"]["w"], draw(0).add_(1.0))
 
 
 def test_all_of_a_node_goes_to_disk_but_what_is_small(topology: Topology, tmp_path: Path) -> None:
     store, states = make(topology, tmp_path)
-    store.bring("a")
+    store.load("a")
     state = states["a"]
     residual = Residual(keys={"k": draw(1)}, values={}, origin="x", federation="y", jurisdiction=None, round=0)
     state.start = {"w": draw(2)}
@@ -105,7 +111,7 @@ def test_all_of_a_node_goes_to_disk_but_what_is_small(topology: Topology, tmp_pa
     state.download = Download(round=0, parts={"keys": {"w": draw(4)}}, residuals=(residual,))
     state.uploads = {"c": Upload(node="c", round=0, parts={"keys": {"w": draw(5)}}, num_tokens=1)}
     state.inbox = [residual]
-    store.bring("b")
+    store.load("b")
     assert state.start is not None
     assert state.download is not None
     put = [
@@ -116,16 +122,16 @@ def test_all_of_a_node_goes_to_disk_but_what_is_small(topology: Topology, tmp_pa
     for tensor, seed in zip(put, (2, 3, 4, 1, 5, 1), strict=True):
         assert torch.equal(tensor, draw(seed))
     assert state.memory["piece"]["score"] == [1.0, 2.0]
-    store.bring("a")
+    store.load("a")
     assert state.start is not None
     assert not isinstance(state.start["w"], PagedTensor)  # a federation's weights, once it aggregates
 
 
 def test_a_start_that_was_made_since_a_node_was_read_is_kept(topology: Topology, tmp_path: Path) -> None:
     store, states = make(topology, tmp_path)
-    store.bring("world", to_write=False)
+    store.load("world", to_write=False)
     states["world"].start = {"w": draw(9)}
-    store.bring("a")
+    store.load("a")
     assert states["world"].start is not None
     assert torch.equal(states["world"].start["w"], draw(9))
 
@@ -134,19 +140,19 @@ def test_a_start_that_was_made_since_a_node_was_read_is_kept(topology: Topology,
 def test_what_was_read_ahead_is_what_is_there(changed: bool, topology: Topology, tmp_path: Path) -> None:
     store, states = make(topology, tmp_path)
     states["world"].participants = ("a", "c")
-    optimizers = {"c": store.put_optimizer({"moment": draw(8), "step": 3})}
-    store.bring("a")
-    store.look_ahead("a", optimizers)
+    optimizers = {"c": store.store_optimizer({"moment": draw(8), "step": 3})}
+    store.load("a")
+    store.prefetch("a", optimizers)
     (waiting, _), (moments, _) = store._ahead.values()
     assert waiting is states["c"].parameters  # b takes no part
     assert moments is optimizers["c"]
     if changed:
-        store.bring("c")
+        store.load("c")
         states["c"].parameters["w"].zero_()
-        store.bring("b")
-    store.bring("c")
+        store.load("b")
+    store.load("c")
     assert torch.equal(states["c"].parameters["w"], torch.zeros(SIZE) if changed else draw(0))
-    assert torch.equal(store.fetch_optimizer(optimizers["c"])["moment"], draw(8))
+    assert torch.equal(store.load_optimizer(optimizers["c"])["moment"], draw(8))
     assert store._ahead == {}
 
 
@@ -175,7 +181,7 @@ def test_what_a_killed_run_left_is_removed_and_what_is_in_use_is_not(topology: T
     assert len(pages(tmp_path)) == 1
     other, _ = make(topology, tmp_path)
     assert len(list(tmp_path.glob("*.lock"))) == 2
-    living.bring("a")
+    living.load("a")
     assert torch.equal(states["a"].parameters["w"], draw(0))
     del other
 
@@ -196,10 +202,10 @@ def test_all_of_a_node_is_moved_to_the_device_but_for_single_numbers_of_its_memo
     memory = {"averaging": {"optimizer": {0: {"step": torch.tensor(3.0), "exp_avg": draw(2)}}}}
     state = NodeState(parameters={"w": draw(0), "scale": torch.tensor(1.0)}, download=download, memory=memory)
     states = {"a": state}
-    store.adopt(states)
+    store.register(states)
     moved = states["a"]
     assert moved.download is not None
     assert {one.device for one in (*moved.parameters.values(), moved.download.parts["keys"]["w"])} == {meta}
     kept = moved.memory["averaging"]["optimizer"][0]
     assert (kept["step"], kept["exp_avg"].device) == (torch.tensor(3.0), meta)
-    assert {one.device for one in store.initial({"w": draw(0)}).values()} == {meta}
+    assert {one.device for one in store.initial_weights({"w": draw(0)}).values()} == {meta}

@@ -16,7 +16,7 @@ from worldlm.callbacks.averaging import find_optimizer
 from worldlm.commands.estimate.messages import MessageSizes
 from worldlm.distributed.fsdp import blocks
 from worldlm.federation.parameters import num_bytes
-from worldlm.rounds.callback import FederationCallback
+from worldlm.rounds import RoundCallback
 from worldlm.topology import Node, Topology
 
 _GRADIENT, _MESSAGES = "gradient", "messages and averages"
@@ -26,7 +26,7 @@ _MOMENTS = 2
 """Tensors as large as the model that AdamW keeps."""
 
 
-def kept_by(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallback], *, sends: bool) -> dict[str, int]:
+def kept_by(node: Node, sizes: MessageSizes, callbacks: Sequence[RoundCallback], *, sends: bool) -> dict[str, int]:
     """Tell the bytes that a node keeps from round to round, which are those of its part of a checkpoint.
 
     Args:
@@ -57,7 +57,7 @@ def kept_by(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallb
     return kept
 
 
-def _feeds_back(callback: FederationCallback) -> bool:
+def _feeds_back(callback: RoundCallback) -> bool:
     return isinstance(callback, Compression) and callback.up != "none" and callback.error_feedback
 
 
@@ -73,7 +73,7 @@ def _outer_copies(optimizer: str, arguments: tuple[tuple[str, Any], ...]) -> flo
     )
 
 
-def of_one_process(topology: Topology, sizes: MessageSizes, callbacks: Sequence[FederationCallback]) -> dict[str, int]:
+def of_one_process(topology: Topology, sizes: MessageSizes, callbacks: Sequence[RoundCallback]) -> dict[str, int]:
     """Tell the bytes of memory of one process that runs the whole world on a CPU, by what they are for."""
     total: Counter[str] = Counter()
     waiting: Counter[int] = Counter()  # by level: one federation of a level is open at a time
@@ -100,7 +100,7 @@ def _in_the_open(node: Node, sizes: MessageSizes) -> int:
     return private * sizes.model + (sizes.whole if node.fits and node.children else 0)
 
 
-def of_one_machine(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallback], *, sends: bool) -> int:
+def of_one_machine(node: Node, sizes: MessageSizes, callbacks: Sequence[RoundCallback], *, sends: bool) -> int:
     """Return the bytes of memory of one node that has a machine of its own: what it keeps, a gradient, messages."""
     kept = sum(kept_by(node, sizes, callbacks, sends=sends).values()) + sizes.parts["keys"] + sizes.parts["values"]
     gradient = sizes.whole if node.fits else 0

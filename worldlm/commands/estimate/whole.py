@@ -17,7 +17,7 @@ from worldlm.commands.estimate.messages import MessageSizes, message_sizes
 from worldlm.commands.estimate.seconds import link_seconds, longest_way
 from worldlm.commands.estimate.traffic import NodeTraffic, expect_traffic, num_selected
 from worldlm.models import LanguageModule
-from worldlm.rounds.callback import FederationCallback
+from worldlm.rounds import RoundCallback
 from worldlm.topology import Node, Topology
 from worldlm.trainer.world_trainer import WorldTrainer
 
@@ -94,7 +94,7 @@ def estimate(
         num_slices: Devices among which the weights of a node that trains are divided.
     """
     topology = trainer.topology
-    callbacks = [one for one in trainer.callbacks if isinstance(one, FederationCallback)]  # type: ignore[attr-defined]
+    callbacks = [one for one in trainer.callbacks if isinstance(one, RoundCallback)]  # type: ignore[attr-defined]
     sizes = message_sizes(module, callbacks)
     nodes = expect_traffic(topology, sizes)
     of_fit = _tokens_of_a_fit(trainer, module.architecture.max_seq_len, batch_size)
@@ -120,14 +120,14 @@ def estimate(
 
 def _tokens_of_a_fit(trainer: WorldTrainer, seq_len: int, batch_size: int) -> dict[str, int]:
     of_batch = {n.name: (n.settings.batch_size or batch_size) * seq_len for n in trainer.topology.data_nodes if n.fits}
-    return {name: trainer.fit_loop.num_batches(name) * tokens for name, tokens in of_batch.items()}
+    return {name: trainer.plan.num_batches(name) * tokens for name, tokens in of_batch.items()}
 
 
 def _levels(
     topology: Topology,
     sizes: MessageSizes,
     nodes: dict[str, NodeTraffic],
-    callbacks: Sequence[FederationCallback],
+    callbacks: Sequence[RoundCallback],
 ) -> list[Level]:
     levels = [Level(depth=depth) for depth in range(topology.depth)]
     born = 0.0  # residuals selected in a round: each goes down through a level once, at most

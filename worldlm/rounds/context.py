@@ -1,0 +1,83 @@
+"""What a hook receives: the node that acts, its state, and the tools a callback needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from worldlm.federation.parameters import Part, Tensors
+from worldlm.federation.seeds import derive_seed
+from worldlm.federation.state import NodeState
+from worldlm.rounds.world import World
+from worldlm.topology import Node
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """The node that acts in a hook, and when."""
+
+    world: World
+    """Topology, partition of the parameters, and the keys and values that all nodes started from."""
+    node: Node
+    """The node that acts."""
+    state: NodeState
+    """Its weights and counters. Hooks that merge write into the weights in place."""
+    round: int
+    """Round of the world, from 0."""
+    subround: int
+    """Sub-round, counted from 0 over the round."""
+    callbacks: Sequence[object] = ()
+    """All callbacks of the method, in the order of the recipe."""
+
+    @property
+    def num_rounds(self) -> int | None:
+        """Rounds of the whole run; None or -1 if it has no end."""
+        return self.world.num_rounds
+
+    def seed(self, purpose: str) -> int:
+        """Return the seed of a random draw: a pure function of (seed, node, round, sub-round, purpose)."""
+        return derive_seed(self.world.seed, self.node.name, self.round, self.subround, purpose)
+
+    def part(self, part: Part) -> Tensors:
+        """Return the node's tensors of one part, not copied."""
+        return self.state.part(part, self.world.partition)
+
+    def find(self, kind: type[T]) -> T | None:
+        """Return the first callback of a type, or None."""
+        return next((callback for callback in self.callbacks if isinstance(callback, kind)), None)
+
+    def log(self, scalars: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars by tag.
+
+        Args:
+            scalars: Values by tag; by convention the tag of a node's metric is `NODE/metric`.
+            step: By default the round.
+        """
+        self.world.log.scalars(scalars, self.round if step is None else step)
+
+    def log_text(self, tag: str, text: str) -> None:
+        """Log a Markdown text of this round."""
+        self.world.log.text(tag, text, self.round)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalFit:
+    """The local training of one node, as it begins."""
+
+    module: nn.Module
+    """The live module, which holds the node's weights."""
+    optimizers: Sequence[Optimizer]
+    """The node's optimizers, with their state."""
+    device: torch.device
+    """The device that trains."""
+    batch_sampler: Any
+    """Draws the node's batches; see `worldlm.data.BlockBatchSampler`."""
+    resumed: bool
+    """Whether the fit was interrupted earlier, and now continues."""

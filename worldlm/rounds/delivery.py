@@ -1,0 +1,108 @@
+"""Delivery of messages: at once within a process, over the transport between processes.
+
+All processes run the same program of a round, and each carries out the steps of its own nodes. A message to another
+process is sent as soon as it is known, without waiting; its receiver waits for it. Every message is sent earlier in the
+program than it is waited for, so no process waits for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from worldlm.federation.messages import Download, Upload, download_from_state, message_state, upload_from_state
+from worldlm.rounds.composer import Composer
+from worldlm.rounds.context import Context
+from worldlm.rounds.program import Step
+from worldlm.topology import Node
+
+
+class Delivery:
+    """Brings messages to their receivers.
+
+    Args:
+        composer: Composes the messages.
+        program: One round of the world.
+    """
+
+    def __init__(self, composer: Composer, program: Sequence[Step]) -> None:
+        self.composer = composer
+        self.world = composer.world
+        self.transport = composer.world.transport
+        self._positions = {step: position for position, step in enumerate(program)}
+        self._entered_at = 0
+
+    def enter(self, cursor: int) -> None:
+        """Enter a round at a step of the program: send what the steps before it would have sent to other processes."""
+        self._entered_at = cursor
+        for step, position in self._positions.items():
+            child = self.world.topology.nodes[step.node]
+            if step.kind != "receive" or not self.transport.crosses_processes(child.name):
+                continue
+            parent = self.composer.parent(child)
+            opened = self._positions[Step("open", parent.name, step.subround)]
+            if self.transport.is_local(child.name):
+                uploaded = self._positions.get(Step("upload", child.name, step.subround - 1), -1)
+                if uploaded < cursor <= opened:
+                    self.announce(child, step.subround)
+            elif self.transport.is_local(parent.name) and opened < cursor <= position:
+                self._send_download(child, step.subround)
+
+    # ------------------------------------------------------------------ readiness
+
+    def announce(self, child: Node, subround: int) -> None:
+        """Send to a parent in another process whether a child may take part in its next sub-round of this round."""
+        if child.listens or not self.transport.crosses_processes(child.name):
+            return
+        if Step("open", self.composer.parent(child).name, subround) in self._positions:
+            self.transport.send(child.name, "ready", self.may_take_part(child.name, subround))
+
+    def is_ready(self, child: str, subround: int, parent_takes_part: bool) -> bool:
+        """Return, at its parent, whether a child may take part."""
+        if self.transport.crosses_processes(child):  # the child has sent it, even if its parent takes no part
+            return bool(self.transport.receive(child, "ready"))
+        return parent_takes_part and self.may_take_part(child, subround)
+
+    def may_take_part(self, name: str, subround: int) -> bool:
+        """Return whether the callbacks let a node of this process take part."""
+        return self.composer.method.participates(self.composer.context(name, subround))
+
+    # ------------------------------------------------------------------ downloads
+
+    def send_downloads(self, parent: Node, subround: int) -> None:
+        """Send their downloads to the children that other processes hold."""
+        for child in parent.children:
+            if self.transport.crosses_processes(child.name):
+                self._send_download(child, subround)
+
+    def _send_download(self, child: Node, subround: int) -> None:
+        download = self.composer.download(child, subround)
+        self.transport.send(child.name, "down", None if download is None else message_state(download))
+
+    def download_for(self, child: Node, subround: int) -> Download | None:
+        """Return, at the child, what its parent sends to it; None if it takes no part."""
+        if not self.transport.crosses_processes(child.name):
+            return self.composer.download(child, subround)
+        content = self.transport.receive(child.name, "down")
+        return None if content is None else download_from_state(self.world.store.to_storage(content))
+
+    # ------------------------------------------------------------------ uploads
+
+    def deliver(self, sender: Context, upload: Upload | None) -> None:
+        """Bring an upload to the sender's parent; None if nothing arrives."""
+        name = sender.node.name
+        if self.transport.crosses_processes(name):  # its parent waits for it
+            self.transport.send(name, "up", None if upload is None else message_state(upload))
+        elif upload is not None:
+            parent = self.composer.parent(sender.node)
+            self.composer.accept(self.composer.context(parent.name, sender.subround), upload)
+
+    def collect_uploads(self, parent: Context) -> None:
+        """Receive, at the parent, the uploads of participants that other processes hold."""
+        for name in parent.state.participants:
+            if name == parent.node.name or not self.transport.crosses_processes(name):
+                continue
+            if self._positions[Step("upload", name, parent.subround)] < self._entered_at:
+                continue  # the run resumed after this upload had arrived
+            content = self.transport.receive(name, "up")
+            if content is not None:
+                self.composer.accept(parent, upload_from_state(self.world.store.to_storage(content)))

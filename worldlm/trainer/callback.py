@@ -1,0 +1,21 @@
+"""The base class of WorldLM's callbacks: hooks of a round, and Lightning's hooks."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Callback
+
+from worldlm.rounds.callback import RoundCallback
+
+
+class FederationCallback(RoundCallback, Callback):
+    """One part of a federated method, in a recipe's list of callbacks.
+
+    The hooks of a round (`worldlm.rounds.RoundCallback`) receive a `Context`. Lightning's own hooks run as in any
+    Lightning callback: `on_train_epoch_start` and `on_train_epoch_end` are the start and the end of a round, and the
+    hooks of a batch run within a node's fit. Where several processes share a world, the hooks of a round run in the
+    process that holds the node, and Lightning's hooks in all processes; `trainer.world.states` then has the nodes of
+    other processes without tensors, as of the last round.
+
+    State that belongs to the run, and not to a node, goes through `state_dict` and `load_state_dict`, as in any
+    Lightning callback.
+    """

@@ -1,0 +1,38 @@
+"""What the fit loop needs to know of a run, besides Lightning's trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from worldlm.rounds.method import Method
+from worldlm.storage.node_store import NodeStore
+from worldlm.topology import Topology
+from worldlm.trainer.fit_plan import FitPlan
+from worldlm.trainer.run_log import RunLog
+
+
+@dataclass(slots=True, kw_only=True)
+class RunSettings:
+    """The federation of a run, and how its processes share it."""
+
+    topology: Topology
+    """Who federates with whom."""
+    seed: int
+    """Seed of all random draws of the federation."""
+    method: Method
+    """The callbacks of the present fit."""
+    plan: FitPlan
+    """How much every node trains."""
+    log: RunLog
+    """Where metrics go."""
+    make_store: Callable[[Collection[str]], NodeStore]
+    """Makes the place where nodes wait, given the names of those that this process holds."""
+    agree_on_folder: Callable[[], None]
+    """Lets all processes use the folder of process 0."""
+    num_ranks: int = 1
+    """Processes that share the world."""
+    devices_per_node: int = 1
+    """Processes that train one node together."""
+    share_memory: bool | None = None
+    """See `NodeSlot`."""
