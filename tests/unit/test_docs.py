@@ -1,15 +1,16 @@
-"""What the documentation shows must work: every block of shell, YAML and Python in README.md and docs/*.md.
+"""Checks every block of shell, YAML and Python in README.md, CONTRIBUTING.md and docs/**/*.md.
 
-A new page is covered by being there. Of its blocks
+New pages are found by themselves. Their blocks are checked by language:
 
-- `bash` is read by a real shell in which every program is a stand-in. What begins with `worldlm` is checked by HOW, one
-  function for each command: add a line there for a new command. What else may be typed stands in PROGRAMS.
-- `yaml` is read as what it holds: a topology, a recipe or a part of one, corpora, callbacks.
-- `python` is executed, all blocks of a page one after another, with the numbers of SMALLER.
+- `bash` is read by a real shell in which every program is replaced by a recorder. A command that begins with `worldlm`
+  is checked by HOW, one function for each command: add a line there for a new command. PROGRAMS lists what else a page
+  may tell you to type.
+- `yaml` is parsed as what it contains: a topology, a recipe or a part of one, corpora, callbacks.
+- `python` is executed, all blocks of a page one after another, with the smaller numbers of SMALLER.
 
-Whatever begins with a comment that is a file's name, as `# my_world.yaml`, is a file of that name for all blocks. One
-that cannot run in a test has `<!-- not run: why -->` on the line before it: it is checked, but not carried out by the
-slow test, which carries out all others on a small model.
+A block whose first line is a comment with a file name, such as `# my_world.yaml`, is written to a file of that name, and
+the blocks of all pages can use it. Put `<!-- not run: why -->` on the line before a block that cannot run in a test. It
+is then checked, but the slow test does not run it; the slow test runs all other blocks with a small model.
 """
 
 from __future__ import annotations
@@ -43,7 +44,24 @@ from worldlm.commands.report import command as report_command
 from worldlm.topology import find_file, load_topology, parse_topology
 
 TOP = Path(__file__).resolve().parents[2]
-PAGES = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
+DOCS = TOP / "docs"
+FOLDERS = ("tutorials", "how-to", "explanation", "reference", "benchmarks")
+"""Folders of docs/ that a page may be in: those of Diataxis, and measurements."""
+
+
+def find_pages() -> list[Path]:
+    """Return the pages that people write: all but the API pages, which Sphinx fills from docstrings."""
+    skipped = (DOCS / "_build", DOCS / "reference" / "api")
+    found = [page for page in sorted(DOCS.rglob("*.md")) if not any(page.is_relative_to(one) for one in skipped)]
+    return [TOP / "README.md", TOP / "CONTRIBUTING.md", *found]
+
+
+PAGES = find_pages()
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(TOP).as_posix()
+
 
 PROGRAMS = "worldlm python pip pytest ruff mypy lint-imports sphinx-build tensorboard torchrun srun .ci/run"
 """What pages may tell a reader to type, beside what a shell has by itself."""
@@ -72,7 +90,7 @@ class Block:
 
     @property
     def place(self) -> str:
-        return f"{self.page.name}:{self.line}"
+        return f"{name_of(self.page)}:{self.line}"
 
     @property
     def file(self) -> str:
@@ -91,7 +109,7 @@ def blocks_of(page: Path, language: str) -> list[Block]:
     for match in _FENCE.finditer(text):
         note = match["note"] or ""
         if "not run" in note:
-            assert re.fullmatch(r" *<!-- not run: \w.* -->\n", note), f"{page.name}: write <!-- not run: why -->"
+            assert re.fullmatch(r" *<!-- not run: \w.* -->\n", note), f"{name_of(page)}: write <!-- not run: why -->"
         if match["language"] == language:
             line = text.count("\n", 0, match.start("language")) + 1
             content = textwrap.dedent(match["text"])
@@ -131,8 +149,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 path = tmp_path / block.file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block.text)
-    swapped = tmp_path / "my_world_swapped.yaml"  # compare.md's; any other tree with the same leaves
-    swapped.write_text((tmp_path / "my_world.yaml").read_text().replace("name: my-world", "name: my-world-swapped"))
+    world = tmp_path / "my_world.yaml"  # shown in how-to/write_a_topology.md
+    if world.exists():  # how-to/compare_methods.md names another tree with the same leaves
+        swapped = world.read_text().replace("name: my-world", "name: my-world-swapped")
+        (tmp_path / "my_world_swapped.yaml").write_text(swapped)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "argv", ["worldlm"])
@@ -231,7 +251,7 @@ def check_other(words: list[str]) -> None:
         extras = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         for name in (name for one in given for names in re.findall(r"\[(.*)\]", one) for name in names.split(",")):
             assert name in extras
-    if program == "python":
+    if program == "python" and not Path(given[0]).is_file():  # a script that a page shows is run as a Python block
         script = TOP / given[0]
         source = (script / "__main__.py" if script.is_dir() else script).read_text()
         for option in (one for one in given[1:] if one.startswith("--")):
@@ -282,16 +302,13 @@ def test_the_example_of_a_callback_is_short(desk: Path) -> None:
     assert len(Path("vote.py").read_text().splitlines()) < 30
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks_of(page, "python") and page.stem != "README"], ids=lambda page: page.name
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page, "python")], ids=name_of)
 def test_python(page: Path, desk: Path) -> None:
     names: dict[str, Any] = {}
-    after = [TOP / "README.md"] if page.stem == "quickstart" else []  # it names that page's module and data
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*warmup_steps is|.*treespec")
-        for block in (block for one in (page, *after) for block in blocks_of(one, "python")):
+        for block in blocks_of(page, "python"):
             compile(block.text, block.place, "exec")
             imports = "\n".join(line for line in block.text.splitlines() if line.startswith(("from ", "import ")))
             text = block.text if block.runs else imports
@@ -300,8 +317,9 @@ def test_python(page: Path, desk: Path) -> None:
             exec(compile("\n" * block.line + text, str(block.page), "exec"), names)
 
 
-def test_what_a_run_prints_is_told_alike_on_both_pages() -> None:
-    tables = [block.text for page in ("README.md", "docs/quickstart.md") for block in blocks_of(TOP / page, "text")]
+def test_both_pages_show_the_same_table_of_the_quickstart() -> None:
+    pages = ("README.md", "docs/tutorials/quickstart.md")
+    tables = [block.text for page in pages for block in blocks_of(TOP / page, "text")]
     tables = [one for one in tables if "after 20 rounds" in one]
     assert len(tables) == 2
     assert tables[0] == tables[1]
@@ -310,20 +328,47 @@ def test_what_a_run_prints_is_told_alike_on_both_pages() -> None:
 # ---------------------------------------------------------------------- pages
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def table_of_contents() -> list[str]:
+    """Return the entries of all toctrees of the index: pages by their path below docs/, without the ending."""
+    trees = re.findall(r"```{toctree}\n(.*?)```", (DOCS / "index.md").read_text("utf-8"), re.S)
+    return [line for tree in trees for line in tree.splitlines() if line and not line.startswith(":")]
+
+
 def test_every_page_is_in_the_table_of_contents() -> None:
-    index = (TOP / "docs" / "index.md").read_text()
-    entries = {name for tree in re.findall(r"```{toctree}\n(.*?)```", index, re.S) for name in tree.split()}
-    assert [page.stem for page in PAGES[1:] if page.stem != "index" and page.stem not in entries] == []
+    pages = [page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES if page.is_relative_to(DOCS)]
+    entries = table_of_contents()
+    assert sorted(set(entries)) == sorted(entries)
+    assert [page for page in pages if page != "index" and page not in entries] == []
+    assert [entry for entry in entries if not (DOCS / f"{entry}.md").is_file()] == []
+
+
+def test_every_page_is_in_a_folder_that_says_what_it_is() -> None:
+    below = [page.relative_to(DOCS) for page in PAGES if page.is_relative_to(DOCS)]
+    misplaced = [page for page in below if len(page.parts) != 2 or page.parts[0] not in FOLDERS]
+    assert [page.as_posix() for page in misplaced] == ["index.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_lines_are_short(page: Path) -> None:
+    """At most 110 characters outside of code and tables, so that text and its changes can be read in a terminal."""
+    code, long = "", []
+    for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
+        fence = re.match(r" *(`{3,})", line)
+        if fence:
+            code = "" if code == fence[1] else code or fence[1]
+        elif not code and not line.lstrip().startswith("|") and len(line) > 110:
+            long.append(f"{name_of(page)}:{number}: {len(line)} characters")
+    assert long == []
 
 
 def test_every_module_of_the_mathematics_is_in_the_reference() -> None:
-    page = (TOP / "docs" / "reference" / "federation.md").read_text()
+    page = (DOCS / "reference" / "api" / "federation.md").read_text("utf-8")
     modules = sorted(path.stem for path in (TOP / "worldlm" / "federation").glob("*.py") if path.stem != "__init__")
     assert re.findall(r"automodule:: worldlm\.federation\.(\w+)", page) == modules
 
@@ -339,7 +384,7 @@ def test_pages_build_without_a_warning(tmp_path: Path) -> None:
         "--quiet",
         "-W",
         "--keep-going",
-        str(TOP / "docs"),
+        str(DOCS),
         str(tmp_path / "html"),
     ]
     done = subprocess.run([*command, "-d", str(tmp_path / "trees")], capture_output=True, text=True)
@@ -388,7 +433,7 @@ class Here:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("page", TRAINING, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", TRAINING, ids=name_of)
 @pytest.mark.filterwarnings("ignore")
 def test_commands_are_carried_out(page: Path, desk: Path, reading: Any) -> None:
     for split in ("train", "validation"):
