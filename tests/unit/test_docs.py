@@ -8,9 +8,9 @@ New pages are found by themselves. Their blocks are checked by language:
 - `yaml` is parsed as what it contains: a topology, a recipe or a part of one, corpora, callbacks.
 - `python` is executed, all blocks of a page one after another, with the smaller numbers of SMALLER.
 
-A block whose first line is a comment with a file name, such as `# my_world.yaml`, is written to a file of that name, and
-the blocks of all pages can use it. Put `<!-- not run: why -->` on the line before a block that cannot run in a test. It
-is then checked, but the slow test does not run it; the slow test runs all other blocks with a small model.
+A block whose first line is a comment with a file name, such as `# my_world.yaml`, is written to a file of that name,
+and the blocks of all pages can use it. Put `<!-- not run: why -->` on the line before a block that cannot run in a
+test. It is then checked, but the slow test does not run it; the slow test runs all other blocks with a small model.
 """
 
 from __future__ import annotations
