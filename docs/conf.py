@@ -1,4 +1,4 @@
-"""How the pages are built: `sphinx-build -W docs docs/_build`. No network is asked."""
+"""Settings of `sphinx-build -W docs docs/_build`. The build needs no network."""
 
 from sphinx.ext.napoleon.docstring import GoogleDocstring
 
@@ -23,5 +23,5 @@ autodoc_class_signature = "separated"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
-# what stands before a colon in the docstring of a field is no type: those are annotated
+# in the docstring of a field, text before a colon is not a type: fields have annotations
 GoogleDocstring._parse_attribute_docstring = lambda self: list(self._lines)
