@@ -117,8 +117,8 @@ class Look(Callback):
         self.found: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Any, *args: Any) -> None:
-        world, slot = trainer.world.state_dict(), trainer.fit_loop.slot.state_dict()
-        self.found = deepcopy({"states": world["states"], "optimizers": slot})
+        states = {name: state.state_dict() for name, state in trainer.world.states.items()}
+        self.found = deepcopy({"states": states, "optimizers": trainer.fit_loop.slot.state_dict()})
 
 
 @pytest.fixture

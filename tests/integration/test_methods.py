@@ -15,9 +15,9 @@ from toy_world import BEGINNING, write_toy_world
 from worldlm import callbacks
 from worldlm.cli import main
 from worldlm.cli.recipe import read_recipe
-from worldlm.rounds.method import check_settings
 from worldlm.topology import find_file, load_topology, steps_per_round
 from worldlm.trainer import FederationCallback
+from worldlm.trainer.method_checks import check_settings
 
 BASES = ("quickstart", "pile_tiny")
 FOLDER = find_file("recipes", "methods/fedavg").parent
@@ -119,10 +119,10 @@ def test_compression_over_a_method(method: str, name: str, down: str, up: str, r
     (added,) = (one for one in ours(trainer) if isinstance(one, callbacks.Compression))
     assert (added.down, added.up, added.error_feedback) == (down, up, True)
     if method != "local":
-        added.setup(trainer, None, "fit")
+        trainer.method.check(trainer.topology)
         return
     with pytest.raises(ValueError, match="nothing to do: no other callback lets a part of the model travel"):
-        added.setup(trainer, None, "fit")
+        trainer.method.check(trainer.topology)
 
 
 def test_the_order_of_fragments_does_not_matter(reading: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from worldlm.callbacks import FedAMP, Record, Summary, TokenRows
-from worldlm.federation import pages
+from worldlm.storage import pages
 from worldlm.storage.paged_store import Paging
 from worldlm.storage.pages import PagedTensor
 from worldlm.topology import Topology, parse_topology
@@ -130,14 +130,14 @@ def test_figures_of_all_nodes_need_no_page(
 def test_a_damaged_page_ends_the_run_with_one_clear_line(
     tree: Topology, fit: Make, whole_method: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rest = NodeSlot.rest
+    rest = NodeSlot.unload
 
     def damage(slot: NodeSlot) -> None:
         rest(slot)
         for path in tmp_path.rglob("*.safetensors"):
             path.write_bytes(path.read_bytes()[:-4])
 
-    monkeypatch.setattr(NodeSlot, "rest", damage)
+    monkeypatch.setattr(NodeSlot, "unload", damage)
     with pytest.raises(OSError, match=r"pages/.*safetensors does not hold what was written into it: .* checkpoint"):
         fit(tree, whole_method(), paging=PAGING)
 

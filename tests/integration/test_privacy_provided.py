@@ -22,8 +22,8 @@ from worldlm.callbacks import (
     UpdatePrivacy,
 )
 from worldlm.data import BlockBatchSampler
-from worldlm.rounds.method import check_listed_once
 from worldlm.topology import Node, Privacy, Settings, Topology
+from worldlm.trainer.method_checks import check_listed_once
 
 Make = Callable[..., Any]
 

@@ -17,9 +17,9 @@ from worldlm.cli import main
 from worldlm.cli.fit import RecipeCLI, RecipeParser
 from worldlm.cli.recipe import read_recipe
 from worldlm.data import Corpus, HubDataset, Mixture, TextFiles
-from worldlm.rounds.method import check_settings
 from worldlm.topology import find_file, load_topology
 from worldlm.trainer import FederationCallback
+from worldlm.trainer.method_checks import check_settings
 
 RECIPES = {path.stem: path for path in sorted(find_file("recipes", "quickstart").parent.glob("*.yaml"))}
 TOPOLOGIES = sorted(find_file("topologies", "quickstart").parent.glob("*.yaml"))

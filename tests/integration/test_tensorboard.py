@@ -114,6 +114,7 @@ def test_a_budget_has_a_curve_beside_what_is_spent() -> None:
 def with_letters(fit: Make) -> Make:
     class Lettered(NodeMetrics):
         def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            super().setup(trainer, pl_module, stage)
             trainer.datamodule.tokenizer = Letters()
 
     return lambda tree, callbacks, **options: fit(tree, [Lettered(), *callbacks], **options)

@@ -98,8 +98,8 @@ class Scripted(NodeMetrics):
         super().__init__()
         self.script = script
 
-    def _score(self, trainer: WorldTrainer, context: Any, moment: str, *_: Any) -> None:
-        self.memory(context.state)[moment] = [self.script[trainer.world.round], math.nan]
+    def _score(self, context: Any, moment: str, *_: Any) -> None:
+        self.memory(context.state)[moment] = [self.script[context.round], math.nan]
 
 
 def test_early_stopping_follows_the_rounds(star: Make, fit: Make) -> None:

@@ -72,7 +72,7 @@ class AttentionAggregation(FederationCallback):
         self.download_rate = check_rate("download_rate", download_rate)
         self.leaf_download_rate = check_rate("leaf_download_rate", leaf_download_rate)
 
-    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+    def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
         if not self.downward and any(isinstance(other, Averaging) and other.attentive for other in callbacks):
             raise ValueError("an attentive Averaging needs an AttentionAggregation with downward: true")
 

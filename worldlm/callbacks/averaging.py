@@ -102,7 +102,7 @@ class Averaging(FederationCallback):
     def state_key(self) -> str:
         return self._generate_state_key(parts=sorted(self.parts))
 
-    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+    def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
         if self.attentive and not any(isinstance(other, WeighsParent) for other in callbacks):
             raise ValueError("an attentive Averaging needs an AttentionAggregation among trainer.callbacks")
         for node in topology.nodes.values():

@@ -67,7 +67,7 @@ class Compression(FederationCallback):
         self.up: Encoding = up
         self.error_feedback = error_feedback
 
-    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+    def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
         if sum(isinstance(other, Compression) for other in callbacks) > 1:
             raise ValueError("Compression is among trainer.callbacks more than once: it would round twice")
         if not topology.root.children:

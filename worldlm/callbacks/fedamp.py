@@ -49,7 +49,7 @@ class FedAMP(FederationCallback):
         self.self_weight = self_weight
         self.sigma = sigma
 
-    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+    def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
         if topology.depth != 2:
             raise ValueError(f"FedAMP needs a star, a root and its leaves: {topology.name} has {topology.depth} levels")
 

@@ -61,7 +61,7 @@ class ResidualExchange(FederationCallback):
         self.min_similarity = min_similarity
         self.similarity: Similarity = similarity
 
-    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+    def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
         if not any("keys" in other.parts for other in callbacks):
             raise ValueError(
                 "ResidualExchange needs AttentionAggregation among trainer.callbacks: it uses the residuals"

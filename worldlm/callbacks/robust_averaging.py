@@ -55,8 +55,8 @@ class RobustAveraging(Averaging):
         self.rule = rule
         self.max_norm = max_norm
 
-    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
-        super().check(callbacks, topology)
+    def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+        super().check_method(callbacks, topology)
         if any(isinstance(other, WeighsRows) and other.part in self.parts for other in callbacks):
             raise ValueError("RobustAveraging knows no rows: leave TokenRows out, or let Averaging merge the embedding")
 

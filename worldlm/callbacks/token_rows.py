@@ -74,7 +74,7 @@ class TokenRows(FederationCallback):
         if not any(isinstance(other, Averaging) and self.part in other.parts for other in callbacks):
             raise ValueError(f"TokenRows needs an Averaging of the {self.part}, the part that {self._name} belongs to")
 
-    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+    def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
         if sum(isinstance(other, TokenRows) for other in callbacks) > 1:
             raise ValueError("TokenRows is among trainer.callbacks more than once")
 

@@ -59,8 +59,11 @@ class UpdatePrivacy(PrivacyLedgers):
         return replace(upload, parts=parts, residuals=tuple(residuals))
 
     def node_figures(self, node: Node, state: NodeState) -> dict[str, float]:
-        privacy, ledger = node.settings.privacy, self.ledger(state)
-        return {"epsilon": ledger.epsilon(privacy.delta)} if privacy is not None and ledger.history else {}
+        privacy = node.settings.privacy
+        if privacy is None:
+            return {}
+        ledger = self.ledger(state)
+        return {"epsilon": ledger.epsilon(privacy.delta)} if ledger.history else {}
 
     def _release(self, context: Context, privacy: Privacy, model: Tensors, start: Tensors, purpose: str) -> Sanitised:
         """Clip and noise what is about to leave, and write it down."""

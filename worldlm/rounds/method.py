@@ -68,7 +68,7 @@ class Method:
                 if reason := callback.must_follow(later):
                     raise ValueError(reason)
         for callback in self.callbacks:
-            callback.check(self.callbacks, topology)
+            callback.check_method(self.callbacks, topology)
 
     # ------------------------------------------------------------------ hooks, in the order of a round
 
