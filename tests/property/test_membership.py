@@ -1,4 +1,4 @@
-"""Laws of what becomes of a world's nodes, for any two trees."""
+"""Properties of the changes between any two trees."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def trees(draw: st.DrawFn) -> Topology:
 
     def build(name: str) -> Node:
         corpus = draw(st.sampled_from("xy")) if not below[name] or draw(st.booleans()) else None
-        own = Settings(num_local_steps=draw(st.integers(1, 3)), dropout=draw(st.sampled_from([0.0, 0.5])))
-        return Node(name=name, corpus=corpus, settings=own, children=tuple(map(build, below[name])))
+        node_settings = Settings(num_local_steps=draw(st.integers(1, 3)), dropout=draw(st.sampled_from([0.0, 0.5])))
+        return Node(name=name, corpus=corpus, settings=node_settings, children=tuple(map(build, below[name])))
 
     return Topology(name="t", root=build(names[0]))
 
@@ -61,7 +61,7 @@ def test_every_node_joined_left_or_stayed(old: Topology, new: Topology) -> None:
 
 @FEW
 @given(trees(), trees())
-def test_a_new_node_starts_from_its_nearest_ancestor_that_was_there(old: Topology, new: Topology) -> None:
+def test_a_new_node_starts_from_its_nearest_old_ancestor(old: Topology, new: Topology) -> None:
     above = parents(new)
     for name, source in plan(old, new).joined.items():
         nearest: str | None = name
@@ -72,19 +72,21 @@ def test_a_new_node_starts_from_its_nearest_ancestor_that_was_there(old: Topolog
 
 @FEW
 @given(trees(), trees())
-def test_there_and_back(old: Topology, new: Topology) -> None:
-    there, back = plan(old, new), plan(new, old)
+def test_the_reverse_changes_swap_old_and_new(old: Topology, new: Topology) -> None:
+    forward, back = plan(old, new), plan(new, old)
     assert not plan(old, old)
-    assert set(there.joined) == set(back.left)
-    assert there.moved == {name: (after, before) for name, (before, after) in back.moved.items()}
-    swapped = {name: {(key, after, before) for key, before, after in one} for name, one in back.settings.items()}
-    assert {name: set(one) for name, one in there.settings.items()} == swapped
-    assert bool(there) == bool(back) == bool([*there.lines()])
+    assert set(forward.joined) == set(back.left)
+    assert forward.moved == {name: (after, before) for name, (before, after) in back.moved.items()}
+    swapped = {
+        name: {(key, after, before) for key, before, after in changed} for name, changed in back.settings.items()
+    }
+    assert {name: set(changed) for name, changed in forward.settings.items()} == swapped
+    assert bool(forward) == bool(back) == bool([*forward.lines()])
 
 
 @FEW
 @given(trees(), trees())
-def test_what_is_carried_over(old: Topology, new: Topology) -> None:
+def test_states_are_carried_over(old: Topology, new: Topology) -> None:
     states = {}
     for i, (name, node) in enumerate(old.nodes.items()):
         states[name] = NodeState(
@@ -100,8 +102,8 @@ def test_what_is_carried_over(old: Topology, new: Topology) -> None:
     carried = carry_over(states, changes, new)
     assert [*carried] == [*new.nodes]
     for name, state in carried.items():
-        still = {child.name for child in new.nodes[name].children}
-        assert set(state.participants) == set(state.attention) <= still
+        children = {child.name for child in new.nodes[name].children}
+        assert set(state.participants) == set(state.attention) <= children
         if name in changes.joined:
             source: Any = states[changes.joined[name]]
             assert torch.equal(state.parameters["w"], source.parameters["w"])

@@ -1,4 +1,4 @@
-"""Laws of topology files: any tree survives YAML, any text is read or refused in plain lines."""
+"""Properties of topology files: any tree survives YAML, and any text is read or rejected with lines."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def as_plain(node: Node, above: int) -> dict[str, Any]:
-    """A node as it was written, given the steps that hold above it."""
+    """A node as it was written, given the steps that it inherits."""
     steps = node.settings.num_local_steps
     assert steps is not None
     plain: dict[str, Any] = {"name": node.name, "corpus": node.corpus, "weight": node.weight}
@@ -41,7 +41,7 @@ def as_plain(node: Node, above: int) -> dict[str, Any]:
 
 
 def filled(node: dict[str, Any], above: int) -> dict[str, Any]:
-    """The same of a written node, with its absent keys filled in."""
+    """The same plain values of a written node, with absent keys filled in."""
     steps = node.get("settings", {}).get("num_local_steps", above)
     plain = {key: node.get(key) for key in ("name", "corpus", "weight")}
     plain["settings"] = None if steps == above else {"num_local_steps": steps}
@@ -52,37 +52,37 @@ def filled(node: dict[str, Any], above: int) -> dict[str, Any]:
 @FEW
 @given(trees(), st.booleans())
 def test_any_tree_survives_yaml(tree: dict[str, Any], flow: bool) -> None:
-    whole = {"name": "t", "settings": {"num_local_steps": 3}, "root": tree}
-    topology = parse_topology(yaml.safe_dump(whole, default_flow_style=flow, width=9999), "t.yaml")
+    document = {"name": "t", "settings": {"num_local_steps": 3}, "root": tree}
+    topology = parse_topology(yaml.safe_dump(document, default_flow_style=flow, width=9999), "t.yaml")
     assert as_plain(topology.root, 3) == filled(tree, 3)
     for node in topology.nodes.values():
         assert all(topology.parent(child.name) is node for child in node.children)
     assert len(draw_tree(topology).splitlines()) == 1 + len(topology.nodes)
 
 
-def read_or_refuse(text: str) -> None:
-    """Only a TopologyError may come, and each of its lines must name a line of the file."""
+def read_or_reject(text: str) -> None:
+    """Allow only a TopologyError, each of whose lines names a line of the file."""
     try:
         parse_topology(text, "t.yaml")
     except TopologyError as error:
         num_lines = len(text.splitlines()) + 1
         for mistake in error.mistakes:
-            source, line, wrong = mistake.split(":", 2)
+            source, line, problem = mistake.split(":", 2)
             assert source == "t.yaml"
             assert 1 <= int(line) <= num_lines
-            assert wrong.strip()
+            assert problem.strip()
             assert len(mistake.splitlines()) == 1
 
 
 @FEW
 @given(st.text(alphabet="ab:-[]{}&*!<>|'\"\\%#?~,\n \t0.eU\x85\u2028\ud800", max_size=60))
-def test_any_text_is_read_or_refused(text: str) -> None:
-    read_or_refuse(text)
+def test_any_text_is_read_or_rejected(text: str) -> None:
+    read_or_reject(text)
 
 
 @FEW
 @given(st.data())
-def test_any_wrong_value_is_read_or_refused(data: st.DataObject) -> None:
+def test_any_value_is_read_or_rejected(data: st.DataObject) -> None:
     keys = [
         "name",
         "corpus",
@@ -109,4 +109,4 @@ def test_any_wrong_value_is_read_or_refused(data: st.DataObject) -> None:
     )
     root = data.draw(st.dictionaries(st.sampled_from(keys), values, max_size=6))
     top = {"name": "t", "settings": data.draw(values), "root": {"name": "w", "corpus": "c", **root}}
-    read_or_refuse(yaml.safe_dump(top, allow_unicode=True))
+    read_or_reject(yaml.safe_dump(top, allow_unicode=True))

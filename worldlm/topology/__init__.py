@@ -1,4 +1,4 @@
-"""The YAML graph: typed nodes and settings, loading with file and line, drawing. No torch."""
+"""The topology: typed nodes and settings, loaded from YAML with file and line in errors, and drawings. No torch."""
 
 from worldlm.topology.draw import draw_tree
 from worldlm.topology.find import find_file

@@ -1,4 +1,4 @@
-"""What is different between two worlds, nodes being known by name: who joined, left, moved, and what was set anew."""
+"""The differences between two worlds: nodes that joined, left or moved, and changed settings. Names identify nodes."""
 
 from __future__ import annotations
 
@@ -11,121 +11,126 @@ from worldlm.topology.settings import FOR_CHILDREN, KINDS_OF_PRIVACY, Privacy, S
 from worldlm.topology.tree import Topology
 
 Described: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""Nodes by name, parents first: `parent` (None at the root), and what holds there by dotted name."""
+"""Node name -> its `parent` (None at the root) and its settings by dotted name; parents come first."""
 Setting: TypeAlias = tuple[str, Any, Any]
-"""Dotted name of a setting, its old value and its new one; None where it is not set."""
+"""Dotted name of a setting, its old value and its new value; None where it is not set."""
 
 _FOR_DATA = ("num_local_steps", "batch_size", "optimizer_state")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What became of a world's nodes; false where nothing changed."""
+    """The changes from an old world to a new one; false if nothing changed."""
 
     joined: Mapping[str, str] = field(default_factory=dict)
-    """New nodes, parents first, and the old node that each starts from."""
+    """New node -> the old node from whose model it starts; parents come first."""
     left: Mapping[str, str | None] = field(default_factory=dict)
-    """Nodes that are gone, and whose children they were."""
+    """Removed node -> its former parent."""
     moved: Mapping[str, tuple[str | None, str | None]] = field(default_factory=dict)
-    """Nodes that have another parent: the old one and the new one, None above the root."""
+    """Node with a new parent -> (old parent, new parent); None stands above the root."""
     settings: Mapping[str, tuple[Setting, ...]] = field(default_factory=dict)
-    """What was set anew at nodes that stayed; their corpus and weight are among it."""
+    """Node that stayed -> its changed settings, `corpus` and `weight` included."""
     loosened: Mapping[str, tuple[Setting, ...]] = field(default_factory=dict)
-    """The part of `settings` that asks for less privacy than before."""
+    """The part of `settings` that requires less privacy than before."""
     begun: Mapping[str, str] = field(default_factory=dict)
-    """Nodes that stayed and ask for privacy from now on, and for which kind; for both, the first."""
+    """Node that stayed and becomes private -> the kind of privacy; the first of `KINDS_OF_PRIVACY` if both begin."""
     opened: Mapping[str, tuple[Setting, ...]] = field(default_factory=dict)
-    """The part of `settings` that lets more residuals out or in than before."""
+    """The part of `settings` that shares or accepts more residuals than before."""
     dissolved: tuple[str, ...] = ()
-    """Nodes that left, whose privacy held for children that stayed, together, as one."""
+    """Removed private nodes whose children stayed: these children are no longer protected together, as one unit."""
     bared: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
-    """Nodes that read a text anew without a kind of privacy that it was read under: the text, the kind, and where."""
+    """Node that starts to read a corpus with less privacy than before -> (corpus, kind of privacy, private reader)."""
     disclosed: str | None = None
-    """The old root, where a new root above it starts from it although it is private now."""
+    """The old root, if it is private now and a new root above it starts from its model."""
 
     def __bool__(self) -> bool:
         return bool(self.joined or self.left or self.moved or self.settings)
 
     @property
     def parted(self) -> list[tuple[str, str]]:
-        """Children that left or moved, and their former parent, where that is still there."""
+        """Pairs (child, former parent) for children that left or moved away from a parent that still exists."""
         former = {**self.left, **{name: old for name, (old, _) in self.moved.items()}}
         return [(name, old) for name, old in former.items() if old is not None and old not in self.left]
 
     @property
     def new_texts(self) -> dict[str, str]:
-        """Nodes that stayed and now read another corpus, and which."""
-        told = ((name, setting) for name, settings in self.settings.items() for setting in settings)
-        return {name: new for name, (key, _, new) in told if key == "corpus" and new is not None}
+        """Node that stayed and reads another corpus -> the new corpus."""
+        changed = ((name, setting) for name, settings in self.settings.items() for setting in settings)
+        return {name: new for name, (key, _, new) in changed if key == "corpus" and new is not None}
 
     def lines(self) -> Iterator[str]:
-        """Yield what changed, a line each; nodes with which the same happened share one."""
+        """Yield one line per change; nodes with the same change share a line."""
         for source, names in _grouped(self.joined).items():
             yield f"joined: {join_names(names)} (from {source})"
         if self.left:
             yield f"left: {join_names(self.left)}"
         for (old, new), names in _grouped(self.moved).items():
             yield f"moved: {join_names(names)} from {old or 'the top'} to {new or 'the top'}"
-        told = {name: ", ".join(map(_shown, settings)) for name, settings in self.settings.items()}
-        for what, names in _grouped(told).items():
+        changed = {name: ", ".join(map(_shown, settings)) for name, settings in self.settings.items()}
+        for what, names in _grouped(changed).items():
             yield f"changed: {join_names(names)} {what}"
         for corpus, names in _grouped(self.new_texts).items():
-            yield f"{join_names(names)}: reads {corpus} from its beginning"
+            yield f"{join_names(names)}: starts to read {corpus} from its beginning"
 
     def warnings(self) -> Iterator[str]:
-        """Yield what nobody should overlook, a line each."""
-        told = {name: ", ".join(map(_shown, settings)) for name, settings in self.loosened.items()}
-        for what, names in _grouped(told).items():
-            yield f"privacy is loosened at {join_names(names)}: {what}; what was spent so far stays in the ledger"
-        told = {name: ", ".join(map(_shown, settings)) for name, settings in self.opened.items()}
-        for what, names in _grouped(told).items():
+        """Yield one line per change that weakens privacy or discards a model."""
+        loosened = {name: ", ".join(map(_shown, settings)) for name, settings in self.loosened.items()}
+        for what, names in _grouped(loosened).items():
+            yield f"privacy is loosened at {join_names(names)}: {what}; the ledger keeps the budget spent so far"
+        opened = {name: ", ".join(map(_shown, settings)) for name, settings in self.opened.items()}
+        for what, names in _grouped(opened).items():
             yield f"rules on residuals are loosened at {join_names(names)}: {what}"
         for name in self.dissolved:
-            yield f"{name} is gone, whose privacy held for all below it as one: what is left is that of every node"
+            yield f"{name} was removed: its descendants are no longer protected together, only each node by itself"
         for (corpus, kind, where), names in _grouped(self.bared).items():
-            yield f"{join_names(names)} reads {corpus} without the {kind} that it was read under at {where}"
+            yield f"{join_names(names)} reads {corpus} without {kind}, which {where} had when it read {corpus}"
         for kind, names in _grouped(self.begun).items():
-            yield f"{kind} begins at {join_names(names)}: no epsilon covers what was learnt there before"
+            yield f"{kind} begins at {join_names(names)}: epsilon does not cover earlier training"
         if self.disclosed is not None:
-            told_of = (
-                f"what is above {self.disclosed} starts from its model, which no noise hides: all that it learnt so "
+            yield (
+                f"the new nodes above {self.disclosed} start from its model without noise: its privacy does not cover "
+                f"earlier training, only what {self.disclosed} sends from now on"
             )
-            yield told_of + f"far is known there; its privacy holds for what {self.disclosed} sends from now on"
         for name in self.joined:
             if near := suggest(name, self.left):
-                told_of = f"{name} is a new node{near} A node is known by its name: what the old one learnt is dropped"
-                yield told_of
+                yield f"{name} is a new node{near} Names identify nodes: the model of the removed node is discarded"
 
     def record(self) -> dict[str, Any]:
-        """Return all of it as plain values for JSON."""
+        """Return all changes as plain values for JSON."""
         return {
             "joined": dict(self.joined),
             "left": list(self.left),
-            "moved": {name: list(both) for name, both in self.moved.items()},
-            "changed": {name: {key: [old, new] for key, old, new in one} for name, one in self.settings.items()},
+            "moved": {name: list(parents) for name, parents in self.moved.items()},
+            "changed": {
+                name: {key: [old, new] for key, old, new in changed} for name, changed in self.settings.items()
+            },
         }
 
 
 def described(topology: Topology) -> dict[str, dict[str, Any]]:
     """Return the nodes of a topology as plain values, parents first.
 
-    Settings that are at their default, or have no effect at the node, are left out.
+    Settings with their default value, and settings without effect at the node, are left out.
     """
     parents = {child.name: node.name for node in topology.nodes.values() for child in node.children}
-    found: dict[str, dict[str, Any]] = {}
+    nodes: dict[str, dict[str, Any]] = {}
     for name, node in topology.nodes.items():
-        own = dict(_flat({"corpus": node.corpus, "weight": node.weight, **asdict(node.settings)}))
-        vain = (*(FOR_CHILDREN if node.is_leaf else ()), *(() if node.holds_data else _FOR_DATA))
-        told = {key: one for key, one in own.items() if one != _DEFAULTS.get(key) and key.split(".")[0] not in vain}
-        found[name] = {"parent": parents.get(name), **told}
-    return found
+        values = dict(_flat({"corpus": node.corpus, "weight": node.weight, **asdict(node.settings)}))
+        unused = (*(FOR_CHILDREN if node.is_leaf else ()), *(() if node.holds_data else _FOR_DATA))
+        relevant = {
+            key: value
+            for key, value in values.items()
+            if value != _DEFAULTS.get(key) and key.split(".")[0] not in unused
+        }
+        nodes[name] = {"parent": parents.get(name), **relevant}
+    return nodes
 
 
 def compare(old: Described, new: Described) -> Changes:
-    """Find what became of the nodes of an old world in a new one; the order of siblings means nothing.
+    """Find the changes from an old world to a new one; the order of siblings does not matter.
 
-    A new node starts from its parent if that was there, else from what its parent starts from; a new root from the old
-    root, whose model is the whole old world's.
+    A new node starts from the model of its nearest ancestor in the old world. A new root starts from the old root,
+    which has the model of the whole old world.
     """
     old_root, new_root = next(iter(old)), next(iter(new))
     sources: dict[str | None, str] = {None: old_root}
@@ -142,10 +147,10 @@ def compare(old: Described, new: Described) -> Changes:
     return Changes(
         joined={name: sources[name] for name in new if name not in old},
         left=left,
-        moved={name: both for name, both in parents.items() if both[0] != both[1]},
-        settings={name: found for name, found in settings.items() if found},
-        loosened={name: found for name, found in loosened.items() if found},
-        opened={name: found for name, found in opened.items() if found},
+        moved={name: (before, after) for name, (before, after) in parents.items() if before != after},
+        settings={name: changes for name, changes in settings.items() if changes},
+        loosened={name: changes for name, changes in loosened.items() if changes},
+        opened={name: changes for name, changes in opened.items() if changes},
         dissolved=tuple(name for name in left if name in held_together),
         bared=dict(_bared(old, new)),
         begun={name: kind for name in stayed for kind in reversed(KINDS_OF_PRIVACY) if _begins(old, new, name, kind)},
@@ -180,7 +185,7 @@ def _loosened(old: Mapping[str, Any], new: Mapping[str, Any], settings: Iterable
 
 
 def _is_opened(setting: Setting) -> bool:
-    """Whether a rule on residuals has become looser."""
+    """Whether a change makes a rule on residuals looser."""
     key, old, new = setting
     if key == "residuals.share":
         return bool(new)
@@ -188,7 +193,7 @@ def _is_opened(setting: Setting) -> bool:
 
 
 def _bared(old: Described, new: Described) -> Iterator[tuple[str, tuple[str, str, str]]]:
-    """Find who reads a text anew, and less privately than somebody did before."""
+    """Find the nodes that start to read a corpus with less privacy than a node of the old world did."""
     private: dict[tuple[str, str], str] = {}
     for name, node in old.items():
         for kind in KINDS_OF_PRIVACY:
@@ -208,12 +213,12 @@ def _begins(old: Described, new: Described, name: str, kind: str) -> bool:
 
 
 def _privacy(node: Mapping[str, Any], kind: str) -> Privacy | None:
-    own = {key.removeprefix(f"{kind}."): value for key, value in node.items() if key.startswith(f"{kind}.")}
-    return Privacy(**own) if own else None
+    fields = {key.removeprefix(f"{kind}."): value for key, value in node.items() if key.startswith(f"{kind}.")}
+    return Privacy(**fields) if fields else None
 
 
 def _grouped(values: Mapping[str, Any]) -> dict[Any, list[str]]:
-    """Return names by their value."""
+    """Return value -> the names that have it."""
     groups: dict[Any, list[str]] = {}
     for name, value in values.items():
         groups.setdefault(value, []).append(name)

@@ -1,4 +1,4 @@
-"""Small checks that say what is wrong, the value, and what is allowed."""
+"""Small checks whose messages name the value and the allowed range."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class FieldError(ValueError):
-    """Every bad field of one object, so that a reader of files can give each its own line.
+    """All invalid fields of an object, so that a reader of files can report the line of each.
 
     Attributes:
-        mistakes: field name -> what is wrong with it, without the field's name.
+        mistakes: field name -> the problem, without the field's name.
     """
 
     def __init__(self, mistakes: Mapping[str, str]) -> None:
         self.mistakes = dict(mistakes)
-        super().__init__("; ".join(f"{field} {wrong}" for field, wrong in mistakes.items()))
+        super().__init__("; ".join(f"{field} {problem}" for field, problem in mistakes.items()))
 
     def __reduce__(self) -> tuple[type[FieldError], tuple[dict[str, str]]]:
-        """Pickle by the mistakes, not by the message."""
+        """Pickle the mistakes instead of the message."""
         return type(self), (self.mistakes,)
 
 
 def refuse(checks: Mapping[str, str]) -> None:
-    """Raise what the checks found.
+    """Raise the problems that checks found.
 
     Args:
-        checks: field name -> what is wrong with it, or an empty string.
+        checks: field name -> the problem, or an empty string.
 
     Raises:
-        FieldError: if any check found something.
+        FieldError: if any check found a problem.
     """
-    mistakes = {field: wrong for field, wrong in checks.items() if wrong}
+    mistakes = {field: problem for field, problem in checks.items() if problem}
     if mistakes:
         raise FieldError(mistakes)
 
@@ -48,7 +48,7 @@ def out_of_range(
     below: float | None = None,
     at_most: float | None = None,
 ) -> str:
-    """Say why a number is outside its range, or return an empty string. None is never outside."""
+    """Return why a number is outside its range, or an empty string. None is always in range."""
     if value is None:
         return ""
     bounds = [
@@ -64,7 +64,7 @@ def out_of_range(
 
 
 def bad_name(value: str) -> str:
-    """Say why a text cannot be a name, or return an empty string."""
+    """Return why a text cannot be a name, or an empty string."""
     if _NAME.fullmatch(value) and len(value) <= MAX_NAME_CHARACTERS:
         return ""
     allowed = f"1 to {MAX_NAME_CHARACTERS} letters, digits, '_' or '-'"
@@ -72,5 +72,5 @@ def bad_name(value: str) -> str:
 
 
 def shorten(text: str, num_characters: int = 60) -> str:
-    """Cut a text that is too long for one line of an error."""
+    """Shorten a text that is too long for one line of an error."""
     return text if len(text) <= num_characters else f"{text[: num_characters - 3]}..."

@@ -1,4 +1,4 @@
-"""YAML text composed into nodes with marks, within bounds; no Python object is ever constructed."""
+"""YAML text composed into nodes with marks and with limits on size; no Python object is ever constructed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from worldlm.topology.checks import shorten
 MAX_DEPTH = 64
 MAX_VALUES = 1_000_000
 FREE_VALUES = 10_000
-"""As many may come of aliases, whatever the size of the text; beyond, as many as it has characters."""
+"""Values allowed in any text, aliases expanded; a text may have this many plus one per character."""
 
 _PREFIX = "tag:yaml.org,2002:"
 MERGE = f"{_PREFIX}merge"
 _TAGS = {"str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merge", "value"}
 _BY_FORM = {"int", "float", "bool", "timestamp"}
-"""What a text is by its form: PyYAML stumbles over others that are tagged so."""
+"""Types that PyYAML recognises by their form; it fails on a value with such a tag and another form."""
 _REACHES = re.compile(r"[&*!\[{]")
 
 
@@ -31,18 +31,18 @@ class Entry(NamedTuple):
 
 
 class _Extent(NamedTuple):
-    """How large a node is once its aliases are followed."""
+    """The size of a node with its aliases expanded."""
 
     num_values: int
     depth: int
 
 
 class TooFar(yaml.composer.ComposerError):
-    """YAML, but more of it than is allowed."""
+    """Valid YAML that exceeds a limit."""
 
 
 class Composer(yaml.SafeLoader):
-    """SafeLoader that only composes, and refuses cycles, tags, deep nesting and YAML bombs.
+    """SafeLoader that only composes, and rejects cycles, tags, deep nesting and YAML bombs.
 
     Attributes:
         alias_lines: id of an aliased node -> line (from 1) of its first alias.
@@ -56,25 +56,24 @@ class Composer(yaml.SafeLoader):
         self._max_values = min(MAX_VALUES, FREE_VALUES + len(text))
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose one node and check how far it reaches."""
+        """Compose a node and check its size."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         mark = event.start_mark
         if self._num_open >= MAX_DEPTH:
-            _refuse(f"is nested deeper than the {MAX_DEPTH} levels allowed", mark)
+            _reject(f"is nested deeper than the {MAX_DEPTH} levels allowed", mark)
         self._num_open += 1
         node = super().compose_node(parent, index)
         self._num_open -= 1
         if node is not None and isinstance(event, yaml.AliasEvent):
             self.alias_lines.setdefault(id(node), mark.line + 1 if mark else 1)
             if id(node) not in self._extents:
-                told = f"alias *{event.anchor} makes a cycle: nothing can be below itself"
-                _refuse(told, mark)
+                _reject(f"alias *{event.anchor} makes a cycle: a node cannot contain itself", mark)
         elif node is not None:
             self._extents[id(node)] = self._measure(node, mark)
         return node
 
     def _form(self, node: yaml.Node) -> Any:
-        """Return the tag that a text has by itself; None for what is no text."""
+        """Return the tag that PyYAML derives from the form of a scalar; None if the node is not a scalar."""
         if not isinstance(node, yaml.ScalarNode):
             return None
         return self.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
@@ -82,25 +81,25 @@ class Composer(yaml.SafeLoader):
     def _measure(self, node: yaml.Node, mark: Any) -> _Extent:
         tag = node.tag.removeprefix(_PREFIX)
         if tag not in _TAGS:
-            told = f"tag {shorten(repr(node.tag))} is not allowed; write the plain value"
-            raise yaml.composer.ComposerError(None, None, told, mark)
+            message = f"tag {shorten(repr(node.tag))} is not allowed; write the plain value"
+            raise yaml.composer.ComposerError(None, None, message, mark)
         if tag in _BY_FORM and self._form(node) != node.tag:
-            shown = shorten(repr(node.value)) if isinstance(node, yaml.ScalarNode) else "what is no single value"
-            _refuse(f"tag !!{tag} does not fit {shown}; write the plain value", mark)
+            shown = shorten(repr(node.value)) if isinstance(node, yaml.ScalarNode) else "a list or a mapping"
+            _reject(f"tag !!{tag} does not fit {shown}; write the plain value", mark)
         below = [self._extents[id(child)] for child in _children(node)]
         num_values = 1 + sum(extent.num_values for extent in below)
         depth = 1 + max((extent.depth for extent in below), default=0)
         if num_values > self._max_values:
-            _refuse(f"has more than the {self._max_values} values allowed, aliases followed", mark)
+            _reject(f"has more than the {self._max_values} values allowed, aliases expanded", mark)
         if depth > MAX_DEPTH:
-            _refuse(f"is nested deeper than the {MAX_DEPTH} levels allowed, aliases followed", mark)
+            _reject(f"is nested deeper than the {MAX_DEPTH} levels allowed, aliases expanded", mark)
         return _Extent(num_values, depth)
 
 
 def too_far(text: str) -> str:
-    """Say why a text must not be read as YAML by a reader without these bounds; nothing if it is none, or harmless.
+    """Return why a reader without these limits must not read a text as YAML; "" if it is not YAML or within the limits.
 
-    Texts within it count too, as some readers take a text for YAML wherever it stands.
+    Scalars inside the text are checked as YAML texts too, because some readers parse a text at any depth.
     """
     if not _REACHES.search(text):
         return ""
@@ -108,34 +107,34 @@ def too_far(text: str) -> str:
         node = Composer(text).get_single_node()
     except TooFar as error:
         return str(error.problem)
-    except (yaml.YAMLError, ValueError):  # to all others it is a text
+    except (yaml.YAMLError, ValueError):  # other readers take it for a plain text
         return ""
     return next(filter(None, map(too_far, _texts(node, text))), "")
 
 
 def _texts(node: yaml.Node | None, whole: str) -> Iterator[str]:
-    """Yield what stands in a node, and is shorter than the whole; the same node once."""
-    waiting, seen = [node], set[int]()
-    while waiting:
-        one = waiting.pop()
-        if one is None or id(one) in seen:
+    """Yield the scalars in a node that are shorter than the whole text; a node that is used twice counts once."""
+    pending, seen = [node], set[int]()
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
             continue
-        seen.add(id(one))
-        if isinstance(one, yaml.ScalarNode) and len(one.value) < len(whole):
-            yield one.value
-        waiting += _children(one)
+        seen.add(id(current))
+        if isinstance(current, yaml.ScalarNode) and len(current.value) < len(whole):
+            yield current.value
+        pending += _children(current)
 
 
 def pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, Entry]]:
-    """Yield a mapping's keys and entries: its own first, then those its merge keys (`<<`) bring.
+    """Yield a mapping's keys and entries: its own first, then those of its merge keys (`<<`).
 
-    A merge key whose value is no mapping is yielded itself.
+    A merge key whose value is not a mapping is yielded itself.
     """
     merges: list[tuple[yaml.Node, yaml.Node]] = []
     for key, value in node.value:
         if key.tag == MERGE:
-            several = value.value if isinstance(value, yaml.SequenceNode) else [value]
-            merges += [(key, merged) for merged in several]
+            sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            merges += [(key, merged) for merged in sources]
         else:
             yield key, Entry(line_of(key), value)
     for key, merged in merges:
@@ -156,5 +155,5 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
     return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
-def _refuse(wrong: str, mark: Any) -> None:
-    raise TooFar(None, None, wrong, mark)
+def _reject(problem: str, mark: Any) -> None:
+    raise TooFar(None, None, problem, mark)

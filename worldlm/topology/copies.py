@@ -1,4 +1,4 @@
-"""A node that a file asks for many times, written out with all that is below it."""
+"""Nodes with `copies`: the copies of such a node and of its descendants."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ from worldlm.topology.checks import MAX_NAME_CHARACTERS
 from worldlm.topology.tree import Node
 
 MAX_NODES = 1_000_000
-"""A world of more is refused before it takes memory."""
+"""A larger world is rejected before it is built in memory."""
 
 
 def cannot_be_written_out(root: Node, copies: Mapping[str, int]) -> tuple[Node, str] | None:
-    """Say which node of a template cannot be written out, and why; None if all can.
+    """Return a node that cannot be copied and the reason; None if all nodes can.
 
     Args:
-        root: The tree as its file has it.
-        copies: How often to write a node, by name; a name that is missing stands for once, without a suffix.
+        root: The tree as the file defines it.
+        copies: Node name -> number of copies; a node that is missing here gets one copy without a suffix.
     """
-    wrong: list[tuple[Node, str]] = []
-    _measure(root, copies, 0, wrong)
-    return wrong[0] if wrong else None
+    problems: list[tuple[Node, str]] = []
+    _measure(root, copies, 0, problems)
+    return problems[0] if problems else None
 
 
-def _measure(node: Node, copies: Mapping[str, int], num_suffix: int, wrong: list[tuple[Node, str]]) -> int:
-    """Count what a template's node becomes in one copy of its parent; collect what is wrong, deepest first."""
+def _measure(node: Node, copies: Mapping[str, int], num_suffix: int, problems: list[tuple[Node, str]]) -> int:
+    """Count the nodes that a node expands to in one copy of its parent; collect the problems, deepest first."""
     number = copies.get(node.name)
     num_suffix += 0 if number is None else len(f"_{number}")
-    size = (number or 1) * (1 + sum(_measure(child, copies, num_suffix, wrong) for child in node.children))
+    size = (number or 1) * (1 + sum(_measure(child, copies, num_suffix, problems) for child in node.children))
     if len(node.name) + num_suffix > MAX_NAME_CHARACTERS:
-        wrong.append((node, f"name and its suffixes have more than the {MAX_NAME_CHARACTERS} characters allowed"))
+        problems.append((node, f"name with its suffixes is longer than the {MAX_NAME_CHARACTERS} characters allowed"))
     if size > MAX_NODES:
-        wrong.append((node, f"makes {size:,} nodes with all that is below it; {MAX_NODES:,} are allowed"))
+        problems.append((node, f"expands to {size:,} nodes, descendants included; {MAX_NODES:,} are allowed"))
     return size
 
 
 def write_out(node: Node, copies: Mapping[str, int], suffix: str = "") -> Iterator[Node]:
-    """Yield the copies of a template's node, `NAME_1` to `NAME_N`, and below each its own copies of what is below.
+    """Yield the copies of a node, `NAME_1` to `NAME_N`, each with its own copies of the descendants.
 
-    What is below a copy has its suffix, and then its own: the third `hospital` of `region_2` is `hospital_2_3`.
+    A descendant's name gets the suffix of the copy above it, and then its own: the third `hospital` of `region_2` is
+    `hospital_2_3`.
     """
     number = copies.get(node.name)
     for copy in range(1, (number or 1) + 1):
-        own = suffix if number is None else f"{suffix}_{copy}"
-        children = tuple(one for child in node.children for one in write_out(child, copies, own))
-        yield replace(node, name=node.name + own, children=children, copy=0 if number is None else copy)
+        full_suffix = suffix if number is None else f"{suffix}_{copy}"
+        children = tuple(written for child in node.children for written in write_out(child, copies, full_suffix))
+        yield replace(node, name=node.name + full_suffix, children=children, copy=0 if number is None else copy)

@@ -10,17 +10,17 @@ from worldlm.topology.tree import Node, Topology
 
 
 def draw_tree(topology: Topology) -> str:
-    """Draw the tree, one node a line, for terminals and TensorBoard.
+    """Draw the tree, one line per node, for terminals and TensorBoard.
 
-    A node that holds data tells its corpus and local steps, or that it only listens; any other setting is told where it
-    begins to hold, and then holds for all below until one of them tells another. Of the copies of a node the first is
-    drawn, and the others are counted.
+    The line of a data node shows its corpus and its local steps, or that it only listens. Any other setting is shown at
+    the highest node that has it; it holds for all descendants until one shows another value. Of the copies of a node,
+    the first is drawn and the others are counted.
     """
     head = f"{topology.name}: {topology.description}" if topology.description else topology.name
     root = topology.root
     rows = list(_walk(root, None))
     width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {told}" for name, told in rows]
+    lines = [f"{name:<{width}}  {text}" for name, text in rows]
     return "\n".join([head, *(line.rstrip() for line in lines)])
 
 
@@ -30,13 +30,13 @@ def _walk(node: Node, above: Node | None, prefix: str = "", indent: str = "") ->
     for position, run in enumerate(runs, start=1):
         branch, stem = ("└── ", "    ") if position == len(runs) else ("├── ", "│   ")
         if run[0].copy > 1:
-            yield f"{indent}{branch}...", f"{len(run):,} more like it, to {run[-1].name}"
+            yield f"{indent}{branch}...", f"{len(run):,} more copies, up to {run[-1].name}"
         else:
             yield from _walk(run[0], node, indent + branch, indent + stem)
 
 
 def _runs(children: Sequence[Node]) -> list[list[Node]]:
-    """Put the second and further copies of a node together, and every other node by itself."""
+    """Group the second and further copies of a node; every other node is a group of its own."""
     runs: list[list[Node]] = []
     for child in children:
         if child.copy > 1 and runs and runs[-1][0].copy > 1:
@@ -47,25 +47,25 @@ def _runs(children: Sequence[Node]) -> list[list[Node]]:
 
 
 def facts(node: Node, above: Node | None) -> Iterator[str]:
-    """Tell what a node is, and what of its settings begins to hold there.
+    """Yield what a node is, and those of its settings that differ from its parent's.
 
     Args:
         node: The node.
         above: Its parent, None for the root.
     """
-    here, before = node.settings, above.settings if above else Settings()
+    settings, inherited = node.settings, above.settings if above else Settings()
     if node.holds_data:
         yield f"corpus {node.corpus}"
-        yield f"{here.num_local_steps} steps" if node.fits else "listens"
+        yield f"{settings.num_local_steps} steps" if node.fits else "listens"
     if node.weight is not None:
         yield f"weight {node.weight:g}"
-    idle = FOR_CHILDREN if above and node.is_leaf else ()
-    for key, told in _told(here).items():
-        if getattr(here, key) != getattr(before, key) and key not in idle:
-            yield told
+    unused = FOR_CHILDREN if above and node.is_leaf else ()
+    for key, text in _texts(settings).items():
+        if getattr(settings, key) != getattr(inherited, key) and key not in unused:
+            yield text
 
 
-def _told(settings: Settings) -> dict[str, str]:
+def _texts(settings: Settings) -> dict[str, str]:
     return {
         "batch_size": f"batch {settings.batch_size or 'by default'}",
         "num_subrounds": f"sub-rounds {settings.num_subrounds}",

@@ -1,4 +1,4 @@
-"""Errors that a user can put right, and the small helpers that word them."""
+"""Errors that a user can fix, and small helpers for their messages."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
-    """All mistakes of one file, one line each.
+    """All mistakes in a file, one line each.
 
     Attributes:
-        mistakes: the lines, as `file:line: what is wrong`.
+        mistakes: the lines, as `file:line: problem`.
     """
 
     def __init__(self, mistakes: Sequence[str]) -> None:
@@ -18,7 +18,7 @@ class UserError(ValueError):
         super().__init__("\n".join(self.mistakes))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[tuple[str, ...]]]:
-        """Pickle by the mistakes, not by the message."""
+        """Pickle the mistakes instead of the message."""
         return type(self), (self.mistakes,)
 
 
@@ -30,16 +30,16 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def join_names(names: Iterable[str], most: int = 10) -> str:
-    """Return the first of some names with commas between, and how many more there are."""
-    told = list(names)
-    return ", ".join(told[:most]) + (f" and {len(told) - most} more" if len(told) > most else "")
+    """Return the first `most` names, separated by commas, and how many more there are."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error is and says, in a line, for a file over which something stumbled."""
+    """Return the type and the message of an error in one line, for a report about an unreadable file."""
     return f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
 
 
 def printable(text: str) -> str:
-    """Return a text with what a terminal would obey, and what has no form, written as escapes."""
+    """Return a text with control and other unprintable characters written as escapes."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""Shipped and local YAML files, found by path or by name."""
+"""Find shipped and local YAML files by path or by name."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SUFFIXES = (".yaml", ".yml")
 def find_file(kind: Literal["topologies", "recipes"], name_or_path: str | Path) -> Path:
     """Find a topology or a recipe.
 
-    A path that exists wins; then `<name>.yaml` is looked for in `./<kind>/`, in the checkout beside
-    the package, and among the installed data files. A name may begin with a folder, as `methods/fedavg`.
+    An existing path comes first. Then `<name>.yaml` is searched in `./<kind>/`, in the checkout beside the package,
+    and among the installed data files. A name may begin with a folder, as in `methods/fedavg`.
 
     Raises:
-        FileNotFoundError: if there is none, naming those there are and the nearest.
+        FileNotFoundError: if there is none; the message lists the known names and the nearest.
     """
-    path = Path(os.path.expanduser(name_or_path))  # as it is, where there is no such user
+    path = Path(os.path.expanduser(name_or_path))  # unchanged if the user does not exist
     if os.path.isfile(path):
         return path
     known = _known(kind)
@@ -31,17 +31,17 @@ def find_file(kind: Literal["topologies", "recipes"], name_or_path: str | Path) 
         return known[name]
     if os.path.exists(path):
         return path
-    told = f"no file {shorten(repr(str(name_or_path)), 200)}, nor any of that name in {kind}"
+    missing = f"no file {shorten(repr(str(name_or_path)), 200)}, and no file of that name in {kind}"
     near = suggest(name, known) or suggest(path.name, known)
-    raise FileNotFoundError(f"{told}; known: {', '.join(sorted(known))}{near}")
+    raise FileNotFoundError(f"{missing}; known: {', '.join(sorted(known))}{near}")
 
 
 def _known(kind: str) -> dict[str, Path]:
-    """Name -> path of all there are, the nearest place first."""
-    found: dict[str, Path] = {}
+    """Return name -> path of all files; local files hide those of the checkout, and these the installed ones."""
+    paths: dict[str, Path] = {}
     for name, path in [*_local(Path(kind)), *_checkout(kind), *_installed(kind)]:
-        found.setdefault(name, path)
-    return found
+        paths.setdefault(name, path)
+    return paths
 
 
 def _local(folder: Path) -> list[tuple[str, Path]]:
@@ -59,8 +59,8 @@ def _installed(kind: str) -> list[tuple[str, Path]]:
         shipped = files("worldlm") or []
     except PackageNotFoundError:
         return []
-    ours = [file for file in shipped if file.suffix in _SUFFIXES]
-    here = [(file.stem, file) for file in ours if file.parent.name == kind]
-    below = [(f"{file.parent.name}/{file.stem}", file) for file in ours if file.parent.parent.name == kind]
-    found = [(name, Path(str(file.locate()))) for name, file in [*here, *below]]
-    return [(name, path) for name, path in found if path.is_file()]
+    yaml_files = [file for file in shipped if file.suffix in _SUFFIXES]
+    top_level = [(file.stem, file) for file in yaml_files if file.parent.name == kind]
+    nested = [(f"{file.parent.name}/{file.stem}", file) for file in yaml_files if file.parent.parent.name == kind]
+    paths = [(name, Path(str(file.locate()))) for name, file in [*top_level, *nested]]
+    return [(name, path) for name, path in paths if path.is_file()]

@@ -1,4 +1,4 @@
-"""Warnings about settings of a topology that have no effect, or hardly the intended one."""
+"""Warnings about settings of a topology that have no effect, or probably not the intended one."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from worldlm.topology.settings import KINDS_OF_PRIVACY
 from worldlm.topology.tree import Topology
 
 MAX_WARNINGS = 20
-"""Of one kind; how many more there are is told too."""
+"""Of one kind; a last line counts the others."""
 
 
 def warnings(topology: Topology) -> Iterator[str]:
-    """Yield a warning, a line each, for every setting that has no effect in this tree."""
+    """Yield one warning per setting that has no effect, or an unintended one, in this tree."""
     yield from _unknown_jurisdictions(topology)
-    yield from _read_openly_too(topology)
+    yield from _unprotected_corpora(topology)
     federations = [node for node in topology.nodes.values() if node.children]
-    drawing = [node for node in federations if node.settings.sampling != "auto"]
-    if drawing and all(node.settings.participation >= 1 for node in drawing):
-        yield f"{drawing[0].source}: sampling has no effect where participation is 1, as at {drawing[0].name!r}"
-    hurried = [node for node in federations if node.settings.deadline_seconds is not None]
-    if hurried and all(child.settings.link is None for node in hurried for child in node.children):
-        told = f"deadline_seconds has no effect at {hurried[0].name!r}"
-        yield f"{hurried[0].source}: {told}: none of its children has a link, which would take time"
+    sampling = [node for node in federations if node.settings.sampling != "auto"]
+    if sampling and all(node.settings.participation >= 1 for node in sampling):
+        yield f"{sampling[0].source}: sampling has no effect where participation is 1, as at {sampling[0].name!r}"
+    timed = [node for node in federations if node.settings.deadline_seconds is not None]
+    if timed and all(child.settings.link is None for node in timed for child in node.children):
+        no_effect = f"deadline_seconds has no effect at {timed[0].name!r}"
+        yield f"{timed[0].source}: {no_effect}: none of its children has a link, so transfers take no time"
 
 
-def _read_openly_too(topology: Topology) -> Iterator[str]:
-    """Find texts that one node reads under a kind of privacy, and another without it."""
+def _unprotected_corpora(topology: Topology) -> Iterator[str]:
+    """Warn of each corpus that some node reads with a kind of privacy and another node without it."""
     readers = [node for node in topology.data_nodes if node.fits]
     for kind in KINDS_OF_PRIVACY:
         private = {str(node.corpus): node for node in readers if getattr(node.settings, kind) is not None}
-        told_of = set[str]()
+        warned = set[str]()
         for node in (node for node in readers if getattr(node.settings, kind) is None):
             corpus = str(node.corpus)
-            if corpus in private and corpus not in told_of:
-                told_of.add(corpus)
-                told = f"{kind} of {private[corpus].name!r} does not protect its text: {node.name!r} reads {corpus!r}"
-                yield f"{node.source}: {told} too, without it"
+            if corpus in private and corpus not in warned:
+                warned.add(corpus)
+                unprotected = f"{kind} of {private[corpus].name!r} does not protect its corpus"
+                yield f"{node.source}: {unprotected}: {node.name!r} reads {corpus!r} too, without {kind}"
 
 
 def _unknown_jurisdictions(topology: Topology) -> Iterator[str]:
-    found = _not_known(topology)
-    yield from islice(found, MAX_WARNINGS)
-    if left := sum(1 for _ in found):
-        yield f"accept_from has {left} more jurisdictions that no node has"
+    unknown = _accepts_from_unknown(topology)
+    yield from islice(unknown, MAX_WARNINGS)
+    if left := sum(1 for _ in unknown):
+        yield f"accept_from names {left} more jurisdictions that no node has"
 
 
-def _not_known(topology: Topology) -> Iterator[str]:
+def _accepts_from_unknown(topology: Topology) -> Iterator[str]:
     known = {node.settings.jurisdiction or "" for node in topology.nodes.values()} - {""}
-    told_of = set[tuple[str, str]]()  # copies have one source
+    warned = set[tuple[str, str]]()  # copies share a source and get one warning
     for node in topology.nodes.values():
         residuals, parent = node.settings.residuals, topology.parent(node.name)
         if parent is not None and parent.settings.residuals == residuals:
             continue
         for name in residuals.accept_from or ():
-            if name not in known and (node.source, name) not in told_of:
-                told_of.add((node.source, name))
-                near = suggest(name, known) if len(told_of) <= MAX_WARNINGS else ""  # a search through all there are
-                told = f"{node.source}: node {node.name!r} accepts residuals from {name!r}, "
-                yield f"{told}which is the jurisdiction of no node{near}"
+            if name not in known and (node.source, name) not in warned:
+                warned.add((node.source, name))
+                near = suggest(name, known) if len(warned) <= MAX_WARNINGS else ""  # a search of all names is slow
+                accepts = f"node {node.name!r} accepts residuals from {name!r}"
+                yield f"{node.source}: {accepts}, but no node has that jurisdiction{near}"

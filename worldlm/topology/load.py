@@ -1,4 +1,4 @@
-"""Topology files: from YAML to a checked tree, every mistake told at once with its line."""
+"""Topology files: from YAML to a checked tree. All mistakes are reported together, each with its line."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _NODE_KEYS = ("name", "corpus", "weight", "copies", "settings", "children")
 _SETTINGS_KEYS = tuple(field.name for field in fields(Settings))
 _HINTS = get_type_hints(Settings)
 
-# What stands in for a value that could not be read, so that the rest of its file is still checked.
+# Stand-ins for values that could not be read, so that the rest of the file is still checked.
 _STAND_IN_STEPS = Settings(num_local_steps=1)
 _STAND_INS = {"copies": 1, "name": "unreadable", "corpus": "unreadable", "weight": None, "description": ""}
 _STAND_IN = Node(name="unreadable", corpus="unreadable", settings=_STAND_IN_STEPS)
 
 
 class TopologyError(UserError):
-    """All mistakes of a topology file, one line each: `file:line: what is wrong`."""
+    """All mistakes in a topology file, one line each: `file:line: problem`."""
 
 
 class _Inherited(NamedTuple):
-    """What comes down to a node: settings, and the keys among them that could not be read."""
+    """The settings that a node inherits, and the keys among them that could not be read."""
 
     settings: Settings
     broken: frozenset[str]
@@ -48,11 +48,11 @@ def load_topology(name_or_path: str | Path, settings: Mapping[str, Any] | None =
 
     Args:
         name_or_path: the file.
-        settings: laid over the settings at the top of the file, as if they stood there.
+        settings: replace settings at the top of the file, as if they were written there.
 
     Raises:
-        FileNotFoundError: if there is none, naming those there are.
-        TopologyError: (a ValueError) with all mistakes of the file, one a line.
+        FileNotFoundError: if there is none; the message lists the known names.
+        TopologyError: (a ValueError) with all mistakes in the file, one per line.
     """
     path = find_file("topologies", name_or_path)
     return parse_topology(read_text(path, TopologyError), str(path), settings)
@@ -66,10 +66,10 @@ def parse_topology(text: str, source: str, settings: Mapping[str, Any] | None = 
     Args:
         text: the YAML.
         source: its name in errors and in `Node.source`, usually the file's path.
-        settings: laid over the settings at the top of the text; nodes' own win, as they do over those.
+        settings: replace settings at the top of the text; the settings of a node still take precedence.
 
     Raises:
-        TopologyError: (a ValueError) with all mistakes, one a line.
+        TopologyError: (a ValueError) with all mistakes, one per line.
     """
     reader = Reader(text, source, TopologyError)
     values = _Loading(reader, settings or {}).topology()
@@ -81,7 +81,7 @@ def parse_topology(text: str, source: str, settings: Mapping[str, Any] | None = 
 
 
 class _Loading:
-    """One reading of a topology file. Where a mistake is reported, a stand-in is returned."""
+    """Builds the tree from a topology file. After a mistake is reported, a stand-in replaces the value."""
 
     def __init__(self, reader: Reader, overrides: Mapping[str, Any]) -> None:
         self.reader = reader
@@ -98,36 +98,37 @@ class _Loading:
             if key not in top and isinstance(root, yaml.MappingNode):
                 self.reader.report(line_of(root), f"a topology needs the key {key!r}")
         values = self._values(top, {"name": str, "description": str})
-        if "name" in top and (wrong := bad_name(values["name"])):
-            self.reader.report(top["name"].line, f"name {wrong}")
+        if "name" in top and (problem := bad_name(values["name"])):
+            self.reader.report(top["name"].line, f"name {problem}")
         inherited = self._override(self._settings(top, _Inherited(Settings(), frozenset())))
         values["root"] = self._node(top["root"], inherited) if "root" in top else _STAND_IN
         if values["root"].listens and not self.reader.num_mistakes:
-            told = "nobody trains: num_local_steps is 0 at every node that holds data"
-            self.reader.report(top["root"].line, told)
+            problem = "no node trains: num_local_steps is 0 at every node that holds data"
+            self.reader.report(top["root"].line, problem)
         if self.copies and not self.reader.num_mistakes:
             values["root"] = self._written_out(values["root"])
         return values
 
     def _written_out(self, root: Node) -> Node:
-        """Write every node as often as it is asked for, if that is possible."""
-        if (found := cannot_be_written_out(root, self.copies)) is not None:
-            self.reader.report(self.name_lines[found[0].name], f"node {found[0].name!r}: {found[1]}")
+        """Return the tree with all copies, or report why it cannot be built."""
+        if (failure := cannot_be_written_out(root, self.copies)) is not None:
+            node, problem = failure
+            self.reader.report(self.name_lines[node.name], f"node {node.name!r}: {problem}")
             return root
         (whole,) = write_out(root, self.copies)
         names: dict[str, Node] = {}
         for node in whole.walk():
             if (other := names.setdefault(node.name, node)) is not node:
-                told = f"name {node.name!r} is taken by the node of line {other.source.rpartition(':')[2]}"
-                self.reader.report(int(node.source.rpartition(":")[2]), f"{told}, its copies written out")
+                problem = f"name {node.name!r} is already used by the node in line {other.source.rpartition(':')[2]}"
+                self.reader.report(int(node.source.rpartition(":")[2]), f"{problem}, with copies expanded")
                 break
         return whole
 
     def _node(self, entry: Entry, above: _Inherited, parent: str | None = None) -> Node:
         node = entry.node
         if id(node) in self.node_lines:
-            told = f"a node has one parent, but the node of line {self.node_lines[id(node)]}"
-            self.reader.report(self.reader.alias_line(node), f"{told} is here again, by an alias")
+            problem = f"a node has one parent, but an alias uses the node of line {self.node_lines[id(node)]} again"
+            self.reader.report(self.reader.alias_line(node), problem)
             return _STAND_IN
         self.node_lines[id(node)] = line_of(node)
         what = "the root" if parent is None else f"a child of {parent!r}"
@@ -138,12 +139,12 @@ class _Loading:
         name = self._name(values, entries, line_of(node), what)
         if "copies" in entries:
             self._count(name, values.pop("copies"), entries["copies"].line, is_root=parent is None)
-        here = self._settings(entries, above)
+        inherited = self._settings(entries, above)
         listed = self.reader.items(entries["children"], "children") if "children" in entries else []
-        children = tuple(self._node(Entry(line_of(item), item), here, name) for item in listed)
-        self._refuse_idle(entries, is_root=parent is None, is_leaf=not listed)
-        settings = here.settings
-        if "num_local_steps" in here.broken:
+        children = tuple(self._node(Entry(line_of(item), item), inherited, name) for item in listed)
+        self._reject_unused(entries, is_root=parent is None, is_leaf=not listed)
+        settings = inherited.settings
+        if "num_local_steps" in inherited.broken:
             settings = replace(settings, num_local_steps=1)
         source = f"{self.reader.source}:{line_of(node)}"
         values |= {"name": name, "children": children, "settings": settings, "source": source}
@@ -159,8 +160,8 @@ class _Loading:
             return _STAND_IN.name
         name, line = str(values["name"]), entries["name"].line
         if name in self.name_lines:
-            told = f"name {name!r} is taken by the node of line {self.name_lines[name]}"
-            self.reader.report(line, f"{told}; names are unique")
+            problem = f"name {name!r} is already used by the node in line {self.name_lines[name]}"
+            self.reader.report(line, f"{problem}; names must be unique")
         elif values["name"] is not _STAND_INS["name"]:
             self.name_lines[name] = line
         return name
@@ -168,39 +169,39 @@ class _Loading:
     def _count(self, name: str, copies: int, line: int, is_root: bool) -> None:
         self.copies[name] = copies
         if is_root:
-            self.reader.report(line, "copies: there is one root; put a node above it")
+            self.reader.report(line, "copies: a topology has only one root; put a node above it")
         elif copies < 1:
             self.reader.report(line, f"copies must be at least 1, but is {copies}")
 
-    def _refuse_idle(self, entries: Mapping[str, Entry], is_root: bool, is_leaf: bool) -> None:
+    def _reject_unused(self, entries: Mapping[str, Entry], is_root: bool, is_leaf: bool) -> None:
         if is_root and "weight" in entries:
-            told = "weight has no effect at the root, which has no parent"
-            self.reader.report(entries["weight"].line, told)
+            problem = "weight has no effect at the root, which has no parent"
+            self.reader.report(entries["weight"].line, problem)
         if not is_leaf or "settings" not in entries or is_null(entries["settings"].node):
             return
         written = self.reader.mapping(entries["settings"].node, "settings", _SETTINGS_KEYS)
         for key in FOR_CHILDREN:
             if key in written:
-                told = f"{key} has no effect at a leaf: it is for a node's children"
-                self.reader.report(written[key].line, told)
+                problem = f"{key} has no effect at a leaf: it applies to a node's children"
+                self.reader.report(written[key].line, problem)
 
     def _settings(self, holder: Mapping[str, Entry], above: _Inherited) -> _Inherited:
         if "settings" not in holder or is_null(holder["settings"].node):
             return above
         entries = self.reader.mapping(holder["settings"].node, "settings", _SETTINGS_KEYS)
         read = {key: self._setting(key, e, above.settings) for key, e in entries.items()}
-        own = {key: value for key, value in read.items() if value is not MISSING}
+        valid = {key: value for key, value in read.items() if value is not MISSING}
         try:
-            settings = replace(above.settings, **own)
-        except FieldError as problem:
-            for key, wrong in problem.mistakes.items():
-                self.reader.report(entries[key].line, f"{key} {wrong}")
-                del own[key]
-            settings = replace(above.settings, **own)
-        return _Inherited(settings, above.broken - own.keys() | (read.keys() - own.keys()))
+            settings = replace(above.settings, **valid)
+        except FieldError as error:
+            for key, problem in error.mistakes.items():
+                self.reader.report(entries[key].line, f"{key} {problem}")
+                del valid[key]
+            settings = replace(above.settings, **valid)
+        return _Inherited(settings, above.broken - valid.keys() | (read.keys() - valid.keys()))
 
     def _override(self, above: _Inherited) -> _Inherited:
-        """Lay settings that came from elsewhere over those at the top of the file."""
+        """Replace settings at the top of the file by the overrides."""
         if not self.overrides:
             return above
         text = yaml.safe_dump({"settings": dict(self.overrides)}, sort_keys=False)
@@ -225,8 +226,8 @@ class _Loading:
     def _privacy(self, key: str, entry: Entry, demand: Privacy | None) -> Any:
         if is_null(entry.node):
             if demand is not None:
-                told = f"{key} may only be tightened below a private federation, but is removed"
-                self.reader.report(entry.line, told)
+                problem = f"{key} may only be tightened below a private federation, but is removed"
+                self.reader.report(entry.line, problem)
             return None if demand is None else MISSING
         given = {} if demand is None else asdict(demand)
         privacy = self.reader.build(Privacy, entry, key, given)
@@ -234,8 +235,8 @@ class _Loading:
             return privacy or MISSING
         written = self.reader.mapping(entry.node, key)
         loosened = demand.loosened_by(privacy)
-        for name, wrong in loosened.items():
-            self.reader.report(written[name].line, f"{key}.{name} {wrong}")
+        for name, problem in loosened.items():
+            self.reader.report(written[name].line, f"{key}.{name} {problem}")
         return MISSING if loosened else privacy
 
     def _outer_optimizer(self, entry: Entry) -> OuterOptimizer | None:

@@ -9,20 +9,20 @@ from worldlm.topology.tree import Node, Topology
 
 
 def draw_mermaid(topology: Topology) -> str:
-    """Draw the tree in Mermaid: a subgraph for every federation, what `draw_tree` tells in every node."""
-    ids = {name: f"n{i}" for i, name in enumerate(topology.nodes)}  # names may be words of Mermaid's
+    """Draw the tree in Mermaid: a subgraph per federation, and in each node the text that `draw_tree` shows."""
+    ids = {name: f"n{i}" for i, name in enumerate(topology.nodes)}  # a name may be a keyword of Mermaid
     return "\n".join(["flowchart LR", *_lines(topology.root, None, ids, "  ")])
 
 
 def _lines(node: Node, above: Node | None, ids: dict[str, str], indent: str) -> Iterator[str]:
-    told = "<br/>".join([f"<b>{node.name}</b>", *(fact.replace('"', "#quot;") for fact in facts(node, above))])
-    here = ids[node.name]
+    label = "<br/>".join([f"<b>{node.name}</b>", *(fact.replace('"', "#quot;") for fact in facts(node, above))])
+    node_id = ids[node.name]
     if node.is_leaf:
-        yield f'{indent}{here}["{told}"]'
+        yield f'{indent}{node_id}["{label}"]'
         return
-    yield f'{indent}subgraph {here}_federation[" "]'
-    yield f'{indent}  {here}["{told}"]'
+    yield f'{indent}subgraph {node_id}_federation[" "]'
+    yield f'{indent}  {node_id}["{label}"]'
     for child in node.children:
         yield from _lines(child, node, ids, indent + "  ")
-        yield f"{indent}  {here} --- {ids[child.name]}"
+        yield f"{indent}  {node_id} --- {ids[child.name]}"
     yield f"{indent}end"

@@ -1,8 +1,8 @@
-"""YAML read with line numbers: plain values only, every mistake of a file told at once.
+"""YAML read with line numbers: plain values only. All mistakes in a file are reported together.
 
-Nothing is ever constructed from a tag. Values are read by their declared type, so that `6e-4` is a
-number where a number belongs, and `no` a text where a text does. Topologies are read through this;
-recipes can be too (`Reader.line` finds the line of a dotted key).
+Nothing is ever constructed from a tag. Values are read by their declared type: `6e-4` is a number where a number is
+declared, and `no` is a text where a text is declared. Topologies are read with this reader; recipes can be too
+(`Reader.line` finds the line of a dotted key).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from worldlm.topology.scalars import coerce, is_null, shown
 
 MAX_BYTES = 2_000_000
 MAX_CHARACTERS = 1000
-"""Of one mistake, which may repeat a value."""
+"""Of one mistake, whose message may repeat a value."""
 MAX_MISTAKES = 100
-"""Told of one file; how many more there are is told too."""
+"""Reported for one file; a last line counts the others."""
 _T = TypeVar("_T")
 _NONE_GIVEN: Mapping[str, Any] = MappingProxyType({})
 
@@ -34,14 +34,14 @@ def read_text(path: Path, error: type[UserError] = UserError) -> str:
     """Read a small UTF-8 text file.
 
     Raises:
-        UserError: (or `error`) if it is a folder, no file, unreadable, too large, or not UTF-8.
+        UserError: (or `error`) if it is a folder, not a regular file, unreadable, too large, or not UTF-8.
     """
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
             raise error([f"{path}: is a folder, not a YAML file"])
-        if not stat.S_ISREG(kind):  # a pipe may never end, nor begin
-            raise error([f"{path}: is no file, but a pipe or a device; write what it gives to a file"])
+        if not stat.S_ISREG(kind):  # reading a pipe may block for ever
+            raise error([f"{path}: is not a regular file but a pipe or a device; save its content to a file"])
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as problem:
@@ -53,15 +53,15 @@ def read_text(path: Path, error: type[UserError] = UserError) -> str:
     except UnicodeDecodeError as problem:
         line = content.count(b"\n", 0, problem.start) + 1
         byte = content[problem.start]
-        told = f"{path}:{line}: is not UTF-8: byte 0x{byte:02x}; save the file as UTF-8"
-        raise error([told]) from problem
+        message = f"{path}:{line}: is not UTF-8: byte 0x{byte:02x}; save the file as UTF-8"
+        raise error([message]) from problem
 
 
 def read_plain(path: Path) -> Any:
-    """Read a YAML file to plain values, as PyYAML takes them.
+    """Read a YAML file to plain values, with PyYAML's types.
 
     Raises:
-        UserError: As `read_text` and `Reader`, or if a value is none of its kind, such as the 31st of February.
+        UserError: As `read_text` and `Reader`, or if a value is invalid for its type, such as the 31st of February.
     """
     text = read_text(path)
     Reader(text, str(path))
@@ -72,12 +72,12 @@ def read_plain(path: Path) -> Any:
 
 
 class Reader:
-    """One YAML document, and the mistakes found in it so far.
+    """A YAML document, and the mistakes found in it so far.
 
     Args:
         text: the document.
         source: its name in errors, usually its path.
-        error: what to raise.
+        error: the class of the error to raise.
 
     Raises:
         UserError: (or `error`) if it is empty, not YAML, too deep, cyclic, or a YAML bomb.
@@ -95,8 +95,8 @@ class Reader:
             root = loader.get_single_node()
         except yaml.MarkedYAMLError as problem:
             mark = problem.problem_mark or problem.context_mark
-            told = " ".join(filter(None, (problem.context, problem.problem)))
-            self.fail(mark.line + 1 if mark else 1, told)
+            message = " ".join(filter(None, (problem.context, problem.problem)))
+            self.fail(mark.line + 1 if mark else 1, message)
         except yaml.reader.ReaderError as problem:
             line = text.count("\n", 0, problem.position) + 1
             self.fail(line, f"character {problem.character!r} is not allowed in YAML")
@@ -106,31 +106,31 @@ class Reader:
             self.fail(1, "is empty")
         return root, loader.alias_lines
 
-    def report(self, line: int, wrong: str) -> None:
-        """Keep a mistake for `finish`."""
-        self._mistakes.append((line, printable(shorten(" ".join(wrong.split()), MAX_CHARACTERS))))
+    def report(self, line: int, message: str) -> None:
+        """Store a mistake; `finish` raises it."""
+        self._mistakes.append((line, printable(shorten(" ".join(message.split()), MAX_CHARACTERS))))
 
     @property
     def num_mistakes(self) -> int:
-        """How many mistakes are kept so far."""
+        """The number of mistakes reported so far."""
         return len(self._mistakes)
 
-    def fail(self, line: int, wrong: str) -> NoReturn:
-        """Report a mistake after which nothing more can be read."""
-        self.report(line, wrong)
-        raise self._error(self._told())
+    def fail(self, line: int, message: str) -> NoReturn:
+        """Report a mistake that ends the reading, and raise all mistakes."""
+        self.report(line, message)
+        raise self._error(self._messages())
 
     def finish(self) -> None:
-        """Raise all mistakes kept, in the order of their lines, if there are any."""
+        """Raise all reported mistakes, in the order of their lines, if there are any."""
         if self._mistakes:
-            raise self._error(self._told())
+            raise self._error(self._messages())
 
-    def _told(self) -> list[str]:
+    def _messages(self) -> list[str]:
         mistakes = sorted(set(self._mistakes))
-        told = [f"{self.source}:{line}: {wrong}" for line, wrong in mistakes[:MAX_MISTAKES]]
+        messages = [f"{self.source}:{line}: {message}" for line, message in mistakes[:MAX_MISTAKES]]
         if left := mistakes[MAX_MISTAKES:]:
-            told.append(f"{self.source}:{left[0][0]}: and {len(left)} more mistakes from here on")
-        return told
+            messages.append(f"{self.source}:{left[0][0]}: and {len(left)} more mistakes from here on")
+        return messages
 
     def alias_line(self, node: yaml.Node) -> int:
         """Return the line (from 1) of the first alias to a node, its own line if there is none."""
@@ -139,44 +139,44 @@ class Reader:
     def line(self, path: str) -> int:
         """Return the line (from 1) of a dotted key such as `trainer.callbacks.0.init_args`.
 
-        A path that leaves the document gives the line of its deepest part that is there.
+        For a path that does not exist, this is the line of its deepest existing part.
         """
         line, node = line_of(self.root), self.root
         for part in path.split("."):
-            found: Entry | None = None
+            entry: Entry | None = None
             if isinstance(node, yaml.MappingNode):
-                found = next((e for key, e in pairs(node) if key.value == part), None)
+                entry = next((e for key, e in pairs(node) if key.value == part), None)
             elif isinstance(node, yaml.SequenceNode) and part in map(str, range(len(node.value))):
-                found = Entry(line_of(node.value[int(part)]), node.value[int(part)])
-            if found is None:
+                entry = Entry(line_of(node.value[int(part)]), node.value[int(part)])
+            if entry is None:
                 break
-            line, node = found
+            line, node = entry
         return line
 
     def mapping(self, node: yaml.Node, what: str, known: Sequence[str] | None = None) -> dict[str, Entry]:
-        """Read a mapping's entries; report doubled and unknown keys, and what is no mapping.
+        """Read a mapping's entries; report duplicate and unknown keys, and a value that is not a mapping.
 
         Args:
             node: the value.
-            what: its name in errors, as `settings`.
+            what: its name in errors, such as `settings`.
             known: the keys allowed; None allows any.
         """
         if not isinstance(node, yaml.MappingNode):
             self.report(line_of(node), f"{what} must be a mapping (key: value), but is {shown(node)}")
             return {}
         entries: dict[str, Entry] = {}
-        own = {id(key) for key, _ in node.value}
+        unmerged = {id(key) for key, _ in node.value}
         for key, entry in pairs(node):
             if not isinstance(key, yaml.ScalarNode):
                 self.report(entry.line, f"a key of {what} must be text, but is {shown(key)}")
             elif key.tag == MERGE:
-                told = f"'<<' of {what} must be a mapping or a list of them"
-                self.report(entry.line, f"{told}, but is {shown(entry.node)}")
+                required = f"'<<' of {what} must be a mapping or a list of mappings"
+                self.report(entry.line, f"{required}, but is {shown(entry.node)}")
             elif known is not None and key.value not in known:
                 self._unknown(key.value, entry.line, what, known)
             elif key.value not in entries:
                 entries[key.value] = entry
-            elif id(key) in own:
+            elif id(key) in unmerged:
                 first = entries[key.value].line
                 self.report(
                     entry.line,
@@ -185,15 +185,15 @@ class Reader:
         return entries
 
     def _unknown(self, key: str, line: int, what: str, known: Sequence[str]) -> None:
-        told = f"unknown key {shorten(repr(key))} in {what}; allowed: {', '.join(known)}"
-        self.report(line, told + self.near(key, known))
+        unknown = f"unknown key {shorten(repr(key))} in {what}; allowed: {', '.join(known)}"
+        self.report(line, unknown + self.near(key, known))
 
     def near(self, name: str, known: Iterable[str]) -> str:
-        """Suggest a name, as `suggest`, unless there are more mistakes than are told: to search takes time."""
+        """Suggest a name, as `suggest`; "" once there are `MAX_MISTAKES` mistakes, because each search takes time."""
         return suggest(name, known) if self.num_mistakes < MAX_MISTAKES else ""
 
     def items(self, entry: Entry, what: str) -> list[yaml.Node]:
-        """Read a list's items; report what is no list. Null is an empty list."""
+        """Read a list's items; report a value that is not a list. Null is an empty list."""
         if isinstance(entry.node, yaml.SequenceNode):
             return list(entry.node.value)
         if not is_null(entry.node):
@@ -201,7 +201,7 @@ class Reader:
         return []
 
     def value(self, entry: Entry, declared: Any, what: str) -> Any:
-        """Read a value of a declared type; report, and return MISSING, if it is none."""
+        """Read a value of a declared type; report a value of another type, and return MISSING."""
         try:
             return coerce(entry.node, declared)
         except ValueError as problem:
@@ -209,13 +209,13 @@ class Reader:
             return MISSING
 
     def build(self, cls: type[_T], entry: Entry, what: str, given: Mapping[str, Any] = _NONE_GIVEN) -> _T | None:
-        """Build a dataclass from a mapping, each mistake told with its own line.
+        """Build a dataclass from a mapping, and report each mistake with its line.
 
         Args:
             cls: a dataclass whose `__post_init__` raises FieldError.
             entry: the mapping.
-            what: its name in errors, as `privacy`.
-            given: values of fields that the mapping does not name.
+            what: its name in errors, such as `privacy`.
+            given: values of fields that are missing from the mapping.
 
         Returns:
             The object, or None after a mistake.
@@ -242,11 +242,11 @@ class Reader:
         line: int,
         prefix: str = "",
     ) -> _T | None:
-        """Call `make(**values)`; give each field of a FieldError its key's line, else `line`."""
+        """Call `make(**values)`; report the fields of a FieldError with the lines of their keys, or `line`."""
         try:
             return make(**values)
         except FieldError as problem:
-            for name, wrong in problem.mistakes.items():
+            for name, message in problem.mistakes.items():
                 at = entries[name].line if name in entries else line
-                self.report(at, f"{prefix}{name} {wrong}")
+                self.report(at, f"{prefix}{name} {message}")
             return None

@@ -1,6 +1,6 @@
-"""YAML values read by the type they are declared to have, not by the one YAML guesses.
+"""YAML values read by their declared type, not by the type that YAML guesses.
 
-YAML 1.1 as PyYAML reads it takes `6e-4` for a text, `no` for False and `12:30` for 750.
+PyYAML implements YAML 1.1 and reads `6e-4` as a text, `no` as False and `12:30` as 750.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def coerce(node: yaml.Node, declared: Any) -> Any:
     if origin is Literal:
         if isinstance(node, yaml.ScalarNode) and node.value in arguments:
             return node.value
-        raise _wrong(" or ".join(map(repr, arguments)), node)
+        raise _type_error(" or ".join(map(repr, arguments)), node)
     if origin is tuple:
         if isinstance(node, yaml.SequenceNode):
             return tuple(coerce(item, arguments[0]) for item in node.value)
-        raise _wrong("a list", node)
+        raise _type_error("a list", node)
     return {str: _text, int: _integer, float: _real, bool: _boolean}[declared](node)
 
 
@@ -52,7 +52,7 @@ def plain(node: yaml.Node) -> Any:
     """Read a node without a declared type: null, bool, int, float, text, tuple or dict.
 
     Raises:
-        ValueError: if a number overflows, or a mapping's key is no text.
+        ValueError: if a number overflows, or a key of a mapping is not a text.
     """
     if isinstance(node, yaml.SequenceNode):
         return tuple(plain(item) for item in node.value)
@@ -71,12 +71,12 @@ def plain(node: yaml.Node) -> Any:
 
 
 def is_null(node: yaml.Node) -> bool:
-    """Whether a node is an unquoted `null`, `~` or nothing at all."""
+    """Whether a node is an unquoted `null`, `~` or empty."""
     return _is_plain(node) and node.value in ("", "~", "null", "Null", "NULL")
 
 
 def shown(node: yaml.Node) -> str:
-    """Show a value within one line of an error."""
+    """Return a value as a short text for an error message."""
     if isinstance(node, yaml.MappingNode):
         return "a mapping"
     if isinstance(node, yaml.SequenceNode):
@@ -94,35 +94,35 @@ def _is_number(node: yaml.Node) -> bool:
     return _is_plain(node) and _NUMBER.fullmatch(node.value) is not None
 
 
-def _wrong(allowed: str, node: yaml.Node) -> ValueError:
+def _type_error(allowed: str, node: yaml.Node) -> ValueError:
     return ValueError(f"must be {allowed}, but is {shown(node)}")
 
 
 def _text(node: yaml.Node) -> str:
     if not isinstance(node, yaml.ScalarNode) or is_null(node):
-        raise _wrong("text", node)
+        raise _type_error("text", node)
     text = str(node.value)
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise _wrong("valid Unicode", node)
+        raise _type_error("valid Unicode", node)
     return text
 
 
 def _real(node: yaml.Node) -> float:
     if not _is_number(node):
-        raise _wrong("a number", node)
+        raise _type_error("a number", node)
     value = float(node.value)
     if not math.isfinite(value):
-        raise _wrong("a finite number", node)
+        raise _type_error("a finite number", node)
     return value
 
 
 def _integer(node: yaml.Node) -> int:
     if not (_is_number(node) and _real(node).is_integer()):
-        raise _wrong("a whole number", node)
+        raise _type_error("a whole number", node)
     return int(float(node.value)) if set(node.value) & set(".eE") else int(node.value)
 
 
 def _boolean(node: yaml.Node) -> bool:
     if not _is_plain(node) or node.value.casefold() not in _TRUE | _FALSE:
-        raise _wrong("true or false", node)
+        raise _type_error("true or false", node)
     return node.value.casefold() in _TRUE

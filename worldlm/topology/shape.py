@@ -1,7 +1,7 @@
-"""A topology in another shape, for methods that know no tree, and a round of it in more sub-rounds.
+"""Other shapes of a topology, for methods without a tree, and rounds split into more sub-rounds.
 
-Whatever the shape, a data node takes as many local steps in a round of the world as in the tree: methods are compared
-at the same tokens.
+In every shape, a data node takes as many local steps per round of the world as in the tree. Methods are therefore
+compared at equal numbers of tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Shape: TypeAlias = Literal["tree", "star", "single", "single_all_tokens"]
 SHAPES: tuple[Shape, ...] = ("tree", "star", "single", "single_all_tokens")
 
 ALL = "all"
-"""Name of the corpus that mixes all others."""
+"""Name of the corpus that mixes all other corpora."""
 
 
 def reshape(topology: Topology, shape: Shape) -> Topology:
@@ -25,10 +25,10 @@ def reshape(topology: Topology, shape: Shape) -> Topology:
 
     Args:
         topology: The tree.
-        shape: `tree` leaves it as it is; `star` see `star`; `single` and `single_all_tokens` see `single`.
+        shape: `tree` changes nothing; for `star` see `star`; for `single` and `single_all_tokens` see `single`.
 
     Raises:
-        ValueError: If there is no such shape, or as `single`.
+        ValueError: If the shape is unknown, or as in `single`.
     """
     if shape not in SHAPES:
         raise ValueError(f"shape must be one of {', '.join(SHAPES)}, but is {shape!r}")
@@ -40,13 +40,13 @@ def reshape(topology: Topology, shape: Shape) -> Topology:
 def star(topology: Topology) -> Topology:
     """Put all data nodes directly below the root.
 
-    Each keeps its name, corpus, weight, and its settings as they came down to it; `num_local_steps` is multiplied by
-    the sub-rounds of the federations that vanish, so that a round takes as many steps as before. A data node with
-    children loses them. A root that holds data stays a participant of its own federation.
+    Each keeps its name, corpus, weight and settings, the inherited ones included. `num_local_steps` is multiplied by
+    the sub-rounds of the removed federations, so that a round takes as many steps as before. A data node with children
+    loses them. A root that holds data stays a participant of its own federation.
 
-    What is lost: federations that hold no data of their own, with all that is theirs alone: weight, link, draw of
-    participants, outer optimizer, and their own release. Data nodes have inherited their `privacy`, so every node is
-    still clipped and noised by itself; but the guarantee for a whole federation as one unit is gone.
+    Federations without data of their own are removed, and with them their weight, link, draw of participants, outer
+    optimizer and privatised upload. Data nodes have inherited their `privacy`, so each update is still clipped and
+    noised by itself; but no federation is protected as a unit any more.
     """
     steps, root = steps_per_round(topology), topology.root
     outer = root.settings.num_subrounds
@@ -61,28 +61,28 @@ def star(topology: Topology) -> Topology:
 def single(topology: Topology, *, all_tokens: bool = False) -> Topology:
     """Train one model, at the root, on the mixture of all corpora: centralised training.
 
-    The root gets the corpus `all`. Every data node below stays, as a listener with `num_local_steps: 0`: it receives
-    the model, and it is measured on its own held-out text. A root that held data has it in `all`, and no listener. A
-    root that is alone is left as it is.
+    The root gets the corpus `all`. Every data node below the root becomes a listener with `num_local_steps: 0`: it
+    receives the model and evaluates it on its own held-out text. If the root held data, its corpus is part of `all`,
+    and no listener replaces it. A topology without data nodes below the root is returned unchanged.
 
     Args:
         topology: The tree.
-        all_tokens: Whether the root takes as many steps in a round as all data nodes together, and so trains on as
-            many tokens; else as many as the node that takes most.
+        all_tokens: Whether the root takes as many steps per round as all data nodes together, and so trains on as many
+            tokens; if not, it takes as many as the node with the most steps.
 
     Raises:
-        ValueError: If a data node demands privacy, which pooled text cannot give, or if nodes differ in `batch_size`,
-            so that no number of steps would match.
+        ValueError: If a data node is private, because pooled text is not, or if nodes differ in `batch_size`, so that
+            no number of steps would match.
     """
     root, nodes = topology.root, [node for node in topology.data_nodes if node is not topology.root]
     if not nodes:
         return topology
     if private := [n.name for n in topology.data_nodes if n.settings.privacy or n.settings.example_privacy]:
-        raise ValueError(f"shape single pools the text of all nodes, but privacy is asked for at {', '.join(private)}")
+        raise ValueError(f"shape single pools the text of all nodes, but these nodes are private: {', '.join(private)}")
     sizes = {node.settings.batch_size for node in topology.data_nodes if node.fits}
     if len(sizes) > 1:
-        told = ", ".join(sorted(str(size or "the recipe's") for size in sizes))
-        raise ValueError(f"shape single needs one batch_size, but the nodes of {topology.name} have {told}")
+        listed = ", ".join(sorted(str(size or "the recipe's") for size in sizes))
+        raise ValueError(f"shape single needs one batch_size, but the nodes of {topology.name} have {listed}")
     steps = steps_per_round(topology).values()
     settings = replace(
         root.settings,
@@ -95,27 +95,27 @@ def single(topology: Topology, *, all_tokens: bool = False) -> Topology:
 
 
 def gone_as_one(tree: Topology, shaped: Topology) -> list[str]:
-    """Return the federations of a tree that ask for `privacy`, and whose members a shape keeps without them."""
-    kept = shaped.nodes
+    """Return the federations with `privacy` that a shape removes although it keeps some of their members."""
+    remaining = shaped.nodes
     return [
         node.name
         for node in tree.nodes.values()
         if node.settings.privacy is not None
-        and (node.name not in kept or (node.children and kept[node.name].is_leaf))
-        and any(below.name in kept for below in node.walk() if below is not node)
+        and (node.name not in remaining or (node.children and remaining[node.name].is_leaf))
+        and any(below.name in remaining for below in node.walk() if below is not node)
     ]
 
 
 def split_rounds(topology: Topology, num_subrounds: int) -> Topology:
-    """Let every federation below the root hold several sub-rounds, and divide the local steps among them.
+    """Give every federation below the root several sub-rounds, and divide the local steps among them.
 
-    The root's own settings stay. With k sub-rounds, a node of a federation below the root takes num_local_steps / k
-    steps a fit and as many in a round as before: kappa2 = k and kappa1 = num_local_steps / k of HierFAVG (Liu et al.,
-    arXiv 1905.06641). Children of the root that have no federation of their own keep their steps.
+    The root keeps its settings. With k sub-rounds, a node of a federation below the root takes num_local_steps / k
+    steps per fit and as many per round as before. In terms of HierFAVG (Liu et al., arXiv 1905.06641), kappa2 = k and
+    kappa1 = num_local_steps / k. Children of the root that have no federation of their own keep their steps.
 
     Args:
         topology: The tree.
-        num_subrounds: Replaces that of every federation below the root; at least 1.
+        num_subrounds: The new value for every federation below the root; at least 1.
 
     Raises:
         ValueError: If there is no federation below the root, or a node's steps cannot be divided.
@@ -125,20 +125,22 @@ def split_rounds(topology: Topology, num_subrounds: int) -> Topology:
     root = topology.root
     deeper = tuple(_with_subrounds(child, num_subrounds) for child in root.children)
     visits, steps = visits_per_round(replace(root, children=deeper)), steps_per_round(topology)
-    if wrong := [f"{steps[name]} of {name}" for name in steps if steps[name] % visits[name]]:
-        raise ValueError(f"num_subrounds is {num_subrounds}, which does not divide the local steps: {', '.join(wrong)}")
+    if indivisible := [f"{steps[name]} of {name}" for name in steps if steps[name] % visits[name]]:
+        raise ValueError(
+            f"num_subrounds is {num_subrounds}, which does not divide the local steps: {', '.join(indivisible)}"
+        )
     divided = {name: number // visits[name] for name, number in steps.items()}
     return replace(topology, root=replace(root, children=tuple(_with_steps(child, divided) for child in deeper)))
 
 
 def steps_per_round(topology: Topology) -> dict[str, int]:
-    """Count the local steps of every data node in one round of the world, all nodes participating."""
+    """Return the local steps of every data node per round of the world if all nodes participate."""
     visits = visits_per_round(topology.root)
     return {node.name: visits[node.name] * (node.settings.num_local_steps or 0) for node in topology.data_nodes}
 
 
 def visits_per_round(root: Node) -> dict[str, int]:
-    """Count how often every node would fit in one round of the world: once in each sub-round it is part of."""
+    """Return how often each node fits per round of the world: once in every sub-round of its federation."""
     return dict(_visits(root, root.settings.num_subrounds))
 
 

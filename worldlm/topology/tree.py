@@ -1,4 +1,4 @@
-"""The world as a tree of nodes: frozen, checked, walked in preorder."""
+"""The world as a tree of nodes, immutable and validated."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from worldlm.topology.settings import KINDS_OF_PRIVACY, Settings
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
-    """One participant; with children, also the parent of a federation.
+    """A participant; with children, also the parent of a federation.
 
     Raises:
-        FieldError: (a ValueError) for a bad name or weight, a leaf without a corpus, or a corpus
-            without `num_local_steps`, which may be 0 only at a leaf, or more `min_participants` than it has.
+        FieldError: (a ValueError) for an invalid name or weight, a leaf without a corpus, a corpus without
+            `num_local_steps`, `num_local_steps: 0` at a node with children, or too large `min_participants`.
     """
 
     name: str
     """Letters, digits, '_' and '-'; unique in its topology."""
 
     corpus: str | None = None
-    """The corpus this node fits. None only for a node with children."""
+    """The corpus this node trains on. None only for a node with children."""
 
     weight: float | None = None
-    """Its weight in the parent's mean; above 0. None leaves it to the callback."""
+    """Its weight in the parent's mean; above 0. None leaves the choice to the callback."""
 
     settings: Settings = field(default_factory=Settings)
-    """What holds here, inheritance already applied."""
+    """The settings of this node, the inherited ones included."""
 
     children: tuple[Node, ...] = ()
     """The participants of this node's federation."""
 
     source: str = field(default="", compare=False)
-    """File and line where it was written."""
+    """File and line of its definition."""
 
     copy: int = field(default=0, compare=False)
-    """Which of the copies that its file asks for it is, from 1; 0 where it asks for none."""
+    """The number of this copy, from 1; 0 for a node without `copies`."""
 
     def __post_init__(self) -> None:
-        """Check the node by itself."""
+        """Check the node on its own."""
         refuse(
             {
                 "name": bad_name(self.name),
@@ -55,7 +55,7 @@ class Node:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether nobody is below this node."""
+        """Whether this node has no children."""
         return not self.children
 
     @property
@@ -70,22 +70,22 @@ class Node:
 
     @property
     def keeps_moments(self) -> bool:
-        """Whether what its inner optimizer knows waits from one fit to the next."""
+        """Whether the state of its inner optimizer is kept from one fit to the next."""
         return self.fits and self.settings.optimizer_state == "keep"
 
     @property
     def listens(self) -> bool:
-        """Whether nobody here or below trains: a listener receives and is evaluated, and sends nothing."""
+        """Whether neither this node nor a descendant trains: a listener only receives and evaluates models."""
         return not self.fits and all(child.listens for child in self.children)
 
     def walk(self) -> Iterator[Node]:
-        """Yield this node and all below it, parents first, siblings in order."""
+        """Yield this node and its descendants in preorder: parents first, siblings in order."""
         yield self
         for child in self.children:
             yield from child.walk()
 
     def leaves(self) -> Iterator[Node]:
-        """Yield the leaves at or below this node, in preorder."""
+        """Yield the leaves among this node and its descendants, in preorder."""
         return (node for node in self.walk() if node.is_leaf)
 
 
@@ -94,25 +94,27 @@ class Topology:
     """A named tree of nodes.
 
     Raises:
-        FieldError: for a bad name, two nodes with one name, a world in which nobody trains, or a node that asks for
-            less privacy than the one above it.
+        FieldError: for an invalid name, two nodes with the same name, a world in which no node trains, or a node with
+            less privacy than its parent.
     """
 
     name: str
     """Letters, digits, '_' and '-'."""
 
     root: Node
-    """The node above all others."""
+    """The ancestor of all other nodes."""
 
     description: str = ""
-    """A sentence for the reader."""
+    """A sentence that describes the topology."""
 
     def __post_init__(self) -> None:
-        """Check what only the whole tree can tell."""
+        """Check the rules that need the whole tree."""
         counts = Counter(node.name for node in self.root.walk())
-        doubled = [name for name, count in counts.items() if count > 1]
-        wrong = f"must not hold one name twice, but holds {', '.join(doubled)}" if doubled else _idle(self.root)
-        refuse({"name": bad_name(self.name), "root": wrong or "; ".join(_loosened(self.root))})
+        duplicates = [name for name, count in counts.items() if count > 1]
+        problem = (
+            f"must have unique node names, but repeats {', '.join(duplicates)}" if duplicates else _idle(self.root)
+        )
+        refuse({"name": bad_name(self.name), "root": problem or "; ".join(_loosened(self.root))})
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
@@ -132,7 +134,7 @@ class Topology:
         return self._parents.get(self.nodes[name].name)
 
     def path(self, name: str) -> list[Node]:
-        """Return the nodes on the way from the root to a node, both among them.
+        """Return the nodes on the path from the root to a node, both included.
 
         Raises:
             KeyError: if no node has that name.
@@ -164,34 +166,34 @@ def _bad_corpus(node: Node) -> str:
 def _bad_steps(node: Node) -> str:
     steps = node.settings.num_local_steps
     if node.holds_data and steps is None:
-        return f"is needed at node {node.name!r}, which holds data: set neither here nor above"
+        return f"is needed at node {node.name!r}, which holds data: neither the node nor an ancestor sets it"
     if node.holds_data and steps == 0 and node.children:
-        return f"is 0 at node {node.name!r}, which has children: only a leaf can just listen"
+        return f"is 0 at node {node.name!r}, which has children: only a leaf can be a listener"
     return ""
 
 
 def _bad_minimum(node: Node) -> str:
     if node.is_leaf or node.listens:
         return ""
-    most = sum(not child.listens for child in node.children) + node.fits
-    wanted = node.settings.min_participants
-    return f"is {wanted} at node {node.name!r}, which has {most} participants" if wanted > most else ""
+    available = sum(not child.listens for child in node.children) + node.fits
+    required = node.settings.min_participants
+    return f"is {required} at node {node.name!r}, which has {available} participants" if required > available else ""
 
 
 def _loosened(root: Node) -> Iterator[str]:
-    """Yield where a node asks for less privacy than its parent; files are refused line by line before."""
+    """Yield each field in which a node has less privacy than its parent. For files, the loader checks this first."""
     for node in root.walk():
         for child in node.children:
             for kind in KINDS_OF_PRIVACY:
                 demand, below = getattr(node.settings, kind), getattr(child.settings, kind)
                 if demand is None or below is demand:
                     continue
-                told = {"": "may only be tightened, but is removed"} if below is None else demand.loosened_by(below)
+                problems = {"": "may only be tightened, but is removed"} if below is None else demand.loosened_by(below)
                 yield from (
-                    f"must not loosen privacy: {kind}{field and '.'}{field} of {child.name!r} {wrong}"
-                    for field, wrong in told.items()
+                    f"must not loosen privacy: {kind}{field and '.'}{field} of {child.name!r} {problem}"
+                    for field, problem in problems.items()
                 )
 
 
 def _idle(root: Node) -> str:
-    return "must hold a node that trains, but num_local_steps is 0 wherever there is data" if root.listens else ""
+    return "must contain a node that trains, but num_local_steps is 0 at every data node" if root.listens else ""

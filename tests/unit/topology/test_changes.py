@@ -1,4 +1,4 @@
-"""What became of the nodes of a world, told from two topologies."""
+"""The changes between two topologies."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ def test_join_leave_move_and_change() -> None:
         "changed: pbc corpus pbc -> news, weight none -> 2",
         "changed: wk privacy.clip_norm none -> 0.5, privacy.noise_multiplier none -> 1, privacy.delta none -> 1e-05, "
         "privacy.max_epsilon none -> 8",
-        "pbc: reads news from its beginning",
+        "pbc: starts to read news from its beginning",
     ]
-    assert list(changes.warnings()) == ["privacy begins at wk: no epsilon covers what was learnt there before"]
+    assert list(changes.warnings()) == ["privacy begins at wk: epsilon does not cover earlier training"]
     record = json.loads(json.dumps(changes.record(), allow_nan=False))
     assert record["left"] == ["cc"]
     assert record["moved"] == {"wk": ["internet", "medical"]}
     assert record["changed"]["pba"] == {"num_local_steps": [500, 250]}
 
 
-def test_where_new_nodes_start() -> None:
+def test_new_nodes_start_from_their_nearest_old_ancestor() -> None:
     new = """
 name: new
 settings: {num_local_steps: 500}
@@ -90,7 +90,7 @@ root:
     assert "moved: world from the top to earth" in list(changes.lines())
 
 
-def test_a_federation_goes_on_alone() -> None:
+def test_a_federation_becomes_the_root() -> None:
     new = """
 name: new
 root:
@@ -100,12 +100,12 @@ root:
     changes = _compare(OLD, new)
     assert not changes.joined
     assert changes.moved == {"medical": ("world", None)}
-    (told,) = changes.warnings()
-    assert told.startswith("privacy is loosened at medical, pba: privacy.clip_norm 0.5 -> none, privacy.noise_mult")
-    assert told.endswith("privacy.max_epsilon 8 -> none; what was spent so far stays in the ledger")
+    (warning,) = changes.warnings()
+    assert warning.startswith("privacy is loosened at medical, pba: privacy.clip_norm 0.5 -> none, privacy.noise_mult")
+    assert warning.endswith("privacy.max_epsilon 8 -> none; the ledger keeps the budget spent so far")
 
 
-def test_a_private_world_below_another_has_told_what_it_learnt_before() -> None:
+def test_a_new_root_above_a_private_world_warns_of_its_earlier_training() -> None:
     old = "name: t\nsettings: {num_local_steps: 1}\nroot: {name: world, children: [{name: a, corpus: a}]}\n"
     below = old.replace("{name: world,", "{name: earth, children: [{name: world, settings: {SETTINGS},") + "x"
     below = below.replace("}\nx", "}]}\n")
@@ -113,22 +113,22 @@ def test_a_private_world_below_another_has_told_what_it_learnt_before() -> None:
     assert (public.disclosed, list(public.warnings())) == (None, [])
     private = _compare(old, below.replace("SETTINGS", "privacy: {clip_norm: 0.5, noise_multiplier: 1.0}"))
     assert private.disclosed == "world"
-    begins, told = private.warnings()
+    begins, disclosed = private.warnings()
     assert begins.startswith("privacy begins at world, a: ")
-    assert told.startswith("what is above world starts from its model, which no noise hides")
+    assert disclosed.startswith("the new nodes above world start from its model without noise")
 
 
-def test_less_noise_is_loosened_privacy_and_more_is_not() -> None:
+def test_less_noise_loosens_privacy_and_more_does_not() -> None:
     less = _compare(OLD, OLD.replace("noise_multiplier: 1.0", "noise_multiplier: 0.5"))
     assert less.loosened == dict.fromkeys(("medical", "pba", "pbc"), (("privacy.noise_multiplier", 1.0, 0.5),))
     more = _compare(OLD, OLD.replace("noise_multiplier: 1.0, max_epsilon: 8", "noise_multiplier: 2.0, max_epsilon: 4"))
     assert (len(more.settings), more.loosened) == (3, {})
 
 
-def test_a_node_that_may_have_been_renamed_is_asked_about() -> None:
+def test_a_node_that_may_have_been_renamed_gets_a_suggestion() -> None:
     changes = _compare(OLD, OLD.replace("{name: pba,", "{name: pbaa,"))
-    (told,) = changes.warnings()
-    assert "pbaa is a new node; did you mean 'pba'?" in told
+    (warning,) = changes.warnings()
+    assert "pbaa is a new node; did you mean 'pba'?" in warning
 
 
 def test_many_nodes_share_a_line() -> None:
@@ -140,8 +140,8 @@ def test_many_nodes_share_a_line() -> None:
     assert changed == "changed: " + ", ".join(f"c_{i}" for i in range(1, 11)) + " and 2 more num_local_steps 1 -> 2"
 
 
-def test_what_is_lost_without_being_loosened_is_told() -> None:
-    """A federation that was one for its privacy goes, and its text is read under another name without any."""
+def test_removed_protection_of_a_unit_or_a_corpus_is_warned_of() -> None:
+    """A federation protected as a unit is removed, and a public node starts to read one of its corpora."""
     new = """
 name: new
 settings: {num_local_steps: 500}
@@ -156,22 +156,22 @@ root:
     assert (changes.loosened, changes.dissolved) == ({}, ("medical",))
     assert changes.bared == {"clinic": ("pbc", "privacy", "pbc")}
     assert list(changes.warnings()) == [
-        "medical is gone, whose privacy held for all below it as one: what is left is that of every node",
-        "clinic reads pbc without the privacy that it was read under at pbc",
+        "medical was removed: its descendants are no longer protected together, only each node by itself",
+        "clinic reads pbc without privacy, which pbc had when it read pbc",
     ]
 
 
-def test_looser_rules_on_residuals_are_told_and_tighter_ones_are_not() -> None:
+def test_looser_rules_on_residuals_are_warned_of_and_tighter_ones_are_not() -> None:
     def with_rules(rules: str) -> str:
         return OLD.replace(
             "{name: cc, corpus: cc}", f"{{name: cc, corpus: cc, settings: {{residuals: {rules}}}}}"
         ).replace("- name: medical\n      settings: {", "- name: medical\n      settings: {jurisdiction: eu, ")
 
     tight, loose = with_rules("{share: false, accept_from: []}"), with_rules("{accept_from: [eu]}")
-    (told,) = _compare(tight, loose).warnings()
-    assert told == (
+    (warning,) = _compare(tight, loose).warnings()
+    assert warning == (
         "rules on residuals are loosened at cc: residuals.share False -> True, residuals.accept_from [] -> [eu]"
     )
     assert list(_compare(loose, tight).warnings()) == []
-    (told,) = _compare(loose, with_rules("{}")).warnings()
-    assert told.endswith("residuals.accept_from [eu] -> none")
+    (warning,) = _compare(loose, with_rules("{}")).warnings()
+    assert warning.endswith("residuals.accept_from [eu] -> none")

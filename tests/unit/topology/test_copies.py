@@ -1,4 +1,4 @@
-"""Nodes that a file asks for many times."""
+"""Nodes with `copies`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_copies_of_copies_are_written_out_outermost_suffix_first() -> None:
     assert parent is topology.nodes["region_2"]
 
 
-def test_copies_are_what_writing_them_by_hand_would_be() -> None:
+def test_copies_equal_nodes_written_by_hand() -> None:
     by_hand = "\n".join(
         f"""\
 - name: region_{i}
@@ -59,36 +59,36 @@ def test_copies_are_what_writing_them_by_hand_would_be() -> None:
 
 
 @pytest.mark.parametrize(
-    ("children", "told"),
+    ("children", "expected"),
     [
         ("- {name: a, corpus: c, copies: 0}", "t.yaml:6: copies must be at least 1, but is 0"),
         ("- {name: a, corpus: c, copies: many}", "t.yaml:6: copies must be a whole number, but is 'many'"),
         (
             "- {name: a, corpus: c, copies: 3}\n- {name: a_2, corpus: c}",
-            "t.yaml:7: name 'a_2' is taken by the node of line 6, its copies written out",
+            "t.yaml:7: name 'a_2' is already used by the node in line 6, with copies expanded",
         ),
         (
             f"- name: a\n  copies: 10\n  children:\n    - {{name: {'b' * 97}, corpus: c, copies: 9}}",
-            f"t.yaml:9: node '{'b' * 97}': name and its suffixes have more than the 100 characters allowed",
+            f"t.yaml:9: node '{'b' * 97}': name with its suffixes is longer than the 100 characters allowed",
         ),
         (
             "- name: a\n  copies: 1001\n  children:\n    - {name: b, corpus: c, copies: 1000}",
-            "t.yaml:6: node 'a': makes 1,002,001 nodes with all that is below it; 1,000,000 are allowed",
+            "t.yaml:6: node 'a': expands to 1,002,001 nodes, descendants included; 1,000,000 are allowed",
         ),
         (
             "- name: a\n  children:\n    - {name: b, corpus: c, copies: 999_999_999_999_999_999_999_999}",
-            "t.yaml:8: node 'b': makes 999,999,999,999,999,999,999,999 nodes",
+            "t.yaml:8: node 'b': expands to 999,999,999,999,999,999,999,999 nodes",
         ),
     ],
 )
-def test_copies_that_cannot_be_made_are_told_with_their_line(children: str, told: str) -> None:
+def test_invalid_copies_are_reported_with_their_line(children: str, expected: str) -> None:
     (mistake,) = mistakes(children)
-    assert mistake.startswith(told)
+    assert mistake.startswith(expected)
 
 
 def test_the_root_has_no_copies() -> None:
     text = "name: t\nsettings: {num_local_steps: 3}\nroot: {name: w, copies: 2, corpus: c}"
-    with pytest.raises(TopologyError, match="t.yaml:3: copies: there is one root; put a node above it"):
+    with pytest.raises(TopologyError, match="t.yaml:3: copies: a topology has only one root; put a node above it"):
         parse_topology(text, "t.yaml")
 
 
@@ -98,9 +98,9 @@ def test_the_first_copy_is_drawn_and_the_others_are_counted() -> None:
         "w",
         "├── region_1          batch 7",
         "│   ├── hospital_1_1  corpus notes · 3 steps · weight 2",
-        "│   ├── ...           2 more like it, to hospital_1_3",
+        "│   ├── ...           2 more copies, up to hospital_1_3",
         "│   └── desk_1        corpus desk · 3 steps",
-        "├── ...               1 more like it, to region_2",
+        "├── ...               1 more copies, up to region_2",
         "└── alone_1           corpus alone · 3 steps",
     ]
     drawn = draw_tree(star(parse(NESTED)))

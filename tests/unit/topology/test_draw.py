@@ -5,7 +5,7 @@ from textwrap import dedent
 from worldlm.topology import draw_tree, parse_topology
 
 
-def test_tells_corpora_steps_and_what_begins_to_hold() -> None:
+def test_shows_corpora_steps_and_settings_where_they_change() -> None:
     topology = parse_topology(
         dedent("""\
             name: t

@@ -32,7 +32,7 @@ def test_a_path_wins_over_a_name(elsewhere: Path) -> None:
     assert find_file("topologies", "quickstart.yaml").resolve() == mine.resolve()
 
 
-def test_the_folder_here_wins_over_the_shipped(elsewhere: Path) -> None:
+def test_the_local_folder_wins_over_the_shipped(elsewhere: Path) -> None:
     mine = write(elsewhere / "topologies" / "quickstart.yaml")
     assert find_file("topologies", "quickstart").resolve() == mine.resolve()
 
@@ -57,13 +57,13 @@ def test_installed_data_files_are_found(elsewhere: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", ["quickstrat", "elsewhere/quickstart", "../quickstart", "a\0b", "x" * 9999])
-def test_what_is_nowhere_is_told_with_the_known_names(name: str) -> None:
+def test_an_unknown_name_is_reported_with_the_known_names(name: str) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         find_file("topologies", name)
-    told = str(caught.value)
-    assert "known: domains_three_level, domains_three_level_swapped, hundred_thousand, " in told
-    assert "\n" not in told
-    assert ("did you mean 'quickstart'?" in told) == ("quick" in name)
+    message = str(caught.value)
+    assert "known: domains_three_level, domains_three_level_swapped, hundred_thousand, " in message
+    assert "\n" not in message
+    assert ("did you mean 'quickstart'?" in message) == ("quick" in name)
 
 
 @pytest.mark.parametrize("name", ["methods/fedavg", "methods/fedavg.yaml", Path("methods") / "fedavg"])
@@ -71,13 +71,13 @@ def test_a_name_may_begin_with_a_folder(name: str | Path) -> None:
     assert find_file("recipes", name) == TOP / "recipes" / "methods" / "fedavg.yaml"
 
 
-def test_a_folder_here_wins_over_the_shipped(elsewhere: Path) -> None:
+def test_a_local_folder_wins_over_the_shipped(elsewhere: Path) -> None:
     mine = write(elsewhere / "recipes" / "methods" / "fedavg.yaml")
     assert find_file("recipes", "methods/fedavg").resolve() == mine.resolve()
     assert find_file("recipes", "methods/fedper") == TOP / "recipes" / "methods" / "fedper.yaml"
 
 
-def test_what_is_in_a_folder_is_not_found_without_it() -> None:
+def test_a_file_in_a_folder_is_not_found_by_its_bare_name() -> None:
     with pytest.raises(FileNotFoundError, match="no file 'fedavg', .*; did you mean 'methods/fedavg'"):
         find_file("recipes", "fedavg")
 

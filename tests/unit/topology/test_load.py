@@ -1,4 +1,4 @@
-"""Topology files: what is read, what is inherited, and what is refused, with which line."""
+"""Topology files: values, inheritance, and mistakes with their lines."""
 
 from pathlib import Path
 from textwrap import dedent
@@ -49,7 +49,7 @@ def test_quickstart_is_three_levels_under_two_laws() -> None:
 
 
 def test_all_mistakes_at_once_in_the_order_of_lines() -> None:
-    told = mistakes("""\
+    found = mistakes("""\
         name: my topology
         settings: {num_local_steps: x}
         root:
@@ -70,20 +70,20 @@ def test_all_mistakes_at_once_in_the_order_of_lines() -> None:
         (7, "corpus is needed at node 'a'"),
         (7, "unknown key 'corpsu' in a child of 'world'"),
         (8, "weight must be a finite number above 0, but is -1.0"),
-        (9, "name 'b' is taken by the node of line 8"),
+        (9, "name 'b' is already used by the node in line 8"),
         (9, "participation has no effect at a leaf"),
         (10, "a child of 'world' needs the key 'name'"),
         (11, "a child of 'world' must be a mapping"),
         (12, "corpus is needed at node 'e f'"),
         (12, "name must be 1 to 100 letters"),
     ]
-    assert len(told) == len(expected)
-    for got, (line, start) in zip(told, expected, strict=True):
+    assert len(found) == len(expected)
+    for got, (line, start) in zip(found, expected, strict=True):
         assert got.startswith(f"t.yaml:{line}: {start}")
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("", "t.yaml:1: is empty"),
         ("# nothing\n", "t.yaml:1: is empty"),
@@ -106,12 +106,12 @@ def test_all_mistakes_at_once_in_the_order_of_lines() -> None:
         ("name: t\nroot: " + "[" * 70 + "]" * 70, "t.yaml:2: is nested deeper than the 64 levels"),
     ],
 )
-def test_what_is_no_tree_is_refused(text: str, told: str) -> None:
-    assert any(line.startswith(told) for line in mistakes(text))
+def test_a_text_that_is_not_a_topology_is_rejected(text: str, expected: str) -> None:
+    assert any(line.startswith(expected) for line in mistakes(text))
 
 
-def test_two_parents_by_alias_are_refused() -> None:
-    (told,) = mistakes("""\
+def test_an_alias_that_gives_a_node_two_parents_is_rejected() -> None:
+    (message,) = mistakes("""\
         name: t
         settings: {num_local_steps: 1}
         root:
@@ -121,13 +121,13 @@ def test_two_parents_by_alias_are_refused() -> None:
             - name: b
               children: [*x]
     """)
-    assert told.startswith("t.yaml:8: a node has one parent, but the node of line 6 is here again")
+    assert message.startswith("t.yaml:8: a node has one parent, but an alias uses the node of line 6 again")
 
 
-def test_a_doubled_name_on_one_line_is_refused() -> None:
+def test_a_duplicate_name_on_one_line_is_rejected() -> None:
     text = "name: t\nsettings: {num_local_steps: 1}\nroot: {name: w, children: [{name: w, corpus: c}]}"
-    (told,) = mistakes(text)
-    assert told.startswith("t.yaml:3: name 'w' is taken by the node of line 3")
+    (message,) = mistakes(text)
+    assert message.startswith("t.yaml:3: name 'w' is already used by the node in line 3")
 
 
 def test_aliased_settings_and_merge_keys_are_allowed() -> None:
@@ -146,13 +146,13 @@ def test_aliased_settings_and_merge_keys_are_allowed() -> None:
     assert {topology.nodes[name].settings.jurisdiction for name in "abc"} == {"no"}
 
 
-def test_yaml_bombs_are_refused_quickly() -> None:
+def test_yaml_bombs_are_rejected_quickly() -> None:
     levels = [f"l{i + 1}: &l{i + 1} [{', '.join([f'*l{i}'] * 10)}]" for i in range(9)]
-    (told,) = mistakes("\n".join(["l0: &l0 [x, x]", *levels]))
-    assert "has more than the 10545 values allowed, aliases followed" in told  # 10,000 and as many as characters
+    (message,) = mistakes("\n".join(["l0: &l0 [x, x]", *levels]))
+    assert "has more than the 10545 values allowed, aliases expanded" in message  # 10,000 and one per character
     chain = [f"c{i + 1}: &c{i + 1} [*c{i}]" for i in range(80)]
-    (told,) = mistakes("\n".join(["c0: &c0 [x]", *chain]))
-    assert "is nested deeper than the 64 levels allowed, aliases followed" in told
+    (message,) = mistakes("\n".join(["c0: &c0 [x]", *chain]))
+    assert "is nested deeper than the 64 levels allowed, aliases expanded" in message
 
 
 def test_source_and_data_at_an_inner_node() -> None:
@@ -170,7 +170,7 @@ def test_source_and_data_at_an_inner_node() -> None:
     assert [node.name for node in topology.data_nodes] == ["w", "a"]
 
 
-def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
     latin = tmp_path / "latin.yaml"
     latin.write_bytes(b"name: t\ndescription: caf\xe9\n")
     with pytest.raises(TopologyError, match=r"latin.yaml:2: is not UTF-8: byte 0xe9"):
@@ -183,7 +183,7 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
         load_topology(tmp_path)
 
 
-def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "bom.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + b"name: t\nroot: {name: w, corpus: c, settings: {num_local_steps: 1}}")
     assert load_topology(path).name == "t"
@@ -200,7 +200,7 @@ root:
 """
 
 
-def test_settings_from_elsewhere_are_laid_over_those_at_the_top() -> None:
+def test_overrides_replace_settings_at_the_top() -> None:
     settings = {"num_local_steps": 25, "outer_optimizer": {"name": "SGD", "lr": 0.7}, "privacy": {"clip_norm": 0.5}}
     nodes = parse_topology(OVERRIDDEN, "two.yaml", settings).nodes
     assert {name: node.settings.num_local_steps for name, node in nodes.items()} == {"world": 25, "a": 25, "b": 7}
@@ -219,15 +219,15 @@ def test_settings_from_elsewhere_are_laid_over_those_at_the_top() -> None:
         ({"privacy": {"noise_multiplier": 0.1}}, "may only be tightened: at least 0.5"),
     ],
 )
-def test_mistakes_in_settings_from_elsewhere(settings: dict[str, object], message: str) -> None:
+def test_mistakes_in_overrides(settings: dict[str, object], message: str) -> None:
     with pytest.raises(TopologyError, match=message):
         parse_topology(OVERRIDDEN, "two.yaml", settings)
 
 
-def test_a_world_in_which_nobody_trains_is_refused() -> None:
+def test_a_world_without_a_training_node_is_rejected() -> None:
     text = (
         "name: t\nsettings: {num_local_steps: 1}\nroot: {name: w, children: [{name: a, corpus: c, settings: SETTINGS}]}"
     )
     assert parse(text.replace("SETTINGS", "{}")).nodes["a"].fits
-    told = mistakes(text.replace("SETTINGS", "{num_local_steps: 0}"))
-    assert told == ["t.yaml:3: nobody trains: num_local_steps is 0 at every node that holds data"]
+    found = mistakes(text.replace("SETTINGS", "{num_local_steps: 0}"))
+    assert found == ["t.yaml:3: no node trains: num_local_steps is 0 at every node that holds data"]

@@ -1,4 +1,4 @@
-"""The reader itself, on a file that is no topology."""
+"""The reader, on a file that is not a topology."""
 
 import pickle
 
@@ -37,7 +37,7 @@ def test_line_of_a_dotted_key(path: str, line: int) -> None:
     assert Reader(RECIPE, "r.yaml").line(path) == line
 
 
-def test_mistakes_are_kept_sorted_and_told_once() -> None:
+def test_mistakes_are_sorted_and_reported_once() -> None:
     reader = Reader(RECIPE, "r.yaml")
     reader.report(3, "second\nline")
     reader.report(1, "first")
@@ -48,14 +48,14 @@ def test_mistakes_are_kept_sorted_and_told_once() -> None:
     assert pickle.loads(pickle.dumps(caught.value)).mistakes == caught.value.mistakes
 
 
-def test_keys_that_are_no_text_are_reported() -> None:
+def test_keys_that_are_not_text_are_reported() -> None:
     reader = Reader("[a]: 1\nb: 2", "r.yaml")
     assert list(reader.mapping(reader.root, "a recipe")) == ["b"]
     with pytest.raises(UserError, match="r.yaml:1: a key of a recipe must be text, but is a list"):
         reader.finish()
 
 
-def test_a_merge_of_what_is_no_mapping_is_reported() -> None:
+def test_a_merge_key_without_a_mapping_is_reported() -> None:
     reader = Reader("b: 2\n<<: 3", "r.yaml")
     reader.mapping(reader.root, "a recipe")
     with pytest.raises(UserError, match=r"r.yaml:2: '<<' of a recipe must be a mapping"):

@@ -43,7 +43,7 @@ def test_reads_by_declared_type(text: str, declared: Any, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "declared", "told"),
+    ("text", "declared", "expected"),
     [
         ("12:30", int, "must be a whole number, but is '12:30'"),
         ("010", int, "must be a whole number"),
@@ -60,7 +60,7 @@ def test_reads_by_declared_type(text: str, declared: Any, value: Any) -> None:
         ("[1, [2]]", tuple[int, ...], "must be a whole number, but is a list"),
     ],
 )
-def test_refuses_what_is_not_of_the_type(text: str, declared: Any, told: str) -> None:
+def test_rejects_values_of_another_type(text: str, declared: Any, expected: str) -> None:
     with pytest.raises(ValueError) as caught:
         read(text, declared)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(expected)

@@ -1,4 +1,4 @@
-"""Settings in a topology file: how they come down the tree, and which are refused."""
+"""Settings in a topology file: inheritance and invalid values."""
 
 import pytest
 
@@ -80,12 +80,12 @@ def test_privacy_inherits_missing_fields_and_tightens() -> None:
 def test_privacy_is_never_loosened(written: str, field: str, kind: str) -> None:
     demand = "{clip_norm: 1, noise_multiplier: 1, max_epsilon: 8}"
     text = with_settings(f"{{{kind}: {written}}}", f"{{num_local_steps: 3, {kind}: {demand}}}")
-    (told,) = mistakes(text)
-    assert told.startswith(f"t.yaml:7: {field.replace('privacy', kind, 1)}")
+    (message,) = mistakes(text)
+    assert message.startswith(f"t.yaml:7: {field.replace('privacy', kind, 1)}")
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "expected"),
     [
         ("{num_local_steps: -1}", "num_local_steps must be a finite number at least 0, but is -1"),
         ("{num_local_steps: abc}", "num_local_steps must be a whole number, but is 'abc'"),
@@ -137,14 +137,14 @@ def test_privacy_is_never_loosened(written: str, field: str, kind: str) -> None:
         ("{batch_size: 2, batch_size: 3}", "key 'batch_size' of settings is written twice"),
     ],
 )
-def test_a_wrong_setting_is_told_once_with_its_line(settings: str, told: str) -> None:
+def test_an_invalid_setting_is_reported_once_with_its_line(settings: str, expected: str) -> None:
     (mistake,) = mistakes(with_settings(settings))
-    assert mistake.startswith(f"t.yaml:7: {told}")
+    assert mistake.startswith(f"t.yaml:7: {expected}")
 
 
 def test_nearest_key_is_suggested() -> None:
-    (told,) = mistakes(with_settings("{bach_size: 2}"))
-    assert told.endswith("; did you mean 'batch_size'?")
+    (message,) = mistakes(with_settings("{bach_size: 2}"))
+    assert message.endswith("; did you mean 'batch_size'?")
 
 
 def test_an_unknown_jurisdiction_is_warned_of() -> None:
@@ -164,11 +164,11 @@ def test_settings_without_effect_are_warned_of() -> None:
     parse_topology(with_settings("{link: {bandwidth_mbps: 1}}", idle), "t.yaml")
 
 
-def test_seconds_of_a_link_are_latency_and_bytes_over_bandwidth() -> None:
+def test_a_message_takes_latency_plus_bytes_over_bandwidth() -> None:
     assert Link(bandwidth_mbps=8.0, latency_ms=250.0, jitter=1.0).seconds(3_000_000) == 3.25
 
 
-def test_a_text_that_somebody_else_reads_without_its_privacy_is_warned_of() -> None:
+def test_a_private_corpus_that_a_public_node_reads_is_warned_of() -> None:
     text = """
 name: t
 settings: {num_local_steps: 1}
@@ -181,10 +181,10 @@ root:
     - {name: d, corpus: other}
 """
     for kind in ("privacy", "example_privacy"):
-        with pytest.warns(UserWarning, match="does not protect") as told:
+        with pytest.warns(UserWarning, match="does not protect") as warned:
             parse_topology(text.replace("KIND", kind), "t.yaml")
-        expected = f"t.yaml:8: {kind} of 'a' does not protect its text: 'b' reads 'text' too, without it"
-        assert [str(one.message) for one in told] == [expected]
+        expected = f"t.yaml:8: {kind} of 'a' does not protect its corpus: 'b' reads 'text' too, without {kind}"
+        assert [str(warning.message) for warning in warned] == [expected]
     above = text.replace("num_local_steps: 1}", "num_local_steps: 1, privacy: {clip_norm: 1}}")
     parse_topology(above.replace("KIND", "privacy"), "t.yaml")
     parse_topology(text.replace("KIND", "privacy").replace("corpus: text}", "corpus: other}"), "t.yaml")

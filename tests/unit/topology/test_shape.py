@@ -1,4 +1,4 @@
-"""A tree in other shapes: who is left, with what, and in how many steps."""
+"""A tree in other shapes: the remaining nodes, their corpora and their local steps."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def tree(*changes: tuple[str, str]) -> Topology:
     return parse_topology(text, "t.yaml")
 
 
-def told(topology: Topology) -> dict[str, tuple[str | None, int | None]]:
+def corpora_and_steps(topology: Topology) -> dict[str, tuple[str | None, int | None]]:
     return {name: (node.corpus, node.settings.num_local_steps) for name, node in topology.nodes.items()}
 
 
@@ -52,7 +52,7 @@ def test_steps_of_a_round() -> None:
 
 def test_a_star_has_all_data_nodes_below_its_root_and_as_many_steps() -> None:
     flat = star(tree())
-    assert told(flat) == {
+    assert corpora_and_steps(flat) == {
         "world": (None, 6),
         "west": ("e", 18),
         "it": ("it", 18),
@@ -68,13 +68,13 @@ def test_a_star_has_all_data_nodes_below_its_root_and_as_many_steps() -> None:
     assert flat.nodes["ear"].listens
 
 
-def test_a_root_that_holds_data_stays_one_in_a_star() -> None:
+def test_a_root_that_holds_data_keeps_it_in_a_star() -> None:
     root = star(tree(("name: world\n", "name: world\n  corpus: e\n"))).root
     assert (root.corpus, root.settings.num_local_steps, len(root.children)) == ("e", 6, 6)
 
 
 @pytest.mark.parametrize("shape", ["star", "single", "single_all_tokens"])
-def test_a_shape_is_its_own(shape: str) -> None:
+def test_reshaping_twice_changes_nothing(shape: str) -> None:
     once = reshape(tree(), shape)  # type: ignore[arg-type]
     assert reshape(once, shape) == once  # type: ignore[arg-type]
     alone = parse_topology("name: t\nsettings: {num_local_steps: 2}\nroot: {name: me, corpus: c}", "t.yaml")
@@ -82,7 +82,7 @@ def test_a_shape_is_its_own(shape: str) -> None:
     assert reshape(tree(), "tree") == tree()
 
 
-def test_a_star_of_leaves_is_left_as_it_is() -> None:
+def test_a_star_of_leaves_is_unchanged() -> None:
     text = (
         "name: t\nsettings: {num_local_steps: 3, num_subrounds: 2}\nroot: {name: w, children: [{name: a, corpus: c}]}"
     )
@@ -91,13 +91,15 @@ def test_a_star_of_leaves_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize(("all_tokens", "steps"), [(False, 72), (True, 36 + 36 + 72 + 12 + 12)])
 def test_a_single_root_trains_and_all_others_listen(all_tokens: bool, steps: int) -> None:
-    one = single(tree(), all_tokens=all_tokens)
+    pooled = single(tree(), all_tokens=all_tokens)
     corpora = {"west": "e", "it": "it", "fr": "fr", "uk": "uk", "se": "se", "ear": "se"}
-    assert told(one) == {"world": ("all", steps)} | {name: (corpus, 0) for name, corpus in corpora.items()}
-    assert steps_per_round(one) == dict.fromkeys(corpora, 0) | {"world": steps}
-    assert (one.root.settings.batch_size, one.depth) == (2, 2)
-    assert [node.name for node in one.nodes.values() if not node.listens] == ["world"]
-    assert "├── it    corpus it · listens · weight 2 · jurisdiction eu\n" in draw_tree(one)
+    assert corpora_and_steps(pooled) == {"world": ("all", steps)} | {
+        name: (corpus, 0) for name, corpus in corpora.items()
+    }
+    assert steps_per_round(pooled) == dict.fromkeys(corpora, 0) | {"world": steps}
+    assert (pooled.root.settings.batch_size, pooled.depth) == (2, 2)
+    assert [node.name for node in pooled.nodes.values() if not node.listens] == ["world"]
+    assert "├── it    corpus it · listens · weight 2 · jurisdiction eu\n" in draw_tree(pooled)
 
 
 def test_the_batch_of_a_single_root_is_that_of_the_nodes() -> None:
@@ -113,7 +115,7 @@ def test_the_batch_of_a_single_root_is_that_of_the_nodes() -> None:
 @pytest.mark.parametrize("kind", ["privacy", "example_privacy"])
 def test_private_text_is_not_pooled(kind: str) -> None:
     private = tree(("jurisdiction: eu", f"{kind}: {{clip_norm: 1}}"))
-    with pytest.raises(ValueError, match=r"^shape single pools .* but privacy is asked for at west, it, fr$"):
+    with pytest.raises(ValueError, match=r"^shape single pools .* but these nodes are private: west, it, fr$"):
         single(private)
     assert {getattr(star(private).nodes[name].settings, kind).clip_norm for name in ("it", "fr", "west")} == {1}
 
@@ -142,14 +144,14 @@ def test_sub_rounds_within_sub_rounds_divide_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_subrounds", "wrong"),
+    ("num_subrounds", "message"),
     [
         (4, r"^num_subrounds is 4, which does not divide the local steps: 36 of west, 36 of it, 12 of se$"),
         (0, "num_subrounds must be a finite number at least 1, but is 0"),
     ],
 )
-def test_sub_rounds_that_do_not_divide_the_steps(num_subrounds: int, wrong: str) -> None:
-    with pytest.raises(ValueError, match=wrong):
+def test_sub_rounds_that_do_not_divide_the_steps(num_subrounds: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         split_rounds(tree(), num_subrounds)
 
 

@@ -36,7 +36,7 @@ def test_parents() -> None:
         topology.parent("nobody")
 
 
-def test_the_way_down_from_the_root() -> None:
+def test_path_from_the_root() -> None:
     topology = small()
     assert [node.name for node in topology.path("it")] == ["world", "west", "it"]
     assert topology.path("world") == [topology.root]
@@ -44,7 +44,7 @@ def test_the_way_down_from_the_root() -> None:
         topology.path("nobody")
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
 def test_copies_and_pickles(copied) -> None:
     outer = OuterOptimizer(name="SGD", arguments={"lr": 0.7})
     settings = Settings(num_local_steps=1, outer_optimizer=outer, residuals=Residuals(share=False))
@@ -53,12 +53,12 @@ def test_copies_and_pickles(copied) -> None:
     assert hash(settings) == hash(copied(settings))
 
 
-def test_doubled_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="holds it"):
+def test_duplicate_names_are_rejected() -> None:
+    with pytest.raises(ValueError, match="repeats it"):
         Topology(name="t", root=Node(name="world", children=(leaf("it"), leaf("it"))))
 
 
-def test_all_bad_fields_are_told_together() -> None:
+def test_all_invalid_fields_are_reported_together() -> None:
     with pytest.raises(FieldError) as caught:
         Node(name="a b", weight=float("nan"))
     assert set(caught.value.mistakes) == {"name", "weight", "corpus"}
@@ -68,19 +68,19 @@ def test_all_bad_fields_are_told_together() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a\n", "é", "x" * 101, ".."])
-def test_bad_names_are_refused(name: str) -> None:
+def test_invalid_names_are_rejected(name: str) -> None:
     with pytest.raises(FieldError, match="letters, digits"):
         leaf(name)
 
 
-def test_settings_do_not_share_the_users_dict() -> None:
+def test_settings_copy_the_arguments_of_the_caller() -> None:
     arguments = {"lr": 0.7}
     outer = OuterOptimizer(name="SGD", arguments=arguments)
     arguments["lr"] = 1.0
     assert outer.arguments == {"lr": 0.7}
 
 
-def test_loosening_is_named() -> None:
+def test_loosened_fields_are_listed() -> None:
     demand = Privacy(clip_norm=1.0, noise_multiplier=1.0, max_epsilon=8.0)
     assert demand.loosened_by(demand) == {}
     below = Privacy(clip_norm=2.0, noise_multiplier=0.5, delta=1e-4)
@@ -105,25 +105,25 @@ def test_a_leaf_without_steps_listens() -> None:
     assert not Node(name="west", corpus="text", settings=STEPS, children=(listener("it"),)).listens
 
 
-def test_a_parent_with_data_cannot_just_listen() -> None:
+def test_a_parent_with_data_cannot_be_a_listener() -> None:
     with pytest.raises(FieldError, match="num_local_steps is 0 at node 'west', which has children"):
         Node(name="west", corpus="text", settings=Settings(num_local_steps=0), children=(leaf("it"),))
 
 
-def test_somebody_must_train() -> None:
-    with pytest.raises(FieldError, match="root must hold a node that trains"):
+def test_a_node_must_train() -> None:
+    with pytest.raises(FieldError, match="root must contain a node that trains"):
         Topology(name="t", root=Node(name="world", children=(listener("it"),)))
 
 
 @pytest.mark.parametrize(
-    ("below", "told"),
+    ("below", "expected"),
     [
         (None, "privacy of 'b' may only be tightened, but is removed"),
         (Privacy(clip_norm=2.0, noise_multiplier=1.0), "privacy.clip_norm of 'b' may only be tightened: at most 1 as"),
     ],
 )
-def test_a_tree_built_by_hand_cannot_loosen_privacy(below: Privacy | None, told: str) -> None:
+def test_a_tree_built_by_hand_cannot_loosen_privacy(below: Privacy | None, expected: str) -> None:
     strict = Settings(num_local_steps=1, privacy=Privacy(clip_norm=1.0, noise_multiplier=1.0))
     leaf = Node(name="b", corpus="text", settings=Settings(num_local_steps=1, privacy=below))
-    with pytest.raises(FieldError, match=f"root must not loosen privacy: {told}"):
+    with pytest.raises(FieldError, match=f"root must not loosen privacy: {expected}"):
         Topology(name="t", root=Node(name="a", settings=strict, children=(leaf,)))
