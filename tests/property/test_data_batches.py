@@ -27,7 +27,7 @@ from worldlm.data import (
 from worldlm.data.samplers import make_sampler, quotas, spread
 
 WINDOW = 40
-"""Instead of 10,000, so that a few batches reach over several."""
+"""Instead of 10,000, so that a few batches extend over several windows."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,7 +39,7 @@ def _small_windows() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a node's text is and how it is drawn from."""
+    """The text of a node and its sampler."""
 
     sizes: list[int]
     batch_size: int
@@ -52,7 +52,7 @@ class Kind:
 
 
 def _visits(sampler: NodeSampler, lengths: list[int]) -> list[list[int]]:
-    """Draw visit after visit from one sampler, as the loop does."""
+    """Draw the batches of several fits from one sampler, as the training loop does."""
     batches = []
     for length in lengths:
         sampler.length = length
@@ -76,7 +76,7 @@ def kinds(draw: st.DrawFn, weighted: bool | None = None) -> Kind:
 
 @patient
 @given(kinds(), st.lists(st.integers(0, 5), max_size=4))
-def test_any_split_into_visits_gives_the_same_batches(kind: Kind, lengths: list[int]) -> None:
+def test_any_split_into_fits_gives_the_same_batches(kind: Kind, lengths: list[int]) -> None:
     together = _visits(kind.sampler(), [sum(lengths)])
     assert _visits(kind.sampler(), lengths) == together
     assert len(together) == sum(lengths)
@@ -84,19 +84,19 @@ def test_any_split_into_visits_gives_the_same_batches(kind: Kind, lengths: list[
 
 @patient
 @given(kinds(), st.lists(st.integers(0, 20), min_size=1, max_size=5))
-def test_any_order_of_visits_gives_the_same_batches(kind: Kind, starts: list[int]) -> None:
-    whole = _visits(kind.sampler(), [max(starts) + 1])
+def test_any_order_of_fits_gives_the_same_batches(kind: Kind, starts: list[int]) -> None:
+    batches = _visits(kind.sampler(), [max(starts) + 1])
     sampler = kind.sampler()
     sampler.length = 1
     for start in starts:
         sampler.start = start
-        assert list(sampler) == [whole[start]]
-        assert list(pickle.loads(pickle.dumps(sampler))) == [whole[start]]
+        assert list(sampler) == [batches[start]]
+        assert list(pickle.loads(pickle.dumps(sampler))) == [batches[start]]
 
 
 @patient
 @given(kinds(), st.integers(0, 20), st.integers(0, 5))
-def test_a_resume_draws_what_would_have_come(kind: Kind, position: int, length: int) -> None:
+def test_a_resumed_run_draws_the_same_batches(kind: Kind, position: int, length: int) -> None:
     before = kind.sampler()
     _visits(before, [position])
     resumed = kind.sampler()
@@ -106,7 +106,7 @@ def test_a_resume_draws_what_would_have_come(kind: Kind, position: int, length: 
 
 @patient
 @given(kinds(), st.integers(10**9, 10**15))
-def test_a_far_position_needs_no_replay(kind: Kind, position: int) -> None:
+def test_a_distant_position_needs_no_replay(kind: Kind, position: int) -> None:
     sampler = kind.sampler()
     sampler.start, sampler.length = position, 2
     first, second = sampler
@@ -139,7 +139,7 @@ def test_quotas_are_near_their_shares(weights: list[float]) -> None:
 
 @patient
 @given(kinds(weighted=True), st.integers(1, 5 * WINDOW))
-def test_shares_are_exact_in_every_window_and_near_in_between(kind: Kind, num_draws: int) -> None:
+def test_shares_are_exact_in_every_window_and_close_within_it(kind: Kind, num_draws: int) -> None:
     sampler = kind.sampler()
     assert isinstance(sampler, MixtureBatchSampler)
     drawn = list(chain.from_iterable(_visits(sampler, [-(-num_draws // kind.batch_size)])))
@@ -156,15 +156,15 @@ def test_shares_are_exact_in_every_window_and_near_in_between(kind: Kind, num_dr
 def test_every_part_of_a_mixture_is_read_pass_after_pass(kind: Kind) -> None:
     drawn = np.array(list(chain.from_iterable(_visits(kind.sampler(), [3 * WINDOW // kind.batch_size + 1]))))
     for first, size in zip(accumulate(kind.sizes, initial=0), kind.sizes, strict=False):
-        own = drawn[(drawn >= first) & (drawn < first + size)] - first
-        for begin in range(0, len(own) - size + 1, size):
-            assert sorted(own[begin : begin + size]) == list(range(size))
-        assert len(set(own[len(own) // size * size :])) == len(own) % size
+        part_blocks = drawn[(drawn >= first) & (drawn < first + size)] - first
+        for begin in range(0, len(part_blocks) - size + 1, size):
+            assert sorted(part_blocks[begin : begin + size]) == list(range(size))
+        assert len(set(part_blocks[len(part_blocks) // size * size :])) == len(part_blocks) % size
 
 
 @patient
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6))
-def test_spread_blocks_are_all_there_and_each_part_in_its_share(sizes: list[int]) -> None:
+def test_spread_blocks_are_complete_and_proportional(sizes: list[int]) -> None:
     order = spread(sizes)
     assert sorted(order) == list(range(sum(sizes)))
     parts = np.searchsorted(list(accumulate(sizes)), order, side="right")
@@ -175,7 +175,7 @@ def test_spread_blocks_are_all_there_and_each_part_in_its_share(sizes: list[int]
 
 @patient
 @given(kinds(), st.integers(1, 20))
-def test_loaders_give_the_blocks_the_sampler_names(kind: Kind, seq_len: int) -> None:
+def test_loaders_return_the_blocks_of_the_sampler(kind: Kind, seq_len: int) -> None:
     rng = np.random.default_rng(kind.seed)
     texts = [rng.integers(0, 2**16, size * seq_len + rng.integers(1, seq_len + 1), np.uint16) for size in kind.sizes]
     blocks = join_blocks([Blocks(PackedCorpus(Path("unused"), text, 1, 1), seq_len) for text in texts])

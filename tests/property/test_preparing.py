@@ -1,4 +1,4 @@
-"""Preparing gives what a plain loop over the records gives, for any text, limits, batches and interruptions."""
+"""Preparing equals a plain loop over the records, for any text, limits, batches and interruptions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def _plain(
     """Return the tokens of both splits."""
     tokens: dict[str, list[int]] = {"train": [], "validation": []}
     counts = {"train": 0, "validation": 0}
-    for own, text in records:
-        if own != kind or not text.strip():
+    for record_kind, text in records:
+        if record_kind != kind or not text.strip():
             continue
         split = "validation" if text in held_out else "train"
         if split == "validation" and counts[split] == limits.get("max_validation_documents"):
@@ -40,7 +40,7 @@ def _plain(
 
 
 class Interrupted(ByteTokenizer):
-    """Bytes, until a batch."""
+    """A byte tokenizer that fails at a batch."""
 
     def __init__(self, batch: int) -> None:
         self.left = batch
@@ -60,7 +60,7 @@ class Interrupted(ByteTokenizer):
     fraction=st.sampled_from([0.2, 0.5]),
     stops=st.lists(st.integers(1, 8), max_size=3),
 )
-def test_preparing_is_a_plain_loop(
+def test_preparing_equals_a_plain_loop(
     records: list[tuple[str, str]], limits: dict[str, int], batch: int, fraction: float, stops: list[int]
 ) -> None:
     with TemporaryDirectory() as name:
@@ -70,7 +70,7 @@ def test_preparing_is_a_plain_loop(
         expected, requests = {}, []
         for kind in KINDS:
             tokens = _plain(records, kind, held_out, limits)
-            if all(tokens.values()):  # others are refused
+            if all(tokens.values()):  # corpora with an empty split are rejected
                 expected[kind] = tokens
                 corpus = TextFiles(train=str(file), where={"kind": kind}, validation_fraction=fraction, **limits)  # type: ignore[arg-type]
                 requests.append(Request(kind, corpus, kind))
@@ -85,5 +85,5 @@ def test_preparing_is_a_plain_loop(
                     continue
             packed = prepare(requests, ByteTokenizer(), cache)
         assert {
-            kind: {split: one.tokens.tolist() for split, one in splits.items()} for kind, splits in packed.items()
+            kind: {split: part.tokens.tolist() for split, part in splits.items()} for kind, splits in packed.items()
         } == expected

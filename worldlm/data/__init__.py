@@ -1,4 +1,4 @@
-"""Text: corpora, tokenizers, packing, and each node's batches."""
+"""Text: corpora, tokenizers, packing, and the batches of each node."""
 
 from worldlm.data.blocks import Blocks, MixedBlocks, join_blocks
 from worldlm.data.corpora import BrokenOff, Corpus, Limits, SplitName

@@ -1,4 +1,4 @@
-"""Blocks of tokens: what a model reads at once, of one packed corpus or of several."""
+"""Blocks of tokens, the training sequences of a model, from one packed corpus or several."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from worldlm.data.packing import PackedCorpus
 class Blocks(Dataset[Tensor]):
     """A packed corpus cut into blocks of one length.
 
-    Block i is the tokens from i * seq_len to (i + 1) * seq_len inclusive: its last token is the
-    first of the next block, so that every token but the first is predicted once.
+    Block i has the tokens from i * seq_len to (i + 1) * seq_len inclusive. Its last token is the first of the next
+    block, so that every token but the first is predicted once.
 
     Args:
         packed: The corpus.
-        seq_len: Tokens that a model reads at once; a block holds one more.
+        seq_len: Tokens of an input sequence; a block has one more.
 
     Raises:
         ValueError: If the corpus is shorter than one block.
@@ -32,9 +32,9 @@ class Blocks(Dataset[Tensor]):
             raise ValueError(f"{packed.num_tokens} tokens are fewer than a block of {seq_len} + 1 tokens")
         self.packed = packed
         self.seq_len = seq_len
-        tokens = np.asarray(packed.tokens)  # without the cost of the memmap class, still mapped
+        tokens = np.asarray(packed.tokens)  # still memory-mapped, without the overhead of the memmap class
         self.rows: NDArray[np.integer] = np.lib.stride_tricks.sliding_window_view(tokens, seq_len + 1)[::seq_len]
-        """All blocks, shape [num_blocks, seq_len + 1], as they lie on disk."""
+        """All blocks, shape [num_blocks, seq_len + 1], mapped from disk."""
 
     def __len__(self) -> int:
         """Return the number of blocks."""
@@ -49,27 +49,27 @@ class Blocks(Dataset[Tensor]):
         return torch.from_numpy(self.rows[indices].astype(np.int64))
 
     def __reduce__(self) -> tuple[object, tuple[PackedCorpus, int]]:
-        """Travel to a data worker as a path, not as tokens."""
+        """Pickle the path instead of the tokens, for data workers."""
         return Blocks, (self.packed, self.seq_len)
 
     @property
     def sizes(self) -> list[int]:
-        """Blocks of each part: there is one."""
+        """Number of blocks of each part; there is one part."""
         return [len(self)]
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text for each token, to turn loss per token into bits per byte."""
+        """Bytes of text per token, to turn loss per token into bits per byte."""
         return self.packed.bytes_per_token
 
 
 class MixedBlocks(Dataset[Tensor]):
     """The blocks of several packed corpora as one data set, one corpus after the other.
 
-    It travels to a data worker as the paths of its parts.
+    For data workers, the paths of the parts are pickled instead of the tokens.
 
     Args:
-        parts: The blocks of each corpus, at least one, all of one length.
+        parts: The blocks of each corpus, at least one, all of the same length.
     """
 
     def __init__(self, parts: Sequence[Blocks]) -> None:
@@ -87,33 +87,33 @@ class MixedBlocks(Dataset[Tensor]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> Tensor:
-        """Return a batch of blocks in the order asked for, int64, shape [len(indices), seq_len + 1].
+        """Return a batch of blocks in the order of the indices, int64, shape [len(indices), seq_len + 1].
 
         Raises:
             IndexError: If an index is negative or too large.
         """
-        wanted = np.asarray(indices, np.int64)
-        if not np.all((wanted >= 0) & (wanted < len(self))):
+        blocks = np.asarray(indices, np.int64)
+        if not np.all((blocks >= 0) & (blocks < len(self))):
             raise IndexError(f"there are {len(self)} blocks, not {min(indices)} to {max(indices)}")
-        owners = np.searchsorted(self._ends, wanted, side="right")
-        rows = np.empty((len(wanted), self.seq_len + 1), np.int64)
-        for number in np.unique(owners).tolist():
-            places, part = np.flatnonzero(owners == number), self.parts[number]
-            rows[places] = part.rows[wanted[places] - (self._ends[number] - len(part))]
+        part_numbers = np.searchsorted(self._ends, blocks, side="right")
+        rows = np.empty((len(blocks), self.seq_len + 1), np.int64)
+        for number in np.unique(part_numbers).tolist():
+            positions, part = np.flatnonzero(part_numbers == number), self.parts[number]
+            rows[positions] = part.rows[blocks[positions] - (self._ends[number] - len(part))]
         return torch.from_numpy(rows)
 
     @property
     def sizes(self) -> list[int]:
-        """Blocks of each part."""
+        """Number of blocks of each part."""
         return [len(part) for part in self.parts]
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text for each token of all parts, to turn loss per token into bits per byte."""
+        """Bytes of text per token of all parts, to turn loss per token into bits per byte."""
         packed = [part.packed for part in self.parts]
-        return sum(one.num_bytes for one in packed) / sum(one.num_tokens for one in packed)
+        return sum(corpus.num_bytes for corpus in packed) / sum(corpus.num_tokens for corpus in packed)
 
 
 def join_blocks(parts: Sequence[Blocks]) -> Blocks | MixedBlocks:
-    """Return the blocks of several corpora as one data set; those of one corpus as they are."""
+    """Return the blocks of several corpora as one data set; a single corpus is returned unchanged."""
     return parts[0] if len(parts) == 1 else MixedBlocks(parts)

@@ -1,4 +1,4 @@
-"""Corpora: the text a data node holds, as documents in two disjoint splits."""
+"""Corpora: the text of a data node, as documents in two disjoint splits."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Chosen: TypeAlias = tuple[SplitName, str]
 
 
 class BrokenOff(ValueError):
-    """A source that stopped half way, such as a lost connection: trying again goes on from there."""
+    """A source that stopped part way, for example after a lost connection; a new attempt continues from there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """When a corpus has enough text; a corpus ends where its training text is complete."""
+    """How much text a corpus takes; a corpus ends when its training text is complete."""
 
     max_documents: int | None = None
     """Training documents."""
     max_tokens: int | None = None
-    """Training tokens; the document that reaches it is the last."""
+    """Training tokens; the document that reaches the limit is the last."""
     max_validation_documents: int | None = None
-    """Held-out documents; those that follow are left out of both splits."""
+    """Held-out documents; further ones are left out of both splits."""
 
     def __post_init__(self) -> None:
         """Check the limits."""
@@ -41,42 +41,42 @@ class Limits:
 
 
 class Record(NamedTuple):
-    """One record of a source."""
+    """A record of a source."""
 
     values: Any
-    """What the record holds, such as the fields of a JSON object."""
+    """The content of the record, such as the fields of a JSON object."""
     place: str
-    """Where it stands, such as `FILE:LINE`, for errors."""
+    """Its position, such as `FILE:LINE`, for errors."""
     done: float | None
-    """Share of the source that is read, from 0 to 1, if it can be known."""
+    """Fraction of the source that is read, from 0 to 1; None if it is unknown."""
 
 
 class Source(Hashable, Protocol):
-    """Where records come from. Equal sources hold the same records, and one reading of them serves all."""
+    """An origin of records. Equal sources have the same records, so that they are read once for all corpora."""
 
     def records(self) -> Iterator[Record]:
         """Read all records, always in the same order.
 
         Raises:
-            BrokenOff: If the source may be read from where it stopped, later.
+            BrokenOff: If the source stopped and a later attempt can continue from there.
             ValueError: If it cannot be read.
         """
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way through a source."""
+    """A pass over a source."""
 
     source: Source
-    """What is read."""
+    """The source."""
     splits: tuple[SplitName, ...]
-    """The splits whose documents it may give."""
+    """The splits that its documents may belong to."""
     choose: Callable[[Record], Chosen | None]
-    """Returns the document of a record and its split, or None if the corpus does not want it."""
+    """Returns the document of a record and its split, or None if the corpus does not use it."""
 
 
 class Corpus(ABC):
-    """The text of a data node. Subclasses are named by `class_path` in a recipe."""
+    """The text of a data node. A recipe selects a subclass with `class_path`."""
 
     @abstractmethod
     def documents(self, split: SplitName) -> Iterator[str]:
@@ -98,11 +98,11 @@ class Corpus(ABC):
         return self
 
     def limits(self) -> Limits:
-        """Return when the corpus has enough text; by default never."""
+        """Return how much text the corpus takes; by default all."""
         return Limits()
 
     def why_empty(self, num_train: int) -> str:
-        """Return why one of the splits may have no documents, or nothing.
+        """Return why a split may have no documents, or an empty string.
 
         Args:
             num_train: Number of training documents.
@@ -110,13 +110,13 @@ class Corpus(ABC):
         return ""
 
     def readings(self) -> list[Reading]:
-        """Return the ways through the corpus' sources, in their order; by default one for each split."""
+        """Return the passes over the sources of the corpus, in order; by default one for each split."""
         splits: tuple[SplitName, ...] = ("validation", "train")
         return [Reading(_Documents(self, split), (split,), _choose_all(split)) for split in splits]
 
 
 class _Documents:
-    """The documents of a corpus as a source that nobody shares."""
+    """The documents of a corpus as a source that no other corpus shares."""
 
     def __init__(self, corpus: Corpus, split: SplitName) -> None:
         self.corpus = corpus
@@ -133,27 +133,27 @@ def _choose_all(split: SplitName) -> Callable[[Record], Chosen | None]:
 def chosen_documents(corpus: Corpus, split: SplitName) -> Iterator[str]:
     """Read a split of a corpus by its readings, within its limits in documents.
 
-    A limit in tokens has no effect here: there is no tokenizer to count them with.
+    A limit in tokens has no effect here, because no tokenizer is given to count them.
     """
     limits = corpus.limits()
     readings = [reading for reading in corpus.readings() if split in reading.splits]
-    chosen = (one for r in readings for one in map(r.choose, r.source.records()) if one is not None)
+    chosen = (document for r in readings for document in map(r.choose, r.source.records()) if document is not None)
     if split == "train":
         yield from islice((text for name, text in chosen if name == split), limits.max_documents)
         return
-    num_train, num_found = 0, 0
+    num_train, num_validation = 0, 0
     for name, text in chosen:
         num_train += name == "train"
         if name == split:
             yield text
-            num_found += 1
-        if num_train == limits.max_documents or num_found == limits.max_validation_documents:
+            num_validation += 1
+        if num_train == limits.max_documents or num_validation == limits.max_validation_documents:
             return
 
 
 @contextmanager
 def naming(title: str) -> Iterator[None]:
-    """Say whose text it is that something is wrong with: put a title before the message of a ValueError."""
+    """Put a title, such as the names of node and corpus, before the message of a ValueError."""
     try:
         yield
     except BrokenOff as error:
@@ -163,10 +163,10 @@ def naming(title: str) -> Iterator[None]:
 
 
 def has_text(text: str) -> bool:
-    """Tell whether there is anything but space in a document."""
+    """Return whether a document has anything but white space."""
     return bool(text) and not text.isspace()
 
 
 def digest(*parts: object) -> str:
-    """Hash the representations of some plain values to 16 hexadecimal digits."""
+    """Hash the representations of plain values to 16 hexadecimal digits."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()

@@ -31,32 +31,32 @@ if TYPE_CHECKING:
 class CorpusDataModule(LightningDataModule):
     """Text for the data nodes of a federation.
 
-    A node names its corpus in the topology. Nodes of one corpus share its text on disk, and each
-    draws its own batches of it. A batch is int64, shape [batch_size, max_seq_len + 1].
+    A node names its corpus in the topology. Nodes with the same corpus share its text on disk, and each draws its own
+    batches from it. A batch is int64, shape [batch_size, max_seq_len + 1].
 
     Args:
-        corpora: The corpora by the names that the topology's nodes use. `all` mixes all that are no mixtures
-            themselves, unless it is among them.
-        tokenizer: `bytes`, the path of a `tokenizer.json`, the name of a tokenizer on the Hugging Face
-            Hub, or one to be trained on all corpora of the recipe.
-        batch_size: Blocks of a batch, where a node's settings say nothing else.
-        root: Folder that the corpora's relative paths start from.
-        local: Files to read instead of a corpus, by its name: paths or glob patterns, relative to
-            `root`, with `{split}` for `train` and `validation`. Without `{split}`, documents are held
-            out by a hash of their text. The corpus' limits hold, its `where` does not.
+        corpora: The corpora by the names that the topology's nodes use. Unless the recipe defines `all`, it is a
+            mixture of all corpora that are not mixtures.
+        tokenizer: `bytes`, the path of a `tokenizer.json`, the name of a tokenizer on the Hugging Face Hub, or a
+            `TrainedBPE` to train on all corpora of the recipe.
+        batch_size: Blocks per batch, unless the settings of a node set another number.
+        root: Base folder of the corpora's relative paths.
+        local: Corpus name -> files to read instead of the corpus: paths or glob patterns, relative to `root`, with
+            `{split}` for `train` and `validation`. Without `{split}`, documents are held out by a hash of their text.
+            The limits of the corpus apply, its `where` does not.
         cache_dir: Folder of the packed corpora.
-        num_workers: Processes that read batches, for each node; 0 reads in the training process.
+        num_workers: Processes per node that read batches; 0 reads in the training process.
 
     Raises:
         ValueError: If a setting is out of range or the tokenizer cannot be loaded.
     """
 
     tokenizer: Tokenizer
-    """The tokenizer of all corpora; one that is trained is known after `prepare_data` or `setup`."""
+    """The tokenizer of all corpora; a trained one is set by `prepare_data` or `setup`."""
     bytes_per_token: dict[str, float]
-    """Bytes for each token of a data node's validation text, by node name; known after `setup`."""
+    """Data node -> bytes per token of its validation text; set by `setup`."""
     blocks: dict[SplitName, dict[str, Blocks | MixedBlocks]]
-    """Blocks of each split by node name; known after `setup`."""
+    """Split -> data node -> its blocks; set by `setup`."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class CorpusDataModule(LightningDataModule):
         folder = Path(root).expanduser()
         self.mixtures = {name: corpus for name, corpus in corpora.items() if isinstance(corpus, Mixture)}
         plain = {name: corpus for name, corpus in corpora.items() if name not in self.mixtures}
-        self.corpora = {name: one.under(folder) for name, one in local_corpora(plain, local or {}).items()}
+        self.corpora = {name: corpus.under(folder) for name, corpus in local_corpora(plain, local or {}).items()}
         self._mixes_all = ALL not in corpora
         if self._mixes_all:
             self.mixtures[ALL] = Mixture()
@@ -89,11 +89,11 @@ class CorpusDataModule(LightningDataModule):
         self.bytes_per_token = {}
 
     def prepare_data(self) -> None:
-        """Pack the corpora that the topology uses, in one process of each machine.
+        """Pack the corpora that the topology uses, in one process per machine.
 
         Raises:
             ValueError: If a node's corpus is unknown, cannot be read, or is empty; the message
-                names node and corpus.
+                names the node and the corpus.
         """
         requests = self._requests()
         self._warn_of_unused()
@@ -101,13 +101,13 @@ class CorpusDataModule(LightningDataModule):
             self._load_tokenizer({request.name: request.title for request in requests})
             prepare(requests, self.tokenizer, self.cache_dir)
         except BrokenOff as error:
-            raise BrokenOff(f"{error}; or read files of your own: --data.local.NAME 'FILES'") from error
+            raise BrokenOff(f"{error}; or read your own files: --data.local.NAME 'FILES'") from error
 
     def setup(self, stage: str | None = None) -> None:
         """Open the packed corpora and cut them into blocks of the model's length.
 
         Args:
-            stage: Lightning's name of what is about to run; all of them need the same.
+            stage: Lightning's name of the stage; all stages need the same data.
 
         Raises:
             ValueError: As `prepare_data`, or if a corpus is shorter than a block, or the tokenizer
@@ -131,10 +131,10 @@ class CorpusDataModule(LightningDataModule):
             self.bytes_per_token[name] = self.blocks["validation"][name].bytes_per_token
 
     def train_dataloader(self) -> dict[str, DataLoader[Tensor]]:
-        """Return each data node's batches by node name.
+        """Return the loader of each data node's batches by node name.
 
-        The loader's `batch_sampler` is a `NodeSampler`: one that takes every block with the same
-        probability where the node's settings ask for privacy of examples. The loop says where a visit starts and ends.
+        The `batch_sampler` of a loader is a `NodeSampler`. For a node with example-level privacy it draws every block
+        with the same probability. The training loop sets where each fit starts and ends.
 
         Raises:
             ValueError: If a node's batch size does not fit its text.
@@ -142,7 +142,7 @@ class CorpusDataModule(LightningDataModule):
         return {name: self._train_loader(node) for name, node in self._data_nodes().items()}
 
     def val_dataloader(self) -> dict[str, DataLoader[Tensor]]:
-        """Return each data node's held-out text by node name: all blocks once, those of a mixture in turn."""
+        """Return the loader of each data node's held-out blocks by node name: all once, interleaved for a mixture."""
         loaders = {}
         for name, node in self._data_nodes().items():
             blocks = self.blocks["validation"][name]
@@ -172,7 +172,7 @@ class CorpusDataModule(LightningDataModule):
             collate_fn=_identity,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            generator=torch.Generator(),  # or starting to read would draw from the global one
+            generator=torch.Generator(),  # otherwise creating the iterator would draw from the global generator
         )
 
     def _size(self, node: Node) -> int:
@@ -181,7 +181,7 @@ class CorpusDataModule(LightningDataModule):
     def _open(self) -> dict[str, dict[SplitName, PackedCorpus]]:
         requests = self._requests()
         try:
-            return {one.name: open_prepared(one, self.tokenizer, self.cache_dir) for one in requests}
+            return {request.name: open_prepared(request, self.tokenizer, self.cache_dir) for request in requests}
         except ValueError:
             return prepare(requests, self.tokenizer, self.cache_dir)
 
@@ -190,7 +190,7 @@ class CorpusDataModule(LightningDataModule):
             self.tokenizer = self._trained.load(self.corpora, self.cache_dir, titles)
 
     def _requests(self) -> list[Request]:
-        """List the corpora that the topology's nodes use, each once.
+        """Return the corpora that the topology's nodes use, each once.
 
         Raises:
             ValueError: If a node's corpus is unknown.
@@ -212,16 +212,16 @@ class CorpusDataModule(LightningDataModule):
         return [Request(name, self.corpora[name], _title(nodes)) for name, nodes in users.items()]
 
     def _warn_of_unused(self) -> None:
-        """Warn of corpora that no node has of its own, even if `all`, which the recipe does not define, holds them."""
+        """Warn of corpora that no node uses, except as part of an `all` that the recipe does not define."""
         nodes = list(self._data_nodes().values())
-        own = [node for node in nodes if node.corpus != ALL or not self._mixes_all] or nodes
-        used = {name for node in own for name in self._members(node)}
+        explicit = [node for node in nodes if node.corpus != ALL or not self._mixes_all] or nodes
+        used = {name for node in explicit for name in self._members(node)}
         if unused := ", ".join(name for name in self.corpora if name not in used):
-            nobody = "no node" if len(own) == len(nodes) else f"no node but that of {ALL!r}"
-            warnings.warn(f"{nobody} uses the corpora {unused}", stacklevel=3)
+            no_node = "no node" if len(explicit) == len(nodes) else f"no node except that of {ALL!r}"
+            warnings.warn(f"{no_node} uses the corpora {unused}", stacklevel=3)
 
     def _members(self, node: Node) -> list[str]:
-        """Return the names of the corpora that a node's text is made of."""
+        """Return the names of the corpora that make up a node's text."""
         assert node.corpus is not None
         mixture = self.mixtures.get(node.corpus)
         if mixture is None:
@@ -240,7 +240,7 @@ class CorpusDataModule(LightningDataModule):
 
 
 def _title(nodes: Sequence[Node], split: SplitName | None = None) -> str:
-    """Say whose text it is."""
+    """Return the names of nodes, corpora and split, for errors."""
     names = ", ".join(repr(node.name) for node in nodes)
     corpora = ", ".join(dict.fromkeys(repr(node.corpus) for node in nodes))
     title = f"node {names}, corpus {corpora}"
@@ -248,5 +248,5 @@ def _title(nodes: Sequence[Node], split: SplitName | None = None) -> str:
 
 
 def _identity(batch: Any) -> Any:
-    """Keep a batch as it is: blocks are stacked already."""
+    """Return a batch unchanged: its blocks are stacked already."""
     return batch

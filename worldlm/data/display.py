@@ -1,4 +1,4 @@
-"""What is seen of a preparation: bars on a terminal, a line now and then elsewhere."""
+"""The progress of packing: bars on a terminal, a line per minute elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECONDS_BETWEEN_LINES = 60.0
 
 
 class Display:
-    """Shows how far the packing of some corpora is, on standard error."""
+    """Shows the progress of packing corpora on standard error."""
 
     def __init__(self) -> None:
         self._started: dict[str, tuple[float, int]] = {}
@@ -28,7 +28,7 @@ class Display:
         self._progress = Progress(
             TextColumn("Packing {task.description}"),
             BarColumn(bar_width=20),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
             transient=True,
@@ -43,32 +43,33 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         self._progress.stop()
 
     def start(self, name: str, counts: Mapping[SplitName, Counts]) -> None:
-        """Show a corpus, from what is packed of it already; nothing new if it is shown."""
+        """Add the bar of a corpus, which may be partly packed; do nothing if it has a bar."""
         if name in self._tasks:
             return
         self._started[name] = (time.monotonic(), _num_tokens(counts))
-        self._tasks[name] = self._progress.add_task(name, total=None, told="")
+        self._tasks[name] = self._progress.add_task(name, total=None, status="")
 
     def advance(self, name: str, counts: Mapping[SplitName, Counts], done: float | None) -> None:
-        """Show how much of a corpus is packed, and the share of it, from 0 to 1, if that can be known."""
-        told = f"{_num_tokens(counts) / 1e6:.1f} M tokens, {self._rate(name, counts) / 1e6:.2f} M/s"
+        """Show how much of a corpus is packed, and its fraction, from 0 to 1, if it is known."""
+        status = f"{_num_tokens(counts) / 1e6:.1f} M tokens, {self._rate(name, counts) / 1e6:.2f} M/s"
         total = None if done is None else 1.0
-        self._progress.update(self._tasks[name], completed=done or 0.0, total=total, told=told)
+        self._progress.update(self._tasks[name], completed=done or 0.0, total=total, status=status)
         if self._progress.disable and time.monotonic() > self._next_line:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             share = "" if done is None else f", {done:.0%}"
-            print(f"Packing {name}: {told}{share}", file=sys.stderr)
+            print(f"Packing {name}: {status}{share}", file=sys.stderr)
 
     def finish(self, name: str, counts: Mapping[SplitName, Counts]) -> None:
-        """Say what a corpus came to."""
+        """Print the size of a packed corpus."""
         seconds = time.monotonic() - self._started[name][0]
         parts = [
-            f"{split} {one.num_documents} documents, {one.num_bytes / 1e6:.2f} MB, {one.num_tokens / 1e6:.2f} M tokens"
-            for split, one in counts.items()
+            f"{split} {size.num_documents} documents, {size.num_bytes / 1e6:.2f} MB, "
+            f"{size.num_tokens / 1e6:.2f} M tokens"
+            for split, size in counts.items()
         ]
         rate = f"{seconds:.1f} s, {self._rate(name, counts) / 1e6:.2f} M tokens/s"
         self._progress.update(self._tasks[name], visible=False)
@@ -80,4 +81,4 @@ class Display:
 
 
 def _num_tokens(counts: Mapping[SplitName, Counts]) -> int:
-    return sum(one.num_tokens for one in counts.values())
+    return sum(size.num_tokens for size in counts.values())

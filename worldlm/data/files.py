@@ -14,12 +14,12 @@ from worldlm.topology.errors import suggest
 
 @dataclass(frozen=True)
 class FileSource:
-    """The records of some files, in the files' order."""
+    """The records of files, in the order of the files."""
 
     files: tuple[Path, ...]
     """The files."""
     fields: tuple[str, ...]
-    """The fields that are looked at; columns of others need not be read."""
+    """The fields that are used; a reader may skip other columns."""
 
     def records(self) -> Iterator[Record]:
         """Read the files one after the other; see `Source.records`."""
@@ -36,19 +36,18 @@ class FileSource:
 class TextFiles(RecordCorpus):
     """Text from files on disk.
 
-    Read are `.txt`, `.json` and `.jsonl` (one JSON object a line, also `.gz` and `.zst`) and
-    `.parquet`. A `.txt` file is one document, or if it is larger than a megabyte many, cut where
-    lines end. Patterns may hold `*`, `?`, `[...]` and `**`; files are read in the order of their
-    names.
+    The formats are `.txt`, `.json` and `.jsonl` (one JSON object per line, also `.gz` and `.zst`) and `.parquet`. A
+    `.txt` file up to a megabyte is one document; a larger one is cut into documents at line ends. Patterns may contain
+    `*`, `?`, `[...]` and `**`. Files are read in the order of their names.
     """
 
     train: str | list[str]
-    """Files to train on: paths or glob patterns, relative to the data module's `root`."""
+    """Training files: paths or glob patterns, relative to the data module's `root`."""
     validation: str | list[str] | None = None
     """Held-out files; without them, documents of `train` are held out by a hash of their text."""
 
     def has_validation(self) -> bool:
-        """Tell whether held-out files are given."""
+        """Return whether held-out files are given."""
         return self.validation is not None
 
     def under(self, root: Path) -> TextFiles:
@@ -57,7 +56,7 @@ class TextFiles(RecordCorpus):
         def move(patterns: str | list[str]) -> str | list[str]:
             if isinstance(patterns, str):
                 return str(root / Path(patterns).expanduser())
-            return [str(root / Path(one).expanduser()) for one in patterns]
+            return [str(root / Path(pattern).expanduser()) for pattern in patterns]
 
         held_out = self.validation
         return replace(self, train=move(self.train), validation=None if held_out is None else move(held_out))
@@ -67,7 +66,7 @@ class TextFiles(RecordCorpus):
         return FileSource(tuple(self._files(split)), self.fields())
 
     def fingerprint(self) -> str:
-        """Digest the settings and each file's path, size and time of last change."""
+        """Return a digest of the settings and of each file's path, size and modification time."""
         files = self._files("train") + (self._files("validation") if self.has_validation() else [])
         stats = [(str(file.resolve()), file.stat()) for file in files]
         return digest(repr(self), *((path, s.st_size, s.st_mtime_ns) for path, s in stats))
@@ -79,19 +78,19 @@ class TextFiles(RecordCorpus):
 
 
 def local_corpora(corpora: Mapping[str, Corpus], local: Mapping[str, str]) -> dict[str, Corpus]:
-    """Read local files instead of some corpora, within the same limits.
+    """Replace some corpora by local files, within the same limits.
 
     Args:
         corpora: The corpora by name.
         local: Paths or glob patterns by corpus name; `{split}` in them stands for `train` and `validation`.
 
     Raises:
-        ValueError: If there is no corpus of a name.
+        ValueError: If a name is not that of a corpus.
     """
     unknown = [name for name in local if name not in corpora]
     if unknown:
-        told = f"local.{unknown[0]}: there is no corpus of that name{suggest(unknown[0], corpora)}"
-        raise ValueError(f"{told}; there are {', '.join(corpora)}")
+        no_corpus = f"local.{unknown[0]}: there is no corpus of that name{suggest(unknown[0], corpora)}"
+        raise ValueError(f"{no_corpus}; known are {', '.join(corpora)}")
     return {**corpora, **{name: _local(corpora[name], pattern) for name, pattern in local.items()}}
 
 

@@ -1,4 +1,4 @@
-"""Filling a packed corpus: which documents of a reading it takes, and where it ends."""
+"""Filling a packed corpus: choosing the documents of a reading, within the limits of the corpus."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _BATCH_CHARACTERS = 2**20
 
 @dataclass(slots=True)
 class Part:
-    """Documents of one corpus on their way to the tokenizer, about a megabyte of them."""
+    """About a megabyte of documents of one corpus for the tokenizer."""
 
     member: int
-    """Which corpus of those that are read together."""
+    """The index of the corpus among those that are read together."""
     is_train: list[bool] = field(default_factory=list)
-    """For each document, whether it is for training; the others are held out."""
+    """For each document, whether it is a training document; the others are held out."""
     position: int = 0
-    """Records of the source that are used up with it."""
+    """Number of records of the source up to the end of this part."""
     done: float | None = None
-    """Share of the source that is read, if it can be known."""
+    """Fraction of the source that is read; None if it is unknown."""
 
 
 class Filling:
@@ -37,9 +37,9 @@ class Filling:
 
     Args:
         name: The corpus' name.
-        title: What errors begin with.
+        title: The beginning of error messages.
         corpus: The corpus.
-        folder: The folder of the packed corpus, once it is whole.
+        folder: The folder of the packed corpus once it is complete.
         dtype: `uint16` or `uint32`.
     """
 
@@ -50,27 +50,27 @@ class Filling:
         self.limits = corpus.limits()
         self.readings = corpus.readings()
         self.packing = Packing(folder, dtype)
-        if self.packing.position[0] >= len(self.readings):  # killed just before it got its name
+        if self.packing.position[0] >= len(self.readings):  # the process was killed just before the folder was renamed
             self.packing.finish()
 
     @property
     def reading(self) -> Reading | None:
-        """The reading that is under way; None if the corpus is complete."""
+        """The current reading; None if the corpus is complete."""
         number = self.packing.position[0]
         return self.readings[number] if number < len(self.readings) else None
 
     @property
     def skip(self) -> int:
-        """Records of the reading that are used up already."""
+        """Number of records of the current reading that are already processed."""
         return self.packing.position[1]
 
     def rank(self, source: Source) -> int:
-        """Return at which of the readings that are left a source is read; -1 for none."""
+        """Return the index of a source among the remaining readings; -1 if it is not there."""
         left = [r.source for r in self.readings[self.packing.position[0] :]]
         return left.index(source) if source in left else -1
 
     def done(self, read: float | None) -> float | None:
-        """Return the share of the training text that is there, given the share of the source that is read."""
+        """Return the fraction of the training text that is packed, given the fraction of the source that is read."""
         counts = self.packing.counts["train"]
         shares = [0.0 if read is None or "train" not in self.readings[self.packing.position[0]].splits else read]
         if self.limits.max_documents:
@@ -80,7 +80,7 @@ class Filling:
         return min(max(shares), 1.0) if read is not None or len(shares) > 1 else None
 
     def append(self, encoded: Encoded[Part]) -> None:
-        """Pack the documents of a part that there is room for."""
+        """Pack the documents of a part, within the limits of the corpus."""
         part = encoded.tag
         train = np.array(part.is_train)
         held_out = ~train
@@ -96,7 +96,7 @@ class Filling:
         self.packing.position = (self.packing.position[0], part.position)
 
     def end_reading(self) -> None:
-        """Go on to the next reading, or complete the corpus after the last.
+        """Start the next reading, or complete the corpus after the last one.
 
         Raises:
             ValueError: If the corpus has no text.
@@ -108,30 +108,30 @@ class Filling:
         for split in SPLITS:
             if not self.packing.counts[split].num_documents:
                 self.discard()
-                why = self.corpus.why_empty(self.packing.counts["train"].num_documents)
-                raise ValueError(f"{self.title} ({split}): there are no {split} documents{why}")
+                reason = self.corpus.why_empty(self.packing.counts["train"].num_documents)
+                raise ValueError(f"{self.title} ({split}): there are no {split} documents{reason}")
         self.packing.finish()
 
     def discard(self) -> None:
-        """Throw away what is packed so far: the text is not what it should be."""
+        """Delete the packed text, because the source is invalid."""
         self.packing.remove()
 
     def leave(self) -> None:
-        """Stop here; what is packed so far can be taken up again, and a folder without anything goes."""
-        if not self.packing.folder.exists():  # complete, or thrown away
+        """Stop packing. The text packed so far is saved for a later attempt; an empty folder is removed."""
+        if not self.packing.folder.exists():  # complete, or discarded
             return
-        if any(one.num_documents for one in self.packing.counts.values()):
-            with suppress(OSError):  # of a full disk; what was saved before stays
+        if any(counts.num_documents for counts in self.packing.counts.values()):
+            with suppress(OSError):  # such as a full disk; the previous save remains
                 self.packing.save()
             self.packing.close()
         else:
             self.packing.remove()
 
     def choose(self, reading: Reading, record: Record) -> Chosen | None:
-        """Return the document of a record, if the corpus wants it.
+        """Return the document of a record, or None if the corpus does not use it.
 
         Raises:
-            ValueError: If the record is not what the corpus needs.
+            ValueError: If the record is invalid for the corpus.
         """
         try:
             with naming(self.title):
@@ -143,7 +143,7 @@ class Filling:
             raise
 
     def room(self, split: SplitName) -> float:
-        """Return how many more documents of a split there is room for."""
+        """Return how many more documents of a split the limits allow."""
         if split == "validation":
             return (self.limits.max_validation_documents or inf) - self.packing.counts["validation"].num_documents
         counts = self.packing.counts["train"]
@@ -153,16 +153,16 @@ class Filling:
 
 
 def gather(group: Sequence[Filling]) -> Iterator[tuple[Part, list[str]]]:
-    """Read a source once for all corpora that want it.
+    """Read a source once for all corpora that use it.
 
     Args:
         group: The corpora; the sources of their readings are equal.
 
     Yields:
-        Parts of about a megabyte and their documents. What comes after a corpus is full is left to it to drop.
+        Parts of about a megabyte and their documents. `Filling.append` drops the documents beyond the limits.
 
     Raises:
-        ValueError: If the source cannot be read, or a record is not what a corpus needs; names the corpus.
+        ValueError: If the source cannot be read, or a record is invalid; the message names the corpus.
     """
     queues = [_Queue(member, filling) for member, filling in enumerate(group)]
     first = min(queue.skip for queue in queues)
@@ -181,7 +181,7 @@ def gather(group: Sequence[Filling]) -> Iterator[tuple[Part, list[str]]]:
 
 
 class _Queue:
-    """Documents of a corpus that wait for the tokenizer."""
+    """Documents of a corpus for the next part."""
 
     def __init__(self, member: int, filling: Filling) -> None:
         assert filling.reading is not None
@@ -194,32 +194,33 @@ class _Queue:
         self.room = {split: filling.room(split) for split in SPLITS}
 
     def is_full(self) -> bool:
-        """Tell whether the corpus wants no more, as far as is known before all is tokenised."""
+        """Return whether the corpus is full, by the counts of documents and of the tokens encoded so far."""
         split: SplitName = "train" if "train" in self.reading.splits else "validation"
         return self.room[split] <= 0 or self.filling.room(split) <= 0
 
     def offer(self, record: Record, number: int) -> Iterator[tuple[Part, list[str]]]:
-        """Take a record's document if the corpus wants it; yield a part if one is complete."""
+        """Add the document of a record if the corpus uses it; yield a part when it is complete."""
         chosen = self.filling.choose(self.reading, record)
         if chosen is None or self.room[chosen[0]] <= 0:
             return
-        self.room[chosen[0]] -= 1
-        self.part.is_train.append(chosen[0] == "train")
-        self.texts.append(chosen[1])
-        self.num_characters += len(chosen[1])
-        if self.num_characters >= self._enough():
+        split, text = chosen
+        self.room[split] -= 1
+        self.part.is_train.append(split == "train")
+        self.texts.append(text)
+        self.num_characters += len(text)
+        if self.num_characters >= self._part_characters():
             yield from self.flush(number + 1, record.done)
 
     def flush(self, position: int, done: float | None) -> Iterator[tuple[Part, list[str]]]:
-        """Yield what there is."""
+        """Yield the current part, unless it is empty."""
         if not self.texts:
             return
         self.part.position, self.part.done = position, done
         yield self.part, self.texts
         self.part, self.texts, self.num_characters = Part(self.part.member), [], 0
 
-    def _enough(self) -> float:
-        """Return the characters of a part: fewer towards a limit in tokens, lest too much is read."""
+    def _part_characters(self) -> float:
+        """Return the characters of a part: fewer near a limit in tokens, to read little beyond it."""
         left = (self.filling.limits.max_tokens or inf) - self.filling.packing.counts["train"].num_tokens
         return min(_BATCH_CHARACTERS, max(left * 4, _BATCH_CHARACTERS / 64))
 
@@ -227,7 +228,7 @@ class _Queue:
 def _records(group: Sequence[Filling]) -> Iterator[Record]:
     assert group[0].reading is not None
     try:
-        with naming("; ".join(one.title for one in group)):
+        with naming("; ".join(filling.title for filling in group)):
             yield from group[0].reading.source.records()
     except BrokenOff:
         raise

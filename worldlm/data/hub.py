@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub as corpora."""
+"""Corpora from data sets of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from worldlm.data.corpora import BrokenOff, Record, SplitName
 from worldlm.data.records import RecordCorpus
 
-_PATIENCE = 20.0
-"""Seconds to wait for the Hub's first answer."""
+_TIMEOUT = 20.0
+"""Seconds to wait for the first response of the Hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,10 @@ class HubSource:
         while True:
             try:
                 row = next(rows, None)
-            except Exception as error:  # of the network, of the format, of every library in between
-                raise BrokenOff(f"{place}, row {number + 1}: {_reason(error)}; run again to go on from here") from error
+            except Exception as error:  # errors of the network, the format and the libraries have no common class
+                raise BrokenOff(
+                    f"{place}, row {number + 1}: {_reason(error)}; run again to continue from here"
+                ) from error
             if row is None:
                 return
             number += 1
@@ -49,8 +51,8 @@ class HubSource:
         settings = asdict(self) | {"data_files": files}
         try:
             if self.streaming and not Path(self.path).is_dir():
-                # the answer of the first request; `datasets` would ask for half a minute where there is no network
-                huggingface_hub.HfApi().dataset_info(self.path, revision=self.revision, timeout=_PATIENCE)
+                # check the connection first: without a network, `datasets` retries for half a minute
+                huggingface_hub.HfApi().dataset_info(self.path, revision=self.revision, timeout=_TIMEOUT)
             return iter(datasets.load_dataset(**settings))
         except Exception as error:
             raise BrokenOff(f"{place}: {_reason(error)}") from error
@@ -58,10 +60,10 @@ class HubSource:
 
 @dataclass(frozen=True, kw_only=True)
 class HubDataset(RecordCorpus):
-    """A data set of the Hugging Face Hub, or of a folder laid out like one.
+    """A data set of the Hugging Face Hub, or a folder with the same layout.
 
-    Name a `revision`: the cache of packed text cannot see that a data set changed on the Hub. Scripts
-    of data sets are never run.
+    Set a `revision`: the cache of packed text does not detect changes of the data set on the Hub. Scripts of data sets
+    are never run.
     """
 
     path: str
@@ -69,7 +71,7 @@ class HubDataset(RecordCorpus):
     name: str | None = None
     """The configuration of the data set, such as `en`."""
     data_files: dict[str, str | list[str]] | None = None
-    """Files or glob patterns within the data set for each of its splits that is used, instead of a configuration."""
+    """Split of the data set -> files or glob patterns in it, instead of a configuration; for each used split."""
     revision: str | None = None
     """A commit or tag of the data set."""
     train: str = "train"
@@ -77,22 +79,22 @@ class HubDataset(RecordCorpus):
     validation: str | None = None
     """The held-out split; without it, documents of `train` are held out by a hash of their text."""
     streaming: bool = True
-    """Read rows as they come, and keep only what is packed; otherwise download the data set first."""
+    """Whether to read rows from the network and store only the packed text; if not, download the data set first."""
     cache_dir: str | None = None
-    """Where `datasets` keeps its files; null is its own default."""
+    """Folder in which `datasets` stores its files; null takes its default."""
 
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        if self.path == "pandas":  # older releases of datasets would read them
-            raise ValueError("path is 'pandas', whose files are pickles, which may run anything when they are read")
+        if self.path == "pandas":  # older releases of datasets would load them
+            raise ValueError("path is 'pandas', whose files are pickles; reading a pickle may run any code")
         used = {self.train} | ({self.validation} if self.validation else set())
         if self.data_files is not None and set(self.data_files) != used:
             given = ", ".join(self.data_files) or "none"
             raise ValueError(f"data_files is for the splits {given}; it must be for {', '.join(sorted(used))}")
 
     def has_validation(self) -> bool:
-        """Tell whether a held-out split is given."""
+        """Return whether a held-out split is given."""
         return self.validation is not None
 
     def source(self, split: SplitName) -> HubSource:
@@ -112,11 +114,11 @@ class HubDataset(RecordCorpus):
 
 
 def _reason(error: BaseException) -> str:
-    """Say in a line what went wrong, beginning with the network if it was that."""
+    """Return the cause of an error in one line; a network error is named first."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-    told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    names = " ".join(f"{type(one).__name__} {one}" for one in chain).lower()
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    names = " ".join(f"{type(error).__name__} {error}" for error in chain).lower()
     lost = any(word in names for word in ("connect", "timeout", "timed out", "offline", "resolution"))
-    return f"the Hugging Face Hub cannot be reached ({told})" if lost else told
+    return f"the Hugging Face Hub cannot be reached ({message})" if lost else message

@@ -1,4 +1,4 @@
-"""Locks: of several processes that would make the same file, one makes it and the others wait."""
+"""Locks: if several processes need the same file, one creates it and the others wait."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def one_at_a_time(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock, and tell who has to wait for it; a process that is killed gives it up.
+    """Hold a lock. A process that has to wait prints a line; a killed process releases its lock.
 
     Args:
-        path: What is made. The lock is a hidden file beside it.
-        what: What the process that has the lock does, such as `packing it`.
+        path: The file or folder to create. The lock is a hidden file beside it.
+        what: The activity of the process that holds the lock, such as `packing it`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))

@@ -1,11 +1,11 @@
-"""Packed text: a corpus as tokens on disk, and a folder of it that is being filled.
+"""Packed text: a corpus as tokens on disk, and the writer of its folder.
 
     NAME-KEY/           a packed corpus, complete; KEY is a digest of corpus, tokenizer and format
         train.bin       tokens, uint16 or uint32, little-endian, each document followed by the end of text
         validation.bin
-        counts.json     how much there is of each, and a checksum
+        counts.json     the size of each split, and checksums
 
-A folder that is being filled is called `.NAME-KEY.partial`, holds the same files, and gets its name when it is whole.
+An incomplete folder is called `.NAME-KEY.partial` and has the same files. It is renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from worldlm.data.corpora import SplitName, digest
 
 FORMAT = 2
-"""Counted up whenever the same text would be packed differently."""
+"""The version of the format; it is increased whenever the same text would be packed differently."""
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
@@ -34,7 +34,7 @@ _CHUNK = 2**24
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """How much of a split is packed."""
+    """The size of a split that is packed so far."""
 
     num_tokens: int = 0
     num_bytes: int = 0
@@ -45,51 +45,51 @@ class Counts:
 
 @dataclass(frozen=True, eq=False)
 class PackedCorpus:
-    """One split of a corpus as tokens; each document is followed by the tokenizer's end of text."""
+    """A split of a corpus as tokens; the tokenizer's end of text follows each document."""
 
     path: Path
     """The file of tokens."""
     tokens: NDArray[np.integer]
     """All tokens, shape [num_tokens], uint16 or uint32, mapped from `path` and read-only."""
     num_bytes: int
-    """Bytes of the text in UTF-8, without the ends of texts."""
+    """Bytes of the text in UTF-8, without the end-of-text tokens."""
     num_documents: int
     """Number of documents."""
     crc32: int | None = None
-    """CRC-32 of the file of tokens; None where nobody wrote it down."""
+    """CRC-32 of the file of tokens; None if it was not recorded."""
 
     @classmethod
     def open(cls, path: Path) -> PackedCorpus:
-        """Open a split; `open_folder` checks its content too.
+        """Open a split; `open_folder` also verifies its content.
 
         Args:
             path: The file of tokens, `train.bin` or `validation.bin` in the folder of a packed corpus.
 
         Raises:
-            ValueError: If it is not there, or its size is not what it should be.
+            ValueError: If it is missing, or its size does not match the counts.
         """
         try:
             dtype, counts = _read_counts(path.with_name(_COUNTS))
-            own = counts[path.stem]  # type: ignore[index]
+            expected = counts[path.stem]  # type: ignore[index]
             tokens = np.memmap(path, dtype=dtype, mode="r")
         except (OSError, TypeError, ValueError, KeyError) as error:
-            raise ValueError(f"{path} is no packed corpus: {error}") from error
-        if len(tokens) != own.num_tokens or path.stat().st_size != tokens.nbytes:
-            raise ValueError(f"{path} holds {path.stat().st_size} bytes, not {own.num_tokens} tokens of {dtype}")
-        return cls(path, tokens, own.num_bytes, own.num_documents, own.crc32)
+            raise ValueError(f"{path} is not a packed corpus: {error}") from error
+        if len(tokens) != expected.num_tokens or path.stat().st_size != tokens.nbytes:
+            raise ValueError(f"{path} holds {path.stat().st_size} bytes, not {expected.num_tokens} tokens of {dtype}")
+        return cls(path, tokens, expected.num_bytes, expected.num_documents, expected.crc32)
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens, ends of texts among them."""
+        """Number of tokens, end-of-text tokens included."""
         return len(self.tokens)
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text for each token, to turn loss per token into bits per byte."""
+        """Bytes of text per token, to turn loss per token into bits per byte."""
         return self.num_bytes / self.num_tokens
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
-        """Travel to a data worker as a path, not as tokens."""
+        """Pickle the path instead of the tokens, for data workers."""
         return PackedCorpus.open, (self.path,)
 
 
@@ -98,33 +98,33 @@ def open_folder(folder: Path, *, verify: bool = True) -> dict[SplitName, PackedC
 
     Args:
         folder: The folder of the packed corpus.
-        verify: Whether to check that every byte is what was written; otherwise only the sizes are checked.
+        verify: Whether to verify the checksums; if not, only the sizes are checked.
 
     Raises:
-        ValueError: If anything is missing, cut short or changed.
+        ValueError: If a file is missing, truncated or changed.
     """
     packed = {split: PackedCorpus.open(folder / f"{split}.bin") for split in SPLITS}
     _, counts = _read_counts(folder / _COUNTS)
-    for split, one in packed.items() if verify else ():
-        if _checksum(one.path, one.path.stat().st_size) != counts[split].crc32:
-            raise ValueError(f"{one.path} is not what was written there: its checksum differs")
+    for split, corpus in packed.items() if verify else ():
+        if _checksum(corpus.path, corpus.path.stat().st_size) != counts[split].crc32:
+            raise ValueError(f"{corpus.path} was changed after it was written: its checksum differs")
     return packed
 
 
 class Packing:
-    """A folder that is being filled with a corpus' tokens.
+    """Writes the tokens of a corpus to a folder.
 
-    What `save` was called for outlives a kill at any moment, and a new object goes on from there.
+    Saved data survives a kill at any moment, and a new object continues from the last `save`.
 
     Args:
-        target: The folder of the packed corpus, once it is whole.
+        target: The folder of the packed corpus once it is complete.
         dtype: `uint16` or `uint32`.
     """
 
     position: tuple[int, int]
-    """The reading that is under way, and the records of it that are used up."""
+    """The index of the current reading, and the number of its records that are processed."""
     counts: dict[SplitName, Counts]
-    """What is packed so far."""
+    """The sizes of the text that is packed so far."""
 
     def __init__(self, target: Path, dtype: str) -> None:
         self.target = target
@@ -133,7 +133,7 @@ class Packing:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self.position, self.counts = self._load()
-        except (OSError, TypeError, ValueError, KeyError):  # none yet, or damaged
+        except (OSError, TypeError, ValueError, KeyError):  # missing or damaged: start again
             self.position, self.counts = (0, 0), {split: Counts() for split in SPLITS}
         self._files: dict[SplitName, BinaryIO] = {}
         for split in SPLITS:
@@ -145,7 +145,7 @@ class Packing:
 
         Args:
             split: The split.
-            tokens: Their tokens with the ends of texts, of this packing's dtype.
+            tokens: The tokens of the documents, each followed by the end of text, of this packing's dtype.
             num_bytes: Bytes of the documents in UTF-8.
             num_documents: Number of documents.
         """
@@ -157,7 +157,7 @@ class Packing:
         counts.num_documents += num_documents
 
     def save(self) -> None:
-        """Make what is packed so far, and the position, outlive a kill."""
+        """Write the packed text and the position to disk, so that they survive a kill."""
         for stream in self._files.values():
             stream.flush()
             os.fsync(stream.fileno())
@@ -165,7 +165,7 @@ class Packing:
             "format": FORMAT,
             "dtype": self.dtype,
             "position": self.position,
-            "splits": {split: asdict(one) for split, one in self.counts.items()},
+            "splits": {split: asdict(counts) for split, counts in self.counts.items()},
         }
         content["digest"] = digest(content["splits"])
         new = self.folder / f"{_COUNTS}.new"
@@ -176,20 +176,20 @@ class Packing:
         new.replace(self.folder / _COUNTS)
 
     def finish(self) -> None:
-        """Give the folder its name: it is whole."""
+        """Save, and rename the folder, which marks it as complete."""
         self.save()
         self.close()
-        if self.target.exists():  # damaged, or this would not have been packed
+        if self.target.exists():  # it is damaged, otherwise the corpus would not be packed again
             shutil.rmtree(self.target)
         self.folder.replace(self.target)
 
     def close(self) -> None:
-        """Close the files; what is saved can be taken up again."""
+        """Close the files; a new object can continue from the last save."""
         for stream in self._files.values():
             stream.close()
 
     def remove(self) -> None:
-        """Throw away what is packed so far."""
+        """Delete the text that is packed so far."""
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -202,7 +202,7 @@ class Packing:
         self.counts = counts
         for split in SPLITS:
             if _checksum(self._path(split), self._size(split)) != counts[split].crc32:
-                raise ValueError(f"{split} is not what was written")
+                raise ValueError(f"{split} was changed after it was written")
         return (reading, records), counts
 
     def _path(self, split: SplitName) -> Path:
@@ -215,14 +215,14 @@ class Packing:
 def _read_counts(path: Path) -> tuple[str, dict[SplitName, Counts]]:
     content = json.loads(path.read_text("utf-8"))
     if content["format"] != FORMAT or content["dtype"] not in ("uint16", "uint32"):
-        raise ValueError(f"format {content['format']} of {content['dtype']} is not known")
+        raise ValueError(f"format {content['format']} of {content['dtype']} is unknown")
     if content["digest"] != digest(content["splits"]):
-        raise ValueError("the counts are not what was written")
+        raise ValueError("the counts were changed after they were written")
     return content["dtype"], {split: Counts(**content["splits"][split]) for split in SPLITS}
 
 
 def _checksum(path: Path, size: int) -> int:
-    """Return the CRC-32 of the first bytes of a file; of fewer if it ends before."""
+    """Return the CRC-32 of the first `size` bytes of a file, or of the whole file if it is shorter."""
     crc = 0
     with path.open("rb") as stream:
         while size and (chunk := stream.read(min(size, _CHUNK))):

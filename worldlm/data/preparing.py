@@ -1,8 +1,8 @@
-"""Preparing: corpora read, tokenised and packed, each once, in as few readings of their sources as there can be.
+"""Preparing: read, tokenise and pack corpora, each once, with as few passes over their sources as possible.
 
-The cache is content-addressed: a folder's name holds a digest of corpus, tokenizer and format. Folders appear whole or
-not at all; what a killed preparation has packed is taken up again; and of several processes that want the same corpus
-at once, one packs it and the others wait.
+The cache is content-addressed: a folder's name contains a digest of corpus, tokenizer and format. A folder gets this
+name only when it is complete. A preparation that was killed continues where it was last saved. If several processes
+need the same corpus, one packs it and the others wait.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _SECONDS_BETWEEN_SAVES = 20.0
 
 @dataclass(frozen=True)
 class Request:
-    """A corpus that is needed."""
+    """A corpus to prepare."""
 
     name: str
-    """The corpus' name, for folders and progress."""
+    """The name of the corpus, for its folder and its progress."""
     corpus: Corpus
     """The corpus."""
     title: str
-    """What errors begin with, such as `node 'wk', corpus 'wikipedia'`."""
+    """The beginning of error messages, such as `node 'wk', corpus 'wikipedia'`."""
 
 
 def folder_of(request: Request, tokenizer: Tokenizer, cache_dir: str | Path) -> Path:
-    """Return the folder of a packed corpus, whether or not it is there.
+    """Return the folder of a packed corpus, whether or not it exists.
 
     Raises:
         ValueError: If the corpus cannot be found.
@@ -52,24 +52,24 @@ def folder_of(request: Request, tokenizer: Tokenizer, cache_dir: str | Path) -> 
 def prepare(
     requests: Sequence[Request], tokenizer: Tokenizer, cache_dir: str | Path
 ) -> dict[str, dict[SplitName, PackedCorpus]]:
-    """Pack corpora, or open and verify those that were packed before.
+    """Pack corpora, or open and verify those that are packed already.
 
     Args:
         requests: The corpora.
         tokenizer: The tokenizer.
-        cache_dir: Folder to keep the tokens in; made if it is missing.
+        cache_dir: Folder for the packed corpora; created if it is missing.
 
     Returns:
-        Both splits of every corpus, by its name.
+        Corpus name -> split -> its tokens.
 
     Raises:
-        ValueError: If text cannot be read or there is none, or the cache cannot be written.
+        ValueError: If a corpus cannot be read or has no text, or if the cache cannot be written.
     """
     try:
         return _prepare(requests, tokenizer, Path(cache_dir))
-    except OSError as error:  # what is packed so far stays, if it can
-        told = f"{error.strerror}: {str(error.filename)!r}" if error.filename else error.strerror or str(error)
-        raise ValueError(f"cache_dir {cache_dir} cannot be used: {told}") from error
+    except OSError as error:  # such as a full disk; the text packed so far is kept if possible
+        reason = f"{error.strerror}: {str(error.filename)!r}" if error.filename else error.strerror or str(error)
+        raise ValueError(f"cache_dir {cache_dir} cannot be used: {reason}") from error
 
 
 def _prepare(
@@ -79,7 +79,9 @@ def _prepare(
     packed: dict[Path, dict[SplitName, PackedCorpus]] = {}
     missing: dict[Path, Request] = {}
     with ExitStack() as locks:
-        for request in sorted(requests, key=lambda one: folders[one.name]):  # an order, lest two wait for each other
+        for request in sorted(
+            requests, key=lambda request: folders[request.name]
+        ):  # in a fixed order, against deadlocks
             folder = folders[request.name]
             if folder in packed or folder in missing:
                 continue
@@ -102,7 +104,7 @@ def open_prepared(request: Request, tokenizer: Tokenizer, cache_dir: str | Path)
     """Open a corpus that `prepare` has packed and verified.
 
     Raises:
-        ValueError: If it is not there.
+        ValueError: If it is not packed.
     """
     return open_folder(folder_of(request, tokenizer, cache_dir), verify=False)
 
@@ -120,17 +122,17 @@ def _fill(missing: Mapping[Path, Request], tokenizer: Tokenizer) -> None:
 
 
 def _next_group(fillings: Sequence[Filling]) -> list[Filling]:
-    """Choose which source to read next, and all that want it: the one that comes first in everybody's order."""
-    waiting = [one for one in fillings if one.reading is not None]
-    if not waiting:
+    """Return all corpora that read the next source: the one that is earliest in the order of every corpus."""
+    incomplete = [filling for filling in fillings if filling.reading is not None]
+    if not incomplete:
         return []
-    sources = [one.reading.source for one in waiting if one.reading is not None]
-    source = min(sources, key=lambda it: max(one.rank(it) for one in waiting))
-    return [one for one, own in zip(waiting, sources, strict=True) if own == source]
+    sources = [filling.reading.source for filling in incomplete if filling.reading is not None]
+    earliest = min(sources, key=lambda source: max(filling.rank(source) for filling in incomplete))
+    return [filling for filling, source in zip(incomplete, sources, strict=True) if source == earliest]
 
 
 def _read_once(group: Sequence[Filling], tokenizer: Tokenizer, display: Display) -> None:
-    """Read a source from its beginning to its end, or until all who want it have enough."""
+    """Read a source to its end, or until all corpora that use it are full."""
     saved = time.monotonic()
     for filling in group:
         display.start(filling.name, filling.packing.counts)
@@ -139,8 +141,8 @@ def _read_once(group: Sequence[Filling], tokenizer: Tokenizer, display: Display)
         filling.append(encoded)
         display.advance(filling.name, filling.packing.counts, filling.done(encoded.tag.done))
         if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-            for one in group:
-                one.packing.save()
+            for member in group:
+                member.packing.save()
             saved = time.monotonic()
     for filling in group:
         filling.end_reading()

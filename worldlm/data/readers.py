@@ -1,8 +1,8 @@
-"""Readers: records out of text, JSON-lines and parquet files.
+"""Readers: records from text, JSON-lines and parquet files.
 
-Files are read here rather than through `datasets`: its JSON reader turns texts that look like dates
-into dates, cannot name the line of a mistake, and leaves lock files in the user's home. For data
-sets of the Hugging Face Hub see `worldlm.data.hub`.
+These readers replace those of `datasets`, whose JSON reader turns texts that look like dates into dates, does not
+report the line of a mistake, and leaves lock files in the user's home. For data sets of the Hugging Face Hub see
+`worldlm.data.hub`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, BinaryIO, TypeAlias, cast
 
-Found: TypeAlias = tuple[Mapping[str, object], str, float]
-"""A record, its place, and the share of the file that is read, from 0 to 1."""
+Located: TypeAlias = tuple[Mapping[str, object], str, float]
+"""A record, its position, and the fraction of the file that is read, from 0 to 1."""
 
 _WHOLE_TEXT = 2**20
 _PIECE = 2**13
@@ -26,36 +26,36 @@ def find_files(patterns: str | list[str]) -> list[Path]:
     """Expand paths and glob patterns.
 
     Args:
-        patterns: One or more; `~` is the home folder and `**` any number of folders.
+        patterns: One pattern or several; `~` is the home folder and `**` any number of folders.
 
     Returns:
-        The files, pattern by pattern, sorted by name within one, each once.
+        The files, each once, in the order of the patterns and sorted by name within a pattern.
 
     Raises:
         ValueError: If a pattern matches no file.
     """
-    found: dict[Path, None] = {}
+    unique: dict[Path, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         names = glob.glob(str(Path(pattern).expanduser()), recursive=True)
         files = sorted(path for path in map(Path, names) if path.is_file())
         if not files:
             raise ValueError(f"no such file: {pattern} (searched from {Path.cwd()})")
-        found |= dict.fromkeys(files)
-    if not found:
+        unique |= dict.fromkeys(files)
+    if not unique:
         raise ValueError("an empty list of files; name at least one path or pattern")
-    return list(found)
+    return list(unique)
 
 
-def read_records(file: Path, fields: tuple[str, ...] = ("text",)) -> Iterator[Found]:
-    """Read the records of one file; the format follows from its name.
+def read_records(file: Path, fields: tuple[str, ...] = ("text",)) -> Iterator[Located]:
+    """Read the records of a file; its name determines the format.
 
     Args:
         file: A `.txt`, `.json`, `.jsonl` (both also `.gz` or `.zst`) or `.parquet` file.
-        fields: What is looked at, by name or dotted path. Of a `.txt` file the first one is the text.
+        fields: The fields that are used, by name or dotted path. The first is the text of a `.txt` file.
 
     Raises:
-        ValueError: If the file cannot be read or is of another kind. The message starts with the file,
-            and with the line if it is known.
+        ValueError: If the file cannot be read or has another format. The message starts with the file, and with the
+            line if it is known.
     """
     for ending, read in _READERS.items():
         if file.name.lower().endswith(ending):
@@ -63,7 +63,7 @@ def read_records(file: Path, fields: tuple[str, ...] = ("text",)) -> Iterator[Fo
     raise ValueError(f"{file}: unknown kind of file; known endings are {', '.join(_READERS)}")
 
 
-def _read_text(file: Path, fields: tuple[str, ...]) -> Iterator[Found]:
+def _read_text(file: Path, fields: tuple[str, ...]) -> Iterator[Located]:
     try:
         with file.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8") as stream:
             size = max(file.stat().st_size, 1)
@@ -87,7 +87,7 @@ def _pieces(stream: IO[str]) -> Iterator[str]:
     yield "".join(lines)
 
 
-def _read_json_lines(file: Path, fields: tuple[str, ...]) -> Iterator[Found]:
+def _read_json_lines(file: Path, fields: tuple[str, ...]) -> Iterator[Located]:
     for number, line, done in _lines(file):
         if line.isspace():
             continue
@@ -98,7 +98,7 @@ def _read_json_lines(file: Path, fields: tuple[str, ...]) -> Iterator[Found]:
         yield record if isinstance(record, dict) else {}, f"{file}:{number}", done
 
 
-def _read_parquet(file: Path, fields: tuple[str, ...]) -> Iterator[Found]:
+def _read_parquet(file: Path, fields: tuple[str, ...]) -> Iterator[Located]:
     import pyarrow  # type: ignore[import-untyped, unused-ignore]
     from pyarrow import parquet  # type: ignore[import-untyped, unused-ignore]
 
@@ -121,12 +121,12 @@ def _read_parquet(file: Path, fields: tuple[str, ...]) -> Iterator[Found]:
 
 
 def _column(field: str, names: list[str]) -> str | None:
-    """Return the column that holds a field, which may be a field within it."""
+    """Return the column of a field; `a.b` may be field b within column a."""
     return field if field in names else next((name for name in names if field.startswith(f"{name}.")), None)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes, float]]:
-    """Yield the lines of a file, counted from 1, decompressed by the file's ending, and how much of it is read."""
+    """Yield (line number from 1, line, fraction of the file that is read); decompress by the ending of the name."""
     number = 0
     try:
         size = max(file.stat().st_size, 1)
@@ -134,7 +134,7 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes, float]]:
             for line in stream:
                 number += 1
                 yield number, line, min(raw.tell() / size, 1.0)
-    except Exception as error:  # gzip, zlib and zstandard all raise kinds of their own
+    except Exception as error:  # gzip, zlib and zstandard each raise their own classes
         raise ValueError(f"{file}:{number + 1}: cannot be read ({error})") from error
 
 
@@ -149,7 +149,7 @@ def _decompress(file: Path, raw: BinaryIO) -> BinaryIO:
     return raw
 
 
-_READERS: dict[str, Callable[[Path, tuple[str, ...]], Iterator[Found]]] = {
+_READERS: dict[str, Callable[[Path, tuple[str, ...]], Iterator[Located]]] = {
     ".txt": _read_text,
     **{f".{kind}{end}": _read_json_lines for kind in ("json", "jsonl") for end in ("", ".gz", ".zst")},
     ".parquet": _read_parquet,

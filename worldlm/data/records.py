@@ -1,4 +1,4 @@
-"""Corpora made of records, such as lines of JSON or rows of a table: which of them, and which are held out."""
+"""Corpora of records, such as lines of JSON or rows of a table: selecting records and holding out documents."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from dataclasses import field as dataclass_field  # a setting is called field
+from dataclasses import field as dataclass_field  # RecordCorpus has a setting with the name field
 from functools import cached_property
 from itertools import islice
 
@@ -31,24 +31,23 @@ _NUM_LOOKED_AT = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class RecordCorpus(Corpus):
-    """Documents that are a field of records.
+    """A corpus whose documents are a field of records.
 
-    Documents without any text are skipped, and so is a training document that is also a validation
-    document.
+    Documents without text are skipped. A training document that is also a validation document is skipped too.
     """
 
     field: str = "text"
-    """The field that holds a document's text; `a.b` is field b within field a."""
+    """The field with the text of a document; `a.b` is field b within field a."""
     where: dict[str, str | list[str]] = dataclass_field(default_factory=dict)
-    """Keep only records whose fields have these values (one, or any of a list), such as
-    `meta.pile_set_name: Pile-CC`. Corpora that differ in this alone are read together, once."""
+    """Use only records whose fields have these values (a value, or any of a list), such as
+    `meta.pile_set_name: Pile-CC`. Corpora that differ only in this are read together, in one pass."""
     validation_fraction: float = _DEFAULT_FRACTION
-    """Share of the documents to hold out by a hash of their text, in (0, 1), where the corpus has no
-    validation text of its own."""
+    """Fraction of the documents to hold out by a hash of their text, in (0, 1), if the corpus has no validation text of
+    its own."""
     max_documents: int | None = None
     """Train on at most this many documents."""
     max_tokens: int | None = None
-    """Train on about this many tokens: the document that reaches it is the last."""
+    """Train on about this many tokens: the document that reaches the limit is the last."""
     max_validation_documents: int | None = None
     """Hold out at most this many documents."""
 
@@ -58,26 +57,26 @@ class RecordCorpus(Corpus):
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction is {self.validation_fraction}; it must be in (0, 1)")
         if self.has_validation() and self.validation_fraction != _DEFAULT_FRACTION:
-            raise ValueError("validation_fraction has no effect where validation is given: drop one")
+            raise ValueError("validation_fraction has no effect if validation is given: remove one of them")
 
     @abstractmethod
     def has_validation(self) -> bool:
-        """Tell whether held-out text is given apart from the training text."""
+        """Return whether the held-out text is separate from the training text."""
 
     @abstractmethod
     def source(self, split: SplitName) -> Source:
-        """Return where a split's records come from; for `validation` only if it has its own."""
+        """Return the source of a split's records; `validation` is allowed only if it has its own source."""
 
     def documents(self, split: SplitName) -> Iterator[str]:
         """Read the documents of a split; see `Corpus.documents`. `max_tokens` has no effect here."""
         return chosen_documents(self, split)
 
     def fingerprint(self) -> str:
-        """Digest the settings."""
+        """Return a digest of the settings."""
         return digest(repr(self))
 
     def limits(self) -> Limits:
-        """Return when the corpus has enough text."""
+        """Return how much text the corpus takes."""
         return Limits(
             max_documents=self.max_documents,
             max_tokens=self.max_tokens,
@@ -85,7 +84,7 @@ class RecordCorpus(Corpus):
         )
 
     def readings(self) -> list[Reading]:
-        """Return one way through all text, or one for each split where both are given."""
+        """Return one pass over all text, or a pass for each split if they are separate."""
         if not self.has_validation():
             return [Reading(self.source("train"), ("train", "validation"), self._choose(self._by_hash))]
         validation = Reading(self.source("validation"), ("validation",), self._choose(lambda _: "validation"))
@@ -94,20 +93,20 @@ class RecordCorpus(Corpus):
         return [validation, Reading(self.source("train"), ("train",), choose)]
 
     def why_empty(self, num_train: int) -> str:
-        """Return which values the fields of `where` have in the first records, or how many documents there are."""
+        """Return the values of the fields of `where` in the first records, or the number of documents."""
         if num_train and not self.has_validation():
-            return f"; of {num_train} documents none is held out; raise validation_fraction or give more text"
+            return f"; none of {num_train} documents is held out; raise validation_fraction or give more text"
         if num_train or not self.where:
             return ""
         records = list(islice(self.source("train").records(), _NUM_LOOKED_AT))
         seen = [
-            f"{name} is {', '.join(sorted({repr(_value(record, name)) for record in records})) or 'nowhere'}"
+            f"{name} is {', '.join(sorted({repr(_value(record, name)) for record in records})) or 'missing'}"
             for name in self.where
         ]
-        return f"; where asks for {self.where}, but in the first {len(records)} records {'; '.join(seen)}"
+        return f"; where requires {self.where}, but in the first {len(records)} records {'; '.join(seen)}"
 
     def fields(self) -> tuple[str, ...]:
-        """Return the fields of a record that are looked at, that of the text first."""
+        """Return the fields of a record that are used; the field of the text comes first."""
         return (self.field, *sorted(self.where))
 
     def _choose(self, split_of: Callable[[str], SplitName | None]) -> Callable[[Record], Chosen | None]:
@@ -129,7 +128,7 @@ class RecordCorpus(Corpus):
 
 
 class _HeldOut:
-    """The documents of a validation text, as 8 bytes each; read when first asked."""
+    """The documents of a validation text, as a hash of 8 bytes each; read when first needed."""
 
     def __init__(self, reading: Reading, max_documents: int | None) -> None:
         self._reading = reading
@@ -138,7 +137,7 @@ class _HeldOut:
     @cached_property
     def _hashes(self) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
         chosen = map(self._reading.choose, self._reading.source.records())
-        texts = islice((one[1] for one in chosen if one is not None), self._max_documents)
+        texts = islice((document[1] for document in chosen if document is not None), self._max_documents)
         return np.unique(np.fromiter(map(_hash, texts), np.uint64))
 
     def __contains__(self, text: str) -> bool:
@@ -151,18 +150,18 @@ def _value(record: Record, name: str) -> object:
     """Look up a field, or a field within fields.
 
     Raises:
-        ValueError: If the record has none of that name; the message begins with its place.
+        ValueError: If the record has no such field; the message begins with the position of the record.
     """
     values = record.values
     if name in values:
         return values[name]
-    found: object = values
+    value: object = values
     for part in name.split("."):
-        if not isinstance(found, Mapping) or part not in found:
+        if not isinstance(value, Mapping) or part not in value:
             known = ", ".join(map(repr, islice(values, 8))) or "none"
             raise ValueError(f"{record.place}: no field {name!r}; fields are {known}")
-        found = found[part]
-    return found
+        value = value[part]
+    return value
 
 
 def _hash(text: str) -> int:

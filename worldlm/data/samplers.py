@@ -1,7 +1,7 @@
-"""Samplers: which blocks a node sees next.
+"""Samplers: the order of the blocks that a node trains on.
 
-A sampler is a pure function of (seed, node, position): neither the order in which nodes are
-visited, nor a restart, nor the number of data workers changes what a node trains on.
+A sampler is a pure function of (seed, node, position). Neither the order in which nodes train, nor a restart, nor the
+number of data workers changes the batches of a node.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch.utils.data import Sampler
 from worldlm.federation.seeds import derive_seed
 
 WINDOW = 10_000
-"""Draws within which a weighted mixture takes from each part exactly its quota."""
+"""Number of draws in which a weighted mixture takes exactly its quota from each part."""
 
 
 class NodeSampler(Sampler[list[int]], ABC):
-    """Batches of blocks for one node. The loop sets `start` and `length` before each visit to it.
+    """Batches of blocks for a node. The training loop sets `start` and `length` before each fit.
 
     Args:
-        num_blocks: Blocks of the node's text, at least 1.
-        batch_size: Blocks of a batch, at least 1.
+        num_blocks: Number of blocks of the node's text, at least 1.
+        batch_size: Blocks per batch, at least 1.
         seed: The run's seed.
         node: The node's name.
     """
@@ -40,27 +40,27 @@ class NodeSampler(Sampler[list[int]], ABC):
         self.seed = seed
         self.node = node
         self.start = 0
-        """Batches that the node has drawn before this visit."""
+        """Number of batches that the node drew in earlier fits."""
         self.length = -(-num_blocks // batch_size)
-        """Batches of this visit; at first as many as would make one pass over the text."""
+        """Number of batches of this fit; initially one pass over the text."""
 
     def __len__(self) -> int:
-        """Return the number of batches of this visit."""
+        """Return the number of batches of this fit."""
         return self.length
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Return the batches of the visit that `start` and `length` describe now."""
+        """Return the batches of the fit that `start` and `length` describe."""
         return (self.batch(step) for step in range(self.start, self.start + self.length))
 
     @abstractmethod
     def batch(self, step: int) -> list[int]:
-        """Return the blocks of a batch by its number, counted from the node's first."""
+        """Return the blocks of a batch; batches are numbered from the first of the node."""
 
 
 class BlockBatchSampler(NodeSampler):
-    """Pass after pass over a node's text, each in a new random order.
+    """Repeated passes over a node's text, each in a new random order.
 
-    A batch may reach into the next pass. For the arguments see `NodeSampler`.
+    A batch may extend into the next pass. For the arguments see `NodeSampler`.
     """
 
     def __init__(self, num_blocks: int, batch_size: int, seed: int, node: str) -> None:
@@ -73,16 +73,16 @@ class BlockBatchSampler(NodeSampler):
 
 
 class MixtureBatchSampler(NodeSampler):
-    """Blocks of several texts in given shares.
+    """Blocks of several texts in given proportions.
 
-    Each window of `WINDOW` draws takes from each part exactly its quota, in a new random order; and
-    each part has its own endless passes, as if it were read alone. So, of the first n draws, part k
-    has n * quota / WINDOW, give or take quota * (1 - quota / WINDOW) at most.
+    Each window of `WINDOW` draws takes exactly its quota from each part, in a new random order. Each part has its own
+    endless sequence of passes, as if it were read alone. Therefore, of the first n draws, part k has n * quota / WINDOW
+    with a deviation of at most quota * (1 - quota / WINDOW).
 
     Args:
-        sizes: Blocks of each part, at least 1 each; blocks are numbered from part to part.
+        sizes: Number of blocks of each part, at least 1; blocks are numbered consecutively over the parts.
         weights: Share of each part, positive numbers of which only the ratios count.
-        batch_size: Blocks of a batch, at least 1.
+        batch_size: Blocks per batch, at least 1.
         seed: The run's seed.
         node: The node's name.
     """
@@ -91,7 +91,7 @@ class MixtureBatchSampler(NodeSampler):
         assert len(sizes) == len(weights)
         super().__init__(sum(sizes), batch_size, seed, node)
         self.quotas = quotas(weights)
-        """Draws from each part in a window."""
+        """Number of draws from each part per window."""
         self._firsts = list(accumulate(sizes[:-1], initial=0))
         self._passes = [_Passes(size, seed, node, number) for number, size in enumerate(sizes)]
         self._window = (-1, np.empty(0, np.uint16))
@@ -107,19 +107,19 @@ class MixtureBatchSampler(NodeSampler):
         return blocks
 
     def _draw(self, number: int, begin: int, end: int) -> list[int]:
-        """Return the blocks at positions begin to end, or to its last, of a window."""
+        """Return the blocks at positions begin to end of a window, or to the end of the window."""
         order = self._order(number)
         parts = order[begin:end]
         blocks = np.empty(len(parts), np.int64)
         for part in np.unique(parts).tolist():
-            places = np.flatnonzero(parts == part)
+            positions = np.flatnonzero(parts == part)
             first = number * self.quotas[part] + np.count_nonzero(order[:begin] == part)
-            blocks[places] = self._passes[part].take(first, first + len(places))
-            blocks[places] += self._firsts[part]
+            blocks[positions] = self._passes[part].take(first, first + len(positions))
+            blocks[positions] += self._firsts[part]
         return blocks.tolist()
 
     def _order(self, number: int) -> NDArray[np.uint16]:
-        """Return the part of each draw in a window, shape [WINDOW]; the last one is kept."""
+        """Return the part of each draw in a window, shape [WINDOW]; the last result is cached."""
         if self._window[0] != number:
             rng = np.random.default_rng(derive_seed(self.seed, self.node, "mixture", number))
             order = np.repeat(np.arange(len(self.quotas), dtype=np.uint16), self.quotas)
@@ -129,13 +129,13 @@ class MixtureBatchSampler(NodeSampler):
 
 
 class PoissonBatchSampler(NodeSampler):
-    """Batches in which every block is taken with the same probability, as DP-SGD's accounts need.
+    """Batches that contain each block with the same probability, as the accounting of DP-SGD assumes.
 
     A batch has `batch_size` blocks on average and may be empty.
 
     Args:
-        num_blocks: Blocks of the node's text.
-        batch_size: Expected blocks of a batch, from 1 to `num_blocks`.
+        num_blocks: Number of blocks of the node's text.
+        batch_size: Expected number of blocks per batch, from 1 to `num_blocks`.
         seed: The run's seed.
         node: The node's name.
 
@@ -151,12 +151,12 @@ class PoissonBatchSampler(NodeSampler):
                 f"{num_blocks} blocks of the text"
             )
         self.sample_rate = batch_size / num_blocks
-        """Probability of a block to be in a batch."""
+        """Probability that a block is in a batch."""
 
     def batch(self, step: int) -> list[int]:
         """Return the distinct blocks of a batch by its number; see `NodeSampler.batch`."""
         rng = np.random.default_rng(derive_seed(self.seed, self.node, "poisson", step))
-        # One coin for each block, drawn as the number of heads and then which they are.
+        # An independent draw for each block: first the number of chosen blocks, then which ones.
         size = rng.binomial(self.num_blocks, self.sample_rate)
         blocks: list[int] = rng.choice(self.num_blocks, size, replace=False, shuffle=False).tolist()
         return blocks
@@ -174,12 +174,12 @@ def make_sampler(
     """Make the sampler of a node.
 
     Args:
-        sizes: Blocks of each part of the node's text, in the order in which they are numbered.
-        batch_size: Blocks of a batch, on average if `poisson`.
+        sizes: Number of blocks of each part of the node's text, in the order in which blocks are numbered.
+        batch_size: Blocks per batch, on average if `poisson`.
         seed: The run's seed.
         node: The node's name.
-        weights: Share of each part in the tokens; None takes every block once a pass.
-        poisson: Whether batches must be drawn as example-level privacy accounts for.
+        weights: Share of each part in the tokens; None takes every block once per pass.
+        poisson: Whether to draw batches as the accounting of example-level privacy assumes.
 
     Raises:
         ValueError: If a Poisson-sampled batch has weights, or is larger than the text.
@@ -189,14 +189,14 @@ def make_sampler(
         return kind(sum(sizes), batch_size, seed, node)
     if poisson:
         raise ValueError(
-            "weights of a mixture do not go with example_privacy, whose accounts need the same probability for "
-            "every block; drop the weights"
+            "weights of a mixture cannot be combined with example_privacy, whose accounting assumes the same "
+            "probability for every block; remove the weights"
         )
     return MixtureBatchSampler(sizes, weights, batch_size, seed, node)
 
 
 def quotas(weights: Sequence[float]) -> list[int]:
-    """Share the draws of a window among parts: by largest remainder, the rarest at least one.
+    """Divide the draws of a window among parts by largest remainder; each part gets at least one.
 
     Args:
         weights: Positive numbers, at most `WINDOW` of them.
@@ -205,26 +205,26 @@ def quotas(weights: Sequence[float]) -> list[int]:
         Numbers that sum to `WINDOW`.
     """
     assert len(weights) <= WINDOW
-    total = sum(map(Fraction, weights), Fraction())  # exact, however unlike the weights are
+    total = sum(map(Fraction, weights), Fraction())  # exact for weights of any magnitude
     ideals = [WINDOW * Fraction(weight) / total for weight in weights]
     shares = [max(1, math.floor(ideal)) for ideal in ideals]
     while missing := WINDOW - sum(shares):
         lacks = [ideal - share for ideal, share in zip(ideals, shares, strict=True)]
         if missing > 0:
             shares[lacks.index(max(lacks))] += 1
-        else:  # the rarest got more than they lack, and the others make room
+        else:  # the minimum of one draw gave small parts too many; take them from the others
             shares[min((lack, part) for part, lack in enumerate(lacks) if shares[part] > 1)[1]] -= 1
     return shares
 
 
 def spread(sizes: Sequence[int]) -> list[int]:
-    """Order the blocks of several parts, each once, so that every beginning holds each part by its size.
+    """Order the blocks of several parts, each once, so that every prefix has each part in proportion to its size.
 
     Args:
-        sizes: Blocks of each part.
+        sizes: Number of blocks of each part.
 
     Returns:
-        All blocks; those of one part in their order.
+        All blocks; the blocks of a part stay in order.
     """
     middles = [(np.arange(size) + 0.5) / size for size in sizes]
     order: list[int] = np.argsort(np.concatenate(middles), kind="stable").tolist()
@@ -232,12 +232,12 @@ def spread(sizes: Sequence[int]) -> list[int]:
 
 
 class _Passes:
-    """Pass after pass over some blocks, each a permutation of them.
+    """An endless sequence of passes over blocks, each a new permutation.
 
     Args:
         num_blocks: Number of blocks.
         seed: The run's seed.
-        *purpose: What the passes are for, as `derive_seed` takes it.
+        *purpose: The purpose of the passes, as in `derive_seed`.
     """
 
     def __init__(self, num_blocks: int, seed: int, *purpose: str | int) -> None:
@@ -260,9 +260,9 @@ class _Passes:
         return blocks
 
     def _pass(self, number: int) -> NDArray[np.integer]:
-        """Return the order of blocks in a pass, shape [num_blocks]; the last one is kept."""
+        """Return the order of blocks in a pass, shape [num_blocks]; the last result is cached."""
         if self._number != number:
-            self._number, self._order = -1, np.empty(0, self._dtype)  # frees the last one
+            self._number, self._order = -1, np.empty(0, self._dtype)  # frees the memory of the last pass
             rng = np.random.default_rng(derive_seed(self._seed, *self._purpose, "pass", number))
             order: NDArray[np.integer] = np.arange(self._num_blocks, dtype=self._dtype)
             rng.shuffle(order)

@@ -1,7 +1,7 @@
-"""A corpus that every Python carries: the manual, the docstrings and the source of its library.
+"""A corpus from Python's standard library: its manual, docstrings and source code.
 
-It makes the quickstart run without a network. Two areas are English prose and two are code, so a
-tree of federations has something to find.
+With it, the quickstart runs without a network. Two areas are English prose and two are code, so that the federations
+of a tree differ.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TOOLS = (
     "tokenize trace traceback tracemalloc unittest warnings"
 )
 _LEFT_OUT = {"test", "tests", "idle_test", "__pycache__"}
-# Parts that some installations leave out, tables, and jokes.
+# Modules that some installations lack, tables, and jokes.
 _NO_DOCSTRINGS = "antigravity distutils encodings ensurepip idlelib lib2to3 pydoc_data this tkinter turtle turtledemo"
 _HELD_OUT_EVERY = 10
 _SHORTEST_REPEAT = 80
@@ -38,18 +38,17 @@ _VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class StandardLibrary(Corpus):
-    """Text that is part of every CPython from 3.11 on, in containers and distributions too.
+    """Text that is part of every CPython since 3.11, in containers and distributions too.
 
-    Its areas, with their sizes in CPython 3.11 to 3.13:
+    The areas and their sizes in CPython 3.11 to 3.13:
 
     - `topics`: topics of the language manual (`pydoc`), prose, 0.4 MB
-    - `docstrings`: modules, of each the docstrings alone, terse prose, 0.7 MB
+    - `docstrings`: the docstrings of modules, terse prose, 0.7 MB
     - `network`: source files (asyncio, email, http, ...), code, 1.6 MB
     - `tools`: source files (argparse, inspect, pdb, unittest, ...), code, 1.6 MB
 
-    `docstrings` takes no module of `network` or `tools`. Every tenth document is held out. A
-    paragraph of 80 characters or more that comes again in an area is dropped, so none is in both
-    splits.
+    `docstrings` excludes the modules of `network` and `tools`. Every tenth document is held out. A repeated paragraph
+    of 80 characters or more is dropped from its area, so that no such paragraph is in both splits.
     """
 
     area: Area
@@ -70,7 +69,7 @@ class StandardLibrary(Corpus):
                 yield text
 
     def fingerprint(self) -> str:
-        """Digest the area and the version of Python."""
+        """Return a digest of the area and the version of Python."""
         return digest(_VERSION, self.area, sys.version)
 
 
@@ -91,7 +90,7 @@ def _documents(area: Area) -> tuple[str, ...]:
 
 
 def _source_files(modules: frozenset[str] | list[str]) -> Iterator[Path]:
-    """Find the source files of some modules and packages, sorted, without their tests."""
+    """Find the source files of modules and packages, sorted, without their tests."""
     library = Path(sysconfig.get_path("stdlib"))
     for name in sorted(modules):
         yield from filter(Path.is_file, [library / f"{name}.py"])
@@ -105,7 +104,7 @@ def _source(file: Path) -> str:
 
 
 def _docstrings(source: str) -> str:
-    """Join the docstrings of a module, its classes and its functions, in their order."""
+    """Join the docstrings of a module, its classes and its functions, in source order."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
     nodes.sort(key=lambda node: getattr(node, "lineno", 0))
@@ -113,15 +112,15 @@ def _docstrings(source: str) -> str:
 
 
 def _without_repeats(documents: Iterable[str]) -> Iterator[str]:
-    """Drop long paragraphs that came before, and documents of which little is left."""
+    """Drop repeated long paragraphs, and documents that become too short."""
     seen: set[str] = set()
     for document in documents:
-        kept = []
+        paragraphs = []
         for paragraph in document.split("\n\n"):
             words = " ".join(paragraph.split())
             if len(words) < _SHORTEST_REPEAT or words not in seen:
-                kept.append(paragraph)
+                paragraphs.append(paragraph)
                 seen.add(words)
-        text = "\n\n".join(kept).strip()
+        text = "\n\n".join(paragraphs).strip()
         if len(text) >= _SHORTEST_DOCUMENT:
             yield text

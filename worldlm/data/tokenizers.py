@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, or any `tokenizer.json` of Hugging Face's tokenizers, on disk or on the Hub."""
+"""Tokenizers: bytes, or any `tokenizer.json` of Hugging Face tokenizers, on disk or on the Hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worldlm.data.corpora import digest
 from worldlm.topology.errors import suggest
 
 TokenIds: TypeAlias = Sequence[int] | NDArray[np.integer]
-"""The tokens of one document, shape [num_tokens]."""
+"""The tokens of a document, shape [num_tokens]."""
 
 _END_OF_TEXT = (
     "<|endoftext|>",
@@ -33,7 +33,7 @@ _HUB_SECONDS = 5.0
 
 
 class Tokenizer(Protocol):
-    """What the packing needs of a tokenizer."""
+    """The interface of a tokenizer."""
 
     vocab_size: int
     """One more than the largest token."""
@@ -44,17 +44,17 @@ class Tokenizer(Protocol):
         """Encode documents, without adding any special token."""
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Turn tokens to text; the end of a text becomes nothing."""
+        """Decode tokens to text; end-of-text tokens are dropped."""
 
     def fingerprint(self) -> str:
-        """Return a short text that changes whenever the encoding may."""
+        """Return a short text that changes whenever the encoding may change."""
 
     def to_json(self) -> str:
-        """Return it as the content of a `tokenizer.json`, which reads as a `FileTokenizer` that encodes alike."""
+        """Return the content of a `tokenizer.json`; a `FileTokenizer` of it encodes identically."""
 
 
 class ByteTokenizer:
-    """One token for each byte of UTF-8, and one for the end of a text."""
+    """A tokenizer with a token for each byte of UTF-8, and one for the end of a text."""
 
     vocab_size = 257
     end_of_text = 256
@@ -64,7 +64,7 @@ class ByteTokenizer:
         return [np.frombuffer(text.encode(), np.uint8) for text in texts]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Turn bytes to text; half a character becomes a replacement character."""
+        """Decode bytes to text; an incomplete character becomes a replacement character."""
         return bytes(t for t in tokens if t < self.end_of_text).decode(errors="replace")
 
     def fingerprint(self) -> str:
@@ -72,7 +72,7 @@ class ByteTokenizer:
         return "bytes"
 
     def to_json(self) -> str:
-        """Spell every byte as the character that byte-level tokenizers have for it."""
+        """Return a byte-level `tokenizer.json`, which represents every byte by a character."""
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
         backend = Tokenizer(models.BPE({letter: byte for byte, letter in enumerate(_letters())}, []))
@@ -84,27 +84,26 @@ class ByteTokenizer:
 
 
 def _letters() -> list[str]:
-    """List the characters that byte-level tokenizers have for the 256 bytes: themselves where one sees them."""
-    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """Return the characters of byte-level tokenizers for the 256 bytes; a printable byte is its own character."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
-    return [chr(byte if byte in seen else next(others)) for byte in range(256)]
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 class FileTokenizer:
     """A tokenizer read from a `tokenizer.json`.
 
-    Special tokens spelt out in a document are encoded as the plain text they are there. It can be
-    sent to another process.
+    Text in a document that spells a special token is encoded as plain text. The tokenizer can be pickled.
 
     Args:
         path: The file.
 
     Raises:
-        ValueError: If the file is missing, is no tokenizer, or has no token for the end of a text.
+        ValueError: If the file is missing, is not a tokenizer, or has no end-of-text token.
     """
 
     def __init__(self, path: str | Path) -> None:
-        # Without it, every data worker forked after the packing would print a warning.
+        # Otherwise every data worker that is forked after the packing would print a warning.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         from tokenizers import Tokenizer as Backend
 
@@ -125,7 +124,7 @@ class FileTokenizer:
             raise ValueError(f"tokenizer {str(path)!r} has no end-of-text token; known are {known}")
         self.vocab_size: int = max(vocabulary.values()) + 1
         self.end_of_text: int = vocabulary[ends[0]]
-        self._fingerprint = digest(content, *self._part({**special, ends[0]: vocabulary[ends[0]]}))
+        self._fingerprint = digest(content, *self._split_special({**special, ends[0]: vocabulary[ends[0]]}))
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.integer]]:
         """Encode documents, on all cores, to uint16 or, above 65,536 tokens, uint32."""
@@ -135,31 +134,31 @@ class FileTokenizer:
         return [np.frombuffer(array("I", encoding.ids), np.uintc).astype(dtype) for encoding in encodings]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Turn tokens to text, without special tokens."""
+        """Decode tokens to text, without special tokens."""
         return self._backend.decode(list(tokens), skip_special_tokens=True)
 
     def fingerprint(self) -> str:
-        """Digest the file."""
+        """Return a digest of the file."""
         return self._fingerprint
 
     def to_json(self) -> str:
-        """Return the file as it is used here: uncut, unpadded, and text kept from becoming special tokens."""
+        """Return the tokenizer as it is used: without truncation or padding, and with special tokens split in text."""
         text: str = self._backend.to_str()
         return text
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore what the backend does not send along."""
+        """Restore a setting that the backend does not pickle."""
         self.__dict__.update(state)
         self._backend.encode_special_tokens = True
 
-    def _part(self, tokens: dict[str, int]) -> list[str]:
-        """Keep text from becoming one of some tokens, where the model itself knows their spelling.
+    def _split_special(self, tokens: dict[str, int]) -> list[str]:
+        """Prevent text that spells some tokens from being encoded as these tokens.
 
-        Unigram models do, and prefer it to the plain characters. Such a spelling is cut in two after its first
-        character, before the model sees it. Nothing else is cut.
+        Unigram models have the spellings in their vocabulary and prefer them to single characters. Such a spelling is
+        split after its first character by the pre-tokenizer. Nothing else is split.
 
         Returns:
-            The spellings to cut.
+            The spellings to split.
         """
         from tokenizers import Regex, pre_tokenizers
 
@@ -177,14 +176,13 @@ def load_tokenizer(name: str | Path, cache_dir: str | Path | None = None) -> Tok
     """Load a tokenizer.
 
     Args:
-        name: `bytes`; the path of a `tokenizer.json`, or of a folder that holds one; or a name of the
-            Hugging Face Hub, `owner/name` or `owner/name@revision`, of which only `tokenizer.json` is
-            fetched. What ends in `.json` or begins with `.`, `/` or `~` is always a path, and what is on
-            disk goes before the Hub.
-        cache_dir: Folder of files from the Hub; by default that of `huggingface_hub`.
+        name: `bytes`; the path of a `tokenizer.json`, or of a folder with one; or a name on the Hugging Face Hub,
+            `owner/name` or `owner/name@revision`, of which only `tokenizer.json` is fetched. A name that ends in
+            `.json` or begins with `.`, `/` or `~` is always a path. An existing path takes precedence over the Hub.
+        cache_dir: Folder for files from the Hub; by default that of `huggingface_hub`.
 
     Raises:
-        ValueError: If there is no such tokenizer, it cannot be fetched, or it cannot be used.
+        ValueError: If the tokenizer does not exist, cannot be fetched, or cannot be used.
     """
     if name == "bytes":
         return ByteTokenizer()
@@ -198,22 +196,22 @@ def load_tokenizer(name: str | Path, cache_dir: str | Path | None = None) -> Tok
     is_path = isinstance(name, Path) or text.endswith(".json") or text.startswith((".", "/", "~"))
     if not is_path and _HUB_NAME.fullmatch(text):
         return FileTokenizer(_fetch(text, cache_dir))
-    raise ValueError(f"tokenizer {text!r}: {_missing(path) if is_path or (text and path.is_dir()) else _neither(text)}")
+    raise ValueError(f"tokenizer {text!r}: {_missing(path) if is_path or (text and path.is_dir()) else _unknown(text)}")
 
 
 def _missing(path: Path) -> str:
-    """Say what is wrong with a path."""
+    """Return why a path has no tokenizer."""
     if path.is_dir():
-        return f"the folder holds no {FILE}; {_advice(str(path))}"
+        return f"the folder has no {FILE}; {_advice(str(path))}"
     parent = path.parent
     if not parent.is_dir():
         return f"there is no folder {str(parent)!r}"
     return f"there is no such file or folder{suggest(path.name, _names(parent))}"
 
 
-def _neither(name: str) -> str:
-    """Say what a name might have been."""
-    kinds = f"bytes, a {FILE} or its folder, or a name of the Hugging Face Hub (owner/name or owner/name@revision)"
+def _unknown(name: str) -> str:
+    """Return the kinds of names that are allowed."""
+    kinds = f"bytes, a {FILE} or its folder, or a name on the Hugging Face Hub (owner/name or owner/name@revision)"
     return f"it must be {kinds}{suggest(name, ['bytes', *_names(Path())])}"
 
 
@@ -222,50 +220,51 @@ def _names(folder: Path) -> list[str]:
 
 
 def _advice(source: str) -> str:
-    """Say how to come by a `tokenizer.json` where there are only other files."""
+    """Return how to create a `tokenizer.json` from other files."""
     return (
-        f"where there is only a SentencePiece model or a vocabulary, make one with transformers: "
+        f"to create one from a SentencePiece model or a vocabulary, use transformers: "
         f"AutoTokenizer.from_pretrained({source!r}).save_pretrained('FOLDER')"
     )
 
 
 def _fetch(name: str, cache_dir: str | Path | None) -> Path:
-    """Fetch a `tokenizer.json` from the Hub, or take it from the cache where the Hub does not answer.
+    """Fetch a `tokenizer.json` from the Hub, or take it from the cache if the Hub does not respond.
 
-    `hf_hub_download` alone would ask six times, for half a minute; here the Hub is asked once before.
+    A single request checks the connection first, because `hf_hub_download` alone would retry six times, for half a
+    minute.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
-    where: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
+    location: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
     seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", _HUB_SECONDS))
     try:
         get_hf_file_metadata(hf_hub_url(repository, FILE, revision=revision or None), timeout=seconds)
-        return Path(hf_hub_download(repository, FILE, **where))
-    except Exception as error:  # each release of huggingface_hub has an HTTP library with exceptions of its own
+        return Path(hf_hub_download(repository, FILE, **location))
+    except Exception as error:  # the HTTP library and its exceptions depend on the release of huggingface_hub
         try:
-            return Path(hf_hub_download(repository, FILE, **where, local_files_only=True))
+            return Path(hf_hub_download(repository, FILE, **location, local_files_only=True))
         except (LocalEntryNotFoundError, ValueError):
-            raise ValueError(f"tokenizer {name!r}: {_refusal(error, repository, revision)}") from error
+            raise ValueError(f"tokenizer {name!r}: {_hub_error(error, repository, revision)}") from error
 
 
-def _refusal(error: Exception, repository: str, revision: str) -> str:
-    """Say in one line why the Hub did not give a file."""
+def _hub_error(error: Exception, repository: str, revision: str) -> str:
+    """Return in one line why a file could not be fetched from the Hub."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        return "the Hub gives it only to those it knows: ask for access on the repository's page, and set HF_TOKEN"
+        return "access to the repository is restricted: request access on its page, and set HF_TOKEN"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "there is no file and no folder of that name, and no such repository on the Hub (or set HF_TOKEN)"
+        return "no file, folder or repository on the Hub has that name (if it is private, set HF_TOKEN)"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"the repository has no revision {revision!r}"
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return f"the repository has no {FILE} (google/mt5-* have none, for one); {_advice(repository)}"
+        return f"the repository has no {FILE} (google/mt5-*, for example, have none); {_advice(repository)}"
     if isinstance(error, errors.HFValidationError):
-        return f"this is no name of the Hub: {_first_line(error)}"
-    told = f"it cannot be fetched from the Hugging Face Hub ({_first_line(error)}) and is not in its cache"
-    return f"{told}; where there is no network, give the path of a {FILE}"
+        return f"this is not a valid name on the Hub: {_first_line(error)}"
+    not_fetched = f"it cannot be fetched from the Hugging Face Hub ({_first_line(error)}) and is not in its cache"
+    return f"{not_fetched}; without a network, give the path of a {FILE}"
 
 
 def _first_line(error: BaseException) -> str:

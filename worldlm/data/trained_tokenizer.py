@@ -1,4 +1,4 @@
-"""A tokenizer trained on the text of a recipe: byte-level BPE."""
+"""A byte-level BPE tokenizer, trained on the text of a recipe."""
 
 from __future__ import annotations
 
@@ -18,37 +18,36 @@ from worldlm.files.atomic_write import write_text
 
 _FORMAT = 1
 _END_OF_TEXT = "<|endoftext|>"
-_SMALLEST = 257  # all bytes, and the end of a text
+_SMALLEST = 257  # all bytes and the end of text
 _WORDS = (
     r" ?[\p{L}\p{M}]{1,64}(?:['’](?=\p{L}))?"  # a word with its space, marks and elision: l'|acqua
-    r"|\p{N}{1,3}"  # no number of more digits becomes one token
+    r"|\p{N}{1,3}"  # a token has at most three digits
     r"| ?[^\s\p{L}\p{M}\p{N}]+"
     r"|\s+(?!\S)|\s+"
 )
 _PIECE_CHARACTERS = 2**16
 _Titled: TypeAlias = dict[str, tuple[str, Corpus]]
-"""Corpora with what errors call them, by name, sorted."""
+"""Corpus name -> (title for error messages, corpus), sorted by name."""
 _log = logging.getLogger("worldlm.data")
 
 
-# no dataclass: where a setting may be text or an object, older releases of jsonargparse lose one without init_args
+# not a dataclass: for a setting of type `str | object`, older releases of jsonargparse drop one without init_args
 class TrainedBPE:
-    """A byte-level BPE, trained on the first text of each corpus and kept in the cache.
+    """A byte-level BPE, trained on the first text of each corpus and stored in the cache.
 
-    It encodes any text without loss. The same settings and corpora give the same tokenizer on every
-    machine that has the same release of `tokenizers`.
+    It encodes any text without loss. The same settings and corpora give the same tokenizer on every machine with the
+    same release of `tokenizers`.
 
-    **What it reveals.** The tokens are statistics of the pooled training text of all corpora, and
-    everyone who has the tokenizer can read them: a rare word that a single participant uses, such as a
-    name in a hospital's notes, may become a token of its own. This travels outside what the privacy
-    settings of a topology bound and account for. Use `bytes` or a public tokenizer where that is not
-    acceptable; a larger `min_frequency` makes it rarer, and guarantees nothing.
+    **What it reveals.** The tokens are statistics of the pooled training text of all corpora, and everyone who has the
+    tokenizer can read them. A rare word of a single participant, such as a name in a hospital's notes, may become a
+    token of its own. The privacy settings of a topology do not cover this. Use `bytes` or a public tokenizer if this is
+    not acceptable. A larger `min_frequency` makes it less likely, but guarantees nothing.
 
     Args:
-        vocab_size: Tokens at most: all bytes, the end of a text, and as many others as fit; at least 257.
-        megabytes: Text to take from the beginning of each corpus, in millions of bytes; a corpus that
-            has less is taken whole.
-        min_frequency: Times that two tokens must stand side by side for both to become one.
+        vocab_size: Largest number of tokens: all bytes, the end of text, and as many others as fit; at least 257.
+        megabytes: Text to take from the beginning of each corpus, in millions of bytes; a shorter corpus is used
+            completely.
+        min_frequency: Number of times that two tokens must occur side by side to be merged.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -57,7 +56,7 @@ class TrainedBPE:
     def __init__(self, vocab_size: int = 8192, megabytes: float = 10.0, min_frequency: int = 2) -> None:
         if vocab_size < _SMALLEST:
             raise ValueError(
-                f"vocab_size is {vocab_size}; it must be at least {_SMALLEST}: 256 bytes and the end of a text"
+                f"vocab_size is {vocab_size}; it must be at least {_SMALLEST}: 256 bytes and the end of text"
             )
         if not 0 < megabytes < math.inf:
             raise ValueError(f"megabytes is {megabytes}; it must be a number above 0")
@@ -70,14 +69,14 @@ class TrainedBPE:
     def load(
         self, corpora: Mapping[str, Corpus], cache_dir: str | Path, titles: Mapping[str, str] | None = None
     ) -> FileTokenizer:
-        """Train the tokenizer, or open it if that was done before.
+        """Train the tokenizer, or open it if it is in the cache.
 
-        Of several processes that want it at once, one trains it and the others wait.
+        If several processes need it, one trains it and the others wait.
 
         Args:
             corpora: The corpora to train on, by name, in any order.
-            cache_dir: Folder to keep the tokenizer in, in `tokenizers/`; made if it is missing.
-            titles: What errors call the corpora, by name, such as `node 'wk', corpus 'wikipedia'`.
+            cache_dir: Cache folder; the tokenizer is stored in its folder `tokenizers/`, created if it is missing.
+            titles: Corpus name -> its title in error messages, such as `node 'wk', corpus 'wikipedia'`.
 
         Raises:
             ValueError: If a corpus cannot be read, or has no text.
@@ -106,10 +105,10 @@ class TrainedBPE:
         return digest(_FORMAT, __version__, settings, fingerprints)
 
     def _train_alone(self, corpora: _Titled, stem: Path) -> FileTokenizer:
-        """Train unless another process has, and put the file in its place, whole."""
+        """Train, unless another process did meanwhile, and write the file atomically."""
         with one_at_a_time(stem, "training the tokenizer"):
-            if found := _open(stem):
-                return found
+            if tokenizer := _open(stem):
+                return tokenizer
             started = time.perf_counter()
             sizes: dict[str, int] = {}
             backend = self._train(corpora, sizes)
@@ -141,7 +140,7 @@ class TrainedBPE:
         return backend
 
     def _texts(self, corpora: _Titled, sizes: dict[str, int]) -> Iterator[str]:
-        """Read the same amount of every corpus, in pieces, and count its bytes."""
+        """Read the same amount of text of every corpus, in pieces, and count its bytes."""
         limit = int(self.megabytes * 1e6) or 1
         for name, (title, corpus) in corpora.items():
             sizes[name] = 0
@@ -149,7 +148,7 @@ class TrainedBPE:
                 for document in corpus.documents("train"):
                     data = document.encode(errors="replace")[: limit - sizes[name]]
                     sizes[name] += len(data)
-                    text = data.decode(errors="ignore")  # the last character may be cut
+                    text = data.decode(errors="ignore")  # the last character may be incomplete
                     for start in range(0, len(text), _PIECE_CHARACTERS):
                         yield text[start : start + _PIECE_CHARACTERS]
                     if sizes[name] == limit:
@@ -159,7 +158,7 @@ class TrainedBPE:
 
 
 def _open(stem: Path) -> FileTokenizer | None:
-    """Open a tokenizer, if it is there as it was written: its name ends in a digest of its content."""
+    """Open a tokenizer if it exists unchanged: its name ends in a digest of its content."""
     for path in stem.parent.glob(f"{stem.name}-*.json"):
         with suppress(OSError, ValueError):
             if path.name == f"{stem.name}-{digest(path.read_bytes())}.json":

@@ -1,4 +1,4 @@
-"""Blocks cover the text, of one corpus or of several."""
+"""Blocks cover the text of a corpus or of several."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_empty_batch_has_a_shape() -> None:
         assert batch.dtype == torch.int64
 
 
-def test_a_text_shorter_than_a_block_is_refused() -> None:
+def test_a_text_shorter_than_a_block_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"3 tokens are fewer than a block of 3 \+ 1 tokens"):
         _blocks(3, 3)
     assert len(_blocks(4, 3)) == 1
@@ -75,7 +75,7 @@ def test_several_corpora_are_one_data_set() -> None:
     assert mixed.seq_len == 2
 
 
-def test_rows_come_in_the_order_asked_for() -> None:
+def test_rows_come_in_the_order_of_the_indices() -> None:
     indices = [5, 0, 3, 3, 2, 4]
     batch = _mixed().__getitems__(indices)
     assert batch.dtype == torch.int64
@@ -88,12 +88,12 @@ def test_parts_may_be_of_different_width() -> None:
 
 
 @pytest.mark.parametrize("index", [-1, 6])
-def test_there_are_no_other_blocks(index: int) -> None:
+def test_an_index_out_of_range_is_rejected(index: int) -> None:
     with pytest.raises(IndexError, match=f"there are 6 blocks, not 0 to 6|not {index} to 0"):
         _mixed().__getitems__([0, index])
 
 
-def test_the_blocks_of_one_corpus_stay_what_they_are() -> None:
+def test_the_blocks_of_a_single_corpus_are_unchanged() -> None:
     blocks = _blocks(10, 3)
     assert join_blocks([blocks]) is blocks
     assert blocks.sizes == [3]
@@ -104,14 +104,14 @@ def test_parts_must_have_blocks_of_one_length() -> None:
         MixedBlocks([_blocks(10, 3), _blocks(10, 4)])
 
 
-def test_bytes_for_each_token_are_those_of_all_parts() -> None:
+def test_bytes_per_token_cover_all_parts() -> None:
     texts = [_packed(np.zeros(size, np.uint16), num_bytes) for size, num_bytes in ((10, 40), (30, 60))]
     parts = [Blocks(text, 3) for text in texts]
     assert [part.bytes_per_token for part in parts] == [4, 2]
     assert MixedBlocks(parts).bytes_per_token == 2.5
 
 
-def test_blocks_travel_as_a_path(tmp_path: Path) -> None:
+def test_blocks_are_pickled_as_a_path(tmp_path: Path) -> None:
     texts = [np.full(50_000, token, np.uint16) for token in (7, 8)]
     parts = [Blocks(_packed(text, 1, tmp_path / str(text[0])), 9999) for text in texts]
     for blocks in (parts[0], MixedBlocks(parts)):

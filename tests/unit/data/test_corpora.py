@@ -28,9 +28,9 @@ def test_documents_are_held_out_by_their_text(tmp_path: Path) -> None:
 
 def test_the_split_of_a_document_does_not_depend_on_the_others(tmp_path: Path) -> None:
     texts = [f"document {i}" for i in range(100)]
-    whole = TextFiles(train=_write(tmp_path / "a.jsonl", texts), validation_fraction=0.3)
+    unlimited = TextFiles(train=_write(tmp_path / "a.jsonl", texts), validation_fraction=0.3)
     half = TextFiles(train=_write(tmp_path / "b.jsonl", texts[50:]), validation_fraction=0.3)
-    expected = [text for text in whole.documents("validation") if text in texts[50:]]
+    expected = [text for text in unlimited.documents("validation") if text in texts[50:]]
     assert list(half.documents("validation")) == expected
 
 
@@ -54,19 +54,19 @@ def test_limits_in_documents(tmp_path: Path) -> None:
     assert list(corpus.documents("validation")) == ["x", "a"]
 
 
-def test_a_corpus_ends_where_its_training_text_is_complete(tmp_path: Path) -> None:
+def test_a_corpus_ends_when_its_training_text_is_complete(tmp_path: Path) -> None:
     texts = [f"document {i}" for i in range(100)]
     path = _write(tmp_path / "a.jsonl", texts)
     corpus = TextFiles(train=path, validation_fraction=0.3, max_documents=20)
     train, validation = list(corpus.documents("train")), list(corpus.documents("validation"))
     assert sorted(train + validation, key=texts.index) == texts[: texts.index(train[-1]) + 1]
     assert len(train) == 20
-    few = TextFiles(train=path, validation_fraction=0.3, max_documents=20, max_validation_documents=3)
-    assert list(few.documents("validation")) == validation[:3]
-    assert list(few.documents("train")) == train
+    limited = TextFiles(train=path, validation_fraction=0.3, max_documents=20, max_validation_documents=3)
+    assert list(limited.documents("validation")) == validation[:3]
+    assert list(limited.documents("train")) == train
 
 
-def test_where_keeps_records_by_their_fields(tmp_path: Path) -> None:
+def test_where_selects_records_by_their_fields(tmp_path: Path) -> None:
     names = ["Pile-CC", "Github", "Wikipedia (en)", "Pile-CC"]
     records = [{"text": f"{i}", "meta": {"pile_set_name": name}, "a.b": i % 2 == 0} for i, name in enumerate(names)]
     file = tmp_path / "a.jsonl"
@@ -85,12 +85,12 @@ def test_where_keeps_records_by_their_fields(tmp_path: Path) -> None:
     assert "in the first 4 records meta.pile_set_name is 'Github', 'Pile-CC', 'Wikipedia (en)'" in why
 
 
-def test_corpora_that_differ_in_what_they_keep_share_their_source(tmp_path: Path) -> None:
+def test_corpora_that_differ_only_in_where_share_their_source(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.jsonl", ["a"])
-    one, other = TextFiles(train=path, where={"text": "a"}), TextFiles(train=path, where={"text": "b"}, max_tokens=4)
-    assert one.source("train") == other.source("train")
-    assert hash(one.source("train")) == hash(other.source("train"))
-    assert one.source("train") != TextFiles(train=path, field="body").source("train")
+    first, second = TextFiles(train=path, where={"text": "a"}), TextFiles(train=path, where={"text": "b"}, max_tokens=4)
+    assert first.source("train") == second.source("train")
+    assert hash(first.source("train")) == hash(second.source("train"))
+    assert first.source("train") != TextFiles(train=path, field="body").source("train")
     hub = HubDataset(path="pile", where={"meta.pile_set_name": "Pile-CC"}, data_files={"train": ["a", "b"]})
     again = HubDataset(path="pile", where={"meta.pile_set_name": "Github"}, data_files={"train": ["a", "b"]})
     assert hub.source("train") == again.source("train")
@@ -129,7 +129,7 @@ def test_settings_are_checked(
         kind(**{source: "a.txt"}, **settings)  # type: ignore[arg-type]
 
 
-def test_pickles_of_data_frames_are_no_data_set() -> None:
+def test_pickled_data_frames_are_rejected() -> None:
     with pytest.raises(ValueError, match="path is 'pandas', whose files are pickles"):
         HubDataset(path="pandas", data_files={"train": "a.pkl"})
 
@@ -163,7 +163,7 @@ def test_files_of_a_data_set_can_be_named_instead_of_a_configuration(tmp_path: P
         HubDataset(path="x", data_files=files)
 
 
-def test_a_hub_that_cannot_be_reached_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("[Errno -2] Name or service not known\nand more") from ConnectionError()
 
@@ -176,7 +176,7 @@ def test_a_hub_that_cannot_be_reached_is_told_in_a_line(monkeypatch: pytest.Monk
     )
 
 
-def test_a_lost_connection_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_lost_connection_says_how_to_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     def rows() -> Iterator[dict[str, str]]:
         yield {"text": "a"}
         raise TimeoutError
@@ -185,7 +185,9 @@ def test_a_lost_connection_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("datasets.load_dataset", lambda **_: rows())
     documents = HubDataset(path="allenai/c4", validation_fraction=1e-9).documents("train")
     assert next(documents) == "a"
-    with pytest.raises(BrokenOff, match=r"row 2: the Hugging Face Hub cannot be reached \(Timeout.*run again to go on"):
+    with pytest.raises(
+        BrokenOff, match=r"row 2: the Hugging Face Hub cannot be reached \(Timeout.*run again to continue"
+    ):
         next(documents)
 
 

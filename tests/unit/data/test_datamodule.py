@@ -39,8 +39,8 @@ def corpora(tmp_path: Path) -> dict[str, TextFiles]:
 
 
 def _topology(**settings: Settings) -> Topology:
-    """Build a star; a leaf is called `corpus_anything`."""
-    children = tuple(Node(name=name, corpus=name.partition("_")[0], settings=own) for name, own in settings.items())
+    """Build a star; the name of a leaf is `corpus_anything`."""
+    children = tuple(Node(name=name, corpus=name.partition("_")[0], settings=leaf) for name, leaf in settings.items())
     return Topology(name="star", root=Node(name="world", children=children))
 
 
@@ -86,7 +86,7 @@ def test_validation_reads_all_blocks_in_order(corpora: dict[str, TextFiles], tmp
     assert tokens[-1].tolist() == [97] * 9
 
 
-def test_privacy_of_examples_takes_poisson_batches(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+def test_example_level_privacy_draws_poisson_batches(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
     private = Settings(num_local_steps=40, example_privacy=Privacy(clip_norm=1.0))
     topology = _topology(alpha=private, alpha_2=STEPS)
     module = _attach(_module({"alpha": corpora["alpha"]}, tmp_path), topology)
@@ -101,7 +101,7 @@ def test_privacy_of_examples_takes_poisson_batches(corpora: dict[str, TextFiles]
     assert len(sizes) > 3
 
 
-def test_reading_leaves_the_global_generator_alone(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+def test_reading_does_not_change_the_global_generator(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
     module = _attach(_module({"alpha": corpora["alpha"]}, tmp_path), _topology(alpha=STEPS))
     module.setup()
     before = torch.get_rng_state()
@@ -158,13 +158,13 @@ def test_mistakes_in_files_name_node_and_corpus(tmp_path: Path) -> None:
         _attach(module, _topology(missing=STEPS)).prepare_data()
 
 
-def test_unused_corpora_are_told(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+def test_unused_corpora_are_warned_of(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
     module = _attach(_module(corpora, tmp_path), _topology(alpha=STEPS))
     with pytest.warns(UserWarning, match="no node uses the corpora beta, gamma, empty"):
         module.prepare_data()
 
 
-def test_the_model_must_know_all_tokens(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+def test_the_vocabulary_of_the_model_must_cover_all_tokens(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
     module = _attach(_module(corpora, tmp_path), _topology(alpha=STEPS), vocab_size=256)
     with pytest.raises(ValueError, match="tokenizer has 257 tokens, the model's vocab_size is 256"):
         module.setup()
@@ -184,14 +184,14 @@ def test_settings_are_checked(setting: dict[str, int]) -> None:
         CorpusDataModule({}, **setting)  # type: ignore[arg-type]
 
 
-def test_a_trainer_without_a_topology_is_refused() -> None:
+def test_a_trainer_without_a_topology_is_rejected() -> None:
     module = CorpusDataModule({})
     module.trainer = cast(Trainer, SimpleNamespace())
     with pytest.raises(ValueError, match="needs a trainer that has a topology"):
         module.prepare_data()
 
 
-def test_a_recipe_can_name_all_of_it() -> None:
+def test_a_recipe_can_set_every_option() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(CorpusDataModule, "data")
     corpora = {
@@ -237,7 +237,7 @@ def test_weights_set_the_share_of_each_part(corpora: dict[str, TextFiles], tmp_p
     assert sum(token == 97 for token in first) == pytest.approx(8000, abs=40)  # a few rows begin with an end of text
     private = Settings(num_local_steps=1, example_privacy=Privacy(clip_norm=1.0))
     _attach(module, _topology(both=private))
-    with pytest.raises(ValueError, match="node 'both', corpus 'both'.*weights of a mixture do not go with"):
+    with pytest.raises(ValueError, match="node 'both', corpus 'both'.*weights of a mixture cannot be combined with"):
         module.train_dataloader()
 
 
@@ -246,12 +246,12 @@ def test_weights_set_the_share_of_each_part(corpora: dict[str, TextFiles], tmp_p
     [({}, ["alpha", "beta"]), ({"all": Mixture(corpora=["beta"])}, ["beta"]), ({"all": None}, ["alpha"])],
     ids=["default", "mixture", "text"],
 )
-def test_all_is_the_mixture_of_all_unless_the_recipe_says_otherwise(
+def test_all_mixes_all_corpora_unless_the_recipe_defines_it(
     corpora: dict[str, TextFiles], tmp_path: Path, defined: dict[str, Corpus | None], members: list[str]
 ) -> None:
     known: dict[str, Corpus] = {"alpha": corpora["alpha"], "beta": corpora["beta"]}
-    own = {name: corpora["alpha"] if corpus is None else corpus for name, corpus in defined.items()}
-    module = CorpusDataModule({**known, **own}, batch_size=4, cache_dir=str(tmp_path / "cache"))
+    extra = {name: corpora["alpha"] if corpus is None else corpus for name, corpus in defined.items()}
+    module = CorpusDataModule({**known, **extra}, batch_size=4, cache_dir=str(tmp_path / "cache"))
     _attach(module, _topology(all=STEPS, alpha=Settings(num_local_steps=0), beta=STEPS))
     module.prepare_data()
     module.setup()
@@ -260,17 +260,17 @@ def test_all_is_the_mixture_of_all_unless_the_recipe_says_otherwise(
     assert sizes["all"] == sum(sizes[name] for name in members)
 
 
-def test_what_only_all_holds_is_told(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+def test_corpora_that_only_all_uses_are_warned_of(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
     known: dict[str, Corpus] = {name: corpora[name] for name in ("alpha", "gamma")}
     listens = Settings(num_local_steps=0)
     module = CorpusDataModule(known, batch_size=4, cache_dir=str(tmp_path / "cache"))
-    with pytest.warns(UserWarning, match="no node but that of 'all' uses the corpora gamma"):
+    with pytest.warns(UserWarning, match="no node except that of 'all' uses the corpora gamma"):
         _attach(module, _topology(all=STEPS, alpha=listens)).prepare_data()
     _attach(module, _topology(all=STEPS)).prepare_data()  # where all read the mixture, nothing is odd
 
 
 def test_a_listener_draws_no_batches_for_private_training(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
-    """Its text may be shorter than a Poisson-sampled batch, since it never trains."""
+    """The text of a listener may be shorter than a Poisson-sampled batch, because it never trains."""
     private = Settings(num_local_steps=0, batch_size=99, example_privacy=Privacy(clip_norm=1.0))
     module = CorpusDataModule({"beta": corpora["beta"], "alpha": corpora["alpha"]}, cache_dir=str(tmp_path / "cache"))
     _attach(module, _topology(beta=private, alpha=STEPS)).setup()
@@ -295,7 +295,7 @@ def test_mistakes_in_a_mixture_name_the_node(corpora: dict[str, TextFiles], tmp_
         _attach(module, _topology(both=STEPS), seq_len=95).setup()
 
 
-def test_local_files_take_the_place_of_a_corpus(tmp_path: Path) -> None:
+def test_local_files_replace_a_corpus(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "train.jsonl").write_text('{"body": "aaaaaaaaaaaa"}\n{"body": "bbbbbbbbbbbb"}\n')
     (tmp_path / "here" / "validation.jsonl").write_text('{"body": "cccccccccccc"}\n')
@@ -309,7 +309,7 @@ def test_local_files_take_the_place_of_a_corpus(tmp_path: Path) -> None:
     assert module.blocks["train"]["far"][0].tolist() == [97] * 9
     assert len(module.blocks["train"]["far"]) == 1
     assert module.blocks["validation"]["far"][0].tolist() == [99] * 9
-    with pytest.raises(ValueError, match=r"local.fare: there is no corpus of that name.*did you mean 'far'.*there are"):
+    with pytest.raises(ValueError, match=r"local.fare: there is no corpus of that name.*did you mean 'far'.*known are"):
         CorpusDataModule({"far": hub}, local={"fare": "x"})
 
 
@@ -332,7 +332,7 @@ def test_a_tokenizer_is_trained_on_all_corpora_of_the_recipe(tmp_path: Path) -> 
     assert len(found[0]) < 6
 
 
-def test_errors_come_before_the_work(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
+def test_unknown_corpora_are_reported_before_anything_is_packed(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
     module = CorpusDataModule(dict(corpora), TrainedBPE(), cache_dir=str(tmp_path / "cache"))
     with pytest.raises(ValueError, match="unknown corpus 'alfa'"):
         _attach(module, _topology(alfa=STEPS)).prepare_data()

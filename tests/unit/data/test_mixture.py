@@ -1,4 +1,4 @@
-"""A mixture names the corpora that it is made of."""
+"""A mixture lists the names of its corpora."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KNOWN = {
 }
 
 
-def test_without_names_it_is_all_that_hold_text() -> None:
+def test_without_names_it_mixes_all_corpora_with_text() -> None:
     assert Mixture().members(KNOWN) == ["topics", "network", "tools"]
 
 
@@ -26,10 +26,10 @@ def test_names_keep_the_order_of_their_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "wrong"),
+    ("settings", "message"),
     [
         ({"corpora": []}, "corpora is empty"),
-        ({"corpora": ["a", ""]}, "an empty name at place 2"),
+        ({"corpora": ["a", ""]}, "an empty name at position 2"),
         ({"corpora": ["a", "b", "a"]}, "names a more than once"),
         ({"weights": [1.0, 2.0]}, "weights needs corpora"),
         ({"corpora": ["a", "b"], "weights": [1.0]}, "1 numbers for 2 corpora"),
@@ -40,16 +40,16 @@ def test_names_keep_the_order_of_their_weights() -> None:
         ({"corpora": ["a"], "weights": [1.0]}, "no effect on a mixture of one"),
     ],
 )
-def test_settings_are_checked(settings: dict[str, Any], wrong: str) -> None:
-    with pytest.raises(ValueError, match=wrong) as told:
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
         Mixture(**settings)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_all_wrong_names_are_told() -> None:
-    with pytest.raises(ValueError, match="unknown corpus") as told:
+def test_all_unknown_names_are_reported() -> None:
+    with pytest.raises(ValueError, match="unknown corpus") as caught:
         Mixture(corpora=["topic", "tools", "all"]).members(KNOWN)
-    assert str(told.value).splitlines() == [
+    assert str(caught.value).splitlines() == [
         "unknown corpus 'topic'; known are topics, network, tools; did you mean 'topics'?",
         "corpus 'all' is a mixture itself; name the corpora that it mixes",
     ]
@@ -61,7 +61,7 @@ def test_a_recipe_of_mixtures_only_has_nothing_to_mix() -> None:
 
 
 def test_it_is_not_packed_itself() -> None:
-    with pytest.raises(TypeError, match="holds no text itself"):
+    with pytest.raises(TypeError, match="has no text of its own"):
         Mixture().documents("train")
-    with pytest.raises(TypeError, match="holds no text itself"):
+    with pytest.raises(TypeError, match="has no text of its own"):
         Mixture().fingerprint()

@@ -1,4 +1,4 @@
-"""Packed text is what was written, and notices damage; a folder being filled goes on after a kill."""
+"""Packed text equals what was written, damage is detected, and packing continues after a kill."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_tokens_are_appended_in_order(tmp_path: Path, dtype: str) -> None:
 
 @pytest.mark.parametrize("name", ["train.bin", "validation.bin", "counts.json"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "short", "odd", "longer", "flipped"])
-def test_damage_is_noticed(tmp_path: Path, name: str, damage: str) -> None:
+def test_damage_is_detected(tmp_path: Path, name: str, damage: str) -> None:
     folder = _pack(tmp_path / "a")
     file = folder / name
     content = file.read_bytes()
@@ -56,26 +56,26 @@ def test_damage_is_noticed(tmp_path: Path, name: str, damage: str) -> None:
     file.unlink()
     if damage != "missing":
         file.write_bytes(broken[damage])
-    with pytest.raises(ValueError, match="is no packed corpus|holds .* not|checksum differs"):
+    with pytest.raises(ValueError, match="is not a packed corpus|holds .* not|checksum differs"):
         open_folder(folder)
 
 
-def test_a_folder_of_another_format_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_another_format_is_rejected(tmp_path: Path) -> None:
     counts = _pack(tmp_path / "a") / "counts.json"
     content = json.loads(counts.read_text())
     counts.write_text(json.dumps(content | {"format": 1}))
-    with pytest.raises(ValueError, match="format 1 of uint16 is not known"):
+    with pytest.raises(ValueError, match="format 1 of uint16 is unknown"):
         open_folder(tmp_path / "a")
 
 
-def test_counts_that_were_changed_are_refused(tmp_path: Path) -> None:
+def test_changed_counts_are_rejected(tmp_path: Path) -> None:
     counts = _pack(tmp_path / "a") / "counts.json"
     counts.write_text(counts.read_text().replace('"num_bytes": 3', '"num_bytes": 4'))
-    with pytest.raises(ValueError, match="the counts are not what was written"):
+    with pytest.raises(ValueError, match="the counts were changed after they were written"):
         open_folder(tmp_path / "a")
 
 
-def test_what_was_saved_is_taken_up_and_what_came_after_is_dropped(tmp_path: Path) -> None:
+def test_packing_continues_from_the_last_save(tmp_path: Path) -> None:
     packing = Packing(tmp_path / "a", "uint16")
     _append(packing, [97, 98, 256], [99, 256])
     packing.position = (1, 7)
@@ -87,17 +87,17 @@ def test_what_was_saved_is_taken_up_and_what_came_after_is_dropped(tmp_path: Pat
     assert packing.position == (1, 7)
     _append(packing, [100, 256], [101, 102, 256])
     packing.finish()
-    whole = _pack(tmp_path / "b")
+    uninterrupted = _pack(tmp_path / "b")
     for name in ("train.bin", "validation.bin"):
-        assert (tmp_path / "a" / name).read_bytes() == (whole / name).read_bytes()
+        assert (tmp_path / "a" / name).read_bytes() == (uninterrupted / name).read_bytes()
     assert (
         json.loads((tmp_path / "a" / "counts.json").read_text())["splits"]
-        == (json.loads((whole / "counts.json").read_text())["splits"])
+        == (json.loads((uninterrupted / "counts.json").read_text())["splits"])
     )
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "dtype", "counts"])
-def test_a_damaged_beginning_is_not_taken_up(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_partial_folder_is_discarded(tmp_path: Path, damage: str) -> None:
     packing = Packing(tmp_path / "a", "uint16")
     _append(packing, [97, 98, 256], [99, 256])
     packing.position = (0, 7)
@@ -118,19 +118,19 @@ def test_a_damaged_beginning_is_not_taken_up(tmp_path: Path, damage: str) -> Non
     assert open_folder(tmp_path / "a")["train"].tokens.tolist() == [5]
 
 
-def test_a_whole_folder_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
+def test_a_complete_folder_replaces_a_damaged_one(tmp_path: Path) -> None:
     (_pack(tmp_path / "a") / "train.bin").write_bytes(b"xx")
     assert open_folder(_pack(tmp_path / "a"))["train"].num_tokens == 5
 
 
-def test_what_is_thrown_away_leaves_nothing(tmp_path: Path) -> None:
+def test_a_removed_packing_leaves_no_files(tmp_path: Path) -> None:
     packing = Packing(tmp_path / "a", "uint16")
     _append(packing, [1], [2])
     packing.remove()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_packed_corpus_travels_as_its_path(tmp_path: Path) -> None:
+def test_a_packed_corpus_is_pickled_as_its_path(tmp_path: Path) -> None:
     packing = Packing(tmp_path / "a", "uint16")
     _append(packing, list(range(50_000)), [1])
     packing.finish()

@@ -1,4 +1,4 @@
-"""Preparing packs what a plain reading would, once, whatever the order, the processes and the kills."""
+"""Preparing packs every document once, for any order of corpora, number of processes and interruptions."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _one(corpus: Corpus, folder: Path) -> Packed:
 
 def _texts(packed: PackedCorpus) -> list[str]:
     documents = np.split(packed.tokens, np.flatnonzero(packed.tokens == 256) + 1)
-    return [bytes(one[:-1].astype(np.uint8)).decode() for one in documents[:-1]]
+    return [bytes(document[:-1].astype(np.uint8)).decode() for document in documents[:-1]]
 
 
 def _write_pile(file: Path, num_documents: int = 300) -> Path:
@@ -84,7 +84,7 @@ def _content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.glob("*/*.*"))}
 
 
-# ---------------------------------------------------------------------- what is packed
+# ---------------------------------------------------------------------- packed content
 
 
 def test_documents_are_followed_by_the_end_of_text(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_large_vocabularies_take_32_bits(tmp_path: Path) -> None:
     assert packed["train"].tokens.tolist() == [97, 98, 256]
 
 
-def test_half_a_surrogate_pair_does_not_stop_the_packing(tmp_path: Path) -> None:
+def test_a_lone_surrogate_does_not_stop_the_packing(tmp_path: Path) -> None:
     packed = _one(Listed(["a\ud800b"]), tmp_path)["train"]
     assert (packed.tokens.tolist(), packed.num_bytes) == ([97, 63, 98, 256], 3)
 
@@ -115,20 +115,20 @@ def test_files_are_packed_as_they_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [{"max_documents": 7}, {"max_tokens": 200}, {"max_validation_documents": 2}])
-def test_limits_hold_however_the_text_is_cut_into_batches(
+def test_limits_hold_for_any_size_of_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, int]
 ) -> None:
     file = _write_pile(tmp_path / "pile.jsonl")
     endless = _prepare(_pile_corpora(file, validation_fraction=0.5), tmp_path / "endless")
     corpora = _pile_corpora(file, validation_fraction=0.5, **limit)
-    whole = _prepare(corpora, tmp_path / "a")
+    large = _prepare(corpora, tmp_path / "a")
     monkeypatch.setattr(filling_module, "_BATCH_CHARACTERS", 60)
     small = _prepare(corpora, tmp_path / "b")
-    for name, packed in whole.items():
-        texts = {split: _texts(one) for split, one in packed.items()}
-        for split, one in packed.items():
+    for name, packed in large.items():
+        texts = {split: _texts(part) for split, part in packed.items()}
+        for split, part in packed.items():
             assert texts[split] == _texts(endless[name][split])[: len(texts[split])]
-            assert np.array_equal(small[name][split].tokens, one.tokens)
+            assert np.array_equal(small[name][split].tokens, part.tokens)
         lengths = [len(text) + 1 for text in texts["train"]]
         last = {split: int(found[-1].split()[1]) for split, found in texts.items()}  # documents are numbered
         if "max_validation_documents" in limit:
@@ -139,13 +139,13 @@ def test_limits_hold_however_the_text_is_cut_into_batches(
             assert len(lengths) == 7 if "max_documents" in limit else sum(lengths[:-1]) < 200 <= sum(lengths)
 
 
-def test_a_corpus_of_its_own_keeps_its_limits(tmp_path: Path) -> None:
+def test_a_user_defined_corpus_keeps_its_limits(tmp_path: Path) -> None:
     packed = _one(Listed(["aa", "bb", "cc"], ["x", "y"], max_tokens=4, max_validation_documents=1), tmp_path)
     assert _texts(packed["train"]) == ["aa", "bb"]
     assert _texts(packed["validation"]) == ["x"]
 
 
-def test_batches_keep_their_order_and_are_drawn_as_they_are_needed() -> None:
+def test_batches_keep_their_order_and_are_read_on_demand() -> None:
     drawn: list[int] = []
 
     def batches() -> Iterator[tuple[int, list[str]]]:
@@ -160,7 +160,7 @@ def test_batches_keep_their_order_and_are_drawn_as_they_are_needed() -> None:
         assert len(drawn) <= number + 4
 
 
-def test_a_tokenizer_gives_what_it_gives_alone(tmp_path: Path) -> None:
+def test_packed_tokens_equal_those_of_the_tokenizer(tmp_path: Path) -> None:
     corpora = _pile_corpora(_write_pile(tmp_path / "pile.jsonl"), validation_fraction=0.2)
     tokenizer = TrainedBPE(vocab_size=300).load(corpora, tmp_path)
     requests = [Request(name, corpus, name) for name, corpus in corpora.items()]
@@ -169,10 +169,10 @@ def test_a_tokenizer_gives_what_it_gives_alone(tmp_path: Path) -> None:
         assert packed["train"].tokens.tolist() == [token for ids in expected for token in (*ids, tokenizer.end_of_text)]
 
 
-# ---------------------------------------------------------------------- how often it is read
+# ---------------------------------------------------------------------- number of readings
 
 
-def test_text_is_packed_once_for_each_content(tmp_path: Path) -> None:
+def test_equal_corpora_are_packed_once(tmp_path: Path) -> None:
     corpus = Listed(["ab"])
     first = _one(corpus, tmp_path)["train"].path
     assert _one(corpus, tmp_path)["train"].path == first
@@ -193,11 +193,11 @@ def test_corpora_of_one_source_are_read_together(tmp_path: Path, monkeypatch: py
     again = TextFiles(train=f"{tmp_path}/pile.jsonl", validation=str(held_out), where={"meta.pile_set_name": "Github"})
     _prepare(corpora | {"again": again}, tmp_path / "cache")
     names = [source.files[0].name for source in opened]
-    # the held-out text, and once more for its hashes, which are asked for while all four read the rest
+    # the held-out text, once more for its hashes, which are computed while all four read the rest
     assert names == ["held-out.jsonl", "pile.jsonl", "held-out.jsonl"]
 
 
-def test_a_source_is_not_read_further_than_it_is_needed(tmp_path: Path) -> None:
+def test_a_source_is_read_only_as_far_as_needed(tmp_path: Path) -> None:
     file = _write_pile(tmp_path / "pile.jsonl")
     with file.open("a") as stream:
         stream.write("not json\n")
@@ -218,26 +218,26 @@ def test_damage_is_repaired(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- errors
 
 
-def test_empty_corpora_are_refused_by_name(tmp_path: Path) -> None:
+def test_empty_corpora_are_rejected_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"corpus 'some/name' \(train\): there are no train documents"):
         _one(Listed([" "]), tmp_path)
     with pytest.raises(ValueError, match=r"corpus 'some/name' \(validation\): there are no validation documents"):
         _one(Listed(["a"], []), tmp_path)
     (tmp_path / "few.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(ValueError, match=r"there are no validation documents; of 1 documents none is held out; ra"):
+    with pytest.raises(ValueError, match=r"there are no validation documents; none of 1 documents is held out; ra"):
         _one(TextFiles(train=f"{tmp_path}/few.jsonl", validation_fraction=1e-9), tmp_path / "few")
 
     assert not [path for path in (*tmp_path.glob("some*"), *tmp_path.glob(".*")) if path.suffix != ".lock"]
 
 
-def test_a_filter_that_keeps_nothing_says_what_there_is(tmp_path: Path) -> None:
+def test_a_filter_without_matches_reports_the_values_of_its_fields(tmp_path: Path) -> None:
     file = _write_pile(tmp_path / "pile.jsonl")
     corpus = TextFiles(train=str(file), where={"meta.pile_set_name": "pile-cc"})
-    with pytest.raises(ValueError, match=r"no train documents; where asks .* is 'Github', 'Pile-CC', 'Wikipedia"):
+    with pytest.raises(ValueError, match=r"no train documents; where requires .* is 'Github', 'Pile-CC', 'Wikipedia"):
         _one(corpus, tmp_path / "cache")
 
 
-def test_a_mistake_costs_only_the_corpus_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_discards_only_its_own_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filling_module, "_BATCH_CHARACTERS", 100)
     file = _write_pile(tmp_path / "pile.jsonl")
     with file.open("a") as stream:
@@ -248,11 +248,11 @@ def test_a_mistake_costs_only_the_corpus_that_has_it(tmp_path: Path, monkeypatch
     assert left == [".cc", ".wk"]
 
 
-# ---------------------------------------------------------------------- kills, and two at once
+# ---------------------------------------------------------------------- kills and concurrent processes
 
 
 def _in_child(action: Callable[[], object]) -> int:
-    """Run something in a process of its own; return how it ended."""
+    """Run a function in a new process; return its exit code."""
     child = os.fork()
     if child == 0:
         try:
@@ -263,7 +263,7 @@ def _in_child(action: Callable[[], object]) -> int:
 
 
 class Killer(ByteTokenizer):
-    """Bytes, until its process is killed at a batch."""
+    """A byte tokenizer that kills its process at a batch."""
 
     def __init__(self, batch: int) -> None:
         self.left = batch
@@ -278,7 +278,7 @@ class Killer(ByteTokenizer):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("batches", [[1], [2, 3, 4], [7, 9, 2, 5], [1] * 5])
 @pytest.mark.parametrize("seconds_between_saves", [0, 100])
-def test_killed_preparations_end_like_an_undisturbed_one(
+def test_a_killed_preparation_gives_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: list[int], seconds_between_saves: int
 ) -> None:
     monkeypatch.setattr(filling_module, "_BATCH_CHARACTERS", 300)
@@ -297,7 +297,7 @@ def test_killed_preparations_end_like_an_undisturbed_one(
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_kill_before_the_folder_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_before_the_folder_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = Listed(["ab"])
 
     def killed() -> None:
@@ -315,7 +315,7 @@ def test_a_kill_before_the_folder_gets_its_name(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_of_two_at_once_one_packs_and_the_other_waits(
+def test_a_second_process_waits_for_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     begun = tmp_path / "begun"
@@ -335,27 +335,27 @@ def test_of_two_at_once_one_packs_and_the_other_waits(
         os._exit(0)
     while not begun.exists() or len(begun.read_text()) < 2:
         pass
-    told: list[str] = []
-    monkeypatch.setattr("builtins.print", lambda text, **_: (told.append(text), (tmp_path / "go on").touch()))
+    printed: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda text, **_: (printed.append(text), (tmp_path / "go on").touch()))
     packed = _one(corpus, tmp_path / "cache")
     assert os.waitpid(child, 0)[1] == 0
-    assert told == ["worldlm: another process is packing some/name; waiting for it"]
+    assert printed == ["worldlm: another process is packing some/name; waiting for it"]
     assert _texts(packed["train"]) == ["ab"]
     assert begun.read_text() == "xx"
 
 
-# ---------------------------------------------------------------------- what is seen
+# ---------------------------------------------------------------------- progress
 
 
-def test_one_line_tells_what_was_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_reports_the_packed_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _one(Listed(["abc", "d"]), tmp_path)
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.count("\n") == 1
-    assert "Packed some/name: train 2 documents, 0.00 MB, 0.00 M tokens; validation 1 documents" in told.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert "Packed some/name: train 2 documents, 0.00 MB, 0.00 M tokens; validation 1 documents" in output.err
 
 
-def test_a_terminal_sees_progress(
+def test_a_terminal_shows_progress(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)

@@ -1,4 +1,4 @@
-"""Files become documents, or one line that says what is wrong and where."""
+"""Files become documents, or an error line with the file and the line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOCUMENTS = ["one", "zwei\nDrei", "четири", "2020-01-01", "\u2028 not the 
 
 
 def _read(file: Path, field: str = "text") -> list[str]:
-    """Read the documents of a file, whatever their split."""
+    """Read the documents of a file, of both splits."""
     (reading,) = TextFiles(train=str(file), field=field).readings()
     return [chosen[1] for chosen in map(reading.choose, reading.source.records()) if chosen]
 
@@ -45,7 +45,7 @@ def _zstandard_frames(data: bytes) -> bytes:
         ("a.JSONL.ZST", _zstandard_frames),
     ],
 )
-def test_json_lines_hold_one_document_each(tmp_path: Path, name: str, compress: Callable[[bytes], bytes]) -> None:
+def test_each_json_line_is_a_document(tmp_path: Path, name: str, compress: Callable[[bytes], bytes]) -> None:
     file = tmp_path / name
     file.write_bytes(compress(_json_lines(DOCUMENTS)))
     assert _read(file) == DOCUMENTS
@@ -57,7 +57,7 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     assert _read(file) == ["first\n\nsecond"]
 
 
-def test_a_long_text_is_cut_where_lines_end(tmp_path: Path) -> None:
+def test_a_long_text_is_cut_at_line_ends(tmp_path: Path) -> None:
     paragraphs = [f"paragraph {i}\n" + "word " * 300 + "\n\n" for i in range(900)]
     (tmp_path / "long.txt").write_text("".join(paragraphs), encoding="utf-8")
     pieces = _read(tmp_path / "long.txt")
@@ -69,7 +69,7 @@ def test_a_long_text_is_cut_where_lines_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt", "a.parquet"])
-def test_the_share_that_is_read_grows_to_one(tmp_path: Path, name: str) -> None:
+def test_the_fraction_that_is_read_grows_to_one(tmp_path: Path, name: str) -> None:
     file, texts = tmp_path / name, [random.Random(i).randbytes(150).hex() + "\n" for i in range(4000)]
     if name == "a.parquet":
         parquet.write_table(pa.table({"text": texts}), file)
@@ -84,7 +84,7 @@ def test_the_share_that_is_read_grows_to_one(tmp_path: Path, name: str) -> None:
     assert shares[-1] > 0.99
 
 
-def test_parquet_holds_one_document_a_row(tmp_path: Path) -> None:
+def test_each_parquet_row_is_a_document(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     parquet.write_table(pa.table({"id": [1, 2, 3, 4, 5], "body": DOCUMENTS}), file)
     assert _read(file, "body") == DOCUMENTS
@@ -131,12 +131,12 @@ def test_patterns_find_sorted_files_each_once(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "deep/er/c.txt", "d.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = find_files([f"{tmp_path}/b.txt", f"{tmp_path}/**/*.txt"])
-    names = [file.relative_to(tmp_path).as_posix() for file in found]
+    files = find_files([f"{tmp_path}/b.txt", f"{tmp_path}/**/*.txt"])
+    names = [file.relative_to(tmp_path).as_posix() for file in files]
     assert names == ["b.txt", "a.txt", "deep/er/c.txt"]
 
 
 @pytest.mark.parametrize("patterns", ["nowhere/*.txt", ["nowhere/*.txt"], []])
-def test_no_file_is_a_mistake(patterns: str | list[str]) -> None:
+def test_a_pattern_without_files_is_a_mistake(patterns: str | list[str]) -> None:
     with pytest.raises(ValueError, match=r"nowhere/\*\.txt|empty list"):
         find_files(patterns)

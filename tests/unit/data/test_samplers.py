@@ -1,4 +1,4 @@
-"""Samplers cover the blocks, in orders that never change and in the shares that were asked for."""
+"""Samplers cover the blocks, in fixed orders and in the requested shares."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def _digest(batches: list[list[int]]) -> str:
     return hashlib.sha256(json.dumps(batches).encode()).hexdigest()[:16]
 
 
-# ---------------------------------------------------------------------- orders that runs depend on
+# ---------------------------------------------------------------------- orders that must not change between versions
 
 
-def test_the_uniform_order_is_what_it_always_was() -> None:
+def test_the_uniform_order_is_fixed() -> None:
     assert _visit(BlockBatchSampler(10, 4, 1, "a"), 0, 6) == [
         [6, 4, 1, 3],
         [8, 7, 9, 5],
@@ -60,13 +60,13 @@ def test_the_uniform_order_is_what_it_always_was() -> None:
     assert _digest(_visit(BlockBatchSampler(70_000, 16, 1337, "wk"), 4300, 150)) == "4716e553f291d349"
 
 
-def test_the_poisson_order_is_what_it_always_was() -> None:
+def test_the_poisson_order_is_fixed() -> None:
     expected = [[2, 0], [13, 15, 7], [10, 15, 5], [4, 3, 17, 14]]
     assert _visit(PoissonBatchSampler(20, 3, 1, "a"), 3, 4) == expected
     assert _digest(_visit(PoissonBatchSampler(5000, 32, 1337, "wk"), 17, 64)) == "cff769e83fcf5e6d"
 
 
-def test_the_order_of_a_mixture_stays_what_it_is() -> None:
+def test_the_order_of_a_mixture_is_fixed() -> None:
     sampler = MixtureBatchSampler([30, 7, 3], [0.5, 0.3, 0.2], 4, 1337, "wk")
     assert _visit(sampler, 0, 3) == [[35, 39, 32, 36], [18, 13, 37, 34], [38, 39, 6, 16]]
     assert _digest(_visit(sampler, 2400, 200)) == "ee0f2477fbef44c7"
@@ -79,7 +79,7 @@ def test_seed_and_node_make_different_orders(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_samplers_travel(kind: str) -> None:
+def test_samplers_can_be_pickled(kind: str) -> None:
     sampler = _sampler(kind)
     assert list(pickle.loads(pickle.dumps(sampler))) == list(sampler)
 
@@ -111,7 +111,7 @@ def test_a_mixture_without_weights_is_one_text() -> None:
 # ---------------------------------------------------------------------- Poisson
 
 
-def test_poisson_batches_have_the_rate_they_claim() -> None:
+def test_poisson_batches_have_the_sample_rate() -> None:
     sampler = PoissonBatchSampler(20, 3, seed=0, node="a")
     sampler.length = 4000
     assert sampler.sample_rate == 0.15
@@ -127,14 +127,14 @@ def test_poisson_batches_have_the_rate_they_claim() -> None:
     assert sizes.min() == 0
 
 
-def test_poisson_takes_no_more_than_all() -> None:
+def test_a_poisson_batch_size_is_at_most_the_text() -> None:
     with pytest.raises(ValueError, match="batch_size is 4.* 3 blocks"):
         PoissonBatchSampler(3, 4, seed=0, node="a")
     assert sorted(next(iter(PoissonBatchSampler(3, 3, seed=0, node="a")))) == [0, 1, 2]
 
 
-def test_poisson_takes_no_weights() -> None:
-    with pytest.raises(ValueError, match="weights of a mixture do not go with example_privacy"):
+def test_poisson_sampling_rejects_weights() -> None:
+    with pytest.raises(ValueError, match="weights of a mixture cannot be combined with example_privacy"):
         make_sampler(SIZES, 4, 0, "a", weights=WEIGHTS, poisson=True)
 
 
@@ -175,19 +175,21 @@ def test_every_part_is_read_pass_after_pass() -> None:
     sampler = MixtureBatchSampler([5, 70], [0.4, 0.6], 100, 0, "a")
     drawn = np.concatenate(_visit(sampler, 0, 150))  # a window and a half
     for blocks in (range(5), range(5, 75)):
-        own = drawn[np.isin(drawn, blocks)]
-        passes = own[: len(own) // len(blocks) * len(blocks)].reshape(-1, len(blocks))
+        drawn_part = drawn[np.isin(drawn, blocks)]
+        passes = drawn_part[: len(drawn_part) // len(blocks) * len(blocks)].reshape(-1, len(blocks))
         assert len(passes) > 120
         assert (np.sort(passes) == blocks).all()
-        assert len({tuple(one) for one in passes.tolist()}) > 100
+        assert len({tuple(order) for order in passes.tolist()}) > 100
 
 
 def test_a_batch_may_be_larger_than_a_window() -> None:
-    whole = MixtureBatchSampler(SIZES, WEIGHTS, 2 * WINDOW + 10, 0, "a").batch(0)
-    assert whole == [one for batch in _visit(MixtureBatchSampler(SIZES, WEIGHTS, 10, 0, "a"), 0, 2001) for one in batch]
+    large_batch = MixtureBatchSampler(SIZES, WEIGHTS, 2 * WINDOW + 10, 0, "a").batch(0)
+    assert large_batch == [
+        block for batch in _visit(MixtureBatchSampler(SIZES, WEIGHTS, 10, 0, "a"), 0, 2001) for block in batch
+    ]
 
 
-def test_spread_blocks_hold_every_part_from_the_beginning() -> None:
+def test_every_prefix_of_spread_blocks_has_every_part() -> None:
     assert spread([4]) == [0, 1, 2, 3]
     assert spread([4, 2, 1]) == [0, 4, 1, 6, 2, 5, 3]
     order = spread([1000, 100, 11])
@@ -195,10 +197,10 @@ def test_spread_blocks_hold_every_part_from_the_beginning() -> None:
     assert np.bincount(np.searchsorted([1000, 1100], order[:202], side="right")).tolist() == [182, 18, 2]
 
 
-# ---------------------------------------------------------------------- visits
+# ---------------------------------------------------------------------- fits of a node
 
 
-def test_a_visit_is_what_it_was_when_it_began() -> None:
+def test_an_iterator_keeps_the_start_and_length_of_its_creation() -> None:
     sampler = _sampler("uniform")
     sampler.start, sampler.length = 5, 2
     batches = iter(sampler)
@@ -207,7 +209,7 @@ def test_a_visit_is_what_it_was_when_it_began() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_workers_read_the_same_batches_visit_after_visit(kind: str) -> None:
+def test_workers_read_the_same_batches_in_every_fit(kind: str) -> None:
     texts = [np.arange(size + 1, dtype=np.uint16) + 1000 * part for part, size in enumerate(SIZES)]
     blocks = MixedBlocks([Blocks(PackedCorpus(Path("unused"), text, 1, 1), 1) for text in texts])
 
@@ -221,15 +223,15 @@ def test_workers_read_the_same_batches_visit_after_visit(kind: str) -> None:
         loader.batch_sampler.start, loader.batch_sampler.length = start, length
         return list(islice(loader, taken))
 
-    whole = visit(open_loader(0), 0, 40)
+    expected = visit(open_loader(0), 0, 40)
     with_workers = open_loader(2)
-    visits = [visit(with_workers, *one) for one in ((0, 9), (9, 1), (10, 12))]
+    visits = [visit(with_workers, *span) for span in ((0, 9), (9, 1), (10, 12))]
     visits += [visit(with_workers, 22, 15, taken=4), visit(with_workers, 26, 14)]  # broken off, with batches on the way
-    again = [batch for one in visits for batch in one]
-    assert len(again) == len(whole) == 40
-    assert all(map(torch.equal, again, whole))
+    again = [batch for batches in visits for batch in batches]
+    assert len(again) == len(expected) == 40
+    assert all(map(torch.equal, again, expected))
     resumed = visit(open_loader(2), 17, 5)
-    assert all(map(torch.equal, resumed, whole[17:22]))
+    assert all(map(torch.equal, resumed, expected[17:22]))
     assert len(resumed) == 5
 
 

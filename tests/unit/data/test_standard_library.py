@@ -1,4 +1,4 @@
-"""Every Python carries enough text, of four kinds, for the quickstart."""
+"""The standard library of Python has four kinds of text for the quickstart."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ def test_fingerprints_differ_by_area() -> None:
     assert len({StandardLibrary(area=area).fingerprint() for area in get_args(Area)}) == 4
 
 
-def test_an_unknown_area_is_refused() -> None:
+def test_an_unknown_area_is_rejected() -> None:
     with pytest.raises(ValueError, match="area is 'topic'; it must be one of .*mean 'topics'"):
         StandardLibrary(area="topic")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Tokenizers encode without surprises."""
+"""Tokenizers: bytes, files and the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _backend(end: str = "<|endoftext|>") -> Backend:
 
 
 def _like_xlm_roberta() -> Backend:
-    """A SentencePiece unigram model: the model itself holds the special tokens, and none costs anything."""
+    """A SentencePiece unigram model with the special tokens in its vocabulary, all at a score of zero."""
     backend = Backend(models.Unigram())
     backend.normalizer = normalizers.NFKC()
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
@@ -49,7 +49,7 @@ def _like_xlm_roberta() -> Backend:
 
 
 def _like_bloom() -> Backend:
-    """A byte-level BPE with a split pattern of its own and SentencePiece's names of special tokens."""
+    """A byte-level BPE with its own split pattern and SentencePiece's names of special tokens."""
     backend = Backend(models.BPE())
     words = pre_tokenizers.Split(Regex(r" ?[^(\s|[.,!?…])]+"), "isolated")
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -62,7 +62,7 @@ def _like_bloom() -> Backend:
     return backend
 
 
-def test_bytes_there_and_back() -> None:
+def test_bytes_round_trip() -> None:
     tokenizer = load_tokenizer("bytes")
     texts = ["a", "", "нещо 🙂"]
     encoded = tokenizer.encode_batch(texts)
@@ -73,7 +73,7 @@ def test_bytes_there_and_back() -> None:
     assert tokenizer.decode("é".encode()[:1]) == "\ufffd"
 
 
-def test_a_tokenizer_file_is_read_without_its_extras(tmp_path: Path) -> None:
+def test_truncation_padding_and_templates_of_a_file_are_ignored(tmp_path: Path) -> None:
     backend = _backend()
     backend.enable_truncation(2)
     backend.enable_padding(length=9)
@@ -88,7 +88,7 @@ def test_a_tokenizer_file_is_read_without_its_extras(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.uint32)])
-def test_tokens_take_no_more_room_than_they_need(tmp_path: Path, size: int, dtype: type) -> None:
+def test_tokens_use_the_smallest_dtype(tmp_path: Path, size: int, dtype: type) -> None:
     backend = Backend(models.WordLevel({"</s>": 0, "[UNK]": 1, "last": size - 1}, unk_token="[UNK]"))
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path)
@@ -131,7 +131,7 @@ def test_special_tokens_in_a_document_are_plain_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [_backend, _like_xlm_roberta, _like_bloom])
-def test_another_process_gets_the_same_tokenizer(make: Callable[[], Backend], tmp_path: Path) -> None:
+def test_a_pickled_tokenizer_encodes_identically(make: Callable[[], Backend], tmp_path: Path) -> None:
     make().save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path)
     again = pickle.loads(pickle.dumps(tokenizer))
@@ -144,7 +144,7 @@ def test_another_process_gets_the_same_tokenizer(make: Callable[[], Backend], tm
 @settings(max_examples=50)
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 @example(text="a <|endoftext|> \x00\r\n\t b")
-def test_bytes_are_a_file_too(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_byte_tokenizer_can_be_written_as_a_file(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("bytes", numbered=True) / "tokenizer.json"
     path.write_text(ByteTokenizer().to_json(), encoding="utf-8")
     tokenizer = load_tokenizer(path)
@@ -154,18 +154,18 @@ def test_bytes_are_a_file_too(text: str, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("make", [_backend, _like_xlm_roberta, _like_bloom])
-def test_what_is_written_encodes_alike(make: Callable[[], Backend], tmp_path: Path) -> None:
+def test_a_written_tokenizer_encodes_identically(make: Callable[[], Backend], tmp_path: Path) -> None:
     make().save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path)
     (tmp_path / "again.json").write_text(tokenizer.to_json(), encoding="utf-8")
     again = load_tokenizer(tmp_path / "again.json")
     texts = [*_TEXTS, "a <|endoftext|> </s> b <s>"]
-    assert [list(one) for one in again.encode_batch(texts)] == [list(one) for one in tokenizer.encode_batch(texts)]
+    assert [list(ids) for ids in again.encode_batch(texts)] == [list(ids) for ids in tokenizer.encode_batch(texts)]
     assert (again.vocab_size, again.end_of_text) == (tokenizer.vocab_size, tokenizer.end_of_text)
     assert again.to_json() == tokenizer.to_json()
 
 
-def test_the_end_of_text_is_a_special_token_where_there_is_one(tmp_path: Path) -> None:
+def test_a_special_token_is_preferred_as_the_end_of_text(tmp_path: Path) -> None:
     backend = Backend(models.WordLevel({"</s>": 0, "[SEP]": 1, "[UNK]": 2}, unk_token="[UNK]"))
     backend.save(str(tmp_path / "plain.json"))
     assert load_tokenizer(tmp_path / "plain.json").end_of_text == 0
@@ -174,7 +174,7 @@ def test_the_end_of_text_is_a_special_token_where_there_is_one(tmp_path: Path) -
     assert load_tokenizer(tmp_path / "special.json").end_of_text == 1
 
 
-def test_fingerprints_follow_the_file(tmp_path: Path) -> None:
+def test_fingerprints_depend_on_the_file(tmp_path: Path) -> None:
     _backend("</s>").save(str(tmp_path / "a.json"))
     _backend("<eos>").save(str(tmp_path / "b.json"))
     names = ["bytes", str(tmp_path / "a.json"), str(tmp_path / "b.json")]
@@ -191,7 +191,7 @@ def test_mistakes_name_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("byte", r"'byte': it must be bytes, a tokenizer\.json .*; did you mean 'bytes'\?"),
         ("mine", r"'mine': it must be bytes, .*; did you mean 'mine2'\?"),
@@ -202,37 +202,39 @@ def test_mistakes_name_the_file(tmp_path: Path) -> None:
         ("./owner/name", r"'\./owner/name': there is no folder 'owner'"),
         ("~/no/such", r"'~/no/such': there is no folder '.*/no'"),
         ("~nobody-at-all/x.json", r"'~nobody-at-all/x\.json': there is no folder '~nobody-at-all'"),
-        ("empty", r"'empty': the folder holds no tokenizer\.json; .*from_pretrained\('empty'\)\.save_pretrained"),
+        ("empty", r"'empty': the folder has no tokenizer\.json; .*from_pretrained\('empty'\)\.save_pretrained"),
     ],
 )
-def test_a_name_that_is_nothing_is_refused_with_a_hint(
-    name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unknown_name_is_rejected_with_a_hint(
+    name: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     for known in ("mine2", "my.json"):
         (tmp_path / known).touch()
-    with pytest.raises(ValueError, match=f"^tokenizer {told}.*$"):
+    with pytest.raises(ValueError, match=f"^tokenizer {expected}.*$"):
         load_tokenizer(name)
 
 
-def test_what_is_on_disk_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: _Hub) -> None:
+def test_an_existing_path_takes_precedence_over_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: _Hub
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("owner/name", "other"):
         (tmp_path / name).mkdir(parents=True)
         _backend("</s>").save(str(tmp_path / name / "tokenizer.json"))
         assert load_tokenizer(name).end_of_text == 0
-    assert hub.asked == []
+    assert hub.requests == []
 
 
 class _Hub:
-    """A server that answers like the Hub."""
+    """A server that responds like the Hub."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.files: dict[str, str] = {}
         self.status, self.code = 404, "EntryNotFound"  # of what it does not hold
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
         if path not in self.files:
@@ -246,7 +248,7 @@ class _Hub:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Hub]:
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            fake.asked.append(f"{self.command} {self.path}")
+            fake.requests.append(f"{self.command} {self.path}")
             status, headers, content = fake.answer(self.path)
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
@@ -271,51 +273,51 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Hub]:
         thread.join()
 
 
-def test_only_the_tokenizer_is_fetched_from_the_hub_and_kept(tmp_path: Path, hub: _Hub) -> None:
+def test_only_the_tokenizer_is_fetched_from_the_hub_and_cached(tmp_path: Path, hub: _Hub) -> None:
     hub.files["/owner/name/resolve/main/tokenizer.json"] = _backend("</s>").to_str()
     hub.files["/owner/name/resolve/v1.0/tokenizer.json"] = _backend("<eos>").to_str()
     newest, tagged = (load_tokenizer(name, tmp_path) for name in ("owner/name", "owner/name@v1.0"))
     assert newest.fingerprint() != tagged.fingerprint()
-    assert {line.rpartition("/")[2] for line in hub.asked} == {"tokenizer.json"}
+    assert {line.rpartition("/")[2] for line in hub.requests} == {"tokenizer.json"}
     hub.files.clear()
-    hub.status, hub.asked = 503, []
+    hub.status, hub.requests = 503, []
     assert load_tokenizer("owner/name", tmp_path).fingerprint() == newest.fingerprint()
-    assert len(hub.asked) == 1
+    assert len(hub.requests) == 1
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "told"),
+    ("status", "code", "expected"),
     [
         (404, "EntryNotFound", r"the repository has no tokenizer\.json .*mt5.*from_pretrained\('owner/name'\)"),
-        (404, "RepoNotFound", r"there is no file and no folder of that name, and no such repository on the Hub"),
+        (404, "RepoNotFound", r"no file, folder or repository on the Hub has that name"),
         (404, "RevisionNotFound", r"the repository has no revision 'v2'"),
-        (403, "GatedRepo", r"the Hub gives it only to those it knows: .* HF_TOKEN"),
+        (403, "GatedRepo", r"access to the repository is restricted: .* HF_TOKEN"),
         (503, "", r"it cannot be fetched from the Hugging Face Hub \(.*503.*\) and is not in its cache; .*"),
     ],
 )
-def test_a_refusal_of_the_hub_is_told_in_a_line_and_at_once(
-    status: int, code: str, told: str, tmp_path: Path, hub: _Hub
+def test_an_error_of_the_hub_is_reported_in_a_line_without_retries(
+    status: int, code: str, expected: str, tmp_path: Path, hub: _Hub
 ) -> None:
     hub.status, hub.code = status, code
-    with pytest.raises(ValueError, match=f"^tokenizer 'owner/name@v2': {told}.*$"):
+    with pytest.raises(ValueError, match=f"^tokenizer 'owner/name@v2': {expected}.*$"):
         load_tokenizer("owner/name@v2", tmp_path)
-    assert len(hub.asked) == 1
+    assert len(hub.requests) == 1
 
 
-def test_nobody_is_asked_offline(tmp_path: Path, hub: _Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_sends_no_request(tmp_path: Path, hub: _Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"cannot be fetched .*\(.*offline mode.*\) and is not in its cache.*$"):
         load_tokenizer("owner/name", tmp_path)
-    assert hub.asked == []
+    assert hub.requests == []
 
 
-def test_a_hub_that_is_not_there_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        port = server.server_port  # nobody listens there once it is closed
+        port = server.server_port  # no server listens there once it is closed
     template = f"http://127.0.0.1:{port}/{{repo_id}}/{{revision}}/{{filename}}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits {seconds} s to try again"))
     with pytest.raises(ValueError, match=r"^tokenizer 'owner/name': it cannot be fetched .*$"):
         load_tokenizer("owner/name", tmp_path)
-    with pytest.raises(ValueError, match=r"^tokenizer 'a--b/c': this is no name of the Hub: .*$"):
+    with pytest.raises(ValueError, match=r"^tokenizer 'a--b/c': this is not a valid name on the Hub: .*$"):
         load_tokenizer("a--b/c", tmp_path)

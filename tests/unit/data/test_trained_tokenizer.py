@@ -1,4 +1,4 @@
-"""A trained tokenizer loses nothing, is the same everywhere, and is trained once."""
+"""A trained tokenizer is lossless, the same on every machine, and trained once."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> FileTokenizer:
 @given(text=st.text(max_size=60))
 @example(text="<|endoftext|></s> a\r\n \t\x00 b  ")
 @example(text=_TEXT)
-def test_any_text_there_and_back(trained: FileTokenizer, text: str) -> None:
+def test_any_text_round_trips(trained: FileTokenizer, text: str) -> None:
     tokens = _tokens(trained, text)
     assert trained.decode([*tokens, trained.end_of_text]) == text
     assert trained.end_of_text not in tokens
     assert max(tokens, default=0) < trained.vocab_size == 400
 
 
-def test_words_of_several_languages_are_kept_whole_and_numbers_are_not(tmp_path: Path) -> None:
+def test_words_of_several_languages_are_tokens_and_long_numbers_are_not(tmp_path: Path) -> None:
     tokenizer = TrainedBPE(vocab_size=2000).load({"notes": _Lines(_TEXT * 9)}, tmp_path)
     words = [" l'", "hôpital", " dossier", " ", "481", "516", "23", " лікарні", " अस्पताल", " में"]
     assert _pieces(tokenizer, "".join(words)) == words
@@ -101,14 +101,14 @@ TrainedBPE(vocab_size=700, megabytes=0.1).load({name: Words(ord(name)) for name 
 """
 
 
-def test_the_same_file_whatever_the_threads_hashes_and_order_of_corpora(tmp_path: Path) -> None:
+def test_threads_hash_seeds_and_order_of_corpora_do_not_change_the_file(tmp_path: Path) -> None:
     processes = []
     for threads, names in (("1", "abc"), ("2", "cba")):
         changed = {"RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads, "TOKENIZERS_PARALLELISM": "true"}
         command = [sys.executable, "-c", _SCRIPT, str(tmp_path / threads), *names]
         processes.append(subprocess.Popen(command, env=os.environ | changed, stderr=subprocess.PIPE, text=True))
-    for told in [process.communicate()[1] for process in processes]:
-        assert "Trained a BPE of 700 tokens on 0.3 MB of 3 corpora" in told
+    for printed in [process.communicate()[1] for process in processes]:
+        assert "Trained a BPE of 700 tokens on 0.3 MB of 3 corpora" in printed
     first, second = (sorted((tmp_path / threads / "tokenizers").glob("*.json")) for threads in "12")
     assert len(first) == len(second) == 1
     assert (first[0].name, first[0].read_bytes()) == (second[0].name, second[0].read_bytes())
@@ -120,8 +120,8 @@ def test_it_is_trained_once_and_again_after_any_change(
     notes, news = _Lines(_TEXT), _Lines("news " * 40)
     first = TrainedBPE(vocab_size=300).load({"notes": notes, "news": news}, tmp_path)
     (path,) = (tmp_path / "tokenizers").glob("*.json")
-    told = rf"Trained a BPE of 300 tokens on 0\.0 MB of 2 corpora in \d+\.\d s: {path}\n"
-    assert re.fullmatch(told, capfd.readouterr().err)
+    expected = rf"Trained a BPE of 300 tokens on 0\.0 MB of 2 corpora in \d+\.\d s: {path}\n"
+    assert re.fullmatch(expected, capfd.readouterr().err)
     again = TrainedBPE(vocab_size=300).load({"news": news, "notes": notes}, tmp_path)
     assert again.fingerprint() == first.fingerprint()
     assert (notes.num_read, news.num_read, capfd.readouterr().err) == (1, 1, "")
@@ -151,7 +151,7 @@ def test_it_is_trained_once_and_again_after_any_change(
     ],
     ids=["empty", "cut short", "another letter", "no JSON of a tokenizer"],
 )
-def test_a_damaged_file_is_made_anew(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_file_is_replaced(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     corpora = {"notes": _Lines(_TEXT)}
     TrainedBPE(vocab_size=300).load(corpora, tmp_path)
     (path,) = (tmp_path / "tokenizers").glob("*.json")
@@ -162,7 +162,7 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, damage: Callable[[bytes], b
     assert path.read_bytes() == content
 
 
-def test_one_trains_while_another_waits(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_second_process_waits_for_the_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     reading, waiting = Event(), Event()
 
     class Slow(_Lines):
@@ -186,7 +186,7 @@ def test_one_trains_while_another_waits(tmp_path: Path, capfd: pytest.CaptureFix
     assert found[0].fingerprint() == found[1].fingerprint()
 
 
-def test_a_training_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_training_leaves_no_file(tmp_path: Path) -> None:
     class Broken(_Lines):
         def documents(self, split: SplitName) -> Iterator[str]:
             yield from super().documents(split)
@@ -199,7 +199,7 @@ def test_a_training_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("late", ["zebra " * 99, "a" * 1000 + "zebra " * 99], ids=["document", "end of a document"])
-def test_a_large_corpus_is_read_as_far_as_a_small_one(tmp_path: Path, late: str) -> None:
+def test_the_same_amount_is_read_of_large_and_small_corpora(tmp_path: Path, late: str) -> None:
     large = _Lines("a" * 600, late, *["zebra " * 99] * 99)
     small = _Lines("kiwi " * 100)
     tokenizer = TrainedBPE(vocab_size=300, megabytes=0.0006).load({"large": large, "small": small}, tmp_path)
@@ -207,18 +207,18 @@ def test_a_large_corpus_is_read_as_far_as_a_small_one(tmp_path: Path, late: str)
     assert _pieces(tokenizer, " kiwi zebra") == [" kiwi", *" zebra"]
 
 
-def test_a_document_may_be_cut_within_a_character(tmp_path: Path) -> None:
+def test_a_document_may_be_truncated_within_a_character(tmp_path: Path) -> None:
     corpora = {"notes": _Lines("é" * 999 + " zebra" * 99)}
     tokenizer = TrainedBPE(vocab_size=300, megabytes=0.000101).load(corpora, tmp_path)
     assert _pieces(tokenizer, "éé zebra") == ["éé", *" zebra"]
 
 
-def test_half_a_character_in_a_document_is_no_mistake(tmp_path: Path) -> None:
+def test_a_lone_surrogate_in_a_document_is_accepted(tmp_path: Path) -> None:
     tokenizer = TrainedBPE(vocab_size=300).load({"notes": _Lines("zebra \ud800" * 9)}, tmp_path)
     assert _pieces(tokenizer, "zebra ?") == ["zebra", " ?"]
 
 
-def test_too_little_text_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_little_text_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "worldlm.data")
     TrainedBPE(vocab_size=260).load({"notes": _Lines(_TEXT)}, tmp_path)
     assert not caplog.messages
@@ -238,15 +238,15 @@ def test_corpora_without_text_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings_", "told"),
+    ("settings_", "message"),
     [
-        ({"vocab_size": 256}, "vocab_size is 256; it must be at least 257: 256 bytes and the end of a text"),
+        ({"vocab_size": 256}, "vocab_size is 256; it must be at least 257: 256 bytes and the end of text"),
         ({"megabytes": 0.0}, "megabytes is 0.0; it must be a number above 0"),
         ({"megabytes": float("nan")}, "megabytes is nan; it must be a number above 0"),
         ({"megabytes": float("inf")}, "megabytes is inf; it must be a number above 0"),
         ({"min_frequency": 0}, "min_frequency is 0; it must be at least 1"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings_: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+def test_settings_out_of_range_are_rejected(settings_: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         TrainedBPE(**settings_)
