@@ -1,4 +1,4 @@
-"""What holds of rounding by chance, whatever the numbers."""
+"""Properties of stochastic rounding, for any numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def values(seed: int, size: int, scale: float) -> torch.Tensor:
 
 @quick
 @given(st.integers(0, 2**32), st.integers(1, 3 * BLOCK), st.floats(1e-20, 1e20), encodings)
-def test_every_value_goes_to_a_neighbour(seed: int, size: int, scale: float, encoding: Lossy) -> None:
+def test_every_value_is_rounded_to_a_neighbour(seed: int, size: int, scale: float, encoding: Lossy) -> None:
     tensor = values(seed, size, scale)
     encoded = encode({"x": tensor}, encoding, torch.Generator().manual_seed(seed))
     arrived = decode(encoded)["x"]
@@ -37,7 +37,9 @@ def test_every_value_goes_to_a_neighbour(seed: int, size: int, scale: float, enc
 
 @quick
 @given(st.integers(0, 2**32), st.integers(1, 2 * BLOCK), st.integers(1, 6), encodings)
-def test_with_feedback_all_that_was_meant_arrives(seed: int, size: int, rounds: int, encoding: Lossy) -> None:
+def test_with_feedback_the_decoded_sum_equals_the_sum_of_updates(
+    seed: int, size: int, rounds: int, encoding: Lossy
+) -> None:
     meant, arrived, error = torch.zeros(size), torch.zeros(size), {}
     for number in range(rounds):
         update = values(seed + number, size, 1.0)
@@ -50,7 +52,7 @@ def test_with_feedback_all_that_was_meant_arrives(seed: int, size: int, rounds: 
 
 @quick
 @given(st.integers(0, 2**32), st.integers(1, 600), encodings)
-def test_what_was_encoded_survives_a_file_bit_by_bit(seed: int, size: int, encoding: Lossy) -> None:
+def test_encoded_tensors_survive_a_file_bit_by_bit(seed: int, size: int, encoding: Lossy) -> None:
     encoded = encode({"a.b": values(seed, size, 1.0)}, encoding, torch.Generator().manual_seed(seed))
     again = load(save(encoded))
     assert torch.equal(decode(again)["a.b"], decode(encoded)["a.b"])

@@ -1,4 +1,4 @@
-"""What holds of averaging, attention, clipping, epsilon and programs whatever the numbers."""
+"""Properties of averaging, attention, clipping, epsilon and programs, for any numbers."""
 
 import math
 from collections import Counter
@@ -64,31 +64,33 @@ def test_a_first_outer_step_goes_straight_towards_the_mean(shapes, seed, lr, mom
 
 @quick
 @given(shapes, seeds, st.integers(1, 5), temperatures, st.sampled_from(["cosine", "dot"]), scales, st.randoms())
-def test_attention_weighs_fairly(shapes, seed, num, temperature, similarity, scale, random) -> None:
+def test_attention_weights_are_a_distribution_in_the_order_of_candidates(
+    shapes, seed, num, temperature, similarity, scale, random
+) -> None:
     reference, query = draw(shapes, seed), draw(shapes, seed + 1)
     candidates = [
         KeyValue(draw(shapes, seed + 2 + i, min(scale, 100.0)), draw(shapes, seed + 9 + i)) for i in range(num)
     ]
-    found = attend(query, candidates, reference, temperature=temperature, similarity=similarity).weights[""]
-    assert math.isclose(sum(found), 1.0, rel_tol=1e-12)
-    assert all(0.0 <= weight <= 1.0 for weight in found)
+    weights = attend(query, candidates, reference, temperature=temperature, similarity=similarity).weights[""]
+    assert math.isclose(sum(weights), 1.0, rel_tol=1e-12)
+    assert all(0.0 <= weight <= 1.0 for weight in weights)
     order = random.sample(range(num), num)
     turned = attend(query, [candidates[i] for i in order], reference, temperature=temperature, similarity=similarity)
-    expected = [found[i] for i in order]
+    expected = [weights[i] for i in order]
     assert all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(turned.weights[""], expected, strict=True))
 
 
 @quick
 @given(shapes, seeds, scales, scales)
 @example([(5, 5)], 2, 1.0, 1.0)  # an odd number of coordinates
-def test_cosine_is_symmetric_bounded_and_blind_to_size(shapes, seed, one, other) -> None:
+def test_cosine_is_symmetric_bounded_and_independent_of_scale(shapes, seed, first_scale, second_scale) -> None:
     zero = {name: torch.zeros_like(tensor) for name, tensor in draw(shapes, 0).items()}
     left, right = draw(shapes, seed), draw(shapes, seed + 1)
-    found = similarities(left, right, zero)[""]
-    assert found == similarities(right, left, zero)[""]
-    assert abs(found) <= 1 + 1e-6
-    grown = similarities(draw(shapes, seed, one), draw(shapes, seed + 1, other), zero)[""]
-    assert math.isclose(grown, found, abs_tol=1e-5)
+    cosine = similarities(left, right, zero)[""]
+    assert cosine == similarities(right, left, zero)[""]
+    assert abs(cosine) <= 1 + 1e-6
+    scaled = similarities(draw(shapes, seed, first_scale), draw(shapes, seed + 1, second_scale), zero)[""]
+    assert math.isclose(scaled, cosine, abs_tol=1e-5)
     assert math.isclose(similarities(left, left, zero)[""], 1.0, rel_tol=1e-6)
 
 
@@ -97,7 +99,7 @@ def test_cosine_is_symmetric_bounded_and_blind_to_size(shapes, seed, one, other)
 
 @quick
 @given(st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 1)), st.integers(0, 7))
-def test_the_residuals_chosen_weigh_least(weights, num_residuals) -> None:
+def test_selected_residuals_have_the_lowest_weights(weights, num_residuals) -> None:
     chosen = select_residuals(weights, weights.keys(), num_residuals)
     assert len(chosen) == len(set(chosen)) == (min(num_residuals, len(weights)) if len(weights) > 1 else 0)
     rest = [weight for name, weight in weights.items() if name not in chosen]
@@ -109,12 +111,12 @@ def test_the_residuals_chosen_weigh_least(weights, num_residuals) -> None:
 
 @quick
 @given(shapes, seeds, scales, scales)
-def test_no_update_leaves_longer_than_the_bound(shapes, seed, scale, clip_norm) -> None:
+def test_a_sanitised_update_is_within_the_bound(shapes, seed, scale, clip_norm) -> None:
     model = draw(shapes, seed, scale)
     zero = {name: torch.zeros_like(tensor) for name, tensor in model.items()}
-    found = sanitise(model, zero, clip_norm=clip_norm, noise_multiplier=0.0, generator=torch.Generator())
-    assert norm(found.tensors) <= clip_norm
-    assert norm(found.tensors) >= min(norm(model), clip_norm) * (1 - 2e-6)  # and not much shorter than need be
+    sanitised = sanitise(model, zero, clip_norm=clip_norm, noise_multiplier=0.0, generator=torch.Generator())
+    assert norm(sanitised.tensors) <= clip_norm
+    assert norm(sanitised.tensors) >= min(norm(model), clip_norm) * (1 - 2e-6)  # and not much shorter than necessary
 
 
 @quick
@@ -122,9 +124,9 @@ def test_no_update_leaves_longer_than_the_bound(shapes, seed, scale, clip_norm) 
 def test_the_bound_holds_from_any_start_up_to_its_rounding(shapes, seed, scale, clip_norm) -> None:
     start, update = draw(shapes, seed), draw(shapes, seed + 1, scale)
     model = {name: tensor + update[name] for name, tensor in start.items()}
-    found = sanitise(model, start, clip_norm=clip_norm, noise_multiplier=0.0, generator=torch.Generator())
-    rounding = 2**-22 * norm(found.tensors)
-    assert norm(subtract(found.tensors, start)) <= clip_norm + rounding
+    sanitised = sanitise(model, start, clip_norm=clip_norm, noise_multiplier=0.0, generator=torch.Generator())
+    rounding = 2**-22 * norm(sanitised.tensors)
+    assert norm(subtract(sanitised.tensors, start)) <= clip_norm + rounding
 
 
 @quick
@@ -149,9 +151,9 @@ def test_epsilon_rises_with_steps_and_falls_with_noise(noise_multiplier, num_ste
     def epsilon(noise: float, steps: int) -> float:
         return PrivacyLedger([(noise, 1.0, steps)]).epsilon(1e-5)
 
-    here = epsilon(noise_multiplier, num_steps)
-    assert 0 < here < epsilon(noise_multiplier, num_steps + 1)
-    assert epsilon(noise_multiplier * 1.1, num_steps) <= here
+    spent = epsilon(noise_multiplier, num_steps)
+    assert 0 < spent < epsilon(noise_multiplier, num_steps + 1)
+    assert epsilon(noise_multiplier * 1.1, num_steps) <= spent
 
 
 # ---------------------------------------------------------------- programs, seeds
@@ -173,7 +175,7 @@ def topologies(draw) -> Topology:
 
 @quick
 @given(topologies())
-def test_every_program_is_sound(topology) -> None:
+def test_every_program_is_valid(topology) -> None:
     program = compile_round(topology)
     assert len({(step.kind, step.node, step.subround) for step in program}) == len(program)
     counts = Counter((step.kind, step.node) for step in program)
@@ -192,6 +194,6 @@ parts = st.lists(st.integers() | st.text("abc019:-_", max_size=4), max_size=4)
 
 @quick
 @given(st.integers(), parts, parts)
-def test_seeds_differ_where_purposes_do(seed, one, other) -> None:
-    assert (derive_seed(seed, *one) == derive_seed(seed, *other)) == (one == other)
-    assert 0 <= derive_seed(seed, *one) < 2**63
+def test_seeds_differ_if_purposes_differ(seed, first, second) -> None:
+    assert (derive_seed(seed, *first) == derive_seed(seed, *second)) == (first == second)
+    assert 0 <= derive_seed(seed, *first) < 2**63

@@ -1,4 +1,4 @@
-"""What holds of averaging by rows, and of counting, whatever the numbers."""
+"""Properties of averaging by rows and of counting tokens, for any numbers."""
 
 from __future__ import annotations
 
@@ -24,33 +24,31 @@ def tables(number: int, seed: int) -> list[torch.Tensor]:
 @quick
 @given(seeds, st.lists(st.floats(0.01, 100), min_size=1, max_size=5), st.lists(st.integers(1, 10**6), min_size=5))
 def test_equal_counts_give_the_plain_mean(seed: int, weights: list[float], row: list[int]) -> None:
-    models = [{"e": one} for one in tables(len(weights), seed)]
+    models = [{"e": table} for table in tables(len(weights), seed)]
     shares = [{"e": row_shares(torch.tensor(row[:5]), 5)} for _ in models]
-    found = weighted_mean_by_rows(models, weights, shares, {"e": torch.full((5, 3), 1e9)})
-    torch.testing.assert_close(found, weighted_mean(models, weights), rtol=1e-6, atol=1e-6)
+    mean = weighted_mean_by_rows(models, weights, shares, {"e": torch.full((5, 3), 1e9)})
+    torch.testing.assert_close(mean, weighted_mean(models, weights), rtol=1e-6, atol=1e-6)
 
 
 @quick
 @given(seeds, counts)
-def test_a_row_lies_between_those_who_met_it(seed: int, rows: list[list[int]]) -> None:
+def test_a_row_is_within_the_range_of_its_readers(seed: int, rows: list[list[int]]) -> None:
     *models, start = tables(len(rows) + 1, seed)
-    found = mean_of_rows(models, [torch.tensor(one).double() for one in rows], start)
+    mean = mean_of_rows(models, [torch.tensor(counts).double() for counts in rows], start)
     for r in range(5):
-        met = [model[r] for model, one in zip(models, rows, strict=True) if one[r]]
-        if not met:
-            assert torch.equal(found[r], start[r])
+        readers = [model[r] for model, counts in zip(models, rows, strict=True) if counts[r]]
+        if not readers:
+            assert torch.equal(mean[r], start[r])
             continue
-        assert (found[r] >= torch.stack(met).amin(0) - 1e-5).all()
-        assert (found[r] <= torch.stack(met).amax(0) + 1e-5).all()
-        if len(met) == 1:
-            assert torch.equal(found[r], met[0])
+        assert (mean[r] >= torch.stack(readers).amin(0) - 1e-5).all()
+        assert (mean[r] <= torch.stack(readers).amax(0) + 1e-5).all()
+        if len(readers) == 1:
+            assert torch.equal(mean[r], readers[0])
 
 
 @quick
 @given(st.data(), st.integers(1, 4), st.integers(1, 9), seeds)
-def test_an_interrupted_fit_counts_what_an_undisturbed_one_does(
-    data: Any, batches_per_step: int, num_batches: int, seed: int
-) -> None:
+def test_an_interrupted_fit_has_the_same_counts(data: Any, batches_per_step: int, num_batches: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     batches = torch.randint(0, 6, (num_batches, 2, 4), generator=generator)
     tally, position = Tally.empty(6), 0

@@ -1,1 +1,1 @@
-"""The mathematics of a federation: torch only, tensors in and tensors out."""
+"""The mathematics of a federation: functions on tensors that need only torch."""

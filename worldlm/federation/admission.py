@@ -1,4 +1,4 @@
-"""Which uploads a federation takes in: what is broken, late or beyond measure is left out before it is merged."""
+"""Admission of uploads: invalid, outdated and too large uploads are rejected before aggregation."""
 
 from __future__ import annotations
 
@@ -12,74 +12,76 @@ from worldlm.federation.messages import Residual, Upload, joined
 from worldlm.federation.parameters import Part, Tensors, distance
 
 MAX_WEIGHT = 1e6
-"""No weight of a language model, nor any noise on it that leaves it of use, comes near."""
+"""Largest absolute weight allowed, far above the weights of a usable language model with or without noise."""
 
 
 @torch.no_grad()
 def why_refused(
     upload: Upload, expected: Mapping[Part, Tensors], round: int, max_update_norm: float | None = None
 ) -> str:
-    """Say why an upload must not be merged.
+    """Return why an upload must be rejected.
 
     Args:
-        upload: What a participant sent, unpacked.
-        expected: What the participants received, by part: every upload holds tensors of these names and shapes.
+        upload: The upload of a participant, unpacked.
+        expected: The tensors that the participants received, by part; an upload must have these names and shapes.
         round: Round of the world, from 0.
-        max_update_norm: Largest L2 norm of `upload - expected`, all tensors taken as one vector; None: no limit.
+        max_update_norm: Largest L2 norm of `upload - expected`, all tensors taken as one vector; None sets no limit.
 
     Returns:
-        The first thing that is wrong with it; empty if nothing is.
+        The first problem; empty if the upload is valid.
     """
-    return next(_wrongs(upload, expected, round, max_update_norm), "")
+    return next(_problems(upload, expected, round, max_update_norm), "")
 
 
-def _wrongs(
+def _problems(
     upload: Upload, expected: Mapping[Part, Tensors], round: int, max_update_norm: float | None
 ) -> Iterator[str]:
     if upload.round != round:
-        yield f"it is of round {upload.round}"
+        yield f"it belongs to round {upload.round}"
     if upload.num_tokens < 0:
-        yield f"it counts {upload.num_tokens} tokens"
+        yield f"it reports {upload.num_tokens} tokens"
     for part in sorted(expected.keys() | upload.parts.keys()):
         yield from misfits(upload.parts.get(part, {}), expected.get(part, {}))
-    yield from _wild(joined(upload.parts))
+    yield from _not_in_range(joined(upload.parts))
     for name, counts in upload.row_counts.items():
         if counts.dim() != 1 or not bool((counts >= 0).all()) or not bool(counts.isfinite().all()):
-            yield f"its row counts of {name} are no counts"
+            yield f"its row counts of {name} are invalid"
     for residual in upload.residuals:
-        yield from (f"the residual of {residual.origin}: {wrong}" for wrong in _wrong_residual(residual, expected))
+        yield from (
+            f"the residual of {residual.origin}: {problem}" for problem in _residual_problems(residual, expected)
+        )
     if max_update_norm is not None:
         norm = distance(joined(upload.parts), joined(expected))
         if not norm <= max_update_norm:
-            yield f"its update has norm {norm:.4g}, and max_update_norm is {max_update_norm:g}"
+            yield f"its update has norm {norm:.4g}, but max_update_norm is {max_update_norm:g}"
 
 
-def _wrong_residual(residual: Residual, expected: Mapping[Part, Tensors]) -> Iterator[str]:
+def _residual_problems(residual: Residual, expected: Mapping[Part, Tensors]) -> Iterator[str]:
     yield from misfits(residual.keys, expected.get("keys", {}))
     yield from misfits(residual.values, expected.get("values", {}))
-    yield from _wild({**residual.keys, **residual.values})
+    yield from _not_in_range({**residual.keys, **residual.values})
 
 
-def misfits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
-    """Yield in what tensors differ from those expected: in names, in shapes, or in that they hold no numbers."""
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
+def misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield the differences from the expected tensors: in names, shapes, or a type that is not floating point."""
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
             yield f"it lacks {name}"
         elif name not in expected:
-            yield f"it holds {name}, which nobody asked for"
-        elif found[name].shape != expected[name].shape:
-            yield f"{name} has shape {list(found[name].shape)}, not {list(expected[name].shape)}"
-        elif not found[name].is_floating_point():
-            yield f"{name} is of type {found[name].dtype}"
+            yield f"it has an unexpected tensor {name}"
+        elif tensors[name].shape != expected[name].shape:
+            yield f"{name} has shape {list(tensors[name].shape)}, not {list(expected[name].shape)}"
+        elif not tensors[name].is_floating_point():
+            yield f"{name} is of type {tensors[name].dtype}"
 
 
-def _wild(tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """Look at every coordinate once: NaN makes its own way through the least and the largest."""
+def _not_in_range(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield the tensors that are not finite or too large. Each coordinate is read once; aminmax propagates NaN."""
     for name, tensor in tensors.items():
         if tensor.numel() == 0:
             continue
-        most = max(abs(float(one)) if math.isfinite(one) else math.inf for one in tensor.aminmax())
-        if most == math.inf:
+        largest = max(abs(float(bound)) if math.isfinite(bound) else math.inf for bound in tensor.aminmax())
+        if largest == math.inf:
             yield f"{name} is not finite"
-        elif most > MAX_WEIGHT:
-            yield f"{name} holds {most:.1e}"
+        elif largest > MAX_WEIGHT:
+            yield f"{name} has a weight of {largest:.1e}"

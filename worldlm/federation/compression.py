@@ -1,13 +1,13 @@
-"""Tensors in fewer bytes: bfloat16, or int8 with a scale per block, rounded up or down by chance, without bias.
+"""Compression of tensors to bfloat16, or to int8 with a scale per block, with unbiased stochastic rounding.
 
-What is encoded are named tensors again, so that their bytes are counted, and they are sent and saved, like any others:
-bfloat16 under the tensor's own name; int8 in the tensor's shape under its own name, with its scales beside it, float32,
-one per block of 256 values in memory order. Their types say how they are decoded.
+The encoded tensors are named tensors again, so that they are counted, sent and saved like any others. A bfloat16 tensor
+has the name of the original. An int8 tensor has its name and shape, and beside it float32 scales, one per block of 256
+values in memory order. The types determine how they are decoded.
 
-Blocks rather than rows: on what nodes of the recipe `multilingual` learnt (rows of 96 values, most of them), blocks of
-256 have 1.34 to 1.45 times the squared error of rows and 1.6 instead of 3.8 per cent of bytes on top, which is the same
-accuracy per byte within 0.1 bit a value; blocks of 128 or 512 are no better per byte, and a block does not grow with
-the width of the model.
+Why blocks instead of rows: on updates of nodes of the recipe `multilingual`, whose rows mostly have 96 values, blocks
+of 256 have 1.34 to 1.45 times the squared error of rows, and 1.6 instead of 3.8 per cent of additional bytes. This is
+the same accuracy per byte within 0.1 bit per value. Blocks of 128 or 512 are no better per byte, and a block does not
+grow with the width of the model.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,15 +28,15 @@ _SCALES = "/scales"  # no parameter's name has a slash
 
 
 def encode(tensors: Mapping[str, Tensor], encoding: Encoding, generator: Generator) -> Tensors:
-    """Encode tensors, every value rounded to one of its two neighbours, in expectation to itself.
+    """Encode tensors; every value is rounded to one of its two neighbours, without bias.
 
-    An int8 block that holds a value that is not finite arrives as NaN; bfloat16 keeps such values as they are.
+    An int8 block with a value that is not finite is decoded as NaN; bfloat16 preserves such values.
 
     Args:
         tensors: By name, of any floating type; read as float32.
-        encoding: bf16, 2 bytes a value, with a step of at most 2^-7 of the value; int8, 1 byte a value and 4 a block,
-            with a step of 1/127 of the block's largest; none.
-        generator: Source of the rounding, on the CPU.
+        encoding: bf16 takes 2 bytes per value, with steps of at most 2^-7 of the value. int8 takes 1 byte per value and
+            4 per block, with steps of 1/127 of the block's largest value. none changes nothing.
+        generator: Random generator of the rounding, on the CPU.
 
     Returns:
         Encoded tensors, for `decode`; with none, the tensors themselves.
@@ -53,13 +53,13 @@ def encode(tensors: Mapping[str, Tensor], encoding: Encoding, generator: Generat
 
 
 def encoded_bytes(tensors: Iterable[Tensor], encoding: Encoding) -> int:
-    """Return the bytes of tensors once they are encoded, without encoding them.
+    """Return the size in bytes of encoded tensors, without encoding them.
 
     Args:
-        tensors: Only their shapes and types matter.
+        tensors: Only their shapes and types are used.
         encoding: As in `encode`.
     """
-    return sum(_encoded_bytes(one.numel(), one.element_size(), encoding) for one in tensors)
+    return sum(_encoded_bytes(tensor.numel(), tensor.element_size(), encoding) for tensor in tensors)
 
 
 def _encoded_bytes(num_values: int, value_bytes: int, encoding: Encoding) -> int:
@@ -68,10 +68,10 @@ def _encoded_bytes(num_values: int, value_bytes: int, encoding: Encoding) -> int
 
 
 def decode(encoded: Mapping[str, Tensor]) -> Tensors:
-    """Undo `encode`, up to the rounding.
+    """Reverse `encode`, up to the rounding.
 
     Args:
-        encoded: What `encode` returned.
+        encoded: The result of `encode`.
 
     Returns:
         float32 tensors, by name.
@@ -87,28 +87,28 @@ def decode(encoded: Mapping[str, Tensor]) -> Tensors:
 def encode_with_feedback(
     update: Mapping[str, Tensor], error: Mapping[str, Tensor], encoding: Encoding, generator: Generator
 ) -> tuple[Tensors, Tensors]:
-    """Encode an update together with what rounding kept from arriving before (arXiv 1901.09847, algorithm 2).
+    """Encode an update plus the rounding error of earlier updates (error feedback, arXiv 1901.09847, algorithm 2).
 
-    All that was decoded so far is then all that was meant, but for the error returned.
+    The sum of all decoded updates then equals the sum of all updates, except for the returned error.
 
     Args:
-        update: What is meant, float32 by name.
-        error: What an earlier call returned; a name it does not hold has none.
+        update: The update, float32 by name.
+        error: The error that the previous call returned; a missing name has no error.
         encoding: As in `encode`.
         generator: As in `encode`.
 
     Returns:
-        The encoded tensors, and the new error: 0 where a value was not finite, so that it is not wrong for ever.
+        The encoded tensors, and the new error. It is 0 where a value was not finite, so that later updates are finite.
     """
-    meant = {name: tensor + error[name] if name in error else tensor for name, tensor in update.items()}
-    encoded = encode(meant, encoding, generator)
-    left = {name: meant[name] - arrived for name, arrived in decode(encoded).items()}
-    return encoded, {name: tensor.nan_to_num_(0.0, 0.0, 0.0) for name, tensor in left.items()}
+    corrected = {name: tensor + error[name] if name in error else tensor for name, tensor in update.items()}
+    encoded = encode(corrected, encoding, generator)
+    new_error = {name: corrected[name] - decoded for name, decoded in decode(encoded).items()}
+    return encoded, {name: tensor.nan_to_num_(0.0, 0.0, 0.0) for name, tensor in new_error.items()}
 
 
 @torch.no_grad()
 def difference(tensors: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> Tensors:
-    """Return, in float32, what tensors are beyond what the other side knows: all of it where that is nothing."""
+    """Return `tensors - known` in float32, `known` being the tensors of the receiver; a missing name counts as 0."""
     return {
         name: tensor.float() - known[name].float() if name in known else tensor.float()
         for name, tensor in tensors.items()
@@ -117,16 +117,16 @@ def difference(tensors: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> Te
 
 @torch.no_grad()
 def restore(update: Mapping[str, Tensor], known: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Tensors:
-    """Undo `difference`, in the types and the order of `like`: an order that was lost on the way changes no sum."""
+    """Reverse `difference`, in the types and the order of `like`, so that later sums have a fixed order."""
     return {
-        name: (known[name].float() + update[name] if name in known else update[name]).to(own.dtype)
-        for name, own in like.items()
+        name: (known[name].float() + update[name] if name in known else update[name]).to(reference.dtype)
+        for name, reference in like.items()
         if name in update
     }
 
 
 def _to_bf16(tensor: Tensor, generator: Generator) -> Tensor:
-    """Round the 16 lower bits up with the probability of their value, which is what adding 16 random bits does."""
+    """Round up with a probability proportional to the 16 lower bits, by adding 16 random bits and truncating."""
     noise = torch.randint(1 << 16, tensor.shape, generator=generator, dtype=torch.int32).to(tensor.device)
     bits = noise.add_(tensor.contiguous().view(torch.int32)).bitwise_and_(-1 << 16)
     return torch.where(tensor.isfinite(), bits.view(torch.float32), tensor).to(torch.bfloat16)
@@ -140,7 +140,9 @@ def _to_int8(tensor: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     lower = steps.floor()
     noise = torch.rand(blocks.shape, generator=generator).to(tensor.device)
     rounded = lower + (noise < steps.sub_(lower))
-    payload = rounded.clamp_(-127, 127).nan_to_num_(0.0).to(torch.int8)  # NaN: by a scale that is 0 or not finite
+    payload = (
+        rounded.clamp_(-127, 127).nan_to_num_(0.0).to(torch.int8)
+    )  # NaN comes from a scale that is 0 or not finite
     return payload.flatten()[: tensor.numel()].view(tensor.shape), scales
 
 

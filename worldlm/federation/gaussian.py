@@ -1,4 +1,4 @@
-"""What releases of the Gaussian mechanism, each of all that there is, spend together: exactly."""
+"""Exact composition of releases of the Gaussian mechanism without subsampling."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterable
 import torch
 
 _STEPS = 200
-"""Halvings at most: more than there are bits."""
+"""Largest number of bisections, more than a float64 has bits."""
 
 
 def composed_mu(releases: Iterable[tuple[float, int]]) -> float:
-    """Return the mu that stands for all releases: variances of the privacy loss add up.
+    """Return the mu of all releases together; the variances of the privacy loss add up.
 
     Args:
-        releases: Noise multipliers, above 0, and how often each was used.
+        releases: Pairs of a noise multiplier, above 0, and the number of releases with it.
     """
     return math.sqrt(sum(steps / noise_multiplier**2 for noise_multiplier, steps in releases))
 
@@ -31,7 +31,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     """
     if mu == 0.0 or _delta(0.0, mu) <= delta:
         return 0.0
-    low, high = 0.0, mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # where even zCDP says so
+    low, high = 0.0, mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # the bound of zCDP
     for _ in range(_STEPS):
         middle = (low + high) / 2
         if middle in (low, high):
@@ -41,7 +41,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
 
 
 def _delta(epsilon: float, mu: float) -> float:
-    # exp(epsilon) Phi(b) = exp(-a^2 / 2) erfcx(-b / sqrt 2) / 2 where b = a - mu: nothing overflows, or cancels early
+    # exp(epsilon) Phi(b) = exp(-a^2 / 2) erfcx(-b / sqrt 2) / 2 where b = a - mu; it avoids overflow and cancellation
     a = mu / 2 - epsilon / mu
     scaled = math.exp(-a * a / 2) / 2
     return math.erfc(-a / math.sqrt(2)) / 2 - scaled * _erfcx((mu - a) / math.sqrt(2))

@@ -1,4 +1,4 @@
-"""What the nodes of a world carry over when its tree changes between two rounds."""
+"""The states of nodes after the topology changes between two rounds."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def carry_over(
     states: Mapping[str, NodeState],
     changes: Changes,
     topology: Topology,
-    here: Callable[[str], bool] = lambda name: True,
+    is_local: Callable[[str], bool] = lambda name: True,
 ) -> dict[str, NodeState]:
-    """Return the nodes of a changed tree.
+    """Return the states of the nodes of a changed topology.
 
-    A node that stayed is as it was, but for what it had with nodes it has nothing to do with any more. A node that
-    joined has the weights of the node it starts from, all three parts of them, and nothing else.
+    A node that stayed keeps its state, except for entries about nodes that are no longer its parent or children. A node
+    that joined gets a copy of all weights (B, K and V) of the node that it starts from, and nothing else.
 
     Args:
-        states: The nodes of the old tree, as they stood at the end of a round; those that stay are changed in place.
-        changes: What became of them.
-        topology: The new tree.
-        here: Whether a node's tensors are wanted; the weights of others that joined are left out.
+        states: The states of the old nodes at the end of a round; those of nodes that stay are changed in place.
+        changes: The changes of the topology.
+        topology: The new topology.
+        is_local: Whether this process needs the tensors of a node; a joined node without them gets no weights.
     """
     carried = {}
     for name in topology.nodes:
@@ -34,22 +34,22 @@ def carry_over(
             carried[name] = states[name]
         else:
             source = states[changes.joined[name]].parameters
-            carried[name] = NodeState(parameters=clone(source) if here(name) else {})
+            carried[name] = NodeState(parameters=clone(source) if is_local(name) else {})
     for child, parent in changes.parted:
-        _part(carried[parent], child)
+        _remove_child(carried[parent], child)
     for name in changes.moved:
-        carried[name].unsent_tokens = 0  # which its old parent never heard of; its new one hears of the next
+        carried[name].unsent_tokens = 0  # they were not sent to the old parent, and are not reported to the new one
         carried[name].download = None
     for name in changes.new_texts:
         carried[name].num_batches = 0
     for name, state in carried.items():
-        state.inbox = [one for one in state.inbox if is_allowed_at(one, topology.nodes[name], topology)]
+        state.inbox = [residual for residual in state.inbox if is_allowed_at(residual, topology.nodes[name], topology)]
     carried[topology.root.name].takes_part = True
     return carried
 
 
-def _part(parent: NodeState, child: str) -> None:
-    """Forget a child."""
+def _remove_child(parent: NodeState, child: str) -> None:
+    """Remove the entries about a child from the state of its former parent."""
     parent.participants = tuple(name for name in parent.participants if name != child)
     parent.uploads = {name: upload for name, upload in parent.uploads.items() if name != child}
     parent.refused = {name: number for name, number in parent.refused.items() if name != child}

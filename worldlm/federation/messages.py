@@ -1,8 +1,8 @@
-"""The three messages: all that one node ever learns of another.
+"""The three messages between nodes, which are the only way in which nodes exchange data.
 
-Messages are frozen, and whoever receives one must not write into its tensors: to spare a copy, they may share
-memory with the sender, who leaves them alone until the message has been used. While a message travels, its parts and
-residuals may hold encoded tensors (`worldlm.federation.compression`): its bytes are then theirs.
+Messages are immutable, and a receiver must not write into their tensors. To avoid a copy, the tensors may share memory
+with the sender, which does not change them until the message has been used. In transit, the parts and residuals of a
+message may be encoded (`worldlm.federation.compression`); its size is then that of the encoded tensors.
 """
 
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ from worldlm.federation.parameters import Part, Tensors, num_bytes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Residual:
-    """A (K, V) pair alone, on its way to the federation it fits best."""
+    """A (K, V) pair that is routed to the federation it fits best."""
 
     keys: Tensors
-    """Key layers, as sanitised by their origin."""
+    """Key layers, sanitised by their origin."""
     values: Tensors
-    """Value layers, as sanitised by their origin."""
+    """Value layers, sanitised by their origin."""
     origin: str
-    """Name of the node they come from."""
+    """Name of the node that the layers come from."""
     federation: str
-    """Name of the federation, that is the parent, that could not absorb them."""
+    """Name of the federation (its parent node) whose attention gave the pair too little weight."""
     jurisdiction: str | None
-    """Jurisdiction of the origin; None where its topology names none."""
+    """Jurisdiction of the origin; None if it has none."""
     round: int
-    """Round in which it was selected, from 0."""
+    """Round in which the pair was selected, from 0."""
 
     @property
     def num_bytes(self) -> int:
@@ -39,12 +39,12 @@ class Residual:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Download:
-    """What a parent sends to a child."""
+    """The message from a parent to a child."""
 
     round: int
     """Round of the world, from 0."""
     parts: Mapping[Part, Tensors]
-    """The parent's tensors, by part; a part that does not travel is missing."""
+    """The parent's tensors, by part; a part that is not sent is missing."""
     residuals: tuple[Residual, ...] = ()
     """Residuals routed to this child, or to one of its descendants."""
 
@@ -56,23 +56,23 @@ class Download:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
-    """What a child sends to its parent, as sanitised."""
+    """The message from a child to its parent, sanitised."""
 
     node: str
     """Name of the sender."""
     round: int
     """Round of the world, from 0."""
     parts: Mapping[Part, Tensors]
-    """The child's tensors, by part; a part that does not travel is missing."""
+    """The child's tensors, by part; a part that is not sent is missing."""
     num_tokens: int
-    """Tokens the sender, and all that is below it, trained on since its last upload."""
+    """Tokens that the sender and its descendants trained on since its last upload."""
     row_counts: Mapping[str, Tensor] = field(default_factory=dict)
-    """How often the token of each row occurred in that, float32 [vocab], by the name of a tensor that is averaged
-    row by row; empty where rows are not told apart, or the sender is private."""
+    """Name of a tensor that is averaged by rows -> how often the token of each row occurred, float32 [vocab]; empty if
+    no tensor is averaged by rows, or the sender is private."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Figures about the sender's fit; empty where the sender is private."""
+    """Metrics of the sender's fit; empty if the sender is private."""
     residuals: tuple[Residual, ...] = ()
-    """Residuals climbing towards the root."""
+    """Residuals on the way to the root."""
 
     @property
     def num_bytes(self) -> int:
@@ -90,7 +90,7 @@ MessageT = TypeVar("MessageT", Download, Upload)
 
 def message_state(message: Download | Upload | Residual) -> dict[str, Any]:
     """Return a message as plain containers and tensors, not copied, for a checkpoint."""
-    state = {one.name: getattr(message, one.name) for one in fields(message)}
+    state = {field_.name: getattr(message, field_.name) for field_ in fields(message)}
     for name in ("parts", "row_counts"):
         if name in state:
             state[name] = dict(state[name])
@@ -100,7 +100,7 @@ def message_state(message: Download | Upload | Residual) -> dict[str, Any]:
 
 
 class SavedResidual(TypedDict):
-    """A residual as `message_state` writes it."""
+    """The plain form of a residual, as `message_state` returns it."""
 
     keys: Tensors
     values: Tensors
@@ -111,22 +111,22 @@ class SavedResidual(TypedDict):
 
 
 def residual_from_state(state: Mapping[str, Any]) -> Residual:
-    """Undo `message_state`."""
+    """Reverse `message_state`."""
     return Residual(**state)
 
 
 def download_from_state(state: Mapping[str, Any]) -> Download:
-    """Undo `message_state`."""
+    """Reverse `message_state`."""
     return _with_residuals(Download(**{**state, "residuals": ()}), state)
 
 
 def upload_from_state(state: Mapping[str, Any]) -> Upload:
-    """Undo `message_state`."""
+    """Reverse `message_state`."""
     return _with_residuals(Upload(**{**state, "residuals": ()}), state)
 
 
 def _with_residuals(message: MessageT, state: Mapping[str, Any]) -> MessageT:
-    return replace(message, residuals=tuple(residual_from_state(one) for one in state["residuals"]))
+    return replace(message, residuals=tuple(residual_from_state(residual) for residual in state["residuals"]))
 
 
 def _num_bytes(message: Download | Upload) -> int:

@@ -1,4 +1,4 @@
-"""Named tensors, and the three parts they are split into."""
+"""Named tensors, and the three parts of a model: backbone, keys and values."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,26 +13,26 @@ Tensors: TypeAlias = dict[str, Tensor]
 PARTS: tuple[Part, ...] = ("backbone", "keys", "values")
 
 CHUNK = 1 << 15
-"""Coordinates of several models that are taken at a time: what is made of them stays in the processor's cache."""
+"""Coordinates of several models that are processed at a time, so that the results stay in the processor's cache."""
 
 _CHUNK_ON_DEVICE = 1 << 24
-"""The same on an accelerator, where every call costs, whatever its size."""
+"""The same on an accelerator, where each kernel launch has a fixed cost."""
 
-_MOST = 16
-"""Models that are taken at a time, at most: so many chunks fit into the cache."""
+_MAX_MODELS = 16
+"""Largest number of models that are processed at a time, so that their chunks fit into the cache."""
 
 
 def clone(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Copy tensors into memory of their own, detached from any graph."""
+    """Copy tensors into new memory, detached from any graph."""
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
 def copy_(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    """Overwrite, in place, the tensors of `target` that `source` names.
+    """Overwrite, in place, the tensors of `target` that are in `source`.
 
     Raises:
-        KeyError: If `source` names one that `target` does not hold.
+        KeyError: If a name of `source` is not in `target`.
     """
     for name, tensor in source.items():
         target[name].copy_(tensor)
@@ -53,7 +53,7 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
 
 @torch.no_grad()
 def is_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether all coordinates are finite; they are read once, unless their sum is not finite in float32."""
+    """Return whether all coordinates are finite; they are read twice only if their sum in float32 is not finite."""
     sums = [tensor.sum(dtype=torch.float32) for tensor in tensors.values()]
     if not sums or bool(torch.stack(sums).sum().isfinite()):
         return True
@@ -66,35 +66,35 @@ def chunks(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def chunk_size(tensor: Tensor) -> int:
-    """Return how many coordinates of a tensor are taken at a time, at most."""
+    """Return the largest number of coordinates of a tensor that are processed at a time."""
     return min(max(1, tensor.numel()), CHUNK if tensor.device.type == "cpu" else _CHUNK_ON_DEVICE)
 
 
 def model_chunks(models: Sequence[Mapping[str, Tensor]], name: str) -> Iterator[slice]:
-    """Yield slices of the models, in order: so many at a time that their tensors of one name fill no more than a model.
+    """Yield slices of the models, in order; the tensors with this name in a slice take at most the memory of a model.
 
-    Where tensors are read from elsewhere when they are asked for, this bounds what is held of all models at once.
+    If tensors are loaded on access, this limits how much of all models is in memory at a time.
     """
     size = sum(tensor.numel() for tensor in models[0].values())
-    number = min(_MOST, max(1, size // max(1, models[0][name].numel())))
+    number = min(_MAX_MODELS, max(1, size // max(1, models[0][name].numel())))
     return (slice(i, i + number) for i in range(0, len(models), number))
 
 
 @torch.no_grad()
-def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """Return the L2 norm of `one - other`, for the names of `one`, all tensors taken as one vector.
+def distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """Return the L2 norm of `first - second`, for the names of `first`, all tensors taken as one vector.
 
-    This is `norm(subtract(one, other))` but for the order of the sum, chunk after chunk, and needs no third model.
+    This equals `norm(subtract(first, second))`, except that it sums chunk by chunk and needs no third model in memory.
     """
     total = 0.0
-    for name, tensor in one.items():
+    for name, tensor in first.items():
         changed = tensor.new_empty(chunk_size(tensor))
-        for left, right in zip(chunks(tensor), chunks(other[name]), strict=True):
+        for left, right in zip(chunks(tensor), chunks(second[name]), strict=True):
             torch.sub(left, right, out=changed[: len(left)])
             total += float(torch.linalg.vector_norm(changed[: len(left)], dtype=torch.float64)) ** 2
     return math.sqrt(total)
 
 
 def num_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Return the payload of the tensors in bytes."""
+    """Return the size of the tensors in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,4 +1,4 @@
-"""Chance in a round: which children are drawn, what does not arrive, how long a line takes."""
+"""Random draws of a round: participating children, lost uploads, and transfer times."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from worldlm.topology import Link, Node
 
 
 def is_poisson(node: Node) -> bool:
-    """Whether a federation draws each of its children by itself; `auto` does where a child's uploads are noised."""
+    """Whether a federation draws each child independently; `auto` does if noise is added to a child's uploads."""
     if node.settings.sampling != "auto":
         return node.settings.sampling == "poisson"
     demands = [child.settings.privacy for child in node.children if not child.listens]
@@ -16,7 +16,7 @@ def is_poisson(node: Node) -> bool:
 
 
 def num_drawn(node: Node) -> int:
-    """Return how many children a federation draws where it does not draw by Poisson; at least 1."""
+    """Return how many children a federation draws with `fixed` sampling; at least 1."""
     return max(1, round(node.settings.participation * sum(not child.listens for child in node.children)))
 
 
@@ -25,11 +25,11 @@ def draw_children(node: Node, able: Sequence[str], seed: int) -> list[str]:
 
     Args:
         node: The federation's parent.
-        able: Its children that may take part; all of them do where participation is 1.
+        able: Its children that may take part; all of them do if participation is 1.
         seed: Seed of the draw.
 
     Returns:
-        Names, sorted. By Poisson sampling (Mironov et al., arXiv 1908.10530) there may be none.
+        Names, sorted. With Poisson sampling (Mironov et al., arXiv 1908.10530) the list may be empty.
     """
     names = sorted(able)
     if node.settings.participation >= 1 or not names:
@@ -43,17 +43,17 @@ def draw_children(node: Node, able: Sequence[str], seed: int) -> list[str]:
 
 
 def is_dropped(dropout: float, seed: int) -> bool:
-    """Draw whether an upload is lost before it leaves its node, with probability `dropout`."""
+    """Draw whether an upload is lost before it is sent, with probability `dropout`."""
     return Random(seed).random() < dropout
 
 
 def link_seconds(link: Link | None, num_bytes: int, seed: int) -> float:
-    """Return the simulated seconds of a message on a link: as on a steady line, times exp(jitter * N(0, 1)).
+    """Return the simulated seconds of a message on a link: the time without jitter, times exp(jitter * N(0, 1)).
 
     Args:
-        link: The line; None takes no time.
+        link: The link; with None, a message takes no time.
         num_bytes: Size of the message.
-        seed: Seed of the draw; messages of one node in one sub-round share it, and how fast the line then is.
+        seed: Seed of the draw; the messages of a node in a sub-round share it, and so their factor.
     """
     if link is None:
         return 0.0

@@ -1,7 +1,7 @@
-"""Update-level differential privacy: clip, noise, and the account of what was spent.
+"""Update-level differential privacy: clipping, noise, and accounting.
 
-The unit of privacy is the node: its whole upload is clipped and noised, so that the presence of the node, or
-of the whole federation below it, is what the guarantee hides (McMahan et al., arXiv 1710.06963).
+The unit of privacy is the node. Its whole upload is clipped and noise is added, so that the guarantee hides whether the
+node, with the whole federation below it, took part (McMahan et al., arXiv 1710.06963).
 """
 
 import math
@@ -17,17 +17,17 @@ from torch import Generator, Tensor
 from worldlm.federation.gaussian import composed_mu, gaussian_epsilon
 from worldlm.federation.parameters import Tensors, norm, subtract
 
-# A clipped update stays below the bound by more than the rounding of float32.
+# Keeps the norm of a clipped update below the bound despite float32 rounding.
 _MARGIN = 1.0 - 2.0**-20
 
 
 @dataclass(frozen=True, slots=True)
 class Sanitised:
-    """A model that may leave its node."""
+    """A sanitised model, which may be sent."""
 
     tensors: Tensors
     update_norm: float
-    """L2 norm of the update before clipping; not finite where the update was not."""
+    """L2 norm of the update before clipping; not finite if the update is not."""
 
 
 @torch.no_grad()
@@ -42,20 +42,20 @@ def sanitise(
     """Clip the update `model - start` to an L2 norm and add Gaussian noise.
 
     ``U <- U * min(1, C / |U|) + N(0, (sigma C)^2)`` per coordinate, all tensors taken as one vector. An update that is
-    not finite is clipped to nothing: what leaves is noise. To send none would tell that it diverged.
+    not finite is clipped to 0, so that only noise is sent. Sending nothing would reveal that the node diverged.
 
     Args:
-        model: What the node trained, by name.
-        start: What its parent already knows, by name.
-        clip_norm: C, above 0; infinity clips nothing, and then no noise is possible.
+        model: The trained tensors of the node, by name.
+        start: The tensors that its parent already has, by name.
+        clip_norm: C, above 0; with infinity nothing is clipped, and noise is not allowed.
         noise_multiplier: sigma, 0 for none.
-        generator: Source of the noise, on the CPU.
+        generator: Random generator of the noise, on the CPU.
 
     Returns:
-        New tensors `start + U`; the model's own where nothing had to be done.
+        New tensors `start + U`; the model's own tensors if nothing was clipped or added.
 
     Raises:
-        ValueError: If noise is asked for without a bound.
+        ValueError: If `noise_multiplier` is above 0 without a finite `clip_norm`.
     """
     if noise_multiplier > 0 and math.isinf(clip_norm):
         raise ValueError("noise_multiplier needs a finite clip_norm: unclipped updates have no sensitivity")
@@ -80,32 +80,32 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class PrivacyLedger:
-    """What one node has spent: exactly where it took part in all that was sampled, else by Opacus' accountants."""
+    """The budget that a node has spent: exact if every sample rate is 1, else by Opacus' accountants."""
 
     history: list[tuple[float, float, int]] = field(default_factory=list)
-    """Runs of equal steps: noise multiplier, sample rate, number of steps."""
+    """Sequences of equal steps: noise multiplier, sample rate, number of steps."""
 
     def step(self, noise_multiplier: float, sample_rate: float = 1.0) -> None:
-        """Write down one release."""
+        """Record a release."""
         self.history = list(_with_steps(tuple(self.history), noise_multiplier, sample_rate, 1))
 
     def epsilon(self, delta: float) -> float:
-        """Return the epsilon spent at `delta`, an upper bound: infinity once a release had no noise.
+        """Return the epsilon spent at `delta`, an upper bound; infinity if any release had no noise.
 
-        Exact (Balle and Wang, arXiv 1805.06530) where every sample rate is 1. Else by PRV (Gopi et al., arXiv
-        2106.02848), and the looser RDP figure where PRV would be false or too large to compute, that is for epsilons in
-        the hundreds and very many steps.
+        It is exact (Balle and Wang, arXiv 1805.06530) if every sample rate is 1. Otherwise the PRV accountant (Gopi et
+        al., arXiv 2106.02848) computes it, or the looser RDP accountant if PRV would be wrong or too expensive, that is
+        for an epsilon in the hundreds or very many steps.
         """
         return _epsilons(tuple(self.history), delta)[0]
 
     def epsilon_rdp(self, delta: float) -> float:
-        """Return the epsilon spent at `delta` by Renyi DP (Mironov, arXiv 1702.07476), the looser figure."""
+        """Return the epsilon spent at `delta` by Renyi DP (Mironov, arXiv 1702.07476), a looser bound."""
         return _epsilons(tuple(self.history), delta)[1]
 
     def epsilon_after(
         self, noise_multiplier: float, delta: float, sample_rate: float = 1.0, num_steps: int = 1
     ) -> float:
-        """Return the epsilon at `delta` that `num_steps` more releases would bring the node to."""
+        """Return the epsilon at `delta` after `num_steps` more releases."""
         history = _with_steps(tuple(self.history), noise_multiplier, sample_rate, num_steps)
         return _epsilons(history, delta)[0]
 
@@ -127,31 +127,31 @@ def _epsilons(history: History, delta: float) -> tuple[float, float]:
         return math.inf, math.inf
     from opacus.accountants import PRVAccountant, RDPAccountant
 
-    loose = _ask(RDPAccountant(), history, delta)
+    loose = _epsilon_by(RDPAccountant(), history, delta)
     if all(rate == 1.0 for _, rate, _ in history):
         mu = composed_mu((noise, steps) for noise, _, steps in history)
         return gaussian_epsilon(mu, delta), max(0.0, loose)
     try:
-        sound = _prv_is_sound(history, _ask(RDPAccountant(), history, delta / 4000), delta)
-        tight = _ask(PRVAccountant(), history, delta) if sound else math.nan
+        is_reliable = _prv_is_reliable(history, _epsilon_by(RDPAccountant(), history, delta / 4000), delta)
+        tight = _epsilon_by(PRVAccountant(), history, delta) if is_reliable else math.nan
     except (ValueError, RuntimeError, OverflowError, MemoryError):
         tight = math.nan
     return max(0.0, tight if math.isfinite(tight) else loose), max(0.0, loose)
 
 
-def _ask(accountant: Any, history: History, delta: float) -> float:
+def _epsilon_by(accountant: Any, history: History, delta: float) -> float:
     accountant.history = list(history)
     with warnings.catch_warnings():
-        # RDP: "optimal order is the largest alpha", a looser figure but a true one
+        # RDP warns that "optimal order is the largest alpha"; its bound is then looser, but valid
         warnings.simplefilter("ignore")
         return float(accountant.get_epsilon(delta=delta))
 
 
-def _prv_is_sound(history: History, span: float, delta: float) -> bool:
-    """Whether Opacus' PRV accountant has a true answer within seconds and megabytes.
+def _prv_is_reliable(history: History, span: float, delta: float) -> bool:
+    """Whether Opacus' PRV accountant gives a correct result within seconds and megabytes.
 
-    It lays a mesh over [-span, span], span being what RDP tells at `delta / 4000`, and takes exp of it: where
-    float64 overflows, its epsilon is infinite or, worse, too small. The mesh grows as 1 / noise_multiplier^2.
+    It uses a mesh over [-span, span], where span is the epsilon of RDP at `delta / 4000`, and computes exp of it. If
+    float64 overflows, its epsilon is infinite or even too small. The mesh grows with 1 / noise_multiplier^2.
     """
     num_steps = sum(steps for _, _, steps in history)
     num_cells = 2 * span / 0.01 * math.sqrt(num_steps * math.log(12_000 / delta) / 2)

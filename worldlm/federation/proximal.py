@@ -13,9 +13,9 @@ def add_proximal_gradient_(
     """Add the gradient of `mu / 2 * |w - anchor|^2`, that is `mu * (w - anchor)`, in place (arXiv 1812.06127).
 
     Args:
-        gradients: By name; overwritten. Names that are missing are left out.
+        gradients: By name; overwritten. Parameters without a gradient are skipped.
         parameters: The weights w, by name.
-        anchor: What they are drawn to, by name.
+        anchor: The weights that w is pulled towards, by name.
         mu: Strength of the pull, at least 0.
     """
     for name, gradient in gradients.items():

@@ -1,7 +1,7 @@
-"""Residuals: which (K, V) pairs leave home, and where they go.
+"""Residuals: selecting (K, V) pairs and routing them to other federations.
 
-The paper (arXiv 2405.14446) says that residuals are routed to the most appropriate sub-federation; how they
-are selected and compared is this project's reading (ALGORITHM section 5).
+In the paper (arXiv 2405.14446), residuals are routed to the most appropriate sub-federation. The criteria of selection
+and comparison are this project's reading (ALGORITHM section 5).
 """
 
 from collections.abc import Collection, Mapping
@@ -15,15 +15,15 @@ from worldlm.topology import Node, Topology
 
 
 def select_residuals(weights: Mapping[str, float], children: Collection[str], num_residuals: int) -> list[str]:
-    """Name the children that attention took least of.
+    """Return the children with the lowest attention weights.
 
     Args:
         weights: Attention weight by participant; a node that holds data is a participant of its own federation.
-        children: The participants that may be named.
-        num_residuals: How many to name, at most.
+        children: The participants that may be selected.
+        num_residuals: Largest number of children to select.
 
     Returns:
-        The names with the lowest weights, lowest first, ties by name; none of fewer than two participants.
+        The names with the lowest weights, lowest first, ties by name; empty with fewer than two participants.
     """
     if len(weights) < 2:
         return []
@@ -31,47 +31,47 @@ def select_residuals(weights: Mapping[str, float], children: Collection[str], nu
 
 
 def refusal(residual: Residual, receiver: Node) -> str | None:
-    """Say why a node's rules keep a residual out; None if they let it in."""
+    """Return why the rules of a node reject a residual; None if they accept it."""
     accepted = receiver.settings.residuals.accept_from
     if accepted is None or residual.jurisdiction in accepted:
         return None
     if not accepted:
         return f"{receiver.name} accepts residuals from nobody"
-    home = residual.jurisdiction or "a node without a jurisdiction"
-    return f"{receiver.name} accepts residuals from {', '.join(accepted)} only, not from {home}"
+    jurisdiction = residual.jurisdiction or "a node without a jurisdiction"
+    return f"{receiver.name} accepts residuals from {', '.join(accepted)} only, not from {jurisdiction}"
 
 
 def is_allowed_at(residual: Residual, holder: Node, topology: Topology) -> bool:
-    """Say whether a residual may be at a node by the rules of a topology that has changed on its way.
+    """Return whether the rules of a changed topology allow a residual at a node.
 
-    Its origin must still be there. Every node that it has left to come here must share it, and the node that holds it
-    must take it in, under its origin's law of then and of now, unless it comes from below.
+    Its origin must still exist. Every node that it was sent from must share residuals. Unless the holder is the
+    origin or its ancestor, it must accept both the former and the current jurisdiction of the origin.
 
     Args:
         residual: The residual.
-        holder: The node at which it is, or to which it is about to be sent.
-        topology: The tree, with the rules.
+        holder: The node that has the residual, or that is about to receive it.
+        topology: The new topology with its rules.
     """
     if residual.origin not in topology.nodes:
         return False
-    ways = [topology.path(name) for name in (residual.origin, holder.name)]
-    origin, left = ways[0][-1], [node for node in ways[0] if node not in ways[1]]
-    if not all(node.settings.residuals.share for node in left):
+    origin_path, holder_path = (topology.path(name) for name in (residual.origin, holder.name))
+    origin, senders = origin_path[-1], [node for node in origin_path if node not in holder_path]
+    if not all(node.settings.residuals.share for node in senders):
         return False
-    now = replace(residual, jurisdiction=origin.settings.jurisdiction)
-    return holder in ways[0] or all(refusal(one, holder) is None for one in (residual, now))
+    current = replace(residual, jurisdiction=origin.settings.jurisdiction)
+    return holder in origin_path or all(refusal(version, holder) is None for version in (residual, current))
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a residual goes from one place in the tree."""
+    """The routing decision of a node for a residual."""
 
     home: str | None
-    """The child it fits best; None if it fits none of them well enough."""
+    """The child that the residual fits best; None if no fit is good enough."""
     fits: dict[str, float]
-    """How well it fits each child that was asked."""
+    """Child -> fit of the residual, for each child that was considered."""
     refusals: tuple[str, ...]
-    """Why children were passed over."""
+    """Why children reject the residual."""
 
 
 def route(
@@ -85,15 +85,15 @@ def route(
 ) -> Route:
     """Find the child that a residual fits best.
 
-    The fit is `similarity` between what the residual's and the child's last uploaded key layers learnt since
-    the common initial keys.
+    The fit is the `similarity` of two changes since the common initial keys: that of the residual's key layers, and
+    that of the key layers that the child uploaded last.
 
     Args:
         residual: The residual.
-        children: The children that may be asked, by name (not the one it came from).
-        children_keys: Their last uploaded key layers; a child that never uploaded is not asked.
+        children: The candidates, by name, without the child that the residual comes from.
+        children_keys: Their last uploaded key layers; a child without an upload is skipped.
         reference: The common initial key layers K0.
-        min_fit: The best fit must be above this.
+        min_fit: Lower bound, excluded, of the best fit.
         similarity: As in attention.
 
     Returns:
@@ -106,8 +106,8 @@ def route(
         if reason := refusal(residual, children[name]):
             refusals.append(reason)
             continue
-        found = similarities(residual.keys, children_keys[name], reference, similarity=similarity)
-        fits[name] = found[""]
+        by_block = similarities(residual.keys, children_keys[name], reference, similarity=similarity)
+        fits[name] = by_block[""]
     best = max(fits, key=lambda name: fits[name], default=None)
     home = best if best is not None and fits[best] > min_fit else None
     return Route(home, fits, tuple(refusals))

@@ -6,14 +6,14 @@ import torch
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """Derive an independent seed from the run's seed and what it is for.
+    """Derive an independent seed from the seed of the run and a purpose.
 
-    Every random draw of a run is a pure function of (run seed, node, round, purpose), so that neither
-    the order in which nodes are visited nor a restart can change it.
+    Every random draw of a run is a pure function of (run seed, node, round, purpose). Neither the order in which nodes
+    train nor a restart changes it.
 
     Args:
         seed: The run's seed.
-        *purpose: What the draw is for, such as a node's name, a round and a word.
+        *purpose: The purpose of the draw, such as the name of a node, a round and a word.
 
     Returns:
         A seed between 0 and 2**63 - 1, the same on every machine.
@@ -24,10 +24,10 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 
 def seed_torch(seed: int, device: torch.device) -> None:
-    """Seed torch's generators of the CPU and of the device that computes, and no others.
+    """Seed only torch's generators of the CPU and of the computing device.
 
-    `torch.manual_seed` seeds every kind of device there could be; for each that is not in use yet it keeps the call,
-    with a stack trace, for later, which costs a millisecond and memory at every step.
+    `torch.manual_seed` seeds all kinds of devices. For each kind that is not initialised yet, it stores the call with a
+    stack trace, which costs a millisecond and memory at every step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""All that a node is: what a checkpoint keeps of it, and what moves with it."""
+"""The state of a node, which checkpoints store and processes exchange."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -21,111 +21,113 @@ from worldlm.federation.type_checks import check_fields
 
 @dataclass(slots=True, kw_only=True)
 class NodeState:
-    """The weights of a node, how far it has come, and where it stands in the round.
+    """The weights of a node, its counters, and its position in the round.
 
-    Its inner optimizer is kept by the loop.
+    The training loop stores the state of the inner optimizer.
     """
 
     parameters: Tensors
     """All weights, by name."""
     num_visits: int = 0
-    """Fits finished."""
+    """Number of finished fits."""
     num_steps: int = 0
-    """Optimizer steps taken."""
+    """Number of optimizer steps."""
     num_batches: int = 0
-    """Batches drawn from the node's data: the position a sampler continues from."""
+    """Number of batches drawn from the node's data, at which a sampler continues."""
     num_tokens: int = 0
-    """Tokens trained on, all rounds together."""
+    """Tokens trained on in all rounds."""
     fit_tokens: int = 0
     """Tokens of the last fit."""
     unsent_tokens: int = 0
-    """Tokens trained on, here and below, since the last upload."""
+    """Tokens that the node and its descendants trained on since its last upload."""
     bytes_down: int = 0
-    """Bytes that its parent sent to it, all rounds together."""
+    """Bytes that its parent sent to it in all rounds."""
     bytes_up: int = 0
-    """Bytes that it sent to its parent."""
+    """Bytes that it sent to its parent in all rounds."""
     num_messages: int = 0
-    """Messages between it and its parent, both ways."""
+    """Number of messages between it and its parent, in both directions."""
     num_missed: int = 0
-    """Sub-rounds of its parent's in which it took part and nothing of it arrived."""
+    """Number of its parent's sub-rounds in which it took part but its upload was missing."""
     refused: dict[str, int] = field(default_factory=dict)
-    """How many uploads of each participant it refused."""
+    """Participant -> number of its uploads that this node rejected."""
     link_seconds: float = 0.0
-    """Simulated seconds that its messages spent on its link."""
+    """Simulated seconds of all its messages on its link."""
     download_seconds: float = 0.0
-    """Those of what its parent sent last."""
+    """Simulated seconds of the last download."""
     extra_steps: int = 0
-    """By how many optimizer steps its whole run differs from all rounds as they are now: it joined late (below 0), or
-    took another number of steps in rounds before its topology changed."""
+    """Difference between its optimizer steps in the whole run and the steps of all rounds with the current topology. It
+    is below 0 for a node that joined late, and also accounts for other numbers of steps before the topology changed."""
 
     takes_part: bool = False
-    """Whether it takes part in what its parent's federation does now."""
+    """Whether it takes part in the current sub-round of its parent's federation."""
     participants: tuple[str, ...] = ()
-    """Its children, and itself where it holds data, that take part in its own federation's sub-round."""
+    """Participants of the current sub-round of its own federation; a node with data is one of them itself."""
     start: Tensors | None = None
-    """What its children receive, where the node trains first and they must not see what it learnt."""
+    """The tensors that its children receive, if the node trains first and must not send them the result."""
     download: Download | None = None
-    """What its parent sent last, until it has answered."""
+    """The last download, until the node has sent its upload."""
     uploads: dict[str, Upload] = field(default_factory=dict)
-    """Uploads that wait to be aggregated, by sender."""
+    """Pending uploads by sender, until they are aggregated."""
 
     attention: dict[str, float] = field(default_factory=dict)
-    """Weight that the node's last aggregation gave to every participant."""
+    """Participant -> its weight in the node's last aggregation."""
     inbox: list[Residual] = field(default_factory=list)
-    """Residuals delivered here, waiting to be attended to, once."""
+    """Residuals routed to this node, which its next attention uses once."""
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What every piece of the method keeps at this node, by its `state_key`: plain containers and tensors.
-    Tensors are replaced, not written into."""
+    """`state_key` of a callback -> its memory at this node: plain containers and tensors. Callbacks replace tensors and
+    do not write into them."""
 
     def part(self, part: Part, partition: Mapping[str, Part]) -> Tensors:
         """Return the tensors of one part, not copied."""
         return {name: tensor for name, tensor in self.parameters.items() if partition[name] == part}
 
-    def parts(self, wanted: frozenset[Part], partition: Mapping[str, Part]) -> dict[Part, Tensors]:
+    def parts(self, names: frozenset[Part], partition: Mapping[str, Part]) -> dict[Part, Tensors]:
         """Return the tensors of several parts, not copied, in the order of `PARTS`."""
-        return {part: self.part(part, partition) for part in PARTS if part in wanted}
+        return {part: self.part(part, partition) for part in PARTS if part in names}
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain containers and tensors, not copied."""
-        state = {one.name: getattr(self, one.name) for one in fields(self)}
+        state = {field_.name: getattr(self, field_.name) for field_ in fields(self)}
         state["download"] = None if self.download is None else message_state(self.download)
         state["uploads"] = [message_state(upload) for upload in self.uploads.values()]
         state["inbox"] = [message_state(residual) for residual in self.inbox]
         return state
 
     def figures(self) -> dict[str, Any]:
-        """Return what is known of the node without its tensors, and so without what waits to be sent or merged."""
-        state = {one.name: getattr(self, one.name) for one in fields(self)}
-        found = {name: _without_tensors(value) for name, value in state.items() if name not in _HEAVY}
-        return {**found, "parameters": {}}
+        """Return the state without tensors, and so without pending messages."""
+        state = {field_.name: getattr(self, field_.name) for field_ in fields(self)}
+        figures = {name: _without_tensors(value) for name, value in state.items() if name not in _WITH_TENSORS}
+        return {**figures, "parameters": {}}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "NodeState":
-        """Undo `state_dict`.
+        """Reverse `state_dict`.
 
         Raises:
-            TypeError: If something in it is not of the type that is declared here.
+            TypeError: If a value does not have its declared type.
         """
-        download, uploads = state["download"], [upload_from_state(one) for one in state["uploads"]]
+        download, uploads = state["download"], [upload_from_state(upload) for upload in state["uploads"]]
         messages = {
             "download": None if download is None else download_from_state(download),
             "uploads": {upload.node: upload for upload in uploads},
-            "inbox": [residual_from_state(one) for one in state["inbox"]],
+            "inbox": [residual_from_state(residual) for residual in state["inbox"]],
         }
-        made = cls(**{**state, **messages})
-        check_fields(made)
-        return made
+        node_state = cls(**{**state, **messages})
+        check_fields(node_state)
+        return node_state
 
 
-_HEAVY = ("parameters", "start", "download", "uploads", "inbox")
+_WITH_TENSORS = ("parameters", "start", "download", "uploads", "inbox")
 
 
 def _without_tensors(value: Any) -> Any:
-    """Drop from dicts, at any depth, what is a tensor or a list of anything but plain values."""
+    """Drop tensors, and lists with values that are not plain, from nested dicts."""
     if not isinstance(value, dict):
         return value
-    kept = {key: _without_tensors(one) for key, one in value.items() if not isinstance(one, Tensor)}
-    return {key: one for key, one in kept.items() if not (isinstance(one, list | tuple) and not _is_plain(one))}
+    entries = {key: _without_tensors(entry) for key, entry in value.items() if not isinstance(entry, Tensor)}
+    return {
+        key: entry for key, entry in entries.items() if not (isinstance(entry, list | tuple) and not _is_plain(entry))
+    }
 
 
 def _is_plain(value: Any) -> bool:

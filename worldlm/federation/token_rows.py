@@ -1,4 +1,4 @@
-"""Averaging row by row: who read a token more often says more about its row of the embedding."""
+"""Averaging by rows: a participant that read a token more often has more weight in its row of the embedding."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from worldlm.federation.parameters import Tensors
 
 @dataclass(slots=True)
 class Tally:
-    """How often each token occurred in a fit, which may be taken up again after its last finished optimizer step."""
+    """Counts of each token in a fit; a resumed fit continues after its last finished optimizer step."""
 
     settled: Tensor
-    """Counts of the optimizer steps before the running one, int64 [vocab]."""
+    """Counts of the finished optimizer steps, int64 [vocab]."""
     running: Tensor
-    """Counts of the running optimizer step, int64 [vocab]."""
+    """Counts of the current optimizer step, int64 [vocab]."""
     start: int = 0
-    """Position in the fit, in batches, at which the running optimizer step begins."""
+    """Position in the fit, in batches, at which the current optimizer step begins."""
 
     @classmethod
     def empty(cls, num_rows: int, device: torch.device | str = "cpu") -> "Tally":
-        """Return a tally of nothing for a vocabulary of `num_rows`."""
+        """Return a tally with all counts 0 for a vocabulary of `num_rows`."""
         settled, running = torch.zeros(2, num_rows, dtype=torch.int64, device=device).unbind()
         return cls(settled, running)
 
@@ -33,12 +33,12 @@ class Tally:
         return self.settled + self.running
 
     def add_(self, tokens: Tensor, position: int, batches_per_step: int) -> None:
-        """Count a batch, in place. Batches of an optimizer step that is begun anew are counted once.
+        """Count a batch, in place. If an optimizer step is repeated, its batches are counted once.
 
         Args:
             tokens: int64, any shape, each at least 0 and below the size of the vocabulary.
-            position: The batch's place in the fit, from 0.
-            batches_per_step: Batches that one optimizer step accumulates.
+            position: The index of the batch in the fit, from 0.
+            batches_per_step: Batches that an optimizer step accumulates.
         """
         if position % batches_per_step == 0:
             if position > self.start:
@@ -46,7 +46,9 @@ class Tally:
             self.running.zero_()
             self.start = position
         flat = tokens.flatten()
-        self.running.scatter_add_(0, flat, torch.ones_like(flat))  # integers: exact in any order, and no wait on a GPU
+        self.running.scatter_add_(
+            0, flat, torch.ones_like(flat)
+        )  # integers are exact in any order, and a GPU need not synchronise
 
     def to(self, device: torch.device | str) -> "Tally":
         """Return the tally on a device."""
@@ -54,14 +56,14 @@ class Tally:
 
 
 def row_shares(counts: Tensor | None, num_rows: int) -> Tensor:
-    """Return how one participant's say is spread over the rows.
+    """Return how the weight of a participant is distributed over the rows.
 
     Args:
-        counts: How often each token occurred, [vocab]; None where that is not told, and all rows get alike.
+        counts: How often each token occurred, [vocab]; None if the counts are unknown, for equal shares.
         num_rows: The size of the vocabulary.
 
     Returns:
-        float64 [vocab], summing to 1; all 0 where nothing was counted.
+        float64 [vocab], summing to 1; all 0 if all counts are 0.
     """
     if counts is None:
         return torch.full((num_rows,), 1.0 / num_rows, dtype=torch.float64)
@@ -71,15 +73,15 @@ def row_shares(counts: Tensor | None, num_rows: int) -> Tensor:
 
 @torch.no_grad()
 def mean_of_rows(tensors: Sequence[Tensor], weights: Sequence[Tensor], start: Tensor) -> Tensor:
-    """Average row by row, `mean[r] = sum_i weights_i[r] tensors_i[r] / sum_i weights_i[r]`, in the order given.
+    """Average row by row, `mean[r] = sum_i weights_i[r] tensors_i[r] / sum_i weights_i[r]`, summed in the given order.
 
     Args:
         tensors: One per participant, [vocab, ...].
         weights: One per participant, float64 [vocab], not negative.
-        start: The federation's own tensor, whose rows stay where all weights are 0.
+        start: The federation's own tensor, which supplies the rows whose weights are all 0.
 
     Returns:
-        A new tensor: one accumulator, whatever the number of participants.
+        A new tensor. There is one accumulator for all participants.
     """
     weights = [weight.to(start.device) for weight in weights]
     total = torch.stack(weights).sum(dim=0)
@@ -98,15 +100,15 @@ def weighted_mean_by_rows(
     shares: Sequence[Mapping[str, Tensor]],
     start: Mapping[str, Tensor],
 ) -> Tensors:
-    """Return the weighted mean of models, of which some tensors are averaged row by row.
+    """Return the weighted mean of models, with some tensors averaged by rows.
 
-    A row's weight is the model's weight times the share that the row has in it; a row without weight stays the
-    federation's. Where all models have the same shares, none 0, this is `weighted_mean`.
+    The weight of a row is the weight of the model times the share of the row. A row without weight is taken from the
+    federation's own tensor. If all models have the same shares, none of them 0, this equals `weighted_mean`.
 
     Args:
         models: Tensors by name, the same names and shapes in each.
         weights: One per model, not negative, not all 0.
-        shares: One mapping per model: `row_shares` by the name of a tensor to be averaged by rows.
+        shares: One mapping per model: name of a tensor that is averaged by rows -> its `row_shares`.
         start: The federation's own tensors, by name.
 
     Returns:
@@ -116,9 +118,11 @@ def weighted_mean_by_rows(
         ValueError: As `weighted_mean`.
     """
     by_rows = shares[0].keys()
-    mean = weighted_mean([{n: t for n, t in model.items() if n not in by_rows} for model in models], weights)
+    mean = weighted_mean(
+        [{name: tensor for name, tensor in model.items() if name not in by_rows} for model in models], weights
+    )
     for name in by_rows:
         tensors = [model[name] for model in models]
-        of_rows = [share[name] * weight for share, weight in zip(shares, weights, strict=True)]
-        mean[name] = mean_of_rows(tensors, of_rows, start[name])
+        row_weights = [share[name] * weight for share, weight in zip(shares, weights, strict=True)]
+        mean[name] = mean_of_rows(tensors, row_weights, start[name])
     return {name: mean[name] for name in models[0]}

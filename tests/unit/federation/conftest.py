@@ -1,4 +1,4 @@
-"""Models that are read from elsewhere, and what is held of them at once."""
+"""Models whose tensors are loaded on access, with a count of the coordinates in memory."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from weakref import finalize
@@ -11,7 +11,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class LazyModel(Mapping[str, Tensor]):
-    """Draws a tensor anew whenever it is asked for, and counts the coordinates that somebody still holds."""
+    """Draws a new tensor on every access, and counts the coordinates of all tensors that still exist."""
 
     def __init__(self, shapes: Shapes, seed: int, held: dict[str, int]) -> None:
         self.shapes, self.seed, self.held = shapes, seed, held
@@ -21,10 +21,10 @@ class LazyModel(Mapping[str, Tensor]):
         tensor = torch.randn(self.shapes[name], generator=generator)
         self.held["now"] += tensor.numel()
         self.held["most"] = max(self.held["most"], self.held["now"])
-        finalize(tensor.untyped_storage(), self._let_go, tensor.numel())
+        finalize(tensor.untyped_storage(), self._release, tensor.numel())
         return tensor
 
-    def _let_go(self, number: int) -> None:
+    def _release(self, number: int) -> None:
         self.held["now"] -= number
 
     def __iter__(self) -> Iterator[str]:
@@ -36,7 +36,7 @@ class LazyModel(Mapping[str, Tensor]):
 
 @pytest.fixture
 def lazy_models() -> Callable[..., tuple[Sequence[LazyModel], Callable[[], int]]]:
-    """Return a builder of so many models, and a function that tells how many coordinates were held at most."""
+    """Return a builder of models, which also returns a function for the largest number of coordinates in memory."""
 
     def build(shapes: Shapes, number: int, *, seed: int = 0) -> tuple[Sequence[LazyModel], Callable[[], int]]:
         held = {"now": 0, "most": 0}

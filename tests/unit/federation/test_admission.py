@@ -1,4 +1,4 @@
-"""Which uploads are refused, and why."""
+"""Uploads that are rejected, and the reasons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ EXPECTED: Any = {"backbone": {"w": torch.zeros(2, 3)}, "keys": {"k": torch.zeros
 
 
 def parts(**changed: Tensor) -> Any:
-    return {part: {name: changed.get(name, one) for name, one in own.items()} for part, own in EXPECTED.items()}
+    return {
+        part: {name: changed.get(name, tensor) for name, tensor in tensors.items()}
+        for part, tensors in EXPECTED.items()
+    }
 
 
 GOOD = Upload(node="a", round=3, parts=parts(w=torch.full((2, 3), 0.5)), num_tokens=7)
@@ -25,30 +28,33 @@ RESIDUAL = Residual(
 )
 
 
-def told(upload: Upload, **options: Any) -> str:
+def reason(upload: Upload, **options: Any) -> str:
     return why_refused(upload, EXPECTED, 3, **options)
 
 
-def test_a_good_one_is_taken_in() -> None:
-    assert told(replace(GOOD, residuals=(RESIDUAL,), row_counts={"w": torch.tensor([0.0, 2.0])})) == ""
-    assert told(replace(GOOD, parts=parts(k=torch.ones(2, dtype=torch.bfloat16)))) == ""
+def test_a_valid_upload_is_accepted() -> None:
+    assert reason(replace(GOOD, residuals=(RESIDUAL,), row_counts={"w": torch.tensor([0.0, 2.0])})) == ""
+    assert reason(replace(GOOD, parts=parts(k=torch.ones(2, dtype=torch.bfloat16)))) == ""
 
 
 @pytest.mark.parametrize(
-    ("wrong", "why"),
+    ("upload", "expected"),
     [
-        (replace(GOOD, round=2), "it is of round 2"),
-        (replace(GOOD, num_tokens=-1), "it counts -1 tokens"),
+        (replace(GOOD, round=2), "it belongs to round 2"),
+        (replace(GOOD, num_tokens=-1), "it reports -1 tokens"),
         (replace(GOOD, parts=parts(k=torch.tensor([0.0, torch.nan]))), "k is not finite"),
         (replace(GOOD, parts=parts(v=torch.tensor([-torch.inf]))), "v is not finite"),
-        (replace(GOOD, parts=parts(w=torch.full((2, 3), -2e6))), "w holds 2.0e+06"),
+        (replace(GOOD, parts=parts(w=torch.full((2, 3), -2e6))), "w has a weight of 2.0e+06"),
         (replace(GOOD, parts=parts(w=torch.zeros(3, 2))), "w has shape [3, 2], not [2, 3]"),
         (replace(GOOD, parts=parts(k=torch.zeros(2, dtype=torch.int64))), "k is of type torch.int64"),
         (replace(GOOD, parts={**EXPECTED, "keys": {}}), "it lacks k"),
         (replace(GOOD, parts={"backbone": EXPECTED["backbone"]}), "it lacks k"),
-        (replace(GOOD, parts={**EXPECTED, "values": {"v": torch.zeros(1), "x": torch.zeros(1)}}), "it holds x, which"),
-        (replace(GOOD, row_counts={"w": torch.tensor([-1.0])}), "its row counts of w are no counts"),
-        (replace(GOOD, row_counts={"w": torch.tensor([torch.nan])}), "its row counts of w are no counts"),
+        (
+            replace(GOOD, parts={**EXPECTED, "values": {"v": torch.zeros(1), "x": torch.zeros(1)}}),
+            "it has an unexpected tensor x",
+        ),
+        (replace(GOOD, row_counts={"w": torch.tensor([-1.0])}), "its row counts of w are invalid"),
+        (replace(GOOD, row_counts={"w": torch.tensor([torch.nan])}), "its row counts of w are invalid"),
         (
             replace(GOOD, residuals=(replace(RESIDUAL, keys={"k": torch.tensor([0.0, torch.nan])}),)),
             "the residual of b: k is not finite",
@@ -56,11 +62,13 @@ def test_a_good_one_is_taken_in() -> None:
         (replace(GOOD, residuals=(replace(RESIDUAL, values={}),)), "the residual of b: it lacks v"),
     ],
 )
-def test_the_first_thing_that_is_wrong_is_told(wrong: Upload, why: str) -> None:
-    assert told(wrong).startswith(why)
+def test_the_first_problem_is_reported(upload: Upload, expected: str) -> None:
+    assert reason(upload).startswith(expected)
 
 
-def test_a_norm_beyond_the_limit() -> None:
+def test_an_update_norm_above_the_limit() -> None:
     moved = 0.5 * 6**0.5
-    assert told(GOOD, max_update_norm=moved + 1e-6) == ""
-    assert told(GOOD, max_update_norm=moved - 1e-6).startswith("its update has norm 1.225, and max_update_norm is 1.2")
+    assert reason(GOOD, max_update_norm=moved + 1e-6) == ""
+    assert reason(GOOD, max_update_norm=moved - 1e-6).startswith(
+        "its update has norm 1.225, but max_update_norm is 1.2"
+    )

@@ -1,4 +1,4 @@
-"""Attention over layers against a slow reference, and in its limits."""
+"""Attention over layers, compared with a slow reference and in the limits."""
 
 import numpy as np
 import pytest
@@ -40,14 +40,18 @@ def slow_weights(query, keys, reference, names, similarity, temperature) -> np.n
         flat = [tensors[n].double().numpy().ravel() - reference[n].double().numpy().ravel() for n in names]
         return np.concatenate(flat)
 
-    asked, scores = change(query), []
-    for one in keys:
-        answer = change(one)
-        lengths = np.sqrt((asked**2).sum() * (answer**2).sum())
-        apart = ((asked - answer) ** 2).sum() / (asked**2).sum()
-        product = (asked * answer).sum()
+    query_change, scores = change(query), []
+    for layers in keys:
+        key_change = change(layers)
+        lengths = np.sqrt((query_change**2).sum() * (key_change**2).sum())
+        relative_distance = ((query_change - key_change) ** 2).sum() / (query_change**2).sum()
+        product = (query_change * key_change).sum()
         scores.append(
-            {"cosine": product / lengths, "dot": product / np.sqrt(len(asked)), "distance": 1 - apart / 2}[similarity]
+            {
+                "cosine": product / lengths,
+                "dot": product / np.sqrt(len(query_change)),
+                "distance": 1 - relative_distance / 2,
+            }[similarity]
         )
     powers = np.exp(np.array(scores) / temperature - np.max(scores) / temperature)
     return powers / powers.sum()
@@ -56,77 +60,79 @@ def slow_weights(query, keys, reference, names, similarity, temperature) -> np.n
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "distance"])
 @pytest.mark.parametrize("granularity", ["model", "block"])
-def test_is_the_slow_reference(granularity, similarity, temperature) -> None:
+def test_equals_the_slow_reference(granularity, similarity, temperature) -> None:
     query, reference, candidates = draw(1), draw(0), [candidate(seed) for seed in (2, 3, 4)]
-    found = attend(
+    result = attend(
         query, candidates, reference, temperature=temperature, similarity=similarity, granularity=granularity
     )
-    keys = [one.keys for one in candidates]
+    keys = [layers.keys for layers in candidates]
     zero = ["blocks.0.norm.weight", "blocks.0.attn.weight"]
     groups = {"": list(KEY_SHAPES)} if granularity == "model" else {"0": zero, "11": ["blocks.11.attn.weight"]}
     weights = {
         block: slow_weights(query, keys, reference, names, similarity, temperature) for block, names in groups.items()
     }
     mean = np.mean(list(weights.values()), axis=0)
-    assert found.weights.keys() == weights.keys()
+    assert result.weights.keys() == weights.keys()
     for block, row in weights.items():
-        np.testing.assert_allclose(found.weights[block], row, rtol=1e-5, atol=1e-12)
-    np.testing.assert_allclose(found.mean_weights, mean, rtol=1e-5, atol=1e-12)
+        np.testing.assert_allclose(result.weights[block], row, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(result.mean_weights, mean, rtol=1e-5, atol=1e-12)
 
-    merged = {**found.keys, **found.values}
+    merged = {**result.keys, **result.values}
     assert list(merged) == [*KEY_SHAPES, *VALUE_SHAPES]
     for name, tensor in merged.items():
         block = name.split(".")[1] if name.startswith("blocks") and granularity == "block" else ""
-        rows = [{**one.keys, **one.values}[name].double().numpy() for one in candidates]
+        rows = [{**layers.keys, **layers.values}[name].double().numpy() for layers in candidates]
         expected = sum(w * row for w, row in zip(weights.get(block, mean), rows, strict=True))
         np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, 2 * CHUNK + 3])
-def test_products_are_exact_however_large_a_tensor_is(size) -> None:
+def test_products_are_exact_for_large_tensors(size) -> None:
     start, query, keys = ({"k": draw(seed, {"k": (size,)})["k"]} for seed in (0, 1, 2))
-    asked, answer = ((one["k"] - start["k"]).double().numpy() for one in (query, keys))
-    expected = (asked @ answer) / np.sqrt((asked @ asked) * (answer @ answer))
+    query_change, key_change = ((layers["k"] - start["k"]).double().numpy() for layers in (query, keys))
+    expected = (query_change @ key_change) / np.sqrt((query_change @ query_change) * (key_change @ key_change))
     assert similarities(query, keys, start)[""] == pytest.approx(expected, rel=1e-9)
 
 
-def test_no_more_than_one_model_is_held_at_once(lazy_models) -> None:
+def test_at_most_one_model_is_in_memory_at_a_time(lazy_models) -> None:
     shapes = {"blocks.0.k": (4, 3), "blocks.1.k": (20,), "blocks.1.q": (3,)}
     keys, most = lazy_models(shapes, 9, seed=1)
     reference, query = draw(0, shapes), draw(1, shapes)
-    found = attend(query, [KeyValue(one, one) for one in keys], reference, temperature=0.5, granularity="block")
-    assert most() <= 35  # what all of one model's tensors hold
+    result = attend(
+        query, [KeyValue(layers, layers) for layers in keys], reference, temperature=0.5, granularity="block"
+    )
+    assert most() <= 35  # coordinates of all tensors of a model
     assert most() > 20  # so that small tensors are compared several at a time
-    whole = [KeyValue(dict(one), dict(one)) for one in keys]
-    expected = attend(query, whole, reference, temperature=0.5, granularity="block")
-    assert found.weights == expected.weights
-    torch.testing.assert_close(found.keys, expected.keys, rtol=0, atol=0)
+    in_memory = [KeyValue(dict(layers), dict(layers)) for layers in keys]
+    expected = attend(query, in_memory, reference, temperature=0.5, granularity="block")
+    assert result.weights == expected.weights
+    torch.testing.assert_close(result.keys, expected.keys, rtol=0, atol=0)
 
 
 def test_by_hand() -> None:
     # cosines 1, 0, -1: weights e/(e + 1 + 1/e) and so on
-    found = attend_to([2.0, 0.0], [key_value(5.0, 0.0), key_value(0.0, 3.0), key_value(-1.0, 0.0)])
+    result = attend_to([2.0, 0.0], [key_value(5.0, 0.0), key_value(0.0, 3.0), key_value(-1.0, 0.0)])
     total = np.e + 1 + 1 / np.e
-    assert found.weights[""] == pytest.approx([np.e / total, 1 / total, 1 / np.e / total])
+    assert result.weights[""] == pytest.approx([np.e / total, 1 / total, 1 / np.e / total])
     torch.testing.assert_close(
-        found.keys["k"], torch.tensor([(5 * np.e - 1 / np.e) / total, 3 / total], dtype=torch.float32)
+        result.keys["k"], torch.tensor([(5 * np.e - 1 / np.e) / total, 3 / total], dtype=torch.float32)
     )
 
 
 def test_dot_is_scaled_by_the_root_of_the_dimension() -> None:
-    found = similarities(
+    result = similarities(
         {"k": torch.tensor([1.0, 2.0, 3.0, 4.0])},
         {"k": torch.tensor([2.0, 2.0, 2.0, 2.0])},
         {"k": torch.ones(4)},
         similarity="dot",
     )
-    assert found == {"": 3.0}  # (0 + 1 + 2 + 3) / 2
+    assert result == {"": 3.0}  # (0 + 1 + 2 + 3) / 2
 
 
-def test_distance_is_the_cosine_of_equals_and_knows_the_silent_and_the_drowned() -> None:
+def test_distance_equals_the_cosine_for_equal_norms_and_is_low_for_noise() -> None:
     def distance(query: list[float], keys: list[float]) -> float:
-        told = {"k": torch.tensor(query)}, {"k": torch.tensor(keys)}
-        return similarities(*told, {"k": torch.zeros(2)}, similarity="distance")[""]
+        query_and_keys = {"k": torch.tensor(query)}, {"k": torch.tensor(keys)}
+        return similarities(*query_and_keys, {"k": torch.zeros(2)}, similarity="distance")[""]
 
     assert distance([3.0, 4.0], [3.0, 4.0]) == 1.0
     assert distance([3.0, 4.0], [4.0, 3.0]) == pytest.approx(0.96)  # 24 / 25
@@ -136,12 +142,12 @@ def test_distance_is_the_cosine_of_equals_and_knows_the_silent_and_the_drowned()
     assert distance([0.0, 0.0], [3.0, 4.0]) == 0.0  # a query without a direction
 
 
-def test_how_like_itself_a_node_counts_its_own() -> None:
-    own, near, far = key_value(3.0, 4.0, value=1.0), key_value(4.0, 3.0, value=2.0), key_value(-4.0, 3.0, value=3.0)
-    weights = attend_to([3.0, 4.0], [own, near, far], 0.1, self_similarity=0.5).weights[""]
+def test_self_similarity_replaces_that_of_the_first_candidate() -> None:
+    itself, near, far = key_value(3.0, 4.0, value=1.0), key_value(4.0, 3.0, value=2.0), key_value(-4.0, 3.0, value=3.0)
+    weights = attend_to([3.0, 4.0], [itself, near, far], 0.1, self_similarity=0.5).weights[""]
     powers = np.exp([5.0, 9.6, 0.0])
     assert weights == pytest.approx(powers / powers.sum())
-    as_it_is = attend_to([3.0, 4.0], [own, near, far], 0.1).weights[""]
+    as_it_is = attend_to([3.0, 4.0], [itself, near, far], 0.1).weights[""]
     assert as_it_is == pytest.approx(np.exp([10.0, 9.6, 0.0]) / np.exp([10.0, 9.6, 0.0]).sum())
     untrained = attend_to([0.0, 0.0], [key_value(0.0, 0.0), near], 0.1, self_similarity=0.5)
     assert untrained.weights[""] == [0.5, 0.5]
@@ -169,48 +175,48 @@ def test_permuting_candidates_permutes_weights() -> None:
 @pytest.mark.parametrize("granularity", ["model", "block"])
 def test_an_infinite_temperature_takes_the_mean(granularity) -> None:
     candidates = [candidate(seed) for seed in (2, 3, 4)]
-    found = attend(draw(1), candidates, draw(0), temperature=float("inf"), granularity=granularity)
-    torch.testing.assert_close(found.keys, weighted_mean([one.keys for one in candidates], [1.0] * 3))
-    torch.testing.assert_close(found.values, weighted_mean([one.values for one in candidates], [1.0] * 3))
+    result = attend(draw(1), candidates, draw(0), temperature=float("inf"), granularity=granularity)
+    torch.testing.assert_close(result.keys, weighted_mean([layers.keys for layers in candidates], [1.0] * 3))
+    torch.testing.assert_close(result.values, weighted_mean([layers.values for layers in candidates], [1.0] * 3))
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 5e-324])
-def test_towards_zero_temperature_the_best_match_is_taken_alone(temperature, similarity) -> None:
+def test_near_zero_temperature_only_the_best_match_counts(temperature, similarity) -> None:
     candidates = [key_value(0.0, 9.0), key_value(3.0, 1.0, value=7.0), key_value(-3.0, 1.0)]
-    found = attend_to([40.0, 4.0], candidates, temperature, similarity=similarity)
-    assert found.weights == {"": [0.0, 1.0, 0.0]}
-    assert found.keys["k"].tolist() == [3.0, 1.0]
-    assert found.values["v"].tolist() == [7.0]
+    result = attend_to([40.0, 4.0], candidates, temperature, similarity=similarity)
+    assert result.weights == {"": [0.0, 1.0, 0.0]}
+    assert result.keys["k"].tolist() == [3.0, 1.0]
+    assert result.values["v"].tolist() == [7.0]
 
 
 def test_equal_best_matches_share_at_any_temperature() -> None:
-    found = attend_to([1.0, 0.0], [key_value(2.0, 0.0), key_value(0.0, 1.0), key_value(8.0, 0.0)], 5e-324)
-    assert found.weights == {"": [0.5, 0.0, 0.5]}
+    result = attend_to([1.0, 0.0], [key_value(2.0, 0.0), key_value(0.0, 1.0), key_value(8.0, 0.0)], 5e-324)
+    assert result.weights == {"": [0.5, 0.0, 0.5]}
 
 
-def test_a_single_candidate_is_taken_whole() -> None:
-    found = attend_to([1.0, 0.0], [key_value(-3.0, 5.0, value=2.0)])
-    assert (found.weights, found.keys["k"].tolist()) == ({"": [1.0]}, [-3.0, 5.0])
-    assert found.values["v"].tolist() == [2.0]
+def test_a_single_candidate_has_the_weight_one() -> None:
+    result = attend_to([1.0, 0.0], [key_value(-3.0, 5.0, value=2.0)])
+    assert (result.weights, result.keys["k"].tolist()) == ({"": [1.0]}, [-3.0, 5.0])
+    assert result.values["v"].tolist() == [2.0]
 
 
 def test_softmax_by_hand() -> None:
     assert softmax_weights([0.0, np.log(3.0) / 2], 0.5) == pytest.approx([0.25, 0.75], rel=1e-12)
 
 
-# ---------------------------------------------------------------- nothing learnt
+# ---------------------------------------------------------------- no change
 
 
-def test_nothing_learnt_is_plain_averaging() -> None:
-    found = attend_to([0.0, 0.0], [key_value(3.0, 0.0, value=2.0), key_value(0.0, -1.0, value=4.0)], 0.01)
-    assert found.weights == {"": [0.5, 0.5]}
-    assert (found.keys["k"].tolist(), found.values["v"].tolist()) == ([1.5, -0.5], [3.0])
+def test_a_query_without_change_averages_equally() -> None:
+    result = attend_to([0.0, 0.0], [key_value(3.0, 0.0, value=2.0), key_value(0.0, -1.0, value=4.0)], 0.01)
+    assert result.weights == {"": [0.5, 0.5]}
+    assert (result.keys["k"].tolist(), result.values["v"].tolist()) == ([1.5, -0.5], [3.0])
 
 
-def test_a_candidate_that_learnt_nothing_scores_zero() -> None:
-    found = attend_to([1.0, 0.0], [key_value(0.0, 0.0), key_value(0.0, 2.0), key_value(-2.0, 0.0)])
-    assert found.weights[""][0] == found.weights[""][1] > found.weights[""][2]
+def test_a_candidate_without_change_scores_zero() -> None:
+    result = attend_to([1.0, 0.0], [key_value(0.0, 0.0), key_value(0.0, 2.0), key_value(-2.0, 0.0)])
+    assert result.weights[""][0] == result.weights[""][1] > result.weights[""][2]
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
@@ -218,7 +224,7 @@ def test_the_rounding_of_an_average_of_equal_keys_is_no_change(similarity) -> No
     start = draw(0, {"blocks.0.attn.weight": (64, 64)})
     averaged = weighted_mean([start, start, start], [1.0, 1.0, 1.0])
     changed = (averaged["blocks.0.attn.weight"] != start["blocks.0.attn.weight"]).sum()
-    assert changed > 0  # else this test tells nothing
+    assert changed > 0  # otherwise the test is void
     assert similarities(averaged, averaged, start, similarity=similarity) == {"": 0.0}
 
 
@@ -228,12 +234,12 @@ def test_a_small_but_true_change_has_a_direction() -> None:
     assert similarities(learnt, learnt, start)[""] == pytest.approx(1.0)
 
 
-def test_one_block_may_have_learnt_while_the_other_has_not() -> None:
+def test_blocks_with_and_without_change() -> None:
     start, query = draw(0), draw(1)
     query["blocks.11.attn.weight"] = start["blocks.11.attn.weight"]
-    found = attend(query, [candidate(2), candidate(3)], start, temperature=0.1, granularity="block")
-    assert found.weights["11"] == [0.5, 0.5]
-    assert found.weights["0"][0] != pytest.approx(0.5, abs=0.01)
+    result = attend(query, [candidate(2), candidate(3)], start, temperature=0.1, granularity="block")
+    assert result.weights["11"] == [0.5, 0.5]
+    assert result.weights["0"][0] != pytest.approx(0.5, abs=0.01)
 
 
 # ---------------------------------------------------------------- blocks, memory
@@ -253,7 +259,7 @@ def test_block_of(name, block) -> None:
     assert block_of(name, "model") == ""
 
 
-def test_nothing_that_came_in_is_written_to() -> None:
+def test_arguments_are_not_modified() -> None:
     given = [draw(1), draw(0), *candidate(2), *candidate(3)]
     query, reference, *rest = given
     attend(query, [KeyValue(*rest[:2]), KeyValue(*rest[2:])], reference, temperature=0.1)
@@ -261,9 +267,9 @@ def test_nothing_that_came_in_is_written_to() -> None:
     torch.testing.assert_close(given, fresh, rtol=0, atol=0)
 
 
-def test_what_is_given_back_is_new_memory_without_a_graph() -> None:
-    one = KeyValue({"k": torch.ones(2, requires_grad=True)}, {"v": torch.ones(1, requires_grad=True)})
-    found = attend_to([1.0, 1.0], [one])
-    for given, tensor in ((one.keys["k"], found.keys["k"]), (one.values["v"], found.values["v"])):
+def test_results_are_new_memory_without_a_graph() -> None:
+    layers = KeyValue({"k": torch.ones(2, requires_grad=True)}, {"v": torch.ones(1, requires_grad=True)})
+    result = attend_to([1.0, 1.0], [layers])
+    for given, tensor in ((layers.keys["k"], result.keys["k"]), (layers.values["v"], result.values["v"])):
         assert tensor.data_ptr() != given.data_ptr()
         assert not tensor.requires_grad

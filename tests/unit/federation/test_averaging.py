@@ -1,4 +1,4 @@
-"""The mean of models, and the outer step towards it, against numbers written by hand."""
+"""The mean of models and the outer step towards it, compared with numbers computed by hand."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_the_mean_of_one_model_is_a_copy_of_it() -> None:
     assert mean["a"].data_ptr() != ONE["a"].data_ptr()
 
 
-def test_models_are_added_up_in_the_order_given() -> None:
+def test_models_are_summed_in_the_given_order() -> None:
     models = [{"a": torch.tensor([value])} for value in (2.0**26, 4.0, 4.0, -(2.0**26))]
     # in float32 2^24 + 1 is 2^24: a quarter of 4 is lost, twice, when the large one comes first
     assert weighted_mean(models, [1.0] * 4)["a"].item() == 0.0
@@ -52,7 +52,7 @@ def test_models_are_added_up_in_the_order_given() -> None:
     assert weighted_mean(late, [1.0] * 4)["a"].item() == 2.0
 
 
-def test_the_mean_leaves_the_models_alone() -> None:
+def test_the_mean_does_not_modify_the_models() -> None:
     models = [clone(ONE), clone(TWO)]
     weighted_mean(models, [1.0, 3.0])
     assert [lists(model) for model in models] == [lists(ONE), lists(TWO)]
@@ -64,7 +64,7 @@ def test_the_mean_of_trainable_tensors_carries_no_graph() -> None:
 
 
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [2.0, -1.0], [-1.0, -1.0], [float("nan"), 1.0], [float("inf"), 1.0]])
-def test_weights_that_make_no_mean_are_refused(weights) -> None:
+def test_invalid_weights_are_rejected(weights) -> None:
     with pytest.raises(ValueError, match="must sum to more than 0, got"):
         weighted_mean([ONE, TWO], weights)
 
@@ -75,22 +75,22 @@ def test_one_weight_per_model(weights) -> None:
         weighted_mean([ONE, TWO], weights)
 
 
-def test_no_models_have_no_mean() -> None:
+def test_an_empty_list_of_models_is_rejected() -> None:
     with pytest.raises(ValueError, match="must sum to more than 0"):
         weighted_mean([], [])
 
 
-def test_one_tensor_of_one_model_is_held_at_a_time(lazy_models) -> None:
+def test_one_tensor_of_one_model_is_in_memory_at_a_time(lazy_models) -> None:
     models, most = lazy_models({"a": (5, 2), "b": (3,), "c": (10,)}, 4)
     weights = [1.0, 2.0, 0.5, 4.0]
-    found = weighted_mean(models, weights)
+    result = weighted_mean(models, weights)
     assert most() == 10
     whole = [dict(model) for model in models]
     expected = {name: tensor * (weights[0] / 7.5) for name, tensor in whole[0].items()}
     for model, weight in zip(whole[1:], weights[1:], strict=True):
         for name, tensor in expected.items():
             tensor.add_(model[name], alpha=weight / 7.5)
-    assert lists(found) == lists(expected)
+    assert lists(result) == lists(expected)
 
 
 # ---------------------------------------------------------------- the outer step
@@ -102,7 +102,7 @@ def test_sgd_of_one_is_fedavg(weights) -> None:
     assert lists(step(START, mean, lr=1.0)[0]) == lists(mean)
 
 
-def test_half_a_learning_rate_goes_half_the_way() -> None:
+def test_half_a_learning_rate_moves_half_way() -> None:
     parameters, _ = step(START, ONE, lr=0.5)
     assert lists(parameters) == {"a": [6.0, -2.0], "b": [[1.5]]}
 
@@ -123,16 +123,16 @@ def slow_momentum(start, means, lr: float, momentum: float, nesterov: bool) -> l
 @pytest.mark.parametrize(("lr", "momentum"), [(0.7, 0.9), (1.0, 0.5)])
 def test_momentum_over_rounds_is_the_plain_recursion(nesterov, lr, momentum) -> None:
     targets = [[1.0, 2.0], [0.0, -1.0], [4.0, 0.5], [1.0, 1.0], [-3.0, 2.0]]
-    # participants walk halfway from wherever the round starts to a target of the round
+    # participants move half way from the start of the round to a target of the round
     means = [lambda x, t=target: [(a + b) / 2 for a, b in zip(x, t, strict=True)] for target in targets]
     expected = slow_momentum([8.0, -4.0], means, lr, momentum, nesterov)
 
     parameters, state = {"a": torch.tensor([8.0, -4.0], dtype=torch.float64)}, None
     arguments = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
-    for target, here in zip(targets, expected, strict=True):
+    for target, expected_values in zip(targets, expected, strict=True):
         mean = weighted_mean([parameters, {"a": torch.tensor(target, dtype=torch.float64)}], [1.0, 1.0])
         state = outer_step_(parameters, mean, torch.optim.SGD, arguments, state).state
-        torch.testing.assert_close(parameters["a"], torch.tensor(here, dtype=torch.float64))
+        torch.testing.assert_close(parameters["a"], torch.tensor(expected_values, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax"])
@@ -163,7 +163,7 @@ def test_the_state_survives_a_checkpoint(tmp_path) -> None:
     assert lists(again) != lists(step(first, TWO, **nesterov)[0])
 
 
-def test_arguments_of_now_win_over_those_of_the_state() -> None:
+def test_current_arguments_take_precedence_over_those_of_the_state() -> None:
     _, state = step(START, START, torch.optim.SGD, lr=1.0, momentum=0.5)
     parameters, _ = step(START, ONE, state=state, lr=0.25, momentum=0.5)
     assert lists(parameters) == {"a": [7.0, -3.0], "b": [[1.75]]}
@@ -176,15 +176,15 @@ def test_the_step_writes_into_the_parameters_memory() -> None:
     assert memory.tolist() == [4.0, 0.0]
 
 
-def test_the_step_leaves_the_mean_alone() -> None:
+def test_the_step_does_not_modify_the_mean() -> None:
     mean = clone(ONE)
     step(START, mean, lr=1.0, momentum=0.9, weight_decay=0.1)
     assert lists(mean) == lists(ONE)
 
 
-def test_the_step_tells_how_long_the_pseudo_gradient_was() -> None:
-    found = outer_step_(clone(START), ONE, torch.optim.SGD, {"lr": 0.5})
-    assert found.norm == pytest.approx(33**0.5, rel=1e-15)  # 4, -4 and 1
+def test_the_step_returns_the_norm_of_the_pseudo_gradient() -> None:
+    result = outer_step_(clone(START), ONE, torch.optim.SGD, {"lr": 0.5})
+    assert result.norm == pytest.approx(33**0.5, rel=1e-15)  # 4, -4 and 1
 
 
 def test_every_tensor_steps_as_if_all_stepped_together() -> None:
@@ -199,7 +199,7 @@ def test_every_tensor_steps_as_if_all_stepped_together() -> None:
             parameter.grad = change
         together.step()
         state, length = outer_step_(parameters, mean, torch.optim.Adam, {"lr": 0.1}, state)
-        assert all(torch.equal(parameters[name], one) for name, one in zip(shapes, live, strict=True))
+        assert all(torch.equal(parameters[name], tensor) for name, tensor in zip(shapes, live, strict=True))
         assert length == pytest.approx(norm(dict(enumerate(changes))), rel=1e-12)
 
 
@@ -229,19 +229,19 @@ def test_the_pseudo_gradient_is_before_minus_after() -> None:
             seen.extend(p.grad.clone() for group in self.param_groups for p in group["params"])
 
     step(START, ONE, Spy, lr=1.0)
-    assert [one.tolist() for one in seen] == [one.tolist() for one in subtract(START, ONE).values()]
+    assert [tensor.tolist() for tensor in seen] == [tensor.tolist() for tensor in subtract(START, ONE).values()]
 
 
 @pytest.mark.parametrize(
     ("arguments", "error"), [({"lr": -1.0}, ValueError), ({"lr": 1.0, "momentun": 0.9}, TypeError)]
 )
-def test_arguments_the_optimizer_does_not_take_are_refused_and_nothing_moves(arguments, error) -> None:
+def test_invalid_optimizer_arguments_are_rejected_without_a_step(arguments, error) -> None:
     parameters = clone(START)
     with pytest.raises(error):
         outer_step_(parameters, ONE, torch.optim.SGD, arguments)
     assert lists(parameters) == lists(START)
 
 
-def test_a_mean_of_unknown_names_is_refused() -> None:
+def test_a_mean_with_unknown_names_is_rejected() -> None:
     with pytest.raises(KeyError, match="c"):
         step(START, {"c": ONE["a"]}, lr=1.0)

@@ -1,4 +1,4 @@
-"""Rounding by chance: exact where nothing is to round, unbiased and within a step elsewhere."""
+"""Stochastic rounding: exact for representable values, otherwise unbiased and within a step."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_int8_by_hand() -> None:
 
 
 def test_bf16_by_hand() -> None:
-    """1 + 2^-7 is the neighbour of 1, and what lies a quarter of the way goes there in a quarter of all cases."""
+    """1 + 2^-7 is the neighbour of 1; a value a quarter of the way is rounded up in a quarter of all cases."""
     exact = torch.tensor([[1.0, -1.0 - 2**-7], [0.0, 3e38]]).bfloat16().float()
     encoded = encode({"x": exact}, "bf16", generator())
     assert encoded["x"].dtype == torch.bfloat16
@@ -62,7 +62,7 @@ def test_none_is_the_tensors_themselves() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["bf16", "int8"])
-def test_shapes_come_back(encoding: Encoding) -> None:
+def test_shapes_are_preserved(encoding: Encoding) -> None:
     for shape in ((), (0,), (5,), (2, BLOCK), (3, 7, 50)):
         tensor = torch.zeros(shape)
         assert torch.equal(through(tensor, encoding), tensor)
@@ -76,7 +76,7 @@ def test_tensors_that_are_not_contiguous() -> None:
 
 @pytest.mark.parametrize("encoding", ["bf16", "int8"])
 def test_rounding_is_unbiased_and_within_one_step(encoding: Encoding) -> None:
-    """Mean over 4,000 roundings of every value, within five of its own standard deviations."""
+    """The mean over 4,000 roundings of every value is within five of its standard deviations."""
     values = torch.randn(BLOCK, generator=generator(1)) * torch.logspace(-3, 0, BLOCK)
     step = values.abs().max() / 127 if encoding == "int8" else 2.0 ** (values.abs().log2().floor() - 7)
     drawn = torch.stack([through(values, encoding, seed) for seed in range(4_000)])
@@ -86,34 +86,35 @@ def test_rounding_is_unbiased_and_within_one_step(encoding: Encoding) -> None:
     assert bool((errors.std(0) > 0.3 * step).any())  # by chance indeed
 
 
-def test_the_seed_alone_decides() -> None:
+def test_rounding_depends_only_on_the_seed() -> None:
     values = torch.randn(1000, generator=generator(1))
     for encoding in ("bf16", "int8"):
         assert torch.equal(through(values, encoding, 3), through(values, encoding, 3))
         assert not torch.equal(through(values, encoding, 3), through(values, encoding, 4))
 
 
-@pytest.mark.parametrize("wrong", [NAN, INF, -INF])
-def test_what_is_not_finite_arrives_as_such(wrong: float) -> None:
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_values_that_are_not_finite_are_preserved(value: float) -> None:
     values = torch.ones(2 * BLOCK)
-    values[3] = wrong
+    values[3] = value
     arrived = through(values, "int8")
     assert bool(arrived[:BLOCK].isnan().all())
     assert torch.equal(arrived[BLOCK:], values[BLOCK:])
     torch.testing.assert_close(through(values, "bf16"), values, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("wrong", [NAN, INF])
+@pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("encoding", ["bf16", "int8"])
-def test_the_error_forgets_what_was_not_finite(wrong: float, encoding: Encoding) -> None:
-    update = {"x": torch.tensor([1.0, wrong])}
+def test_the_error_of_values_that_are_not_finite_is_zero(value: float, encoding: Encoding) -> None:
+    update = {"x": torch.tensor([1.0, value])}
     encoded, error = encode_with_feedback(update, {}, encoding, generator())
     assert not decode(encoded)["x"][1].isfinite()
     assert bool(error["x"].isfinite().all())
 
 
 def test_feedback_by_hand() -> None:
-    """The largest is 127 steps of 1: 0.25 arrives as 0 or 1, and four of them with feedback as 1 or 0 or 2 in all."""
+    """The largest value is 127 steps of 1: 0.25 is decoded as 0 or 1, and the sum of four with feedback as 0, 1 or
+    2."""
     sums, error = torch.zeros(2), {}
     for seed in range(4):
         update = {"x": torch.tensor([127.0, 0.25])}
@@ -127,8 +128,8 @@ def test_feedback_by_hand() -> None:
 def test_difference_and_back() -> None:
     tensors = {"a": torch.tensor([3.0, 5.0]).bfloat16(), "b": torch.tensor([1.0])}
     known = {"a": torch.tensor([1.0, 1.0]).bfloat16(), "c": torch.zeros(9)}
-    found = difference(tensors, known)
-    assert {name: one.dtype for name, one in found.items()} == {"a": torch.float32, "b": torch.float32}
-    assert {name: one.tolist() for name, one in found.items()} == {"a": [2.0, 4.0], "b": [1.0]}
-    back = restore(found, known, tensors)
-    assert all(torch.equal(back[name], one) and back[name].dtype == one.dtype for name, one in tensors.items())
+    result = difference(tensors, known)
+    assert {name: tensor.dtype for name, tensor in result.items()} == {"a": torch.float32, "b": torch.float32}
+    assert {name: tensor.tolist() for name, tensor in result.items()} == {"a": [2.0, 4.0], "b": [1.0]}
+    back = restore(result, known, tensors)
+    assert all(torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype for name, tensor in tensors.items())

@@ -1,4 +1,4 @@
-"""Messages: what they weigh, and their way through a checkpoint."""
+"""Messages: their size in bytes, and their form in a checkpoint."""
 
 from dataclasses import FrozenInstanceError, replace
 
@@ -54,21 +54,21 @@ def test_the_bytes_of_an_upload_are_its_parts_and_residuals() -> None:
 
 
 @pytest.mark.parametrize("message", BARE)
-def test_a_bare_message_weighs_nothing(message) -> None:
+def test_a_message_without_tensors_has_no_bytes(message) -> None:
     assert message.num_bytes == 0
 
 
-def assert_equal(one, other) -> None:
+def assert_equal(first, second) -> None:
     """Compare two messages through their state: tensors to the bit, the rest exactly."""
-    assert type(one) is type(other)
-    torch.testing.assert_close(tensors_of(one), tensors_of(other), rtol=0, atol=0)
-    assert repr(message_state(one)) == repr(message_state(other))
+    assert type(first) is type(second)
+    torch.testing.assert_close(tensors_of(first), tensors_of(second), rtol=0, atol=0)
+    assert repr(message_state(first)) == repr(message_state(second))
 
 
 def tensors_of(message) -> dict:
     if isinstance(message, Residual):
         return {"keys": message.keys, "values": message.values}
-    return {"parts": message.parts, "residuals": [tensors_of(one) for one in message.residuals]}
+    return {"parts": message.parts, "residuals": [tensors_of(item) for item in message.residuals]}
 
 
 @pytest.mark.parametrize("message", [RESIDUAL, OTHER, DOWNLOAD, UPLOAD, *BARE])
@@ -79,18 +79,18 @@ def test_survives_a_checkpoint(message, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("message", [DOWNLOAD, UPLOAD])
-def test_residuals_come_back_as_residuals_in_order(message) -> None:
-    found = UNDO[type(message)](message_state(message))
-    assert isinstance(found.residuals, tuple)
-    assert [one.origin for one in found.residuals] == [one.origin for one in message.residuals]
-    assert all(isinstance(one, Residual) for one in found.residuals)
+def test_residuals_are_restored_in_order(message) -> None:
+    restored = UNDO[type(message)](message_state(message))
+    assert isinstance(restored.residuals, tuple)
+    assert [item.origin for item in restored.residuals] == [item.origin for item in message.residuals]
+    assert all(isinstance(item, Residual) for item in restored.residuals)
 
 
 def test_the_state_is_not_a_copy_of_the_tensors() -> None:
     assert message_state(DOWNLOAD)["parts"]["backbone"]["b"] is DOWNLOAD.parts["backbone"]["b"]
 
 
-def test_undoing_leaves_the_state_alone() -> None:
+def test_restoring_does_not_modify_the_state() -> None:
     state = message_state(UPLOAD)
     upload_from_state(state)
     assert isinstance(state["residuals"], list)
@@ -98,7 +98,7 @@ def test_undoing_leaves_the_state_alone() -> None:
 
 
 @pytest.mark.parametrize("message", [RESIDUAL, DOWNLOAD, UPLOAD])
-def test_messages_are_frozen(message) -> None:
+def test_messages_are_immutable(message) -> None:
     with pytest.raises(FrozenInstanceError):
         message.round = 6
 

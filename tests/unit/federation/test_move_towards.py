@@ -1,4 +1,4 @@
-"""A soft download, by hand."""
+"""A soft download, compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def test_at_one_it_copies_to_the_bit() -> None:
     assert torch.equal(target["a"], source["a"])
 
 
-def test_unknown_names_are_refused() -> None:
+def test_unknown_names_are_rejected() -> None:
     with pytest.raises(KeyError, match="b"):
         move_towards_({"a": torch.zeros(1)}, {"b": torch.zeros(1)}, 0.5)

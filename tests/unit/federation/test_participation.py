@@ -1,4 +1,4 @@
-"""Draws of a round: by Poisson, of fixed size, lost uploads, unsteady lines."""
+"""Draws of a round: Poisson and fixed sampling, lost uploads, and jitter of links."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _star(names: str, noise: float | None = None, **settings: object) -> Node:
     return Node(name="world", children=children, settings=Settings(**settings))  # type: ignore[arg-type]
 
 
-def test_children_are_drawn_by_poisson_where_uploads_are_noised_or_it_is_asked_for() -> None:
+def test_poisson_sampling_is_used_for_noisy_uploads_or_on_request() -> None:
     assert not is_poisson(_star("ab"))
     assert not is_poisson(_star("ab", noise=0.0))  # clipping alone gives no guarantee
     assert is_poisson(_star("ab", noise=0.5))
@@ -27,7 +27,7 @@ def test_children_are_drawn_by_poisson_where_uploads_are_noised_or_it_is_asked_f
     assert is_poisson(_star("ab", sampling="poisson"))
 
 
-def test_poisson_draws_every_child_by_itself() -> None:
+def test_poisson_draws_every_child_independently() -> None:
     world = _star("abcd", participation=0.3, sampling="poisson")
     draws = [draw_children(world, "abcd", seed) for seed in range(4000)]
     for name in "abcd":
@@ -35,13 +35,13 @@ def test_poisson_draws_every_child_by_itself() -> None:
     both = sum({"a", "b"} <= set(drawn) for drawn in draws) / 4000
     assert both == pytest.approx(0.09, abs=0.015)  # 0.067 of fixed draws, which are not independent
     assert sum(not drawn for drawn in draws) / 4000 == pytest.approx(0.7**4, abs=0.025)
-    # whether one may take part changes nothing for the others
+    # whether a child may take part does not change the draws of the others
     assert [[name for name in drawn if name != "b"] for drawn in draws] == [
         draw_children(world, "acd", seed) for seed in range(4000)
     ]
 
 
-def test_fixed_draws_have_one_size_and_all_take_part_where_all_are_wanted() -> None:
+def test_fixed_draws_have_the_same_size_and_a_participation_of_one_takes_all() -> None:
     world = _star("abcd", participation=0.5)
     draws = [draw_children(world, ["d", "b", "a", "c"], seed) for seed in range(300)]
     assert {len(drawn) for drawn in draws} == {2}
@@ -52,12 +52,12 @@ def test_fixed_draws_have_one_size_and_all_take_part_where_all_are_wanted() -> N
     assert draw_children(_star("abcd", participation=0.1), "abcd", 0) != []
 
 
-def test_dropouts_come_as_often_as_asked_for() -> None:
+def test_dropouts_have_the_requested_rate() -> None:
     assert sum(is_dropped(0.2, seed) for seed in range(4000)) / 4000 == pytest.approx(0.2, abs=0.02)
     assert not any(is_dropped(0.0, seed) for seed in range(100))
 
 
-def test_seconds_on_a_line() -> None:
+def test_seconds_on_a_link() -> None:
     assert link_seconds(None, 10**9, 0) == 0.0
     steady = Link(bandwidth_mbps=8.0, latency_ms=50.0)
     assert link_seconds(steady, 3_000_000, 0) == pytest.approx(3.05)

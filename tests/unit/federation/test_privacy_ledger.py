@@ -48,20 +48,20 @@ def test_pinned(noise_multiplier, sample_rate, num_steps, prv, rdp) -> None:
     assert ledger.epsilon_rdp(DELTA) == pytest.approx(rdp, abs=0.01)
 
 
-def test_the_closed_form_is_the_known_figure() -> None:
+def test_the_closed_form_equals_the_published_value() -> None:
     assert exact_epsilon(1.0, 20) == pytest.approx(28.374, abs=0.001)
 
 
 @pytest.mark.parametrize("noise_multiplier", [1000.0, 20.0, 2.69, 1.0, 0.05, 1e-3, 1e-6])
 @pytest.mark.parametrize("num_steps", [1, 20, 20_000])
 @pytest.mark.parametrize("delta", [1e-14, 1e-5, 1e-2])
-def test_with_all_taking_part_it_is_the_closed_form(monkeypatch, noise_multiplier, num_steps, delta) -> None:
+def test_full_participation_uses_the_closed_form(monkeypatch, noise_multiplier, num_steps, delta) -> None:
     def must_not(*args, **kwargs):
         raise AssertionError("gigabytes and seconds, more with every round")
 
     monkeypatch.setattr(PRVAccountant, "get_epsilon", must_not)
-    found = spent((noise_multiplier, 1.0, num_steps)).epsilon(delta)
-    assert found == pytest.approx(exact_epsilon(noise_multiplier, num_steps, delta), rel=1e-9, abs=1e-9)
+    epsilon = spent((noise_multiplier, 1.0, num_steps)).epsilon(delta)
+    assert epsilon == pytest.approx(exact_epsilon(noise_multiplier, num_steps, delta), rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_sampling_fewer_costs_less() -> None:
 @pytest.mark.parametrize(
     ("noise_multiplier", "num_steps"), [(0.1, 20), (0.05, 20), (0.028, 1), (0.01, 1), (1e-3, 20), (1e-6, 1)]
 )
-def test_little_noise_gets_the_rdp_figure_without_asking_prv(monkeypatch, noise_multiplier, num_steps) -> None:
+def test_little_noise_uses_rdp_without_calling_prv(monkeypatch, noise_multiplier, num_steps) -> None:
     def must_not(*args, **kwargs):
         raise AssertionError("a mesh of gigabytes, and an epsilon that may be too small")
 
@@ -105,18 +105,18 @@ def test_little_noise_gets_the_rdp_figure_without_asking_prv(monkeypatch, noise_
     assert 0.99 * exact <= ledger.epsilon(delta) <= 1.1 * exact + 0.01
 
 
-def test_very_many_steps_get_the_rdp_figure() -> None:
+def test_very_many_steps_use_rdp() -> None:
     ledger = spent((8.0, NEARLY, 20_000))
     assert exact_epsilon(8.0, 20_000) <= ledger.epsilon(DELTA) == ledger.epsilon_rdp(DELTA)
 
 
-def test_where_opacus_gives_up_the_rdp_figure_stands() -> None:
+def test_rdp_is_used_if_prv_fails() -> None:
     ledger = spent((1.0, NEARLY, 20))  # PRV: "floating point errors will dominate"
     assert exact_epsilon(1.0, 20, 1e-14) <= ledger.epsilon(1e-14) == ledger.epsilon_rdp(1e-14)
 
 
 @pytest.mark.parametrize("failing", [float("nan"), float("inf"), RuntimeError("no"), MemoryError()])
-def test_no_answer_of_prv_is_never_taken_for_a_figure(monkeypatch, failing) -> None:
+def test_an_invalid_result_of_prv_is_never_used(monkeypatch, failing) -> None:
     def fail(*args, **kwargs):
         if isinstance(failing, Exception):
             raise failing
@@ -147,30 +147,30 @@ def test_one_release_without_noise_spends_everything() -> None:
 # ---------------------------------------------------------------- keeping the ledger
 
 
-def test_equal_steps_are_written_as_one_run() -> None:
+def test_equal_steps_are_merged() -> None:
     ledger = PrivacyLedger()
     for noise_multiplier, sample_rate in [(1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (2.0, 0.5), (1.0, 1.0)]:
         ledger.step(noise_multiplier, sample_rate)
     assert ledger.history == [(1.0, 1.0, 2), (2.0, 1.0, 1), (2.0, 0.5, 1), (1.0, 1.0, 1)]
 
 
-def test_ledgers_share_nothing() -> None:
+def test_ledgers_are_independent() -> None:
     PrivacyLedger().step(1.0)
     assert PrivacyLedger().history == []
 
 
 def test_epsilon_rises_with_every_step() -> None:
-    ledger, found = PrivacyLedger(), [0.0]
+    ledger, epsilons = PrivacyLedger(), [0.0]
     for noise_multiplier in (2.0, 2.0, 4.0, 2.0):
         ledger.step(noise_multiplier)
-        found.append(ledger.epsilon(DELTA))
-    assert all(before < after for before, after in pairwise(found))
+        epsilons.append(ledger.epsilon(DELTA))
+    assert all(before < after for before, after in pairwise(epsilons))
 
 
-def test_epsilon_keeps_rising_where_rdp_takes_over() -> None:
+def test_epsilon_keeps_rising_at_the_switch_to_rdp() -> None:
     ledgers = [spent((0.05, NEARLY, num_steps)) for num_steps in (1, 2, 3, 4)]
-    found = [ledger.epsilon(DELTA) for ledger in ledgers]
-    assert found == sorted(found)
+    epsilons = [ledger.epsilon(DELTA) for ledger in ledgers]
+    assert epsilons == sorted(epsilons)
     by_rdp = [ledger.epsilon(DELTA) == ledger.epsilon_rdp(DELTA) for ledger in ledgers]
     assert by_rdp == [False, False, True, True]
 
@@ -178,10 +178,10 @@ def test_epsilon_keeps_rising_where_rdp_takes_over() -> None:
 @pytest.mark.parametrize(
     ("noise_multiplier", "sample_rate", "num_steps"), [(4.0, 1.0, 3), (6.0, 1.0, 2), (40.0, 0.5, 1)]
 )
-def test_epsilon_after_is_epsilon_once_there(noise_multiplier, sample_rate, num_steps) -> None:
+def test_epsilon_after_equals_epsilon_after_the_steps(noise_multiplier, sample_rate, num_steps) -> None:
     ledger = spent((4.0, 1.0, 4))
-    told = ledger.epsilon_after(noise_multiplier, DELTA, sample_rate, num_steps)
+    expected = ledger.epsilon_after(noise_multiplier, DELTA, sample_rate, num_steps)
     assert ledger.history == [(4.0, 1.0, 4)]  # asking costs nothing
     for _ in range(num_steps):
         ledger.step(noise_multiplier, sample_rate)
-    assert ledger.epsilon(DELTA) == told
+    assert ledger.epsilon(DELTA) == expected

@@ -1,4 +1,4 @@
-"""The proximal gradient, against numbers written by hand and autograd."""
+"""The proximal gradient, compared with numbers computed by hand and with autograd."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def test_it_is_the_gradient_of_half_mu_times_the_squared_distance() -> None:
     weights = torch.randn(3, 4, generator=generator, requires_grad=True)
     anchor = torch.randn(3, 4, generator=generator)
     (0.5 * 0.7 * (weights - anchor).square().sum()).backward()
-    found = {"w": torch.zeros(3, 4)}
-    add_proximal_gradient_(found, {"w": weights}, {"w": anchor}, 0.7)
-    torch.testing.assert_close(found["w"], weights.grad)
+    gradients = {"w": torch.zeros(3, 4)}
+    add_proximal_gradient_(gradients, {"w": weights}, {"w": anchor}, 0.7)
+    torch.testing.assert_close(gradients["w"], weights.grad)
 
 
 def test_at_the_anchor_nothing_changes() -> None:
     generator = torch.Generator().manual_seed(1)
     gradient, weights = torch.randn(50, generator=generator), torch.randn(50, generator=generator)
-    found = {"w": gradient.clone()}
-    add_proximal_gradient_(found, {"w": weights}, {"w": weights.clone()}, 3.0)
-    assert torch.equal(found["w"], gradient)
+    gradients = {"w": gradient.clone()}
+    add_proximal_gradient_(gradients, {"w": weights}, {"w": weights.clone()}, 3.0)
+    assert torch.equal(gradients["w"], gradient)

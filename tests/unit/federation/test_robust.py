@@ -1,4 +1,4 @@
-"""Robust means: by hand, and with some of five poisoned."""
+"""Robust means: compared with numbers computed by hand, and with poisoned models."""
 
 import math
 
@@ -22,16 +22,16 @@ def test_by_hand() -> None:
     assert trimmed_mean(models(1, 2, 6), 0)["w"].tolist() == [3.0, -3.0]
 
 
-def test_every_coordinate_stands_for_itself() -> None:
+def test_coordinates_are_independent() -> None:
     given = [
         {"w": torch.tensor(row)} for row in ([[1.0, 9.0], [0.0, 0.0]], [[2.0, 8.0], [5.0, 1.0]], [[3.0, 0], [1, 2]])
     ]
     assert median(given)["w"].tolist() == [[2.0, 8.0], [1.0, 1.0]]
 
 
-def test_more_coordinates_than_are_taken_at_a_time() -> None:
+def test_more_coordinates_than_a_chunk() -> None:
     given = [{"w": torch.randn(70_001, generator=torch.Generator().manual_seed(i))} for i in range(5)]
-    stacked = torch.stack([one["w"] for one in given])
+    stacked = torch.stack([model["w"] for model in given])
     assert torch.equal(median(given)["w"], stacked.median(dim=0).values)
 
 
@@ -48,23 +48,23 @@ def test_one_and_two_poisoned_of_five(poison: list[float]) -> None:
     assert abs(bounded) <= max(honest)
 
 
-def test_who_moved_too_far_is_drawn_back() -> None:
+def test_a_large_update_is_clipped() -> None:
     start = {"w": torch.tensor([1.0, 1.0]), "other": torch.zeros(1)}
     near, far = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([11.0, 1.0])}  # norms 1 and 10
-    found = norm_bounded_mean([near, far], [3.0, 1.0], start, max_norm=2.0)
-    assert found["w"].tolist() == pytest.approx([1.5, 1.75])  # far counts as [3, 1]
-    assert list(found) == ["w"]
+    result = norm_bounded_mean([near, far], [3.0, 1.0], start, max_norm=2.0)
+    assert result["w"].tolist() == pytest.approx([1.5, 1.75])  # far counts as [3, 1]
+    assert list(result) == ["w"]
     unmoved = norm_bounded_mean([start, start], [1.0, 1.0], start)
     assert torch.equal(unmoved["w"], start["w"])
 
 
-def test_nobody_is_drawn_back_within_the_norm() -> None:
+def test_updates_within_the_norm_are_not_clipped() -> None:
     given, start = models(1, 2, 6), {"w": torch.zeros(2)}
     plain = weighted_mean(given, [1.0, 2.0, 1.0])
     assert torch.allclose(norm_bounded_mean(given, [1.0, 2.0, 1.0], start, math.inf)["w"], plain["w"], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("number", "trim"), [(2, 1), (5, 3), (3, -1)])
-def test_something_must_be_left(number: int, trim: int) -> None:
-    with pytest.raises(ValueError, match="cannot be left out"):
+def test_at_least_one_value_must_remain(number: int, trim: int) -> None:
+    with pytest.raises(ValueError, match="cannot be dropped"):
         trimmed_mean(models(*range(number)), trim)

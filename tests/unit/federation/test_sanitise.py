@@ -24,71 +24,71 @@ def clean(model, clip_norm: float, noise_multiplier: float = 0.0, seed: int = 0,
     return sanitise(model, start, clip_norm=clip_norm, noise_multiplier=noise_multiplier, generator=generator)
 
 
-def noise_of(found: Sanitised, mean: dict[str, Tensor] = START) -> dict[str, Tensor]:
-    return subtract(found.tensors, mean)
+def noise_of(result: Sanitised, mean: dict[str, Tensor] = START) -> dict[str, Tensor]:
+    return subtract(result.tensors, mean)
 
 
 # ---------------------------------------------------------------- clipping
 
 
 def test_a_long_update_is_shortened_and_keeps_its_direction() -> None:
-    found = clean(moved(10.0), clip_norm=2.0)
-    torch.testing.assert_close(found.tensors, moved(2.0), rtol=1e-6, atol=1e-6)
-    assert found.update_norm == pytest.approx(10.0)
+    result = clean(moved(10.0), clip_norm=2.0)
+    torch.testing.assert_close(result.tensors, moved(2.0), rtol=1e-6, atol=1e-6)
+    assert result.update_norm == pytest.approx(10.0)
 
 
 def test_all_tensors_are_clipped_as_one_vector() -> None:
     zero = {name: torch.zeros(1) for name in ("x", "y")}
-    found = clean({"x": torch.tensor([3.0]), "y": torch.tensor([4.0])}, clip_norm=2.5, start=zero)
-    assert found.tensors["x"].item() == pytest.approx(1.5, rel=2e-6)
-    assert found.tensors["y"].item() == pytest.approx(2.0, rel=2e-6)
+    result = clean({"x": torch.tensor([3.0]), "y": torch.tensor([4.0])}, clip_norm=2.5, start=zero)
+    assert result.tensors["x"].item() == pytest.approx(1.5, rel=2e-6)
+    assert result.tensors["y"].item() == pytest.approx(2.0, rel=2e-6)
 
 
 @pytest.mark.parametrize("clip_norm", [5.0, 7.0, math.inf])
-def test_a_short_update_without_noise_is_the_very_same_tensors(clip_norm) -> None:
+def test_a_short_update_without_noise_returns_the_same_tensors(clip_norm) -> None:
     model = {"x": torch.tensor([3.0]), "y": torch.tensor([4.0])}
-    found = clean(model, clip_norm, start={"x": torch.zeros(1), "y": torch.zeros(1)})
-    assert all(found.tensors[name] is tensor for name, tensor in model.items())
-    assert found.tensors is not model
-    assert found.update_norm == 5.0
+    result = clean(model, clip_norm, start={"x": torch.zeros(1), "y": torch.zeros(1)})
+    assert all(result.tensors[name] is tensor for name, tensor in model.items())
+    assert result.tensors is not model
+    assert result.update_norm == 5.0
 
 
 @pytest.mark.parametrize("noise_multiplier", [0.0, 1.0])
-def test_model_and_start_are_left_alone(noise_multiplier) -> None:
+def test_model_and_start_are_not_modified(noise_multiplier) -> None:
     model, start = moved(10.0), {name: tensor.clone() for name, tensor in START.items()}
     clean(model, 1.0, noise_multiplier, start=start)
     torch.testing.assert_close(model, moved(10.0), rtol=0, atol=0)
     torch.testing.assert_close(start, START, rtol=0, atol=0)
 
 
-def test_start_may_hold_more_than_the_model() -> None:
-    found = clean({"b": START["b"] + 4.0}, clip_norm=1.0)
-    assert list(found.tensors) == ["b"]
+def test_start_may_have_more_tensors_than_the_model() -> None:
+    result = clean({"b": START["b"] + 4.0}, clip_norm=1.0)
+    assert list(result.tensors) == ["b"]
 
 
-def test_a_name_the_parent_never_sent_is_refused() -> None:
+def test_a_name_that_the_parent_never_sent_is_rejected() -> None:
     with pytest.raises(KeyError, match="c"):
         clean({"c": torch.zeros(1)}, clip_norm=1.0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_of_an_update_that_is_not_finite_the_noise_is_left(bad) -> None:
+def test_an_update_that_is_not_finite_becomes_noise_only(bad) -> None:
     model = moved(1.0)
     model["b"][1] = bad
     torch.testing.assert_close(clean(model, 1.0).tensors, START, rtol=0, atol=0)
     still = clean(dict(START), 1.0, noise_multiplier=0.5)
-    found = clean(model, 1.0, noise_multiplier=0.5)
-    torch.testing.assert_close(found.tensors, still.tensors, rtol=0, atol=0)
-    assert not math.isfinite(found.update_norm)
-    assert clean(model, math.inf).tensors["b"] is model["b"]  # no privacy: whoever receives it will refuse it
+    result = clean(model, 1.0, noise_multiplier=0.5)
+    torch.testing.assert_close(result.tensors, still.tensors, rtol=0, atol=0)
+    assert not math.isfinite(result.update_norm)
+    assert clean(model, math.inf).tensors["b"] is model["b"]  # without privacy the receiver rejects it
 
 
-def test_of_an_update_beyond_float32_nothing_is_left() -> None:
-    found = clean({"x": torch.tensor([3e38])}, 1.0, start={"x": torch.tensor([-3e38])})
-    assert found.tensors["x"].tolist() == torch.tensor([-3e38]).tolist()
+def test_an_update_that_overflows_float32_becomes_zero() -> None:
+    result = clean({"x": torch.tensor([3e38])}, 1.0, start={"x": torch.tensor([-3e38])})
+    assert result.tensors["x"].tolist() == torch.tensor([-3e38]).tolist()
 
 
-def test_noise_without_a_bound_is_refused() -> None:
+def test_noise_without_clipping_is_rejected() -> None:
     with pytest.raises(ValueError, match="finite clip_norm"):
         clean(moved(1.0), math.inf, noise_multiplier=0.5)
 
@@ -97,15 +97,15 @@ def test_noise_without_a_bound_is_refused() -> None:
 
 
 @pytest.mark.parametrize("length", [0.0, 1.0])
-def test_noise_lands_on_short_updates_too(length) -> None:
-    found = clean(moved(length), clip_norm=2.0, noise_multiplier=1.0)
-    assert all((tensor != 0).all() for tensor in noise_of(found, moved(length)).values())
+def test_noise_is_added_to_short_updates_too(length) -> None:
+    result = clean(moved(length), clip_norm=2.0, noise_multiplier=1.0)
+    assert all((tensor != 0).all() for tensor in noise_of(result, moved(length)).values())
 
 
-def test_noise_is_added_after_clipping_and_knows_nothing_of_the_update() -> None:
+def test_noise_is_added_after_clipping_and_independent_of_the_update() -> None:
     alone = noise_of(clean(START, clip_norm=2.0, noise_multiplier=0.5))
-    found = noise_of(clean(moved(100.0), clip_norm=2.0, noise_multiplier=0.5), moved(2.0))
-    torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
+    result = noise_of(clean(moved(100.0), clip_norm=2.0, noise_multiplier=0.5), moved(2.0))
+    torch.testing.assert_close(result, alone, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("clip_norm", "noise_multiplier"), [(2.0, 0.25), (0.1, 3.0)])
@@ -116,9 +116,9 @@ def test_the_moments_of_the_noise_in_every_coordinate(clip_norm, noise_multiplie
         sanitise(zero, zero, clip_norm=clip_norm, noise_multiplier=noise_multiplier, generator=generator)
         for _ in range(num_draws)
     ]
-    rows = torch.stack([torch.cat([t.flatten() for t in one.tensors.values()]) for one in draws]).double()
+    rows = torch.stack([torch.cat([t.flatten() for t in sanitised.tensors.values()]) for sanitised in draws]).double()
     rows /= clip_norm * noise_multiplier  # should be standard normal, and independent
-    # five standard errors: over 7 + 7 + 21 figures a true sampler fails once in 50,000 seeds
+    # five standard errors: over 7 + 7 + 21 values a correct sampler fails once in 50,000 seeds
     assert rows.mean(0).abs().max() < 5 * num_draws**-0.5
     assert (rows.var(0) - 1).abs().max() < 5 * (2 / num_draws) ** 0.5
     correlations = torch.corrcoef(rows.T).triu(diagonal=1)
@@ -143,7 +143,7 @@ def test_different_seeds_give_different_noise_everywhere() -> None:
     assert all((first[name] != second[name]).all() for name in first)
 
 
-def test_noise_draws_on_its_generator_alone() -> None:
+def test_noise_uses_only_its_generator() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     clean(moved(1.0), clip_norm=2.0, noise_multiplier=1.0)
@@ -161,5 +161,5 @@ def test_half_precision_is_clipped_and_noised_in_float32(noise_multiplier) -> No
     assert torch.equal(narrow, wide.bfloat16())
 
 
-def test_the_norm_before_clipping_is_told_without_noise() -> None:
+def test_the_norm_before_clipping_is_returned_without_noise() -> None:
     assert clean(moved(10.0), 2.0, 5.0).update_norm == pytest.approx(norm(subtract(moved(10.0), START)))

@@ -1,4 +1,4 @@
-"""Seeds: the same on every machine, and apart for every purpose."""
+"""Seeds: the same on every machine, and different for every purpose."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""All that a node is: it survives a checkpoint whole."""
+"""The state of a node survives a checkpoint."""
 
 from dataclasses import fields
 
@@ -50,65 +50,65 @@ def state() -> NodeState:
 
 def test_survives_a_checkpoint(tmp_path) -> None:
     torch.save(state().state_dict(), tmp_path / "state.pt")
-    found = NodeState.from_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    torch.testing.assert_close(found.parameters, state().parameters, rtol=0, atol=0)
+    result = NodeState.from_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    torch.testing.assert_close(result.parameters, state().parameters, rtol=0, atol=0)
     tensors = ("parameters", "start", "download", "uploads", "inbox", "memory")
-    for name in [one.name for one in fields(NodeState) if one.name not in tensors]:
-        assert getattr(found, name) == getattr(state(), name) != getattr(NodeState(parameters={}), name)
-    assert [one.origin for one in found.inbox] == ["it", "fr"]
-    assert found.inbox[0].keys["attn"].tolist() == [1.0, 1.0]
-    assert all(isinstance(one, Residual) for one in found.inbox)
-    assert found.start is not None
-    assert found.start["embed"].tolist() == [1.0, 1.0]
-    assert found.memory["Piece"]["optimizer"][0]["step"].tolist() == [1.0]
+    for name in [entry.name for entry in fields(NodeState) if entry.name not in tensors]:
+        assert getattr(result, name) == getattr(state(), name) != getattr(NodeState(parameters={}), name)
+    assert [entry.origin for entry in result.inbox] == ["it", "fr"]
+    assert result.inbox[0].keys["attn"].tolist() == [1.0, 1.0]
+    assert all(isinstance(entry, Residual) for entry in result.inbox)
+    assert result.start is not None
+    assert result.start["embed"].tolist() == [1.0, 1.0]
+    assert result.memory["Piece"]["optimizer"][0]["step"].tolist() == [1.0]
 
 
-def test_a_checkpoint_of_before_nodes_could_miss_a_round_is_read() -> None:
+def test_a_checkpoint_without_newer_counters_is_read() -> None:
     before = {name: value for name, value in state().state_dict().items() if name not in ("num_missed", "link_seconds")}
-    found = NodeState.from_state_dict(before)
-    assert (found.num_missed, found.link_seconds, found.num_messages) == (0, 0.0, 9)
+    result = NodeState.from_state_dict(before)
+    assert (result.num_missed, result.link_seconds, result.num_messages) == (0, 0.0, 9)
 
 
-def test_messages_under_way_survive_a_checkpoint(tmp_path) -> None:
+def test_pending_messages_survive_a_checkpoint(tmp_path) -> None:
     torch.save(state().state_dict(), tmp_path / "state.pt")
-    found = NodeState.from_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert found.download is not None
-    assert found.download.parts["keys"]["attn"].tolist() == [7.0, 7.0]
-    assert found.download.residuals[0].origin == "bg"
-    assert [(name, one.node, one.num_tokens) for name, one in found.uploads.items()] == [
+    result = NodeState.from_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert result.download is not None
+    assert result.download.parts["keys"]["attn"].tolist() == [7.0, 7.0]
+    assert result.download.residuals[0].origin == "bg"
+    assert [(name, entry.node, entry.num_tokens) for name, entry in result.uploads.items()] == [
         ("uk", "uk", 3),
         ("bg", "bg", 3),
     ]
-    assert found.uploads["bg"].row_counts["wte"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert result.uploads["bg"].row_counts["wte"].tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_the_state_does_not_copy_the_weights() -> None:
-    one = state()
-    assert one.state_dict()["parameters"]["embed"] is one.parameters["embed"]
+    entry = state()
+    assert entry.state_dict()["parameters"]["embed"] is entry.parameters["embed"]
 
 
 def test_a_part_is_its_names_in_order_and_shares_memory() -> None:
-    one = state()
-    assert list(one.part("values", PARTITION)) == ["head", "ffn"]
-    assert one.part("keys", PARTITION)["attn"] is one.parameters["attn"]
+    entry = state()
+    assert list(entry.part("values", PARTITION)) == ["head", "ffn"]
+    assert entry.part("keys", PARTITION)["attn"] is entry.parameters["attn"]
 
 
 def test_parts_come_in_the_order_backbone_keys_values() -> None:
-    found = state().parts(frozenset({"values", "keys", "backbone"}), PARTITION)
-    assert {part: list(tensors) for part, tensors in found.items()} == {
+    result = state().parts(frozenset({"values", "keys", "backbone"}), PARTITION)
+    assert {part: list(tensors) for part, tensors in result.items()} == {
         "backbone": ["embed"],
         "keys": ["attn"],
         "values": ["head", "ffn"],
     }
-    assert list(found) == ["backbone", "keys", "values"]
+    assert list(result) == ["backbone", "keys", "values"]
 
 
-@pytest.mark.parametrize("wanted", [set(), {"keys"}, {"backbone", "values"}])
-def test_only_wanted_parts_are_given(wanted) -> None:
-    assert set(state().parts(frozenset(wanted), PARTITION)) == wanted
+@pytest.mark.parametrize("names", [set(), {"keys"}, {"backbone", "values"}])
+def test_only_requested_parts_are_returned(names) -> None:
+    assert set(state().parts(frozenset(names), PARTITION)) == names
 
 
-def test_nodes_share_no_inbox() -> None:
+def test_nodes_have_separate_inboxes() -> None:
     first, second = NodeState(parameters={}), NodeState(parameters={})
     first.inbox.append(residual("it"))
     first.attention["it"] = 1.0

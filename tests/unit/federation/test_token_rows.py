@@ -1,4 +1,4 @@
-"""Rows weighted by their tokens, against numbers written by hand and a plain loop."""
+"""Rows weighted by their tokens, compared with numbers computed by hand and a plain loop."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def float64(*values: float) -> torch.Tensor:
 
 def test_rows_by_hand() -> None:
     mean = mean_of_rows([ONE, TWO], [float64(3, 5, 1, 0), float64(1, 0, 1, 0)], START)
-    # 3 : 1, only the first, alike, nobody
+    # weights of the rows: 3 : 1, only the first, equal, none
     assert mean.tolist() == [[1.0, 6.0], [1.0, 2.0], [4.0, 6.0], [7.0, 5.0]]
 
 
-def test_one_participant_is_copied_where_it_read_something() -> None:
+def test_the_rows_that_a_single_participant_read_are_copied() -> None:
     mean = mean_of_rows([ONE], [float64(0.1, 2, 0, 3e-9)], START)
     assert mean.tolist() == [ONE[0].tolist(), ONE[1].tolist(), START[2].tolist(), ONE[3].tolist()]
 
 
-def test_nothing_given_is_written_into() -> None:
+def test_arguments_are_not_modified() -> None:
     given = [ONE.clone(), TWO.clone(), START.clone()]
     mean_of_rows(given[:2], [float64(1, 0, 1, 0), float64(1, 0, 0, 0)], given[2])
-    assert [one.tolist() for one in given] == [one.tolist() for one in (ONE, TWO, START)]
+    assert [tensor.tolist() for tensor in given] == [tensor.tolist() for tensor in (ONE, TWO, START)]
 
 
 def test_shares_by_hand() -> None:
@@ -50,26 +50,26 @@ def test_a_model_is_averaged_by_rows_and_by_weights() -> None:
     assert mean["rows"].tolist() == [[1.0, 6.0], [1.0, 2.0], [6.0, 8.0], [7.0, 5.0]]
 
 
-def test_weights_are_those_of_a_plain_loop() -> None:
+def test_weights_equal_those_of_a_plain_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     models = [{"e": torch.randn(6, 3, generator=generator)} for _ in range(4)]
     counts = [torch.randint(0, 5, (6,), generator=generator) for _ in range(4)]
     counts[2][:] = 0  # it read nothing
     weights, start = [5.0, 0.5, 2.0, 0.0], {"e": torch.randn(6, 3, generator=generator)}
-    found = weighted_mean_by_rows(models, weights, [{"e": row_shares(c, 6)} for c in counts], start)["e"]
+    result = weighted_mean_by_rows(models, weights, [{"e": row_shares(c, 6)} for c in counts], start)["e"]
     for row in range(6):
         says = [w * float(c[row]) / max(1.0, float(c.sum())) for w, c in zip(weights, counts, strict=True)]
         for column in range(3):
             pairs = zip(says, models, strict=True)
             total = sum(say * float(model["e"][row, column]) for say, model in pairs)
             expected = total / sum(says) if sum(says) else float(start["e"][row, column])
-            assert float(found[row, column]) == pytest.approx(expected, abs=1e-6)
+            assert float(result[row, column]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_alike_for_all_rows_is_the_plain_mean() -> None:
+def test_equal_shares_give_the_plain_mean() -> None:
     models = [{"e": ONE}, {"e": TWO}]
-    found = weighted_mean_by_rows(models, [3.0, 1.0], [{"e": row_shares(None, 4)}] * 2, {"e": START})
-    torch.testing.assert_close(found, weighted_mean(models, [3.0, 1.0]), rtol=1e-6, atol=1e-6)
+    result = weighted_mean_by_rows(models, [3.0, 1.0], [{"e": row_shares(None, 4)}] * 2, {"e": START})
+    torch.testing.assert_close(result, weighted_mean(models, [3.0, 1.0]), rtol=1e-6, atol=1e-6)
 
 
 # ---------------------------------------------------------------- the tally
@@ -83,7 +83,7 @@ def test_a_tally_counts_every_token_of_every_batch() -> None:
     assert tally.total.tolist() == [2, 3, 0, 4]
 
 
-def test_batches_that_are_trained_again_count_once() -> None:
+def test_repeated_batches_count_once() -> None:
     batches = [torch.tensor([[i, 4]]) for i in range(4)]
     tally = Tally.empty(5)
     for position in (0, 1, 2):

@@ -1,4 +1,4 @@
-"""What annotations say, held against values."""
+"""Values compared with type annotations."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict
@@ -30,7 +30,7 @@ class Bird(TypedDict):
 
 
 @pytest.mark.parametrize(
-    ("value", "hint", "holds"),
+    ("value", "hint", "expected"),
     [
         (3, int, True),
         (3, float, True),
@@ -57,11 +57,11 @@ class Bird(TypedDict):
         ([2], Bird, False),
     ],
 )
-def test_a_value_is_of_a_type_or_not(value: object, hint: object, holds: bool) -> None:
-    assert matches_type(value, hint) is holds
+def test_matches_type(value: object, hint: object, expected: bool) -> None:
+    assert matches_type(value, hint) is expected
 
 
-def test_the_field_that_is_wrong_is_named() -> None:
+def test_the_error_contains_the_name_of_the_field() -> None:
     check_fields(Tree(name="t", leaves=[Leaf(size=1.0, kind="ash")], by_name={"a": torch.zeros(1)}, notes={"x": [3]}))
-    with pytest.raises(TypeError, match="leaves is not as declared"):
+    with pytest.raises(TypeError, match="leaves does not have its declared type"):
         check_fields(Tree(name="t", leaves=[Leaf(size=1.0), Leaf(size="big")]))  # type: ignore[arg-type]
