@@ -1,4 +1,4 @@
-"""Folders of Hugging Face MPT models: the configuration of ours, and the weights of theirs."""
+"""Folders of Hugging Face MPT models: writing their configuration and reading their weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
 _PREFIX = "model."
-"""What the module's parameter names begin with, and transformers' do not."""
+"""Prefix of the module's parameter names, which is missing in transformers."""
 _ATTENTION = {
     "attn_type": "multihead_attention",
     "clip_qkv": None,
@@ -34,23 +34,23 @@ _REST = {
     "no_bias": True,
     "tie_word_embeddings": True,
 }
-"""What transformers' forward pass can vary, or a checkpoint can ask for, and ours has one value for."""
+"""Options of transformers' MPT, or of a checkpoint, for which this model has a fixed value."""
 
 
 def mpt_config(architecture: Architecture) -> dict[str, Any]:
-    """Return the content of a `config.json` with which transformers' MPT computes what ours does.
+    """Return the content of a `config.json` with which transformers' MPT computes the same as this model.
 
     Raises:
-        ValueError: If transformers' MPT cannot, with every size that is in the way.
+        ValueError: If transformers' MPT does not support a size; the message has one line for each.
     """
     fixed = {"expansion_ratio": _REST["expansion_ratio"], "alibi_bias_max": _ATTENTION["alibi_bias_max"]}
-    wrong = [
-        f"{name} is {getattr(architecture, name)}: transformers' MPT knows {value} alone"
+    unsupported = [
+        f"{name} is {getattr(architecture, name)}: transformers' MPT supports only {value}"
         for name, value in fixed.items()
         if getattr(architecture, name) != value
     ]
-    if wrong:
-        raise ValueError("\n".join(wrong))
+    if unsupported:
+        raise ValueError("\n".join(unsupported))
     return {
         "architectures": ["MptForCausalLM"],
         "model_type": "mpt",
@@ -70,56 +70,58 @@ def mpt_config(architecture: Architecture) -> dict[str, Any]:
 
 
 def their_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name the module's weights as transformers does; the tied head stays out, as it is the embedding."""
+    """Return the module's weights with transformers' names; the tied head is left out, because it is the embedding."""
     return {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}
 
 
 def read_folder(folder: Path, architecture: Architecture) -> dict[str, Tensor]:
-    """Read the weights of a Hugging Face MPT folder, if the model is of this architecture.
+    """Read the weights of a Hugging Face MPT folder, whose model must have this architecture.
 
-    `max_seq_len` may differ: with ALiBi no weight depends on it.
+    `max_seq_len` may differ, because with ALiBi no weight depends on it.
 
     Returns:
-        float32, by the names of the module's parameters.
+        float32 tensors, by the names of the module's parameters.
 
     Raises:
-        ValueError: If it is no such folder, or another architecture, with every difference; one line each.
+        ValueError: If the folder is not an MPT model, or for another architecture, with one line per difference.
     """
     check_config(folder, architecture)
     weights = _read_weights(folder)
     tied = weights.pop(_HEAD, None)
     if tied is not None and not torch.equal(tied, weights.get("transformer.wte.weight", torch.empty(0))):
-        raise ValueError(f"{folder}: the head's weights are not the embedding's, which they are here")
+        raise ValueError(f"{folder}: the weights of the head and the embedding differ, but this model ties them")
     return {f"{_PREFIX}{name}": tensor.float() for name, tensor in weights.items()}
 
 
 def check_config(folder: Path, architecture: Architecture) -> None:
-    """Check what the `config.json` of a folder says.
+    """Check the `config.json` of a folder.
 
     Raises:
         ValueError: As `read_folder`.
     """
     config = _read_json(folder / CONFIG)
     if config.get("model_type") != "mpt":
-        raise ValueError(f"{folder}: the model is of the type {config.get('model_type')!r}, and not 'mpt'")
+        raise ValueError(f"{folder}: the type of the model is {config.get('model_type')!r}, not 'mpt'")
     sizes = {"n_layers": "num_blocks", "d_model": "d_model", "n_heads": "num_heads", "vocab_size": "vocab_size"}
-    wrong = [
-        f"{folder}: {theirs} is {config.get(theirs)}, {ours} is {getattr(architecture, ours)} here"
+    mistakes = [
+        f"{folder}: {theirs} is {config.get(theirs)}, but {ours} of the model is {getattr(architecture, ours)}"
         for theirs, ours in sizes.items()
         if config.get(theirs) != getattr(architecture, ours)
     ]
     attention = config.get("attn_config") or {}
-    ours = {**_ATTENTION, "alibi_bias_max": architecture.alibi_bias_max}
-    rest = {**_REST, "expansion_ratio": architecture.expansion_ratio}
-    for found, known in ((config, rest), (attention, ours)):
-        different = {name: value for name, value in known.items() if found.get(name, _default(name)) != value}
-        wrong += [f"{folder}: {name} is {found.get(name)}, it is {value} here" for name, value in different.items()]
-    if wrong:
-        raise ValueError("\n".join(wrong))
+    fixed_attention = {**_ATTENTION, "alibi_bias_max": architecture.alibi_bias_max}
+    fixed_rest = {**_REST, "expansion_ratio": architecture.expansion_ratio}
+    for options, required in ((config, fixed_rest), (attention, fixed_attention)):
+        different = {name: value for name, value in required.items() if options.get(name, _default(name)) != value}
+        mistakes += [
+            f"{folder}: {name} is {options.get(name)}, but the model needs {value}" for name, value in different.items()
+        ]
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
 
 
 def _default(name: str) -> Any:
-    """Return what transformers takes where a configuration says nothing."""
+    """Return the default of transformers for an option that is missing in a configuration."""
     return {**_REST, **_ATTENTION}[name]
 
 
@@ -129,16 +131,16 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     files = [folder / WEIGHTS]
     if not files[0].is_file() and (folder / _INDEX).is_file():
         names = sorted(set(_read_json(folder / _INDEX)["weight_map"].values()))
-        if strangers := [name for name in names if Path(name).name != name]:
-            raise ValueError(f"{folder / _INDEX}: {strangers[0]!r} is not in this folder")
+        if outside := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"{folder / _INDEX}: {outside[0]!r} is not in this folder")
         files = [folder / name for name in names]
     if missing := [file for file in files if not file.is_file()]:
-        raise ValueError(f"{missing[0]} is not there{_advice(folder)}")
+        raise ValueError(f"{missing[0]} does not exist{_advice(folder)}")
     weights: dict[str, Tensor] = {}
     for file in files:
         try:
             weights |= load_file(file)
-        except Exception as error:  # the reader raises an exception of its own
+        except Exception as error:  # the reader raises its own class of exceptions
             raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
     return weights
 
@@ -148,8 +150,8 @@ def _advice(folder: Path) -> str:
     if not pickles:
         return ""
     return (
-        f"; {pickles[0]} is a pickle, which may run anything when it is read: write safetensors with transformers, "
-        "where you trust it: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(ANOTHER)"
+        f"; {pickles[0]} is a pickle, which may run any code when it is read: if you trust it, write safetensors with "
+        "transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(ANOTHER)"
     )
 
 
@@ -157,9 +159,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} is not there") from None
+        raise ValueError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
+        raise ValueError(f"{path} is not a JSON object")
     return content

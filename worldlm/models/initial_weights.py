@@ -1,4 +1,4 @@
-"""The weights that a world starts from, where they are somebody's already."""
+"""Initial weights of a world from an existing model."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from worldlm.models.hugging_face import CONFIG, check_config, read_folder
 from worldlm.models.mpt import Architecture, differences
 from worldlm.runs.folder import find_run, find_saved
 
-_KINDS = "it takes a Hugging Face MPT folder, or RUN:NODE or RUN:NODE@ROUND, as in runs/NAME/version_0:world"
+_KINDS = "it must be a Hugging Face MPT folder, or RUN:NODE or RUN:NODE@ROUND, such as runs/NAME/version_0:world"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where weights come from, checked: a model of the right architecture."""
+    """A source of weights whose architecture has been checked."""
 
     folder: Path
-    """A Hugging Face folder, or that of a run."""
+    """A Hugging Face folder, or the folder of a run."""
     node: str = ""
-    """The node of the run."""
+    """The node of the run; empty for a Hugging Face folder."""
     world: SavedWorld | None = None
-    """The run's nodes; None: it is a Hugging Face folder."""
+    """The saved nodes of the run; None for a Hugging Face folder."""
 
 
 def find_origin(init_from: str, architecture: Architecture) -> Origin:
-    """Find what `init_from` names, without reading weights.
+    """Find the source that `init_from` specifies, without reading weights.
 
     Args:
-        init_from: A Hugging Face folder, or `RUN:NODE`, or `RUN:NODE@ROUND`, rounds counted from 1.
-        architecture: What the model must be, but for `max_seq_len`, on which no weight depends.
+        init_from: A Hugging Face folder, or `RUN:NODE`, or `RUN:NODE@ROUND` with rounds from 1.
+        architecture: The required architecture; `max_seq_len` may differ, because no weight depends on it.
 
     Raises:
-        ValueError: If nothing is there, or another architecture; one line for each difference.
+        ValueError: If the source does not exist, or for another architecture, with one line per difference.
     """
     with _titled(init_from):
         folder = Path(init_from).expanduser()
         if folder.is_dir():
             if not (folder / CONFIG).is_file():
                 is_run = any(folder.glob("**/checkpoints/*.ckpt"))
-                told = f"name a node of the run too, as {init_from}:NODE" if is_run else f"the folder has no {CONFIG}"
-                raise ValueError(f"{told}; {_KINDS}")
+                problem = f"add a node of the run, as {init_from}:NODE" if is_run else f"the folder has no {CONFIG}"
+                raise ValueError(f"{problem}; {_KINDS}")
             check_config(folder, architecture)
             return Origin(folder=folder)
         return _find_node(init_from, architecture)
@@ -55,47 +55,47 @@ def _find_node(init_from: str, architecture: Architecture) -> Origin:
     run, colon, rest = init_from.rpartition(":")
     node, at, round_ = rest.partition("@")
     if not colon or (at and not round_.isdigit()):
-        raise ValueError(f"there is no such folder; {_KINDS}" if not colon else f"{round_!r} is no round; {_KINDS}")
+        raise ValueError(f"there is no such folder; {_KINDS}" if not colon else f"{round_!r} is not a round; {_KINDS}")
     folder = find_run(run)
     world = open_world(find_saved(folder, int(round_) if at else None))
-    world.parameters(node)  # is there
+    world.parameters(node)  # raises if the node does not exist
     if different := differences(world.hyper_parameters.get("architecture", {}), architecture):
         raise ValueError("\n".join(different))
     return Origin(folder=folder, node=node, world=world)
 
 
 def initial_weights(init_from: str, architecture: Architecture, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read the weights that `init_from` names.
+    """Read the weights from the source that `init_from` specifies.
 
     Args:
         init_from: As in `find_origin`.
         architecture: As in `find_origin`.
-        own: The weights that they are to replace, by name.
+        own: The weights of the model to initialise, by name.
 
     Raises:
-        ValueError: As `find_origin`, or if some are missing, too many, of another shape or no numbers.
+        ValueError: As `find_origin`, or if weights are missing, superfluous, not finite or of another shape.
     """
     origin = find_origin(init_from, architecture)
     with _titled(init_from):
-        found = (
+        weights = (
             read_folder(origin.folder, architecture) if origin.world is None else origin.world.parameters(origin.node)
         )
-        wrong = [f"the weights {name} are missing" for name in own if name not in found]
-        wrong += [f"the weights {name} have no place here" for name in found if name not in own]
-        for name in (name for name in own if name in found):
-            there, here = list(found[name].shape), list(own[name].shape)
-            if there != here:
-                wrong.append(f"the weights {name} are of shape {there}, and {here} here")
-            elif not bool(found[name].isfinite().all()):
-                wrong.append(f"the weights {name} are not all finite numbers")
-        if wrong:
-            raise ValueError("\n".join(wrong))
-    return dict(found)
+        mistakes = [f"the weights {name} are missing" for name in own if name not in weights]
+        mistakes += [f"the model has no weights {name}" for name in weights if name not in own]
+        for name in (name for name in own if name in weights):
+            shape, required = list(weights[name].shape), list(own[name].shape)
+            if shape != required:
+                mistakes.append(f"the weights {name} have the shape {shape}, but the model needs {required}")
+            elif not bool(weights[name].isfinite().all()):
+                mistakes.append(f"the weights {name} are not all finite numbers")
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+    return dict(weights)
 
 
 @contextmanager
 def _titled(init_from: str) -> Iterator[None]:
-    """Say in every line which setting it is that is wrong."""
+    """Begin every line of an error with the setting `init_from`."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:

@@ -44,7 +44,7 @@ class OptimizerSettings:
     """Optimizer steps of linear warmup, at least 0."""
 
     min_lr_ratio: float = 0.1
-    """What the cosine ends at, as a fraction of `lr`, in [0, 1]."""
+    """Final learning rate of the cosine, as a fraction of `lr`, in [0, 1]."""
 
     eps: float = 1e-8
     """Added to AdamW's denominator, above 0."""
@@ -75,14 +75,14 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """Perplexity per token; infinite where it passes what a float holds."""
+        """Perplexity per token; infinite if it overflows a float."""
         return math.exp(self.nats) if self.nats < 700 else math.inf
 
     def bits_per_byte(self, bytes_per_token: float) -> float:
-        """Bits per UTF-8 byte, which compares across tokenizers.
+        """Bits per UTF-8 byte, which is comparable between tokenizers.
 
         Args:
-            bytes_per_token: Mean number of UTF-8 bytes of the text behind one token.
+            bytes_per_token: Mean number of UTF-8 bytes of text per token.
         """
         return self.nats / math.log(2) / bytes_per_token
 
@@ -91,9 +91,9 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int | None, min_lr_
     """Factor on the peak learning rate.
 
     Args:
-        step: Optimizer steps taken before this one, from 0.
+        step: Number of optimizer steps before this one.
         warmup_steps: Steps of linear warmup; the last of them runs at the peak.
-        total_steps: Steps of the whole run, after which the factor stays; None: no decay.
+        total_steps: Steps of the whole run, after which the factor is constant; with None there is no decay.
         min_lr_ratio: Factor at `total_steps`.
     """
     if step < warmup_steps:
@@ -108,19 +108,19 @@ class LanguageModule(LightningModule):
     """An MPT language model, its B, K, V partition and its inner optimizer.
 
     A batch is int64 [batch, seq + 1]: all but the last token are inputs, all but the first are targets.
-    Settings are kept in the checkpoint as plain dicts, so that it loads with `weights_only=True`;
-    `from_hyper_parameters` reads them back.
+    Settings are stored in the checkpoint as plain dicts, so that it loads with `weights_only=True`;
+    `from_hyper_parameters` restores them.
 
     Args:
         architecture: The model's sizes.
-        split: Which parameters are key and value layers.
+        split: The patterns of the key and value layers.
         optimizer: The inner optimizer and its schedule.
-        init_from: Weights to start from when fitting begins: a folder of a Hugging Face MPT model (`config.json` and
-            safetensors), or a node of a run that was, `RUN:NODE` or `RUN:NODE@ROUND`. Not read by a run that goes on
-            from a checkpoint. By default weights are drawn.
+        init_from: Initial weights when a fit begins: a folder of a Hugging Face MPT model (`config.json` and
+            safetensors), or a node of an earlier run, `RUN:NODE` or `RUN:NODE@ROUND`. A resumed run ignores it. By
+            default the weights are random.
 
     Raises:
-        ValueError: If the split does not fit the model's parameter names (see `partition`).
+        ValueError: If the split does not match the model's parameter names (see `partition`).
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class LanguageModule(LightningModule):
 
     @classmethod
     def from_hyper_parameters(cls, hyper_parameters: Mapping[str, Any]) -> LanguageModule:
-        """Build the module, freshly initialised, from a checkpoint's `hyper_parameters`; what it began from is left."""
+        """Build a newly initialised module from a checkpoint's `hyper_parameters`, without `init_from`."""
         return cls(
             Architecture(**hyper_parameters["architecture"]),
             Split(**hyper_parameters["split"]),
@@ -156,31 +156,33 @@ class LanguageModule(LightningModule):
         )
 
     def check_init_from(self) -> None:
-        """Check early, and without reading weights, whether the module can start from `init_from`.
+        """Check before the fit, without reading weights, whether the module can start from `init_from`.
 
         Raises:
-            ValueError: If there is nothing that it could start from, or another architecture.
+            ValueError: If the source does not exist, or has another architecture.
         """
         if self.init_from is not None:
             find_origin(self.init_from, self.architecture)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint's weights are for this model, and go on from them instead of `init_from`.
+        """Check that the checkpoint's weights are for this model, and use them instead of `init_from`.
 
         Raises:
-            ValueError: If they are for another architecture, or split otherwise into parts.
+            ValueError: If they are for another architecture, or for another partition.
         """
-        there = checkpoint["hyper_parameters"]
-        wrong = differences(there["architecture"], self.architecture)
-        parts = {} if wrong else partition(list(self._parts), Split(**there["split"]))
+        saved = checkpoint["hyper_parameters"]
+        mistakes = differences(saved["architecture"], self.architecture)
+        parts = {} if mistakes else partition(list(self._parts), Split(**saved["split"]))
         moved = {name: part for name, part in self._parts.items() if parts.get(name, part) != part}
-        wrong += [f"{name} is in {parts[name]} there, and in {part} here" for name, part in moved.items()]
-        if wrong:
-            raise ValueError(f"the checkpoint is of another model: {join_names(wrong)}")
+        mistakes += [
+            f"{name} is in {parts[name]} in the saved model, but in {part} in this one" for name, part in moved.items()
+        ]
+        if mistakes:
+            raise ValueError(f"the checkpoint is of another model: {join_names(mistakes)}")
         self._is_fresh = False
 
     def on_fit_start(self) -> None:
-        """Take the weights to start from, once, before a world is made of them.
+        """Load the weights of `init_from` once, before the world is built.
 
         Raises:
             ValueError: As `worldlm.models.initial_weights.initial_weights`.
@@ -196,7 +198,7 @@ class LanguageModule(LightningModule):
             parameter.copy_(weights[name])
 
     def partition(self) -> dict[str, str]:
-        """Part of each of `self.named_parameters()`, the tied head once, as the embedding."""
+        """Part of each of `self.named_parameters()`; the tied head appears once, as the embedding."""
         return dict(self._parts)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
@@ -220,28 +222,28 @@ class LanguageModule(LightningModule):
         return F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Loss of one batch; nothing is logged here, see the callbacks."""
+        """Loss of a batch; the monitoring callbacks log it."""
         return self.loss(batch)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Fused AdamW over all parameters, with warmup and cosine over the trainer's steps."""
-        chosen = self.optimizer_settings
+        settings = self.optimizer_settings
         optimizer = torch.optim.AdamW(
             self.parameters(),
-            lr=chosen.lr,
-            betas=chosen.betas,
-            eps=chosen.eps,
-            weight_decay=chosen.weight_decay,
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
             fused=True,
         )
-        # Lightning refuses to clip where an optimizer unscales by itself, as the fused one would under mixed
-        # precision; without this flag the scaler does it, where there is one.
+        # Lightning does not clip gradients if the optimizer unscales them itself, as fused AdamW does under mixed
+        # precision. Without this flag the gradient scaler unscales them, if there is one.
         optimizer._step_supports_amp_scaling = False
         factor = partial(
             warmup_cosine,
-            warmup_steps=chosen.warmup_steps,
+            warmup_steps=settings.warmup_steps,
             total_steps=self._total_steps(),
-            min_lr_ratio=chosen.min_lr_ratio,
+            min_lr_ratio=settings.min_lr_ratio,
         )
         return {
             "optimizer": optimizer,
@@ -249,7 +251,7 @@ class LanguageModule(LightningModule):
         }
 
     def _total_steps(self) -> int | None:
-        """Steps of the whole run; None if it has no end."""
+        """Steps of the whole run; None if they are unlimited."""
         total = self.trainer.estimated_stepping_batches
         if total == -1 or math.isinf(total):
             return None
@@ -261,20 +263,20 @@ class LanguageModule(LightningModule):
         return int(total)
 
     def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Loss of one batch of held-out text; `evaluate` is what the callbacks use."""
+        """Loss of a batch of held-out text; the callbacks use `evaluate` instead."""
         return self.loss(batch)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Tensor]) -> Evaluation:
         """Measure the model on a text, in evaluation mode and without gradients.
 
-        Runs in the caller's autocast context and never talks to other processes.
+        It runs in the autocast context of the caller and does not communicate with other processes.
 
         Args:
-            batches: Tokens, int64 [batch, seq + 1] each, moved to the module's device here.
+            batches: Tokens, int64 [batch, seq + 1] each; they are moved to the module's device.
 
         Returns:
-            Nats per token; infinite where a token's probability rounds to zero in float32.
+            Nats per token; infinite if the probability of a token rounds to zero in float32.
 
         Raises:
             ValueError: If there is no token to predict.
@@ -290,5 +292,5 @@ class LanguageModule(LightningModule):
             self.train(was_training)
         num_tokens = int(metric.count)
         if num_tokens == 0:
-            raise ValueError("there is no token to evaluate on: the text is empty")
+            raise ValueError("there are no tokens to evaluate: the text is empty")
         return Evaluation(nats=float(metric.total_log_probs) / num_tokens, num_tokens=num_tokens)

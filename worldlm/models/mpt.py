@@ -1,7 +1,7 @@
 """The MPT decoder on scaled dot product attention, with the parameter names of transformers' MptForCausalLM.
 
-A state dict of one loads into the other unchanged (for `expansion_ratio=4` and `alibi_bias_max=8`, the
-only values transformers' forward pass knows), so that what is trained here opens with `AutoModelForCausalLM`.
+A state dict of one loads into the other unchanged, so that trained models open with `AutoModelForCausalLM`. This holds
+for `expansion_ratio=4` and `alibi_bias_max=8`, the only values that the forward pass of transformers supports.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_MOST_OF_ANY = 100_000_000
-_MOST = {"num_blocks": 10_000}
-"""Sizes beyond which to build a model, without any weights, takes a machine's memory, or numbers overflow."""
+_MAX_SIZE = 100_000_000
+_MAX_SIZES = {"num_blocks": 10_000}
+"""Limits of sizes: larger models, even without weights, exhaust the memory or overflow integers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +25,7 @@ class Architecture:
     """Sizes of an MPT decoder (ALiBi, no biases, LayerNorm, GELU, tied head).
 
     Raises:
-        ValueError: If a size is below 1 or larger than any model's, or `num_heads` does not divide `d_model`.
+        ValueError: If a size is below 1 or unreasonably large, or `num_heads` does not divide `d_model`.
     """
 
     num_blocks: int
@@ -38,39 +38,41 @@ class Architecture:
     """Number of attention heads; need not be a power of two."""
 
     max_seq_len: int
-    """Longest sequence the attention bias is built for, in tokens."""
+    """Longest sequence of the attention bias, in tokens."""
 
     vocab_size: int
     """Number of rows of the embedding, which is also the head."""
 
     expansion_ratio: int = 4
-    """Width of the feed-forward layer over `d_model`."""
+    """Width of the feed-forward layer divided by `d_model`."""
 
     alibi_bias_max: int = 8
-    """The flattest head's slope is 2 to the power of minus this."""
+    """The smallest slope of a head is `2 ** -alibi_bias_max`."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-            if getattr(self, name) > (most := _MOST.get(name, _MOST_OF_ANY)):
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at most {most:,}")
+            if getattr(self, name) > (largest := _MAX_SIZES.get(name, _MAX_SIZE)):
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at most {largest:,}")
         if self.d_model % self.num_heads:
             raise ValueError(f"d_model is {self.d_model}: it must be a multiple of num_heads, {self.num_heads}")
 
 
-def differences(there: Mapping[str, Any], here: Architecture) -> list[str]:
-    """Say why weights of an architecture, given as plain values, are not for another; `max_seq_len` shapes none."""
-    sizes = [(name, there.get(name), value) for name, value in asdict(here).items() if name != "max_seq_len"]
-    return [f"{name} is {one} there, and {other} here" for name, one, other in sizes if one != other]
+def differences(saved: Mapping[str, Any], architecture: Architecture) -> list[str]:
+    """Return the sizes in which saved settings differ from an architecture; `max_seq_len` is ignored."""
+    sizes = [(name, saved.get(name), value) for name, value in asdict(architecture).items() if name != "max_seq_len"]
+    return [
+        f"{name} is {before} in the saved model, but {now} in this one" for name, before, now in sizes if before != now
+    ]
 
 
 def alibi_slopes(num_heads: int, alibi_bias_max: int = 8) -> Tensor:
-    """Slopes of ALiBi (arXiv 2108.12409) in the order MPT gives them to its heads.
+    """Slopes of ALiBi (arXiv 2108.12409) in the order of MPT's heads.
 
     Args:
-        num_heads: Number of heads. If it is no power of two, the slopes of the next one are thinned out.
-        alibi_bias_max: The flattest slope is `2 ** -alibi_bias_max`.
+        num_heads: Number of heads. If it is not a power of two, a subset of the slopes of the next power is used.
+        alibi_bias_max: The smallest slope is `2 ** -alibi_bias_max`.
 
     Returns:
         Positive slopes, shape [num_heads].
@@ -83,7 +85,7 @@ def alibi_slopes(num_heads: int, alibi_bias_max: int = 8) -> Tensor:
 def attention_bias(architecture: Architecture) -> Tensor:
     """Causal mask and ALiBi in one additive bias.
 
-    Distances are counted from the query, so that the near tokens' bias is exact in bfloat16 too.
+    Distances are counted from the query, so that the bias of near tokens is exact in bfloat16 too.
 
     Returns:
         Shape [1, num_heads, max_seq_len, max_seq_len]: minus slope times distance, `-inf` at later tokens.
@@ -98,7 +100,7 @@ def attention_bias(architecture: Architecture) -> Tensor:
 class LayerNorm(nn.Module):
     """Layer normalisation with a weight and no bias.
 
-    A class of our own because the per-sample gradients of Opacus fail on `nn.LayerNorm(bias=False)`.
+    It replaces `nn.LayerNorm(bias=False)`, on which the per-sample gradients of Opacus fail.
     """
 
     def __init__(self, d_model: int, eps: float = 1e-5) -> None:
@@ -112,27 +114,27 @@ class LayerNorm(nn.Module):
 
 
 class Cache:
-    """Keys and values of the tokens so far in every block, with which a text goes on without computing them again."""
+    """Keys and values of earlier tokens in every block, so that generation does not compute them again."""
 
     def __init__(self) -> None:
-        self._kept: dict[Attention, tuple[Tensor, Tensor]] = {}
+        self._blocks: dict[Attention, tuple[Tensor, Tensor]] = {}
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens so far."""
-        return next((key.shape[2] for key, _ in self._kept.values()), 0)
+        """Number of cached tokens."""
+        return next((key.shape[2] for key, _ in self._blocks.values()), 0)
 
     def add(self, block: Attention, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the keys and values of the next tokens, each [batch, num_heads, seq, d_head]; return those of all."""
-        if block in self._kept:
-            before = self._kept[block]
-            key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
-        self._kept[block] = key, value
+        """Append keys and values of new tokens, each [batch, num_heads, seq, d_head]; return those of all tokens."""
+        if block in self._blocks:
+            cached = self._blocks[block]
+            key, value = torch.cat([cached[0], key], 2), torch.cat([cached[1], value], 2)
+        self._blocks[block] = key, value
         return key, value
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, the biases of all heads given from outside."""
+    """Multi-head self-attention; the caller passes the biases of all heads."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -147,7 +149,7 @@ class Attention(nn.Module):
         query, key, value = heads.unbind(0)
         if cache is not None:
             key, value = cache.add(self, key, value)
-        # an empty batch, which Poisson sampling draws at times, makes nothing of it in bf16 on a GPU
+        # attention fails on an empty batch, which Poisson sampling may draw, in bf16 on a GPU
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias) if len(x) else value
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return out
@@ -186,7 +188,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks and final norm: what transformers calls MptModel."""
+    """Embedding, blocks and final norm, as MptModel in transformers."""
 
     bias: Tensor
 
@@ -207,9 +209,9 @@ class Decoder(nn.Module):
         return hidden
 
     def _bias_for(self, x: Tensor, start: int = 0) -> Tensor:
-        """The kept bias cut to the tokens of x, which begin at `start`, in the precision attention will run in.
+        """Return the bias for the tokens of x, which begin at `start`, in the precision of attention.
 
-        Cast here, once a step: autocast would do so again in every block.
+        It is cast once per step, because autocast would cast it again in every block.
         """
         kind, length = x.device.type, start + x.shape[1]
         if length > self.bias.shape[-1]:
@@ -219,10 +221,10 @@ class Decoder(nn.Module):
 
 
 class MPT(nn.Module):
-    """MPT language model whose head's weight is the embedding's Parameter itself.
+    """MPT language model whose head and embedding share the same Parameter.
 
-    Matrices start at normal(0, 0.02), norms at one. Per-sample gradients through Opacus's hooks are right
-    for every parameter, the tied one included, because the head is a module of its own.
+    Matrices are initialised from normal(0, 0.02), norms with one. Per-sample gradients through the hooks of Opacus are
+    correct for every parameter, the tied one included, because the head is a separate module.
 
     Args:
         architecture: The model's sizes.
@@ -232,7 +234,7 @@ class MPT(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.transformer = Decoder(architecture)
-        # On meta: its own weight is thrown away at once, so it is never filled.
+        # On meta, because its own weight is replaced at once and need not be initialised.
         self.lm_head = nn.Linear(architecture.d_model, architecture.vocab_size, bias=False, device="meta")
         self.lm_head.weight = self.transformer.wte.weight
         for parameter in self.parameters():
@@ -244,13 +246,13 @@ class MPT(nn.Module):
 
         Args:
             tokens: Token ids, int64 [batch, seq]; batch may be 0.
-            cache: What these tokens go on from, and are added to; None: they are the whole text.
+            cache: The cache of earlier tokens, to which these are added; None if these tokens are the whole text.
 
         Returns:
             Logits, [batch, seq, vocab_size].
 
         Raises:
-            ValueError: If there are more tokens than `max_seq_len`, with those of the cache.
+            ValueError: If there are more tokens than `max_seq_len`, cached tokens included.
         """
         logits: Tensor = self.lm_head(self.transformer(tokens, cache))
         return logits

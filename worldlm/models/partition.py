@@ -1,4 +1,4 @@
-"""Which parameters are backbone, key layers and value layers (the B, K, V of arXiv 2405.14446)."""
+"""The partition of parameters into backbone, key layers and value layers (B, K, V of arXiv 2405.14446)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
-    r"""Ordered patterns over parameter names: keys are taken first, then values, the rest is backbone.
+    r"""Ordered patterns over parameter names: keys are matched first, then values; the rest is the backbone.
 
     A pattern is a regular expression found anywhere in a name (`re.search`), such as `blocks\.2\.attn\.`.
 
     Raises:
-        ValueError: If a part is no list of patterns or has none, or a pattern is no regular expression.
+        ValueError: If a part is not a list of patterns or is empty, or a pattern is not a regular expression.
     """
 
     keys: tuple[str, ...]
     """Patterns of the key layers."""
 
     values: tuple[str, ...]
-    """Patterns of the value layers, looked for in what `keys` leaves over."""
+    """Patterns of the value layers, matched against the names that `keys` leaves."""
 
     def __post_init__(self) -> None:
         mistakes: list[str] = []
@@ -39,31 +39,31 @@ class Split:
 
 
 def partition(names: Sequence[str], split: Split) -> dict[str, str]:
-    """Give every parameter to one part.
+    """Assign every parameter to a part.
 
     Args:
-        names: Parameter names, each once (a tied parameter under one of its names).
+        names: Unique parameter names (a tied parameter under one of its names).
         split: The patterns of keys and values.
 
     Returns:
         `'backbone'`, `'keys'` or `'values'` for each name, in the order of `names`.
 
     Raises:
-        ValueError: Naming each doubled name, each pattern which takes no parameter, and a backbone left
-            without any; all of them, one a line.
+        ValueError: If a name is repeated, a pattern matches no parameter, or the backbone is empty; the message has one
+            line per mistake.
     """
-    doubled = [name for name, count in Counter(names).items() if count > 1]
-    mistakes = [f"parameter {name!r} is given twice" for name in doubled]
+    duplicates = [name for name, count in Counter(names).items() if count > 1]
+    mistakes = [f"parameter {name!r} is given twice" for name in duplicates]
     parts: dict[str, str] = dict.fromkeys(names, "backbone")
     for part, patterns in (("keys", split.keys), ("values", split.values)):
         for pattern in patterns:
-            found = [name for name in names if re.search(pattern, name)]
-            taken = [name for name in found if parts[name] == "backbone"]
+            matches = [name for name in names if re.search(pattern, name)]
+            taken = [name for name in matches if parts[name] == "backbone"]
             parts.update(dict.fromkeys(taken, part))
             if not taken:
-                mistakes.append(f"split.{part} pattern {pattern!r} {_why_idle(pattern, found, names)}")
+                mistakes.append(f"split.{part} pattern {pattern!r} {_why_unused(pattern, matches, names)}")
     if "backbone" not in parts.values():
-        mistakes.append("the backbone is empty: the patterns of split.keys and split.values take all parameters")
+        mistakes.append("the backbone is empty: the patterns of split.keys and split.values match all parameters")
     if mistakes:
         raise ValueError("\n".join(mistakes))
     return parts
@@ -73,12 +73,12 @@ def _syntax(part: str, pattern: str) -> str | None:
     try:
         re.compile(pattern)
     except re.error as error:
-        return f"split.{part} pattern {pattern!r} is no regular expression: {error}"
+        return f"split.{part} pattern {pattern!r} is not a regular expression: {error}"
     return None
 
 
-def _why_idle(pattern: str, found: Sequence[str], names: Sequence[str]) -> str:
-    if found:
-        return f"takes nothing: earlier patterns took all it matches, such as {found[0]!r}"
+def _why_unused(pattern: str, matches: Sequence[str], names: Sequence[str]) -> str:
+    if matches:
+        return f"has no effect: earlier patterns already match the same parameters, such as {matches[0]!r}"
     nearest = difflib.get_close_matches(pattern.replace("\\", ""), names, n=1, cutoff=0.0)
     return f"matches no parameter; the nearest is {nearest[0]!r}" if nearest else "matches no parameter"

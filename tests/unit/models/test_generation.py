@@ -1,4 +1,4 @@
-"""Continuing a text."""
+"""Generating a continuation of a text."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_at_temperature_zero_it_is_the_likeliest_token_of_the_last_that_fit(module: LanguageModule) -> None:
+def test_temperature_zero_takes_the_most_likely_token_given_the_last_tokens(module: LanguageModule) -> None:
     text = PROMPT
     for _ in range(9):
         with torch.no_grad():
@@ -35,7 +35,7 @@ def test_at_temperature_zero_it_is_the_likeliest_token_of_the_last_that_fit(modu
     assert generate(module, PROMPT, num_new_tokens=9, temperature=0.0).tolist() == text.tolist()
 
 
-def test_a_token_is_computed_once_while_all_fit(module: LanguageModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_the_cache_each_token_is_computed_once(module: LanguageModule, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths, whole = [], module.model.forward
 
     def watched(text: Tensor, *more: Any) -> Tensor:
@@ -48,7 +48,7 @@ def test_a_token_is_computed_once_while_all_fit(module: LanguageModule, monkeypa
     assert lengths == [3, 1, 1, 1, 1, 1, 8, 8]
 
 
-def test_the_seed_alone_decides(module: LanguageModule) -> None:
+def test_the_text_depends_only_on_the_seed(module: LanguageModule) -> None:
     def draw(seed: int) -> list[int]:
         torch.rand(1)  # the global generator is elsewhere every time
         text: Tensor = generate(module, PROMPT, num_new_tokens=12, temperature=30.0, generator=seeded(seed))
@@ -57,7 +57,7 @@ def test_the_seed_alone_decides(module: LanguageModule) -> None:
     assert draw(1) == draw(1) != draw(2)
 
 
-def test_it_leaves_mode_and_global_generator_alone(module: LanguageModule) -> None:
+def test_mode_and_global_generator_are_unchanged(module: LanguageModule) -> None:
     module.train()
     before = torch.random.get_rng_state()
     generate(module, PROMPT, num_new_tokens=2, generator=seeded(0))
@@ -65,7 +65,7 @@ def test_it_leaves_mode_and_global_generator_alone(module: LanguageModule) -> No
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_tokens_are_drawn_as_often_as_the_model_says() -> None:
+def test_tokens_are_drawn_with_the_probabilities_of_the_model() -> None:
     logits, generator = torch.tensor([1.0, 0.0, 3.0, 2.0]), seeded(5)
     drawn = torch.tensor([next_token(logits, 2.0, 3, generator) for _ in range(4000)])
     expected = (torch.tensor([1.0, -torch.inf, 3.0, 2.0]) / 2).softmax(-1)
@@ -74,24 +74,24 @@ def test_tokens_are_drawn_as_often_as_the_model_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("arguments", "message"),
     [
         ({"tokens": PROMPT[:0]}, r"shape \[0\]"),
         ({"tokens": PROMPT[None]}, r"shape \[1, 3\]"),
-        ({"tokens": PROMPT + 27}, "from 28 to 31: the model knows 0 to 29"),
+        ({"tokens": PROMPT + 27}, "from 28 to 31: the vocabulary is 0 to 29"),
         ({"num_new_tokens": -1}, "num_new_tokens is -1"),
         ({"temperature": -0.5}, "temperature is -0.5"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_k": 0}, "top_k is 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(module: LanguageModule, wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        generate(module, **{"tokens": PROMPT, "num_new_tokens": 1, **wrong})
+def test_invalid_arguments_are_rejected(module: LanguageModule, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(module, **{"tokens": PROMPT, "num_new_tokens": 1, **arguments})
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
-def test_what_has_diverged_has_no_likeliest_token(temperature: float, wrong: float) -> None:
+@pytest.mark.parametrize("logit", [torch.nan, torch.inf])
+def test_a_diverged_model_raises_an_error(temperature: float, logit: float) -> None:
     with pytest.raises(NotFiniteError, match="the model has diverged"):
-        next_token(torch.tensor([0.0, wrong, 9.0]), temperature)
+        next_token(torch.tensor([0.0, logit, 9.0]), temperature)

@@ -23,7 +23,7 @@ from worldlm.models import (
     warmup_cosine,
 )
 
-# these trainers are given no held-out text
+# these trainers have no held-out text
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 
 SIZES = Architecture(num_blocks=2, d_model=16, num_heads=4, max_seq_len=8, vocab_size=30)
@@ -91,7 +91,7 @@ def test_warmup_and_cosine_by_hand() -> None:
     assert values == pytest.approx([0.25, 0.5, 1, *cosine])
 
 
-def test_without_an_end_the_rate_stays_at_its_peak() -> None:
+def test_without_a_number_of_steps_the_rate_stays_at_its_peak() -> None:
     assert [warmup_cosine(step, 2, None, 0.1) for step in (0, 1, 2, 10**6)] == [0.5, 1, 1, 1]
 
 
@@ -104,14 +104,14 @@ def test_the_trainer_drives_the_schedule_every_step(tmp_path: Path) -> None:
     assert (group["fused"], group["betas"], group["weight_decay"]) == (True, (0.9, 0.95), 0.0)
 
 
-def test_a_run_without_an_end_does_not_decay() -> None:
+def test_an_unlimited_run_does_not_decay() -> None:
     module = build(OptimizerSettings(lr=0.5, warmup_steps=2))
     module.trainer = type("Endless", (), {"estimated_stepping_batches": math.inf})()
     scheduler = module.configure_optimizers()["lr_scheduler"]["scheduler"]
     assert scheduler.lr_lambdas[0](10**6) == 1.0
 
 
-def test_a_warmup_longer_than_the_run_is_not_silent(tmp_path: Path) -> None:
+def test_a_warmup_longer_than_the_run_is_warned_of(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="warmup_steps is 100, but the run has 3 steps"):
         fit(tmp_path, OptimizerSettings(), max_epochs=1)
 
@@ -140,19 +140,27 @@ def test_a_checkpoint_loads_with_weights_only_and_rebuilds_the_module(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("sizes", "split", "told"),
+    ("sizes", "split", "message"),
     [
-        ({"num_heads": 2, "vocab_size": 31}, SPLIT, "num_heads is 4 there, and 2 here, vocab_size is 30 there, and 31"),
-        ({}, replace(SPLIT, keys=("norm_1",)), r"0\.norm_1\.weight is in backbone there, and in keys here"),
+        (
+            {"num_heads": 2, "vocab_size": 31},
+            SPLIT,
+            "num_heads is 4 in the saved model, but 2 in this one, vocab_size is 30 in the saved model, but 31",
+        ),
+        (
+            {},
+            replace(SPLIT, keys=("norm_1",)),
+            r"0\.norm_1\.weight is in backbone in the saved model, but in keys in this one",
+        ),
     ],
 )
-def test_a_checkpoint_of_another_model_is_refused(sizes: dict[str, int], split: Split, told: str) -> None:
+def test_a_checkpoint_of_another_model_is_rejected(sizes: dict[str, int], split: Split, message: str) -> None:
     module = LanguageModule(replace(SIZES, **sizes), split, OptimizerSettings())
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         module.on_load_checkpoint({"hyper_parameters": build().hparams})
 
 
-def test_a_checkpoint_for_longer_texts_or_with_another_rate_is_not() -> None:
+def test_a_checkpoint_with_another_sequence_length_or_rate_is_accepted() -> None:
     patterns = replace(SPLIT, keys=(r"1\.norm_1\.", r"1\.attn\."))  # other words for the same parts
     module = LanguageModule(replace(SIZES, max_seq_len=16), patterns, OptimizerSettings(lr=1.0))
     module.on_load_checkpoint({"hyper_parameters": build().hparams})
@@ -169,7 +177,7 @@ def test_every_parameter_has_one_part_and_the_tied_head_is_named_once() -> None:
     assert parts["model.transformer.blocks.0.attn.Wqkv.weight"] == "backbone"
 
 
-def test_a_split_that_does_not_fit_is_refused_when_the_module_is_built() -> None:
+def test_a_split_that_does_not_match_is_rejected_when_the_module_is_built() -> None:
     with pytest.raises(ValueError, match="matches no parameter"):
         LanguageModule(SIZES, Split(keys=(r"blocks\.7\.",), values=("norm_f",)), OptimizerSettings())
 
@@ -177,16 +185,16 @@ def test_a_split_that_does_not_fit_is_refused_when_the_module_is_built() -> None
 def test_perplexity_is_that_of_all_tokens_together() -> None:
     module, batches = build(), [some_batch(4), some_batch(1, seed=2), some_batch(0)]
     nats = [value for batch in batches for value in by_hand(module, batch)]
-    found = module.evaluate(batches)
-    assert found.num_tokens == len(nats) == 40
-    assert found.perplexity == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-5)
+    evaluation = module.evaluate(batches)
+    assert evaluation.num_tokens == len(nats) == 40
+    assert evaluation.perplexity == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-5)
     metric = Perplexity()
     for batch in batches[:2]:
         metric.update(module(batch[:, :-1]), batch[:, 1:])
-    assert found.perplexity == pytest.approx(metric.compute().item(), rel=1e-5)
+    assert evaluation.perplexity == pytest.approx(metric.compute().item(), rel=1e-5)
 
 
-def test_evaluation_leaves_the_mode_and_the_gradients_alone() -> None:
+def test_evaluation_does_not_change_the_mode_or_the_gradients() -> None:
     module, modes = build(), []
     module.model.register_forward_hook(
         lambda model, _inputs, logits: modes.append((model.training, logits.requires_grad))
@@ -201,26 +209,26 @@ def test_evaluation_leaves_the_mode_and_the_gradients_alone() -> None:
     assert not module.training
 
 
-def test_evaluating_no_text_is_refused_and_restores_the_mode() -> None:
+def test_evaluating_an_empty_text_is_rejected_and_restores_the_mode() -> None:
     module = build().train()
     with pytest.raises(ValueError, match="no token"):
         module.evaluate([])
     assert module.training
 
 
-def test_a_diverged_model_is_infinitely_perplexed_not_nan() -> None:
+def test_the_perplexity_of_a_diverged_model_is_infinite() -> None:
     module = build()
     with torch.no_grad():
         module.model.lm_head.weight.mul_(1e4)
-    found = module.evaluate([some_batch()])
-    assert found.nats == math.inf
-    assert found.perplexity == math.inf
+    evaluation = module.evaluate([some_batch()])
+    assert evaluation.nats == math.inf
+    assert evaluation.perplexity == math.inf
 
 
 def test_bits_per_byte_by_hand() -> None:
-    found = Evaluation(nats=math.log(8), num_tokens=10)
-    assert found.bits_per_byte(1.5) == pytest.approx(2.0)
-    assert found.perplexity == pytest.approx(8.0)
+    evaluation = Evaluation(nats=math.log(8), num_tokens=10)
+    assert evaluation.bits_per_byte(1.5) == pytest.approx(2.0)
+    assert evaluation.perplexity == pytest.approx(8.0)
 
 
 def test_perplexity_beyond_a_float_is_infinite() -> None:
@@ -238,7 +246,7 @@ def test_perplexity_beyond_a_float_is_infinite() -> None:
         ("eps", 0.0),
     ],
 )
-def test_optimizer_settings_out_of_range_are_refused(name: str, value: object) -> None:
+def test_optimizer_settings_out_of_range_are_rejected(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name} is .*: it must be"):
         OptimizerSettings(**{name: value})
 

@@ -1,4 +1,4 @@
-"""The MPT decoder against transformers' MptForCausalLM, and what it promises by itself."""
+"""The MPT decoder, compared with transformers' MptForCausalLM and on its own."""
 
 import math
 
@@ -23,7 +23,7 @@ def small(num_heads: int = 4, max_seq_len: int = 16, vocab_size: int = 50) -> Ar
 
 
 def build(architecture: Architecture, seed: int = 0) -> MPT:
-    """A model whose weights are large enough for differences to show."""
+    """A model with weights large enough to make differences visible."""
     torch.manual_seed(seed)
     model = MPT(architecture)
     with torch.no_grad():
@@ -83,13 +83,13 @@ def test_names_are_those_of_transformers() -> None:
     assert {n for n, _ in ours.named_parameters()} == {n for n, _ in theirs.named_parameters()}
 
 
-def test_a_state_dict_survives_the_way_through_transformers() -> None:
+def test_a_state_dict_survives_transformers() -> None:
     architecture = small()
-    theirs, there = build_theirs(architecture), build(architecture).state_dict()
-    theirs.load_state_dict(there)
+    theirs, our_state = build_theirs(architecture), build(architecture).state_dict()
+    theirs.load_state_dict(our_state)
     back = MPT(architecture)
     back.load_state_dict(theirs.state_dict())
-    assert all(torch.equal(value, there[name]) for name, value in back.state_dict().items())
+    assert all(torch.equal(value, our_state[name]) for name, value in back.state_dict().items())
 
 
 def test_slopes_by_hand() -> None:
@@ -154,7 +154,7 @@ def test_initial_values() -> None:
             assert bool((parameter == 1).all()), name
 
 
-def test_the_bias_is_kept_out_of_the_state_dict_and_built_once() -> None:
+def test_the_bias_is_built_once_and_not_part_of_the_state_dict() -> None:
     model = MPT(small())
     assert not any("bias" in name for name in model.state_dict())
     address = model.transformer.bias.data_ptr()
@@ -168,14 +168,14 @@ def test_an_empty_batch_gives_empty_logits(monkeypatch: pytest.MonkeyPatch) -> N
     assert MPT(architecture)(some_tokens(architecture, batch=0)).shape == (0, 16, 50)
 
 
-def test_a_sequence_beyond_max_seq_len_is_refused() -> None:
+def test_a_sequence_beyond_max_seq_len_is_rejected() -> None:
     with pytest.raises(ValueError, match="17 tokens: max_seq_len is 16"):
         MPT(small())(some_tokens(small(), seq=17))
 
 
 @pytest.mark.parametrize("sizes", [[1] * 16, [5, 1, 1, 9], [3, 13]])
 @pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
-def test_a_text_in_pieces_with_a_cache_is_the_whole_text(sizes: list[int], precision: torch.dtype) -> None:
+def test_a_text_in_pieces_with_a_cache_equals_the_whole_text(sizes: list[int], precision: torch.dtype) -> None:
     architecture = small(num_heads=12)
     model, tokens, cache = build(architecture).to(precision), some_tokens(architecture), Cache()
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_the_norm_equals_torch_without_bias() -> None:
 
 
 @pytest.mark.parametrize("name", ["num_blocks", "max_seq_len", "alibi_bias_max"])
-def test_sizes_below_one_are_refused(name: str) -> None:
+def test_sizes_below_one_are_rejected(name: str) -> None:
     sizes = {"num_blocks": 1, "d_model": 8, "num_heads": 2, "max_seq_len": 4, "vocab_size": 9}
     with pytest.raises(ValueError, match=f"{name} is 0: it must be at least 1"):
         Architecture(**{**sizes, name: 0})
@@ -221,7 +221,7 @@ def test_sizes_below_one_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "most"), [("num_blocks", 10_000), ("d_model", 100_000_000), ("vocab_size", 100_000_000)]
 )
-def test_sizes_beyond_any_model_are_refused(name: str, most: int) -> None:
+def test_too_large_sizes_are_rejected(name: str, most: int) -> None:
     sizes = {"num_blocks": 1, "d_model": 8, "num_heads": 2, "max_seq_len": 4, "vocab_size": 9}
     assert getattr(Architecture(**{**sizes, name: most}), name) == most
     with pytest.raises(ValueError, match=f"{name} is {most + 2}: it must be at most {most:,}"):
@@ -233,7 +233,7 @@ def test_heads_must_divide_the_width() -> None:
         Architecture(num_blocks=1, d_model=10, num_heads=4, max_seq_len=4, vocab_size=9)
 
 
-def test_the_bias_falls_with_distance_and_hides_the_future() -> None:
+def test_the_bias_decreases_with_distance_and_masks_later_tokens() -> None:
     bias = MPT(small(num_heads=4)).transformer.bias
     assert bias.shape == (1, 4, 16, 16)
     assert bias[0, 0, 3, :5].tolist() == [-0.75, -0.5, -0.25, 0.0, -math.inf]

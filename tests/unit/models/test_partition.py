@@ -16,7 +16,7 @@ NAMES = [
 ]
 
 
-def test_keys_are_taken_first_then_values_then_the_backbone() -> None:
+def test_keys_are_matched_first_then_values_then_the_backbone() -> None:
     split = Split(keys=(r"blocks\.1\.attn",), values=(r"blocks\.1\.", r"norm_f\."))
     parts = partition(NAMES, split)
     assert list(parts.items()) == [
@@ -37,7 +37,7 @@ def test_block_one_is_not_block_eleven() -> None:
     assert parts == {"wte": "backbone", "blocks.1.attn": "values", "blocks.11.attn": "keys"}
 
 
-def test_a_pattern_that_matches_nothing_is_named_with_the_nearest_parameter() -> None:
+def test_a_pattern_without_matches_is_reported_with_the_nearest_parameter() -> None:
     split = Split(keys=(r"blocks\.1\.attn\.weigth",), values=("norm_f",))
     message = (
         r"split.keys pattern 'blocks\\.1\\.attn\\.weigth' matches no parameter; "
@@ -47,42 +47,42 @@ def test_a_pattern_that_matches_nothing_is_named_with_the_nearest_parameter() ->
         partition(NAMES, split)
 
 
-def test_a_pattern_that_comes_too_late_is_named() -> None:
+def test_a_pattern_whose_parameters_are_taken_is_reported() -> None:
     message = (
-        "split.values pattern 'attn' takes nothing: "
-        "earlier patterns took all it matches, such as 'blocks.0.attn.weight'"
+        "split.values pattern 'attn' has no effect: "
+        "earlier patterns already match the same parameters, such as 'blocks.0.attn.weight'"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         partition(NAMES, Split(keys=("blocks",), values=("norm_f", "attn")))
 
 
-def test_an_empty_backbone_is_named() -> None:
+def test_an_empty_backbone_is_reported() -> None:
     with pytest.raises(ValueError, match="the backbone is empty"):
         partition(NAMES, Split(keys=("attn",), values=(".",)))
 
 
 @pytest.mark.parametrize("part", ["keys", "values"])
-def test_a_part_without_patterns_is_named(part: str) -> None:
+def test_a_part_without_patterns_is_reported(part: str) -> None:
     patterns = {"keys": ("attn",), "values": ("ffn",), part: ()}
     with pytest.raises(ValueError, match=f"split.{part} is empty"):
         Split(**patterns)
 
 
-def test_bad_regular_expressions_are_all_named() -> None:
-    with pytest.raises(ValueError, match="no regular expression") as caught:
+def test_invalid_regular_expressions_are_all_reported() -> None:
+    with pytest.raises(ValueError, match="not a regular expression") as caught:
         Split(keys=("attn(",), values=("ffn", "*"))
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("split.keys pattern 'attn(' is no regular expression: ")
-    assert lines[1].startswith("split.values pattern '*' is no regular expression: ")
+    assert lines[0].startswith("split.keys pattern 'attn(' is not a regular expression: ")
+    assert lines[1].startswith("split.values pattern '*' is not a regular expression: ")
     assert len(lines) == 2
 
 
-def test_one_bare_string_is_refused() -> None:
+def test_a_string_instead_of_a_list_is_rejected() -> None:
     with pytest.raises(ValueError, match="split.keys is 'attn': write a list of patterns"):
         Split(keys="attn", values=("ffn",))
 
 
-def test_all_mistakes_come_at_once() -> None:
+def test_all_mistakes_are_reported_together() -> None:
     with pytest.raises(ValueError, match="wrong") as caught:
         partition([*NAMES, "wte.weight"], Split(keys=("wrong",), values=("worse",)))
     assert [line.split()[0] for line in str(caught.value).splitlines()] == [

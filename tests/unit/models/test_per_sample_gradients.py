@@ -25,7 +25,7 @@ def module() -> LanguageModule:
 
 @pytest.fixture
 def hooked(module: LanguageModule) -> Iterator[LanguageModule]:
-    """The module, its model hooked in place."""
+    """The module, with the hooks of Opacus on its model."""
     wrapper = GradSampleModule(module.model)
     yield module
     wrapper.remove_hooks()
@@ -38,7 +38,7 @@ def one_by_one(module: LanguageModule, batch: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
-def test_they_equal_gradients_taken_one_by_one(module: LanguageModule) -> None:
+def test_they_equal_separately_computed_gradients(module: LanguageModule) -> None:
     batch = torch.randint(0, SIZES.vocab_size, (3, 9))
     expected = one_by_one(module, batch)
     wrapper = GradSampleModule(module.model)
@@ -57,6 +57,6 @@ def test_an_empty_batch_has_no_per_sample_gradients(hooked: LanguageModule) -> N
         assert not parameter.grad.any(), name
 
 
-def test_evaluation_leaves_no_activations_behind(hooked: LanguageModule) -> None:
+def test_evaluation_stores_no_activations(hooked: LanguageModule) -> None:
     hooked.evaluate([torch.randint(0, SIZES.vocab_size, (2, 9))])
     assert not any(getattr(part, "activations", None) for part in hooked.modules())
