@@ -1,1 +1,1 @@
-"""Pictures of worlds and of runs, each a pure function from plain data to a figure. No torch."""
+"""Plots of topologies and of runs, each a pure function from plain data to a figure. No torch."""

@@ -1,4 +1,4 @@
-"""What a picture of a world says at every node."""
+"""The content of the boxes in a plot of a topology."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from worldlm.topology import Node, Topology
 from worldlm.topology.draw import facts
 
 MAX_ROWS = 48
-"""Leaves that a picture shows at most; of a wider world the first children of every federation stand for all."""
+"""Largest number of leaves in a plot; of a wider topology, only the first children of every federation are shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
-    """A node in a picture, with all below it."""
+    """A node in a plot, with its descendants."""
 
     name: str
-    """Its name; empty where it stands for those that are not drawn."""
+    """Its name; empty for a box that stands for nodes that are not drawn."""
     lines: tuple[str, ...] = ()
-    """What is told below its name."""
+    """The lines below its name."""
     shade: float = 0.0
-    """How strongly it is coloured, in [0, 1]."""
+    """Intensity of its colour, in [0, 1]."""
     edge: str = ""
-    """What is told on the edge to its parent."""
+    """The label of the edge to its parent."""
     edge_width: float = 1.0
     """Width of that edge, in points."""
     children: tuple[Box, ...] = ()
     """The participants of its federation."""
 
     def walk(self) -> Iterator[Box]:
-        """Yield this box and all below it, parents first."""
+        """Yield this box and its descendants, parents first."""
         yield self
         for child in self.children:
             yield from child.walk()
 
     @property
     def num_leaves(self) -> int:
-        """Rows that it takes."""
+        """Number of rows that it needs."""
         return sum(child.num_leaves for child in self.children) or 1
 
 
 def of_topology(topology: Topology) -> Box:
-    """Tell what holds at every node, as `worldlm.topology.draw_tree` does."""
+    """Return boxes with the settings of every node, as in `worldlm.topology.draw_tree`."""
 
     def box(node: Node, above: Node | None) -> Box:
         children = tuple(box(child, node) for child in node.children)
@@ -56,7 +56,7 @@ def of_topology(topology: Topology) -> Box:
 
 
 def of_perplexity(record: RunRecord, number: int | None = None) -> Box:
-    """Tell every node's perplexities after a round: the better it predicts its own text, the stronger its colour.
+    """Return boxes with every node's perplexities after a round; a lower perplexity has a stronger colour.
 
     Args:
         record: The run.
@@ -64,70 +64,71 @@ def of_perplexity(record: RunRecord, number: int | None = None) -> Box:
     """
     nodes = record.round(number)["nodes"]
     scores = {name: _scores(figures) for name, figures in nodes.items()}
-    logs = {name: math.log(min(told.values())) for name, told in scores.items() if told}
+    logs = {name: math.log(min(perplexities.values())) for name, perplexities in scores.items() if perplexities}
     low, high = min(logs.values(), default=0.0), max(logs.values(), default=0.0)
 
-    def tell(name: str) -> dict[str, Any]:
-        told = scores.get(name, {})
+    def content(name: str) -> dict[str, Any]:
+        perplexities = scores.get(name, {})
+        has_scale = name in logs and high > low
         return {
-            "lines": tuple(f"{figure(value)} {moment}" for moment, value in told.items()),
-            "shade": 1.0 - 0.8 * (logs[name] - low) / (high - low) if name in logs and high > low else 0.5 * bool(told),
+            "lines": tuple(f"{figure(value)} {moment}" for moment, value in perplexities.items()),
+            "shade": 1.0 - 0.8 * (logs[name] - low) / (high - low) if has_scale else 0.5 * bool(perplexities),
         }
 
-    return _recorded(record, tell)
+    return _recorded(record, content)
 
 
 def of_traffic(record: RunRecord, number: int | None = None) -> Box:
-    """Tell what went over every edge up to a round: the more, the wider.
+    """Return boxes with the traffic of every edge up to a round; more traffic has a wider edge.
 
     Args:
         record: The run.
         number: The round, from 0; by default the last one.
     """
     nodes = record.round(number)["nodes"]
-    moved = {name: (one.get("bytes_down", 0), one.get("bytes_up", 0)) for name, one in nodes.items()}
+    moved = {name: (figures.get("bytes_down", 0), figures.get("bytes_up", 0)) for name, figures in nodes.items()}
     most = max(map(sum, moved.values()), default=0) or 1
 
-    def tell(name: str) -> dict[str, Any]:
+    def content(name: str) -> dict[str, Any]:
         down, up = moved.get(name, (0, 0))
         return {
             "edge": f"↓ {_megabytes(down)}  ↑ {_megabytes(up)}" if down or up else "",
             "edge_width": 1.0 + 6.0 * (down + up) / most,
         }
 
-    return _recorded(record, tell)
+    return _recorded(record, content)
 
 
 def of_settings(record: RunRecord) -> Box:
-    """Tell what held at every node of a run, as `of_topology` does."""
-    told = {node["name"]: tuple(node.get("told", ())) for node in record.nodes}
-    return _recorded(record, lambda name: {"lines": told[name]})
+    """Return boxes with the settings of every node of a run, as in `of_topology`."""
+    settings = {node["name"]: tuple(node.get("told", ())) for node in record.nodes}
+    return _recorded(record, lambda name: {"lines": settings[name]})
 
 
 def of_names(record: RunRecord) -> Box:
-    """Tell the names alone."""
+    """Return boxes with only the names."""
     return _recorded(record, lambda name: {})
 
 
-def _recorded(record: RunRecord, tell: Callable[[str], dict[str, Any]]) -> Box:
-    """Return the recorded tree; `tell` gives what is told at a node, by its name."""
+def _recorded(record: RunRecord, content: Callable[[str], dict[str, Any]]) -> Box:
+    """Return the boxes of the recorded tree; `content` maps the name of a node to fields of its box."""
 
     def box(node: Mapping[str, Any]) -> Box:
-        return Box(name=node["name"], children=tuple(map(box, node["children"])), **tell(node["name"]))
+        return Box(name=node["name"], children=tuple(map(box, node["children"])), **content(node["name"]))
 
     return box(record.tree)
 
 
 def shortened(box: Box, max_rows: int = MAX_ROWS) -> Box:
-    """Draw fewer children of every federation, equally many of each, so that a world has at most so many rows.
+    """Limit the children of every federation to the same number, so that the topology needs at most `max_rows` rows.
 
     Args:
-        box: A world.
-        max_rows: Rows wanted; where there are more federations than that, each shows one child.
+        box: The root.
+        max_rows: Largest number of rows; if there are more federations, each shows one child.
     """
     if box.num_leaves <= max_rows:
         return box
-    candidates = range(1, max(len(one.children) for one in box.walk()))
+    candidates = range(1, max(len(inner.children) for inner in box.walk()))
     fit = bisect_right(candidates, max_rows, key=lambda most: _at_most(box, most).num_leaves)
     return _at_most(box, candidates[max(fit - 1, 0)])
 
@@ -140,12 +141,12 @@ def _at_most(box: Box, most: int) -> Box:
 
 
 def _scores(figures: Mapping[str, Any]) -> dict[str, float]:
-    told = {moment: figures.get(moment, {}).get("perplexity") for moment in MOMENTS}
-    return {moment: value for moment, value in told.items() if value is not None}
+    perplexities = {moment: figures.get(moment, {}).get("perplexity") for moment in MOMENTS}
+    return {moment: value for moment, value in perplexities.items() if value is not None}
 
 
 def figure(value: float) -> str:
-    """Write a perplexity, which noise can drive beyond all measure."""
+    """Format a perplexity, which may be very large with noise."""
     return f"{value:,.2f}" if value < 1e6 else f"{value:.1e}"
 
 

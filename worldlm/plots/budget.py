@@ -1,4 +1,4 @@
-"""A picture of what was spent of every node's privacy budget."""
+"""A plot of the privacy budget that every node has spent."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from worldlm.plots.style import COLOURS, INCHES
 from worldlm.runs.results import RunRecord
 
 KINDS = {"epsilon": "max_epsilon", "example_epsilon": "max_example_epsilon"}
-"""What is spent, of updates and of examples, and under which name a node's budget for it is recorded."""
+"""Name of a spent epsilon, of updates or of examples -> name of its limit in the record of a node."""
 
 
 def budget(record: RunRecord, inches: float = INCHES) -> Figure:
     """Draw epsilon by round for every private node, and its max_epsilon as a dashed line of the same colour.
 
-    Nodes that have spent the same at all times share a line. What has no bound (noise 0) has no line, and is named.
+    Nodes with equal values in all rounds share a line. A node without a bound (noise 0) appears only in the legend.
     """
     figure = Figure(figsize=(inches, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -45,14 +45,16 @@ Curve = tuple[tuple[int, float | None], ...]
 
 
 def _shared(record: RunRecord) -> dict[tuple[str, float | None, Curve], list[str]]:
-    found: dict[tuple[str, float | None, Curve], list[str]] = {}
+    curves: dict[tuple[str, float | None, Curve], list[str]] = {}
     for name, kind, limit in _private(record):
         curve = tuple(
-            (one["round"] + 1, one["nodes"][name][kind]) for one in record.rounds if kind in one["nodes"].get(name, {})
+            (entry["round"] + 1, entry["nodes"][name][kind])
+            for entry in record.rounds
+            if kind in entry["nodes"].get(name, {})
         )
         if curve:
-            found.setdefault((kind, limit, curve), []).append(name)
-    return found
+            curves.setdefault((kind, limit, curve), []).append(name)
+    return curves
 
 
 def _private(record: RunRecord) -> Iterator[tuple[str, str, float | None]]:

@@ -1,4 +1,4 @@
-"""Where the boxes of a world stand in its picture: a column for each level, a row for each leaf."""
+"""The positions of boxes in a plot of a topology: a column for each level, a row for each leaf."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from dataclasses import dataclass, replace
 from worldlm.plots.boxes import Box
 
 FONT, SMALL = 9.0, 7.5
-"""Sizes of names and of what is told below them, in points."""
+"""Font sizes of names and of the lines below them, in points."""
 LINE = 0.165
-"""From line to line, in inches."""
+"""Distance between lines, in inches."""
 PAD, GAP, FRAME = 0.08, 0.12, 0.1
-"""Within a box, between two boxes, and from a frame to what it holds, in inches."""
-_LETTER = 0.62 / 72  # inches that a letter is wide, for each point of its size
-_BETWEEN = 0.5  # inches between two levels, beside what their edges tell
+"""Space within a box, between two boxes, and within a frame, in inches."""
+_LETTER = 0.62 / 72  # width of a letter in inches, per point of its size
+_BETWEEN = 0.5  # inches between two levels, in addition to the labels of their edges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A box and where it stands, in inches from the upper left corner; y grows downwards."""
+    """A box and its position, in inches from the upper left corner; y grows downwards."""
 
     box: Box
-    """What is drawn there."""
+    """The box."""
     level: int
-    """Levels above it."""
+    """Number of levels above it."""
     x: float
     """Its left edge."""
     y: float
-    """Its middle."""
+    """Its vertical centre."""
     width: float
-    """Of the box."""
+    """Width of the box."""
     height: float
-    """Of the box."""
+    """Height of the box."""
     top: float
-    """Upper edge of its federation's frame; its own, where it has none."""
+    """Upper edge of its federation's frame, or of the box if it has no federation."""
     bottom: float
     """Lower edge of that frame."""
     right: float
@@ -43,18 +43,18 @@ class Place:
     """The participants of its federation."""
 
     def walk(self) -> Iterator[Place]:
-        """Yield this place and all below it, parents first."""
+        """Yield this place and its descendants, parents first."""
         yield self
         for child in self.children:
             yield from child.walk()
 
 
 def text_width(text: str, size: float) -> float:
-    """Estimate how wide a line is.
+    """Estimate the width of a line.
 
     Args:
         text: The line.
-        size: Its font's, in points.
+        size: The font size, in points.
 
     Returns:
         Inches.
@@ -63,22 +63,22 @@ def text_width(text: str, size: float) -> float:
 
 
 def place(root: Box) -> Place:
-    """Place a world."""
+    """Return the positions of a root and its descendants."""
     columns = _columns(root)
     return _place(root, 0, FRAME, columns)
 
 
 def _columns(root: Box) -> list[tuple[float, float]]:
-    """Return left edge and width of every level's boxes."""
+    """Return the left edge and the width of the boxes of every level."""
     columns: list[tuple[float, float]] = []
     level, x = [root], 2 * FRAME
     while level:
-        names = [1.1 * text_width(one.name, FONT) for one in level]
-        lines = [text_width(line, SMALL) for one in level for line in one.lines]
-        x += (_BETWEEN + max(text_width(one.edge, SMALL) for one in level)) if columns else 0.0
+        names = [1.1 * text_width(box.name, FONT) for box in level]
+        lines = [text_width(line, SMALL) for box in level for line in box.lines]
+        x += (_BETWEEN + max(text_width(box.edge, SMALL) for box in level)) if columns else 0.0
         columns.append((x, max(*names, *lines, 0.3) + 2 * PAD))
         x += columns[-1][1]
-        level = [child for one in level for child in one.children]
+        level = [child for box in level for child in box.children]
     return columns
 
 
@@ -107,6 +107,6 @@ def _place(box: Box, level: int, top: float, columns: Sequence[tuple[float, floa
     )
 
 
-def _lowered(one: Place, inches: float) -> Place:
-    moved = {name: getattr(one, name) + inches for name in ("y", "top", "bottom")}
-    return replace(one, **moved, children=tuple(_lowered(child, inches) for child in one.children))
+def _lowered(box_place: Place, inches: float) -> Place:
+    moved = {name: getattr(box_place, name) + inches for name in ("y", "top", "bottom")}
+    return replace(box_place, **moved, children=tuple(_lowered(child, inches) for child in box_place.children))

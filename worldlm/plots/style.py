@@ -1,4 +1,4 @@
-"""Colours of all pictures, and how they become files."""
+"""Colours of all plots, and their export to files."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import matplotlib
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c8c")
-"""By Okabe and Ito: told apart whatever colours one sees."""
+"""The palette of Okabe and Ito, which is suitable for colour-blind readers."""
 INCHES, DPI = 10.0, 120
-"""Width of a picture with axes: 1200 pixels."""
+"""Width and resolution of a plot with axes: 1200 pixels."""
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture as PNG and as SVG.
+    """Write a plot as PNG and as SVG.
 
     Args:
-        figure: The picture.
-        path: Where to, without a suffix.
+        figure: The plot.
+        path: The path of the files, without a suffix.
     """
     path.with_name(f"{path.name}.png").write_bytes(encoded(figure, "png"))
     path.with_name(f"{path.name}.svg").write_bytes(encoded(figure, "svg"))
 
 
 def encoded(figure: Figure, kind: str) -> bytes:
-    """Return a picture as a file's content, the same bytes for the same picture.
+    """Return the content of an image file; the same plot gives the same bytes.
 
     Args:
-        figure: The picture.
-        kind: `png` or `svg`; text in the latter stays text.
+        figure: The plot.
+        kind: `png` or `svg`; text in an SVG is not converted to paths.
     """
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "worldlm", "svg.fonttype": "none"}):
@@ -42,24 +42,25 @@ def encoded(figure: Figure, kind: str) -> bytes:
 
 
 def inline_svg(figure: Figure, salt: str, label: str) -> str:
-    """Return a picture as an `<svg>` to stand in a page, in the colours of the page: black is its text's colour.
+    """Return a plot as an `<svg>` for an HTML page; black becomes the colour of the page's text.
 
-    The other `COLOURS` are `var(--c0)`, `var(--c1)`, ..., by default as they are, and the background is the page's.
+    The other `COLOURS` become `var(--c0)`, `var(--c1)`, ..., with themselves as defaults. The background is
+    transparent.
 
     Args:
-        figure: The picture.
-        salt: Letters, digits and hyphens that no other picture of the page has; all ids begin with it.
-        label: What it shows, for those who do not see it.
+        figure: The plot.
+        salt: Letters, digits and hyphens that are unique among the plots of the page; all ids begin with it.
+        label: A description of the plot for screen readers.
     """
-    file, nothing = io.BytesIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    file, no_metadata = io.BytesIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts are used, not ours
-        warnings.filterwarnings("ignore", "constrained_layout not applied")  # names longer than the picture is wide
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the page is shown with the fonts of the reader
+        warnings.filterwarnings("ignore", "constrained_layout not applied")  # names are wider than the plot
+        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
     text = file.getvalue().decode()
     _, _, inner = text[text.index("<svg ") :].partition(">")
     inner = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", inner, count=1, flags=re.DOTALL)
-    inner = re.sub(r"<[^>]+>", lambda tag: _in_page(tag[0], salt), inner)  # text between tags stays as it is
+    inner = re.sub(r"<[^>]+>", lambda tag: _in_page(tag[0], salt), inner)  # text between tags is unchanged
     width, height = figure.get_size_inches()
     shown = f'viewBox="0 0 {72 * width:g} {72 * height:g}" style="--width:{96 * width:.0f}px"'
     return f'<svg role="img" aria-label="{html.escape(label)}" fill="currentColor" {shown}>{inner.strip()}'
@@ -67,7 +68,7 @@ def inline_svg(figure: Figure, salt: str, label: str) -> str:
 
 def _in_page(tag: str, salt: str) -> str:
     tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
-    tag = re.sub(r' id="[a-z_.0-9]*_\d+"', "", tag)  # of groups, which nothing refers to
+    tag = re.sub(r' id="[a-z_.0-9]*_\d+"', "", tag)  # ids of groups are not referenced
     tag = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{salt}-", tag)
     tag = tag.replace("#000000", "currentColor")
     for i, colour in enumerate(COLOURS):

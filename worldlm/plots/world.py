@@ -1,4 +1,4 @@
-"""A world as a picture: the root on the left, every federation in a frame, arrows where residuals went."""
+"""A plot of a topology: the root on the left, a frame around every federation, arrows for routed residuals."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _TITLE = 0.35  # inches
 
 
 def draw_world(root: Box, title: str = "", arrows: Mapping[tuple[str, str], int] | None = None) -> Figure:
-    """Draw a world; of a wide one, the first children of every federation.
+    """Draw a topology; of a wide one, only the first children of every federation.
 
     Args:
-        root: The root, with what is told at every node.
-        title: Above it.
-        arrows: How many residuals went from one node to another; between nodes that are not drawn, they are left out.
+        root: The box of the root, with its descendants.
+        title: The title above the plot.
+        arrows: (origin, destination) -> number of residuals; arrows of nodes that are not drawn are left out.
 
     Returns:
-        A figure as large as the world needs.
+        A figure with a size that fits the topology.
     """
     world = place(shortened(root))
     above = _TITLE if title else 0.0
@@ -44,29 +44,29 @@ def draw_world(root: Box, title: str = "", arrows: Mapping[tuple[str, str], int]
 
 
 def _hues(world: Place) -> dict[str, str]:
-    """Give every federation of the root a colour, for all that is in it."""
-    found = {world.box.name: COLOURS[-1]}
+    """Return node -> colour; each child of the root and its descendants share one."""
+    hues = {world.box.name: COLOURS[-1]}
     for i, child in enumerate(world.children):
-        found |= {one.box.name: COLOURS[i % (len(COLOURS) - 2)] for one in child.walk()}
-    return found
+        hues |= {below.box.name: COLOURS[i % (len(COLOURS) - 2)] for below in child.walk()}
+    return hues
 
 
-def _draw(axes: Axes, here: Place, hues: Mapping[str, str]) -> None:
-    """Draw a node and all below it."""
-    colour = hues[here.box.name]
-    if here.children:
-        size = (here.right - here.x + FRAME, here.bottom - here.top)
-        _frame(axes, (here.x - FRAME, here.top), size, facecolor=(colour, 0.08), edgecolor=(colour, 0.5))
-    for child in here.children:
-        _draw_edge(axes, here, child)
+def _draw(axes: Axes, node: Place, hues: Mapping[str, str]) -> None:
+    """Draw a node and its descendants."""
+    colour = hues[node.box.name]
+    if node.children:
+        size = (node.right - node.x + FRAME, node.bottom - node.top)
+        _frame(axes, (node.x - FRAME, node.top), size, facecolor=(colour, 0.08), edgecolor=(colour, 0.5))
+    for child in node.children:
+        _draw_edge(axes, node, child)
         _draw(axes, child, hues)
-    fill = (COLOURS[0], 0.1 + 0.4 * here.box.shade) if here.box.shade else "none"
-    edge = "black" if here.box.name else "none"
-    _frame(axes, (here.x, here.y - here.height / 2), (here.width, here.height), facecolor=fill, edgecolor=edge)
-    y = here.y - here.height / 2 + PAD + LINE / 2
-    told = [(here.box.name, FONT, "bold")] if here.box.name else []
-    for text, points, weight in (*told, *((line, SMALL, "normal") for line in here.box.lines)):
-        axes.text(here.x + PAD, y, text, fontsize=points, weight=weight, va="center")
+    fill = (COLOURS[0], 0.1 + 0.4 * node.box.shade) if node.box.shade else "none"
+    edge = "black" if node.box.name else "none"
+    _frame(axes, (node.x, node.y - node.height / 2), (node.width, node.height), facecolor=fill, edgecolor=edge)
+    y = node.y - node.height / 2 + PAD + LINE / 2
+    heading = [(node.box.name, FONT, "bold")] if node.box.name else []
+    for text, points, weight in (*heading, *((line, SMALL, "normal") for line in node.box.lines)):
+        axes.text(node.x + PAD, y, text, fontsize=points, weight=weight, va="center")
         y += LINE
 
 
@@ -89,18 +89,18 @@ def _draw_edge(axes: Axes, parent: Place, child: Place) -> None:
 
 
 def _draw_arrows(axes: Axes, world: Place, arrows: Mapping[tuple[str, str], int], hues: Mapping[str, str]) -> float:
-    """Draw arcs on the right of the world, from the origins' boxes to their homes' boxes or frames.
+    """Draw arcs on the right of the topology, from the boxes of origins to the boxes or frames of destinations.
 
     Returns:
-        How far they reach to the right, in inches.
+        The right edge of the arcs, in inches.
     """
-    shown = {one.box.name: one for one in world.walk()}
+    shown = {node.box.name: node for node in world.walk()}
     drawn = {ends: count for ends, count in arrows.items() if ends[0] in shown and ends[1] in shown}
     ports = _ports(shown, list(drawn))
     reach = world.right
-    nearest_first = sorted(drawn.items(), key=lambda one: abs(shown[one[0][0]].y - shown[one[0][1]].y))
-    for i, ((origin, home), count) in enumerate(nearest_first):
-        start, end = ports[origin, home, 0], ports[origin, home, 1]
+    nearest_first = sorted(drawn.items(), key=lambda arrow: abs(shown[arrow[0][0]].y - shown[arrow[0][1]].y))
+    for i, ((origin, destination), count) in enumerate(nearest_first):
+        start, end = ports[origin, destination, 0], ports[origin, destination, 1]
         bulge = world.right + 0.3 + 0.3 * i
         width = min(0.8 + 0.3 * count, 3.5)
         stroke = Stroke([start, (bulge, start[1]), (bulge, end[1]), end], [Stroke.MOVETO, *[Stroke.CURVE4] * 3])
@@ -121,15 +121,15 @@ def _draw_arrows(axes: Axes, world: Place, arrows: Mapping[tuple[str, str], int]
 def _ports(
     shown: Mapping[str, Place], arrows: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str, int], tuple[float, float]]:
-    """Return where every arrow (origin, home) begins (0) and ends (1): the ends at a node spread over its height."""
+    """Return the start (0) and the end (1) of every arrow (origin, destination), spread over the height of a node."""
     ends: dict[str, list[tuple[float, tuple[str, str, int]]]] = {}
-    for origin, home in arrows:
-        ends.setdefault(origin, []).append((shown[home].y, (origin, home, 0)))
-        ends.setdefault(home, []).append((shown[origin].y, (origin, home, 1)))
+    for origin, destination in arrows:
+        ends.setdefault(origin, []).append((shown[destination].y, (origin, destination, 0)))
+        ends.setdefault(destination, []).append((shown[origin].y, (origin, destination, 1)))
     ports = {}
-    for name, found in ends.items():
-        here = shown[name]
-        step = 0.8 * here.height / len(found)
-        for i, (_, key) in enumerate(sorted(found)):
-            ports[key] = (here.right, here.y + (i - (len(found) - 1) / 2) * step)
+    for name, node_ends in ends.items():
+        node = shown[name]
+        step = 0.8 * node.height / len(node_ends)
+        for i, (_, key) in enumerate(sorted(node_ends)):
+            ports[key] = (node.right, node.y + (i - (len(node_ends) - 1) / 2) * step)
     return ports
