@@ -17,7 +17,7 @@ def check_rate(name: str, rate: Rate) -> Rate:
     numbers = [end for end in ends if isinstance(end, (int, float)) and 0 < end <= 1]
     if len(ends) > 2 or len(numbers) != len(ends) or not ends:
         raise ValueError(
-            f"{name} must be a number above 0 and at most 1, or two such numbers (first, last), but is {rate!r}"
+            f"{name} must be a number above 0 and at most 1, or two such numbers, first and last, got {rate!r}"
         )
     return (ends[0], ends[1]) if len(ends) == 2 else numbers[0]
 
