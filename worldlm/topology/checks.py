@@ -26,7 +26,7 @@ class FieldError(ValueError):
         return type(self), (self.mistakes,)
 
 
-def refuse(checks: Mapping[str, str]) -> None:
+def raise_mistakes(checks: Mapping[str, str]) -> None:
     """Raise the problems that checks found.
 
     Args:

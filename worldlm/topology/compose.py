@@ -37,7 +37,7 @@ class _Extent(NamedTuple):
     depth: int
 
 
-class TooFar(yaml.composer.ComposerError):
+class LimitExceeded(yaml.composer.ComposerError):
     """Valid YAML that exceeds a limit."""
 
 
@@ -105,7 +105,7 @@ def too_far(text: str) -> str:
         return ""
     try:
         node = Composer(text).get_single_node()
-    except TooFar as error:
+    except LimitExceeded as error:
         return str(error.problem)
     except (yaml.YAMLError, ValueError):  # other readers take it for a plain text
         return ""
@@ -156,4 +156,4 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _reject(problem: str, mark: Any) -> None:
-    raise TooFar(None, None, problem, mark)
+    raise LimitExceeded(None, None, problem, mark)

@@ -12,7 +12,7 @@ MAX_NODES = 1_000_000
 """A larger world is rejected before it is built in memory."""
 
 
-def cannot_be_written_out(root: Node, copies: Mapping[str, int]) -> tuple[Node, str] | None:
+def copy_problem(root: Node, copies: Mapping[str, int]) -> tuple[Node, str] | None:
     """Return a node that cannot be copied and the reason; None if all nodes can.
 
     Args:
@@ -36,7 +36,7 @@ def _measure(node: Node, copies: Mapping[str, int], num_suffix: int, problems: l
     return size
 
 
-def write_out(node: Node, copies: Mapping[str, int], suffix: str = "") -> Iterator[Node]:
+def expand_copies(node: Node, copies: Mapping[str, int], suffix: str = "") -> Iterator[Node]:
     """Yield the copies of a node, `NAME_1` to `NAME_N`, each with its own copies of the descendants.
 
     A descendant's name gets the suffix of the copy above it, and then its own: the third `hospital` of `region_2` is
@@ -45,5 +45,5 @@ def write_out(node: Node, copies: Mapping[str, int], suffix: str = "") -> Iterat
     number = copies.get(node.name)
     for copy in range(1, (number or 1) + 1):
         full_suffix = suffix if number is None else f"{suffix}_{copy}"
-        children = tuple(written for child in node.children for written in write_out(child, copies, full_suffix))
+        children = tuple(expanded for child in node.children for expanded in expand_copies(child, copies, full_suffix))
         yield replace(node, name=node.name + full_suffix, children=children, copy=0 if number is None else copy)

@@ -13,7 +13,7 @@ import yaml
 from worldlm.topology import lint
 from worldlm.topology.checks import FieldError, bad_name
 from worldlm.topology.compose import Entry, line_of
-from worldlm.topology.copies import cannot_be_written_out, write_out
+from worldlm.topology.copies import copy_problem, expand_copies
 from worldlm.topology.errors import UserError
 from worldlm.topology.find import find_file
 from worldlm.topology.reader import Reader, read_text
@@ -106,16 +106,16 @@ class _Loading:
             problem = "no node trains: num_local_steps is 0 at every node that holds data"
             self.reader.report(top["root"].line, problem)
         if self.copies and not self.reader.num_mistakes:
-            values["root"] = self._written_out(values["root"])
+            values["root"] = self._expand(values["root"])
         return values
 
-    def _written_out(self, root: Node) -> Node:
+    def _expand(self, root: Node) -> Node:
         """Return the tree with all copies, or report why it cannot be built."""
-        if (failure := cannot_be_written_out(root, self.copies)) is not None:
+        if (failure := copy_problem(root, self.copies)) is not None:
             node, problem = failure
             self.reader.report(self.name_lines[node.name], f"node {node.name!r}: {problem}")
             return root
-        (whole,) = write_out(root, self.copies)
+        (whole,) = expand_copies(root, self.copies)
         names: dict[str, Node] = {}
         for node in whole.walk():
             if (other := names.setdefault(node.name, node)) is not node:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from worldlm.topology.checks import bad_name, out_of_range, refuse
+from worldlm.topology.checks import bad_name, out_of_range, raise_mistakes
 
 FOR_CHILDREN = (
     "num_subrounds",
@@ -49,7 +49,7 @@ class Privacy:
         max_epsilon = out_of_range(self.max_epsilon, above=0)
         if self.max_epsilon is not None and self.noise_multiplier == 0:
             max_epsilon = max_epsilon or "needs a noise_multiplier above 0, but it is 0"
-        refuse(
+        raise_mistakes(
             {
                 "clip_norm": out_of_range(self.clip_norm, above=0),
                 "noise_multiplier": out_of_range(self.noise_multiplier, at_least=0),
@@ -96,9 +96,9 @@ class Residuals:
     def __post_init__(self) -> None:
         """Check the names."""
         if isinstance(self.accept_from, str):
-            refuse({"accept_from": f"must be a list of names, but is {self.accept_from!r}"})
+            raise_mistakes({"accept_from": f"must be a list of names, but is {self.accept_from!r}"})
         problems = [bad_name(name) for name in self.accept_from or ()]
-        refuse({"accept_from": next(filter(None, problems), "")})
+        raise_mistakes({"accept_from": next(filter(None, problems), "")})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +120,7 @@ class Link:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        refuse(
+        raise_mistakes(
             {
                 "bandwidth_mbps": out_of_range(self.bandwidth_mbps, above=0),
                 "latency_ms": out_of_range(self.latency_ms, at_least=0),
@@ -151,7 +151,7 @@ class OuterOptimizer:
         """Check the names and copy the arguments."""
         object.__setattr__(self, "arguments", dict(self.arguments))
         invalid = next((key for key in self.arguments if not key.isidentifier()), None)
-        refuse(
+        raise_mistakes(
             {
                 "name": "" if self.name.isidentifier() else f"must be a class of torch.optim, but is {self.name!r}",
                 "arguments": "" if invalid is None else f"must have Python names, but has {invalid!r}",
@@ -225,7 +225,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Check the ranges."""
         state, sampling = self.optimizer_state, self.sampling
-        refuse(
+        raise_mistakes(
             {
                 "num_local_steps": out_of_range(self.num_local_steps, at_least=0),
                 "batch_size": out_of_range(self.batch_size, at_least=1),

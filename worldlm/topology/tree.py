@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from worldlm.topology.checks import bad_name, out_of_range, refuse
+from worldlm.topology.checks import bad_name, out_of_range, raise_mistakes
 from worldlm.topology.settings import KINDS_OF_PRIVACY, Settings
 
 
@@ -43,7 +43,7 @@ class Node:
 
     def __post_init__(self) -> None:
         """Check the node on its own."""
-        refuse(
+        raise_mistakes(
             {
                 "name": bad_name(self.name),
                 "weight": out_of_range(self.weight, above=0),
@@ -114,7 +114,7 @@ class Topology:
         problem = (
             f"must have unique node names, but repeats {', '.join(duplicates)}" if duplicates else _idle(self.root)
         )
-        refuse({"name": bad_name(self.name), "root": problem or "; ".join(_loosened(self.root))})
+        raise_mistakes({"name": bad_name(self.name), "root": problem or "; ".join(_loosened(self.root))})
 
     @cached_property
     def nodes(self) -> dict[str, Node]:

@@ -49,7 +49,7 @@ def test_quickstart_is_three_levels_under_two_laws() -> None:
 
 
 def test_all_mistakes_at_once_in_the_order_of_lines() -> None:
-    found = mistakes("""\
+    reported = mistakes("""\
         name: my topology
         settings: {num_local_steps: x}
         root:
@@ -77,8 +77,8 @@ def test_all_mistakes_at_once_in_the_order_of_lines() -> None:
         (12, "corpus is needed at node 'e f'"),
         (12, "name must be 1 to 100 letters"),
     ]
-    assert len(found) == len(expected)
-    for got, (line, start) in zip(found, expected, strict=True):
+    assert len(reported) == len(expected)
+    for got, (line, start) in zip(reported, expected, strict=True):
         assert got.startswith(f"t.yaml:{line}: {start}")
 
 
@@ -229,5 +229,5 @@ def test_a_world_without_a_training_node_is_rejected() -> None:
         "name: t\nsettings: {num_local_steps: 1}\nroot: {name: w, children: [{name: a, corpus: c, settings: SETTINGS}]}"
     )
     assert parse(text.replace("SETTINGS", "{}")).nodes["a"].fits
-    found = mistakes(text.replace("SETTINGS", "{num_local_steps: 0}"))
-    assert found == ["t.yaml:3: no node trains: num_local_steps is 0 at every node that holds data"]
+    reported = mistakes(text.replace("SETTINGS", "{num_local_steps: 0}"))
+    assert reported == ["t.yaml:3: no node trains: num_local_steps is 0 at every node that holds data"]

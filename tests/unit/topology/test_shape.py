@@ -133,8 +133,8 @@ def test_sub_rounds_share_the_steps_of_a_round(num_subrounds: int, west: int, it
     expected = {"world": 6, "west": west, "it": it, "fr": fr, "uk": 6, "north": 6, "se": se, "ear": 0}
     assert {name: node.settings.num_local_steps for name, node in deeper.nodes.items()} == expected
     assert steps_per_round(deeper) == steps_per_round(tree())
-    found = {name: node.settings.num_subrounds for name, node in deeper.nodes.items() if node.children}
-    assert found == {"world": 2, "west": num_subrounds, "north": num_subrounds}
+    subrounds = {name: node.settings.num_subrounds for name, node in deeper.nodes.items() if node.children}
+    assert subrounds == {"world": 2, "west": num_subrounds, "north": num_subrounds}
 
 
 def test_sub_rounds_within_sub_rounds_divide_twice() -> None:
