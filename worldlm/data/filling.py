@@ -86,9 +86,9 @@ class Filling:
         held_out = ~train
         before = _sum_before(train * encoded.num_tokens)
         missing = (self.limits.max_tokens or inf) - self.packing.counts["train"].num_tokens
-        wanted = (before < missing) & (_sum_before(train) < self.room("train"))
-        wanted &= train | (_sum_before(held_out) < self.room("validation"))
-        for split, mask in (("train", train & wanted), ("validation", held_out & wanted)):
+        accepted = (before < missing) & (_sum_before(train) < self.room("train"))
+        accepted &= train | (_sum_before(held_out) < self.room("validation"))
+        for split, mask in (("train", train & accepted), ("validation", held_out & accepted)):
             if mask.any():
                 tokens = encoded.tokens if mask.all() else encoded.tokens[np.repeat(mask, encoded.num_tokens)]
                 num_bytes, num_documents = int(encoded.num_bytes[mask].sum()), int(mask.sum())

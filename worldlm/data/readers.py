@@ -108,11 +108,11 @@ def _read_parquet(file: Path, fields: tuple[str, ...]) -> Iterator[Located]:
         raise ValueError(f"{file}: cannot be read as parquet ({error})") from error
     with table:
         names = table.schema_arrow.names
-        wanted = [_column(field, names) for field in fields]
+        columns = [_column(field, names) for field in fields]
         size = max(table.metadata.num_rows, 1)
         number = 0
         try:
-            for batch in table.iter_batches(columns=names if None in wanted else wanted, batch_size=256):
+            for batch in table.iter_batches(columns=names if None in columns else columns, batch_size=256):
                 for row in batch.to_pylist():
                     number += 1
                     yield row, f"{file}: row {number}", number / size

@@ -110,10 +110,10 @@ class RecordCorpus(Corpus):
         return (self.field, *sorted(self.where))
 
     def _choose(self, split_of: Callable[[str], SplitName | None]) -> Callable[[Record], Chosen | None]:
-        wanted = {name: {values} if isinstance(values, str) else set(values) for name, values in self.where.items()}
+        required = {name: {values} if isinstance(values, str) else set(values) for name, values in self.where.items()}
 
         def choose(record: Record) -> Chosen | None:
-            if not all(_value(record, name) in values for name, values in wanted.items()):
+            if not all(_value(record, name) in values for name, values in required.items()):
                 return None
             text = _value(record, self.field)
             if not isinstance(text, str):

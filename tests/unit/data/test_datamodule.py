@@ -320,16 +320,16 @@ def test_a_tokenizer_is_trained_on_all_corpora_of_the_recipe(tmp_path: Path) -> 
         name: TextFiles(train=f"{tmp_path}/{name}.txt", validation=f"{tmp_path}/c.txt") for name in "ab"
     }
     (tmp_path / "c.txt").write_text("abba caffe " * 30)
-    found = []
+    tokens = []
     for used in ("a", "b"):
         module = CorpusDataModule(corpora, TrainedBPE(vocab_size=265), cache_dir=str(tmp_path / "cache"))
         _attach(module, _topology(**{used: STEPS}), vocab_size=265)
         with pytest.warns(UserWarning, match="no node uses the corpora"):
             module.prepare_data()
         module.setup()
-        found.append(list(module.tokenizer.encode_batch(["abba caffe"])[0]))
-    assert found[0] == found[1]
-    assert len(found[0]) < 6
+        tokens.append(list(module.tokenizer.encode_batch(["abba caffe"])[0]))
+    assert tokens[0] == tokens[1]
+    assert len(tokens[0]) < 6
 
 
 def test_unknown_corpora_are_reported_before_anything_is_packed(corpora: dict[str, TextFiles], tmp_path: Path) -> None:

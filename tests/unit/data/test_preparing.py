@@ -130,7 +130,7 @@ def test_limits_hold_for_any_size_of_batches(
             assert texts[split] == _texts(endless[name][split])[: len(texts[split])]
             assert np.array_equal(small[name][split].tokens, part.tokens)
         lengths = [len(text) + 1 for text in texts["train"]]
-        last = {split: int(found[-1].split()[1]) for split, found in texts.items()}  # documents are numbered
+        last = {split: int(documents[-1].split()[1]) for split, documents in texts.items()}  # documents are numbered
         if "max_validation_documents" in limit:
             assert len(texts["validation"]) == 2
             assert len(lengths) == endless[name]["train"].num_documents

@@ -172,8 +172,10 @@ def test_a_second_process_waits_for_the_training(tmp_path: Path, capfd: pytest.C
             yield from super().documents(split)
 
     corpora = {"notes": Slow(_TEXT)}
-    found: list[FileTokenizer] = []
-    threads = [Thread(target=lambda: found.append(TrainedBPE(vocab_size=300).load(corpora, tmp_path))) for _ in "ab"]
+    tokenizers: list[FileTokenizer] = []
+    threads = [
+        Thread(target=lambda: tokenizers.append(TrainedBPE(vocab_size=300).load(corpora, tmp_path))) for _ in "ab"
+    ]
     threads[0].start()
     assert reading.wait(60)
     threads[1].start()
@@ -183,7 +185,7 @@ def test_a_second_process_waits_for_the_training(tmp_path: Path, capfd: pytest.C
     for thread in threads:
         thread.join()
     assert corpora["notes"].num_read == 1
-    assert found[0].fingerprint() == found[1].fingerprint()
+    assert tokenizers[0].fingerprint() == tokenizers[1].fingerprint()
 
 
 def test_a_failed_training_leaves_no_file(tmp_path: Path) -> None:
