@@ -112,7 +112,7 @@ def outer_step_(
 
 
 def _buffer(scratch: dict[torch.dtype, Tensor], like: Tensor) -> Tensor:
-    """Return memory shaped like a tensor, reused for all tensors: allocating it anew would cost more than the step."""
+    """Return memory shaped like a tensor, reused for all tensors: new memory for each would cost more than the step."""
     buffer = scratch.get(like.dtype)
     if buffer is None or buffer.numel() < like.numel():
         buffer = scratch[like.dtype] = like.new_empty(like.numel())

@@ -36,7 +36,7 @@ def refusal(residual: Residual, receiver: Node) -> str | None:
     if accepted is None or residual.jurisdiction in accepted:
         return None
     if not accepted:
-        return f"{receiver.name} accepts residuals from nobody"
+        return f"{receiver.name} accepts no residuals"
     jurisdiction = residual.jurisdiction or "a node without a jurisdiction"
     return f"{receiver.name} accepts residuals from {', '.join(accepted)} only, not from {jurisdiction}"
 

@@ -64,13 +64,13 @@ def _find_node(init_from: str, architecture: Architecture) -> Origin:
     return Origin(folder=folder, node=node, world=world)
 
 
-def initial_weights(init_from: str, architecture: Architecture, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def initial_weights(init_from: str, architecture: Architecture, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read the weights from the source that `init_from` specifies.
 
     Args:
         init_from: As in `find_origin`.
         architecture: As in `find_origin`.
-        own: The weights of the model to initialise, by name.
+        current: The weights of the model to initialise, by name.
 
     Raises:
         ValueError: As `find_origin`, or if weights are missing, superfluous, not finite or of another shape.
@@ -80,10 +80,10 @@ def initial_weights(init_from: str, architecture: Architecture, own: Mapping[str
         weights = (
             read_folder(origin.folder, architecture) if origin.world is None else origin.world.parameters(origin.node)
         )
-        mistakes = [f"the weights {name} are missing" for name in own if name not in weights]
-        mistakes += [f"the model has no weights {name}" for name in weights if name not in own]
-        for name in (name for name in own if name in weights):
-            shape, required = list(weights[name].shape), list(own[name].shape)
+        mistakes = [f"the weights {name} are missing" for name in current if name not in weights]
+        mistakes += [f"the model has no weights {name}" for name in weights if name not in current]
+        for name in (name for name in current if name in weights):
+            shape, required = list(weights[name].shape), list(current[name].shape)
             if shape != required:
                 mistakes.append(f"the weights {name} have the shape {shape}, but the model needs {required}")
             elif not bool(weights[name].isfinite().all()):

@@ -120,7 +120,7 @@ def test_no_candidates(where) -> None:
         (("us",), "eu", "fr accepts residuals from us only, not from eu"),
         (("us", "uk"), "eu", "fr accepts residuals from us, uk only, not from eu"),
         (("us",), None, "fr accepts residuals from us only, not from a node without a jurisdiction"),
-        ((), "eu", "fr accepts residuals from nobody"),
+        ((), "eu", "fr accepts no residuals"),
     ],
 )
 def test_refusal(accept_from, jurisdiction, expected) -> None:
@@ -133,7 +133,7 @@ def test_a_child_that_rejects_is_skipped_and_reported() -> None:
     assert list(result.fits) == ["b"]
     assert result.refusals == (
         "a accepts residuals from us only, not from eu",
-        "c accepts residuals from nobody",
+        "c accepts no residuals",
     )
 
 
