@@ -1,7 +1,7 @@
 """Text: corpora, tokenizers, packing, and the batches of each node."""
 
 from worldlm.data.blocks import Blocks, MixedBlocks, join_blocks
-from worldlm.data.corpora import BrokenOff, Corpus, Limits, SplitName
+from worldlm.data.corpora import Corpus, Limits, SourceInterrupted, SplitName
 from worldlm.data.datamodule import CorpusDataModule
 from worldlm.data.files import TextFiles
 from worldlm.data.hub import HubDataset
@@ -16,7 +16,6 @@ from worldlm.data.trained_tokenizer import TrainedBPE
 __all__ = [
     "BlockBatchSampler",
     "Blocks",
-    "BrokenOff",
     "ByteTokenizer",
     "Corpus",
     "CorpusDataModule",
@@ -30,6 +29,7 @@ __all__ = [
     "PackedCorpus",
     "PoissonBatchSampler",
     "Request",
+    "SourceInterrupted",
     "SplitName",
     "StandardLibrary",
     "TextFiles",

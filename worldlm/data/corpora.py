@@ -18,7 +18,7 @@ Chosen: TypeAlias = tuple[SplitName, str]
 """A document and the split it belongs to."""
 
 
-class BrokenOff(ValueError):
+class SourceInterrupted(ValueError):
     """A source that stopped part way, for example after a lost connection; a new attempt continues from there."""
 
 
@@ -58,7 +58,7 @@ class Source(Hashable, Protocol):
         """Read all records, always in the same order.
 
         Raises:
-            BrokenOff: If the source stopped and a later attempt can continue from there.
+            SourceInterrupted: If the source stopped and a later attempt can continue from there.
             ValueError: If it cannot be read.
         """
 
@@ -156,8 +156,8 @@ def naming(title: str) -> Iterator[None]:
     """Put a title, such as the names of node and corpus, before the message of a ValueError."""
     try:
         yield
-    except BrokenOff as error:
-        raise BrokenOff(f"{title}: {error}") from error
+    except SourceInterrupted as error:
+        raise SourceInterrupted(f"{title}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{title}: {error}") from error
 

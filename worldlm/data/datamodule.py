@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
 from worldlm.data.blocks import Blocks, MixedBlocks, join_blocks
-from worldlm.data.corpora import BrokenOff, Corpus, SplitName, naming
+from worldlm.data.corpora import Corpus, SourceInterrupted, SplitName, naming
 from worldlm.data.files import local_corpora
 from worldlm.data.mixture import Mixture
 from worldlm.data.packing import PackedCorpus
@@ -100,8 +100,8 @@ class CorpusDataModule(LightningDataModule):
         try:
             self._load_tokenizer({request.name: request.title for request in requests})
             prepare(requests, self.tokenizer, self.cache_dir)
-        except BrokenOff as error:
-            raise BrokenOff(f"{error}; or read your own files: --data.local.NAME 'FILES'") from error
+        except SourceInterrupted as error:
+            raise SourceInterrupted(f"{error}; or read your own files: --data.local.NAME 'FILES'") from error
 
     def setup(self, stage: str | None = None) -> None:
         """Open the packed corpora and cut them into blocks of the model's length.

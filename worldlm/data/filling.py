@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from worldlm.data.corpora import BrokenOff, Chosen, Corpus, Reading, Record, Source, SplitName, naming
+from worldlm.data.corpora import Chosen, Corpus, Reading, Record, Source, SourceInterrupted, SplitName, naming
 from worldlm.data.encoding import Encoded
 from worldlm.data.packing import SPLITS, Packing
 
@@ -116,7 +116,7 @@ class Filling:
         """Delete the packed text, because the source is invalid."""
         self.packing.remove()
 
-    def leave(self) -> None:
+    def suspend(self) -> None:
         """Stop packing. The text packed so far is saved for a later attempt; an empty folder is removed."""
         if not self.packing.folder.exists():  # complete, or discarded
             return
@@ -136,7 +136,7 @@ class Filling:
         try:
             with naming(self.title):
                 return reading.choose(record)
-        except BrokenOff:
+        except SourceInterrupted:
             raise
         except ValueError:
             self.discard()
@@ -230,7 +230,7 @@ def _records(group: Sequence[Filling]) -> Iterator[Record]:
     try:
         with naming("; ".join(filling.title for filling in group)):
             yield from group[0].reading.source.records()
-    except BrokenOff:
+    except SourceInterrupted:
         raise
     except ValueError:
         for filling in group:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from worldlm.data.corpora import BrokenOff, Record, SplitName
+from worldlm.data.corpora import Record, SourceInterrupted, SplitName
 from worldlm.data.records import RecordCorpus
 
 _TIMEOUT = 20.0
@@ -35,7 +35,7 @@ class HubSource:
             try:
                 row = next(rows, None)
             except Exception as error:  # errors of the network, the format and the libraries have no common class
-                raise BrokenOff(
+                raise SourceInterrupted(
                     f"{place}, row {number + 1}: {_reason(error)}; run again to continue from here"
                 ) from error
             if row is None:
@@ -55,7 +55,7 @@ class HubSource:
                 huggingface_hub.HfApi().dataset_info(self.path, revision=self.revision, timeout=_TIMEOUT)
             return iter(datasets.load_dataset(**settings))
         except Exception as error:
-            raise BrokenOff(f"{place}: {_reason(error)}") from error
+            raise SourceInterrupted(f"{place}: {_reason(error)}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from worldlm.data.corpora import Corpus, SplitName, digest, naming
 from worldlm.data.display import Display
 from worldlm.data.encoding import encode, token_dtype
 from worldlm.data.filling import Filling, gather
-from worldlm.data.locks import one_at_a_time
+from worldlm.data.locks import exclusive_lock
 from worldlm.data.packing import FORMAT, PackedCorpus, open_folder
 from worldlm.data.tokenizers import Tokenizer
 
@@ -88,7 +88,7 @@ def _prepare(
             with suppress(ValueError):
                 packed[folder] = open_folder(folder)
                 continue
-            locks.enter_context(one_at_a_time(folder, f"packing {request.name}"))
+            locks.enter_context(exclusive_lock(folder, f"packing {request.name}"))
             try:
                 packed[folder] = open_folder(folder)
             except ValueError:
@@ -115,7 +115,7 @@ def _fill(missing: Mapping[Path, Request], tokenizer: Tokenizer) -> None:
         for folder, request in missing.items():
             with naming(request.title):
                 fillings.append(Filling(request.name, request.title, request.corpus, folder, token_dtype(tokenizer)))
-            stack.callback(fillings[-1].leave)
+            stack.callback(fillings[-1].suspend)
         display = stack.enter_context(Display())
         while group := _next_group(fillings):
             _read_once(group, tokenizer, display)

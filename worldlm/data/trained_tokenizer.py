@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from worldlm.data.corpora import Corpus, digest, naming
-from worldlm.data.locks import one_at_a_time
+from worldlm.data.locks import exclusive_lock
 from worldlm.data.tokenizers import FileTokenizer
 from worldlm.files.atomic_write import write_text
 
@@ -106,7 +106,7 @@ class TrainedBPE:
 
     def _train_alone(self, corpora: _Titled, stem: Path) -> FileTokenizer:
         """Train, unless another process did meanwhile, and write the file atomically."""
-        with one_at_a_time(stem, "training the tokenizer"):
+        with exclusive_lock(stem, "training the tokenizer"):
             if tokenizer := _open(stem):
                 return tokenizer
             started = time.perf_counter()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worldlm.data import BrokenOff, HubDataset, TextFiles
+from worldlm.data import HubDataset, SourceInterrupted, TextFiles
 
 
 def _write(file: Path, texts: list[str]) -> str:
@@ -168,7 +168,7 @@ def test_an_unreachable_hub_is_reported_in_a_line(monkeypatch: pytest.MonkeyPatc
         raise OSError("[Errno -2] Name or service not known\nand more") from ConnectionError()
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
-    with pytest.raises(BrokenOff) as caught:
+    with pytest.raises(SourceInterrupted) as caught:
         list(HubDataset(path="allenai/c4").documents("train"))
     assert str(caught.value) == (
         "data set 'allenai/c4', split 'train': the Hugging Face Hub cannot be reached "
@@ -186,7 +186,7 @@ def test_the_error_of_a_lost_connection_says_how_to_continue(monkeypatch: pytest
     documents = HubDataset(path="allenai/c4", validation_fraction=1e-9).documents("train")
     assert next(documents) == "a"
     with pytest.raises(
-        BrokenOff, match=r"row 2: the Hugging Face Hub cannot be reached \(Timeout.*run again to continue"
+        SourceInterrupted, match=r"row 2: the Hugging Face Hub cannot be reached \(Timeout.*run again to continue"
     ):
         next(documents)
 
