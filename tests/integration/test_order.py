@@ -1,4 +1,4 @@
-"""The order of methods where nodes differ, small: WorldLM ends below FedAvg at every node (docs/results.md: large)."""
+"""The order of methods where nodes differ, small: WorldLM ends below FedAvg at every node (docs/benchmarks/methods.md: large)."""
 
 from __future__ import annotations
 
