@@ -1,4 +1,4 @@
-"""The callback that docs/callbacks.md shows does what it says."""
+"""The callback that docs/how-to/write_a_callback.md shows does what it says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worldlm.topology import Topology
 def test_a_federation_takes_a_vote(
     star: Callable[..., Topology], fit: Callable[..., Any], make_module: Callable[..., Any]
 ) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "callbacks.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "write_a_callback.md").read_text()
     shown = re.search(r"```python\n(# vote\.py\n.*?)```", page, re.DOTALL)
     assert shown is not None
     names: dict[str, Any] = {"__name__": "vote"}
