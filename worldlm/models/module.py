@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics.text import Perplexity
 
 from worldlm.models.initial_weights import find_origin, initial_weights
 from worldlm.models.mpt import MPT, Architecture, Cache, differences
@@ -282,15 +281,17 @@ class LanguageModule(LightningModule):
             ValueError: If there is no token to predict.
         """
         was_training = self.training
-        metric: Any = Perplexity().set_dtype(torch.float64).to(self.device)
+        # the sums and the order of torchmetrics.text.Perplexity, which would import scipy and transformers
+        nats, num_tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
         self.eval()
         try:
             for batch in batches:
                 tokens = batch.to(self.device)
-                metric.update(self(tokens[:, :-1]).float(), tokens[:, 1:])
+                probabilities = F.softmax(self(tokens[:, :-1]).float().flatten(0, 1), dim=1)
+                nats -= probabilities.gather(1, tokens[:, 1:].reshape(-1, 1)).log().sum()
+                num_tokens += tokens[:, 1:].numel()
         finally:
             self.train(was_training)
-        num_tokens = int(metric.count)
         if num_tokens == 0:
             raise ValueError("there are no tokens to evaluate: the text is empty")
-        return Evaluation(nats=float(metric.total_log_probs) / num_tokens, num_tokens=num_tokens)
+        return Evaluation(nats=float(nats) / num_tokens, num_tokens=num_tokens)
