@@ -1,12 +1,12 @@
 """Example-level differential privacy: DP-SGD within a node's fit, by Opacus."""
 
+from __future__ import annotations
+
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
-from opacus import GradSampleModule
-from opacus.optimizers import DPOptimizer
 from torch.optim import Optimizer
 
 from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
@@ -16,6 +16,10 @@ from worldlm.federation.state import NodeState
 from worldlm.rounds import Context, LocalFit
 from worldlm.topology import Node
 from worldlm.trainer import WorldTrainer
+
+if TYPE_CHECKING:
+    from opacus import GradSampleModule
+    from opacus.optimizers import DPOptimizer
 
 
 class ExamplePrivacy(PrivacyLedgers):
@@ -81,6 +85,9 @@ class ExamplePrivacy(PrivacyLedgers):
         privacy = context.node.settings.example_privacy
         if privacy is None:
             return
+        from opacus import GradSampleModule  # imports scipy, so only where a node asks for it
+        from opacus.optimizers import DPOptimizer
+
         module: Any = fit.module
         self._samples = GradSampleModule(module.model, batch_first=True, loss_reduction="mean")
         self._optimizer = DPOptimizer(
