@@ -89,6 +89,8 @@ def _run(given: list[str]) -> int:
     if given[0] in ELSEWHERE:
         room, _, name = ELSEWHERE[given[0]].partition(":")
         return int(getattr(import_module(room), name)(given[1:]))
+    if given[0] in LIGHTNING:
+        import_module("worldlm.cli.lazy_imports").import_lightning()
     if given[0] == "fit" and any(one.partition("=")[0] == "--repeat" for one in given):
         return int(import_module("worldlm.commands.repeat").repeat(given[1:]))
     if given[0] in LIGHTNING:
