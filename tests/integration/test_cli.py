@@ -250,7 +250,7 @@ def test_every_mistake_of_a_recipe_at_once(shore: Path, capsys: pytest.CaptureFi
         ("lr: 6e-3", "lr: -1", "tiny.yaml:6: lr is -1.0: it must be above 0"),
         ("max_epochs: 2", "max_epochs: x", "tiny.yaml:14: trainer.max_epochs: must be int or nothing, but is x"),
         ("max_epochs: 2", "max_steps: 2", "tiny.yaml:14: max_steps is 2: a world is counted in rounds"),
-        ("shore.yaml", "shores.yaml", "no file 'shores.yaml', nor any of that name in topologies"),
+        ("shore.yaml", "shores.yaml", "no file 'shores.yaml', and no file of that name in topologies"),
         ("train: sea.txt", "train: see.txt", "node 'sea', corpus 'sea': no such file: see.txt"),
         (
             "    sea: {",
@@ -273,7 +273,7 @@ def test_one_line_for_a_mistake(shore: Path, capsys: pytest.CaptureFixture[str],
     ("arguments", "told"),
     [
         (["fit"], "fit needs a recipe"),
-        (["fit", "--recipe", "tinny.yaml"], "no file 'tinny.yaml', nor any of that name in recipes"),
+        (["fit", "--recipe", "tinny.yaml"], "no file 'tinny.yaml', and no file of that name in recipes"),
         (["fit", "--recipe", "tiny.yaml", "--trainer.max_epocs", "3"], "no setting --trainer.max_epocs; did you mean"),
         (["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "x"], "trainer.max_epochs: must be int or nothing"),
         (["fit", "--recipe", "tiny.yaml", "--ckpt_path", "none.ckpt"], "no checkpoint at none.ckpt"),

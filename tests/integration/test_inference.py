@@ -221,8 +221,8 @@ def test_what_transformers_cannot_compute_is_not_exported(
     checkpoint["hyper_parameters"]["architecture"] |= {"expansion_ratio": 2, "alibi_bias_max": 4}
     torch.save(checkpoint, folder / "last.ckpt")
     assert refused(capsys, "export", str(folder.parent), "--node", "sea", "--out", str(tmp_path / "out")) == [
-        "expansion_ratio is 2: transformers' MPT knows 4 alone",
-        "alibi_bias_max is 4: transformers' MPT knows 8 alone",
+        "expansion_ratio is 2: transformers' MPT supports only 4",
+        "alibi_bias_max is 4: transformers' MPT supports only 8",
     ]
     assert not (tmp_path / "out").exists()
 

@@ -124,25 +124,25 @@ def told(origin: Path | str, sizes: Architecture = SIZES) -> list[str]:
 
 def test_another_architecture_is_refused_with_every_difference(folder: Path, pair: Topology, fit: Make) -> None:
     assert told(folder, replace(SIZES, num_blocks=3, vocab_size=64, alibi_bias_max=4)) == [
-        f"{folder}: n_layers is 2, num_blocks is 3 here",
-        f"{folder}: vocab_size is 32, vocab_size is 64 here",
-        f"{folder}: alibi_bias_max is 8, it is 4 here",
+        f"{folder}: n_layers is 2, but num_blocks of the model is 3",
+        f"{folder}: vocab_size is 32, but vocab_size of the model is 64",
+        f"{folder}: alibi_bias_max is 8, but the model needs 4",
     ]
     run = LastCheckpoint.path(fit(pair, [LastCheckpoint()], limit_val_batches=0)).parents[1]
-    assert told(f"{run}:a", replace(SIZES, d_model=32)) == ["d_model is 16 there, and 32 here"]
+    assert told(f"{run}:a", replace(SIZES, d_model=32)) == ["d_model is 16 in the saved model, but 32 in this one"]
     starting_from(folder, replace(SIZES, max_seq_len=99)).check_init_from()  # no weight depends on it
     starting_from(f"{run}:a", replace(SIZES, max_seq_len=99)).check_init_from()
 
 
 def test_what_is_no_origin_is_refused(folder: Path, tmp_path: Path, pair: Topology, fit: Make) -> None:
     run = LastCheckpoint.path(fit(pair, [LastCheckpoint()], limit_val_batches=0)).parents[1]
-    assert "there is no such folder; it takes a Hugging Face MPT folder, or RUN:NODE" in told(tmp_path / "none")[0]
-    assert f"name a node of the run too, as {run}:NODE" in told(run)[0]
+    assert "there is no such folder; it must be a Hugging Face MPT folder, or RUN:NODE" in told(tmp_path / "none")[0]
+    assert f"add a node of the run, as {run}:NODE" in told(run)[0]
     assert "has no node 'aa'; it has world, a, b" in told(f"{run}:aa")[0]
-    assert "'x' is no round" in told(f"{run}:a@x")[0]
+    assert "'x' is not a round" in told(f"{run}:a@x")[0]
     assert "round 7 was not kept; only the last one is there" in told(f"{run}:a@7")[0]
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    assert told(folder) == [f"{folder}: the model is of the type 'llama', and not 'mpt'"]
+    assert told(folder) == [f"{folder}: the type of the model is 'llama', not 'mpt'"]
 
 
 def test_weights_that_do_not_fit_are_refused(folder: Path, pair: Topology, fit: Make) -> None:
@@ -156,14 +156,14 @@ def test_weights_that_do_not_fit_are_refused(folder: Path, pair: Topology, fit: 
         fit(pair, [], module=starting_from(folder))
     assert [line.split(": ", 1)[1] for line in str(caught.value).splitlines()] == [
         "the weights model.transformer.norm_f.weight are missing",
-        "the weights model.transformer.norm_f.bias have no place here",
-        "the weights model.transformer.blocks.0.ffn.up_proj.weight are of shape [3, 16], and [64, 16] here",
+        "the model has no weights model.transformer.norm_f.bias",
+        "the weights model.transformer.blocks.0.ffn.up_proj.weight have the shape [3, 16], but the model needs [64, 16]",
     ]
     file.write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="model.safetensors cannot be read as safetensors"):
         fit(pair, [], module=starting_from(folder))
     file.rename(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="is not there; pytorch_model.bin is a pickle, which may run anything"):
+    with pytest.raises(ValueError, match="does not exist; pytorch_model.bin is a pickle, which may run any code"):
         fit(pair, [], module=starting_from(folder))
 
 

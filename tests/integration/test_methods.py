@@ -83,7 +83,7 @@ def test_privacy_over_every_method(method: str, reading: Any) -> None:
         "privacy": {"clip_norm": 0.5, "noise_multiplier": 1.0},
     }
     if method.startswith("centralized"):
-        with pytest.raises(ValueError, match="shape single pools .* but privacy is asked for at cc, wk, pba, pbc"):
+        with pytest.raises(ValueError, match="shape single pools .* but these nodes are private: cc, wk, pba, pbc"):
             build(reading, over)
         return
     trainer = build(reading, over)
@@ -241,8 +241,8 @@ def test_a_fragment_that_cannot_be_laid_is_told_in_a_line(shore: None, capsys: p
         return line.removeprefix("worldlm: ")
 
     told = refused("--recipe", "methods/centralized_steps", "--recipe", "methods/private")
-    assert "centralized_steps.yaml:2: shape single pools the text of all nodes, but privacy is " in told
-    assert told.endswith(" at hills, woods, sea")
+    assert "centralized_steps.yaml:2: shape single pools the text of all nodes, but these nodes are " in told
+    assert told.endswith(": hills, woods, sea")
     assert refused("--recipe", "methods/fedavgs").endswith("did you mean 'methods/fedavg'?")
     told = refused("--recipe", "methods/hierfavg", "--federation.num_subrounds", "2")
     assert told == "num_subrounds is 2, which does not divide the local steps: 5 of hills, 5 of woods"

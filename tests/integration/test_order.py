@@ -1,4 +1,7 @@
-"""The order of methods where nodes differ, small: WorldLM ends below FedAvg at every node (docs/benchmarks/methods.md: large)."""
+"""The order of methods where nodes differ, small: WorldLM ends below FedAvg at every node.
+
+Large: docs/benchmarks/methods.md.
+"""
 
 from __future__ import annotations
 

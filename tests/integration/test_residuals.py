@@ -119,7 +119,7 @@ def test_it_brings_its_values_along(fit: Make, recorder: Any) -> None:
         ),
         (
             {"a1": "jurisdiction: eu", "b2": "residuals: {accept_from: []}"},
-            "residual of a1: b2 accepts residuals from nobody",
+            "residual of a1: b2 accepts no residuals",
             "a1 > B",
         ),
         ({"a1": "residuals: {share: false}"}, "a1 does not share residuals", ""),

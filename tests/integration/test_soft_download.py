@@ -160,7 +160,7 @@ def test_attention_must_be_there_to_be_asked(callbacks: Any, message: str, tree:
 
 
 def test_a_rate_that_moves_needs_an_end(tree: Topology, fit: Make) -> None:
-    with pytest.raises(ValueError, match=r"a rate of \[1.0, 0.1\] moves towards the last round: .*max_epochs"):
+    with pytest.raises(ValueError, match=r"a rate of \[1.0, 0.1\] changes until the last round: .*max_epochs"):
         fit(tree, [Averaging(download_rate=(1.0, 0.1)), UpdatePrivacy()], max_epochs=-1)
 
 

@@ -302,7 +302,7 @@ def test_a_folder_of_weights(name: str, payload: bytes, told: Told) -> None:
     status, lines = told("fit", "--recipe", "tiny.yaml", "--model.init_from", "mpt")
     assert (status, len(lines)) == (2, 1)
     expected = {
-        "pytorch_model.bin": "model.safetensors is not there; pytorch_model.bin is a pickle",
+        "pytorch_model.bin": "model.safetensors does not exist; pytorch_model.bin is a pickle",
         "model.safetensors": "model.safetensors cannot be read as safetensors",
     }
     assert expected.get(name, f"{name} cannot be read") in lines[0]

@@ -119,7 +119,7 @@ def check_shapes(tree: Topology) -> None:
     assert set(gone_as_one(tree, star)) == lost
     if private:
         for shape in ("single", "single_all_tokens"):
-            with pytest.raises(ValueError, match="privacy is asked for at"):
+            with pytest.raises(ValueError, match="these nodes are private"):
                 reshape(tree, shape)
 
 
@@ -217,7 +217,7 @@ def check_time(old: Topology, new: Topology) -> None:
             if not getattr(node.settings, k) and any(getattr(r.settings, k) for r in readers)
         ]
         assert (name in changes.bared) == bool(bare)
-        assert not bare or f"reads {node.corpus} without the {changes.bared[name][1]}" in warned
+        assert not bare or f"reads {node.corpus} without {changes.bared[name][1]}" in warned
 
 
 @FEW

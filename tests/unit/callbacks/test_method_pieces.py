@@ -15,7 +15,7 @@ from worldlm.rounds import Method
 from worldlm.topology import Node, Settings, Topology
 from worldlm.trainer.method_checks import check_parts
 
-RATE = "must be above 0 and at most 1, or two such, first and last"
+RATE = "must be a number above 0 and at most 1, or two such numbers, first and last"
 
 
 @pytest.mark.parametrize(

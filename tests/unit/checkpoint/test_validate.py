@@ -84,7 +84,7 @@ PARTS: dict[Part, dict[str, torch.Tensor]] = {"backbone": {}, "keys": {"a": MODE
     [
         ({"keys": {}}, "it lacks a"),
         ({"values": {"b": torch.ones(5)}}, r"b has shape \[5\], not \[4\]"),
-        ({"values": {"b": MODEL["b"], "c": MODEL["b"]}}, "it holds c"),
+        ({"values": {"b": MODEL["b"], "c": MODEL["b"]}}, "it has an unexpected tensor c"),
     ],
 )
 def test_what_waits_for_another_model_is_named(where: str, changes: dict[str, Any], told: str) -> None:
