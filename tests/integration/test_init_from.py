@@ -157,7 +157,8 @@ def test_weights_that_do_not_fit_are_refused(folder: Path, pair: Topology, fit: 
     assert [line.split(": ", 1)[1] for line in str(caught.value).splitlines()] == [
         "the weights model.transformer.norm_f.weight are missing",
         "the model has no weights model.transformer.norm_f.bias",
-        "the weights model.transformer.blocks.0.ffn.up_proj.weight have the shape [3, 16], but the model needs [64, 16]",
+        "the weights model.transformer.blocks.0.ffn.up_proj.weight have the shape [3, 16], "
+        "but the model needs [64, 16]",
     ]
     file.write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="model.safetensors cannot be read as safetensors"):

@@ -327,8 +327,9 @@ def test_the_ledger_composes_what_was_spent_under_both_rules(
         looser = tree(privacy="privacy: {clip_norm: 0.5, noise_multiplier: 1.0}")
         trainer = loaded(path, looser)["trainer"]
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    told = "after round 2: privacy is loosened at south, c, d: privacy.noise_multiplier 2 -> 1; the ledger keeps the budget"
-    assert [line.startswith(told) for line in warned] == [True]
+    change = "privacy.noise_multiplier 2 -> 1; the ledger keeps the budget"
+    warning = f"after round 2: privacy is loosened at south, c, d: {change}"
+    assert [line.startswith(warning) for line in warned] == [True]
     ledger = UpdatePrivacy().ledger(trainer.world.states["c"])
     assert ledger.history == [(2.0, 1.0, 2), (1.0, 1.0, 1)]
     alike = PrivacyLedger([(1 / math.sqrt(2 / 2.0**2 + 1 / 1.0**2), 1.0, 1)])  # Gaussians compose to a Gaussian
