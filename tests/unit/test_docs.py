@@ -67,7 +67,7 @@ PROGRAMS = "worldlm python pip pytest ruff mypy lint-imports sphinx-build tensor
 """What pages may tell a reader to type, beside what a shell has by itself."""
 
 SMALLER = {
-    "max_epochs=20": "max_epochs=1, limit_train_batches=1",
+    "max_epochs=10": "max_epochs=1, limit_train_batches=1",
     "limit_val_batches=4": "limit_val_batches=1",
     "d_model=128": "d_model=16",
     'tokenizer="bytes"': 'tokenizer="bytes", cache_dir="cache"',
@@ -320,7 +320,7 @@ def test_python(page: Path, desk: Path) -> None:
 def test_both_pages_show_the_same_table_of_the_quickstart() -> None:
     pages = ("README.md", "docs/tutorials/quickstart.md")
     tables = [block.text for page in pages for block in blocks_of(TOP / page, "text")]
-    tables = [one for one in tables if "after 20 rounds" in one]
+    tables = [one for one in tables if "after 10 rounds" in one]
     assert len(tables) == 2
     assert tables[0] == tables[1]
 
