@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,8 +59,8 @@ def recorder() -> Recorder:
 @pytest.fixture(scope="module")
 def reading() -> Iterator[Any]:
     """Yield the command line up to where it would build anything; making its parser is what takes the time."""
-    from worldlm.cli.fit import RecipeCLI
-    from worldlm.topology import find_file
+    from worldlm.cli.parser import parse_command_line
+    from worldlm.cli.recipe_cli import RecipeCLI
 
     class Reading(RecipeCLI):
         def instantiate_classes(self) -> None:
@@ -73,9 +72,7 @@ def reading() -> Iterator[Any]:
         def _run_subcommand(self, subcommand: str) -> None:
             pass
 
-    base = find_file("recipes", "quickstart")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
         patch.setenv("PL_GLOBAL_SEED", "0")
-        patch.setattr(sys, "argv", ["worldlm", "fit", "--recipe", str(base)])
-        yield Reading([base])
+        yield Reading(parse_command_line(["fit", "--recipe", "quickstart"]))

@@ -15,7 +15,6 @@ import os
 import resource
 import signal
 import stat
-import sys
 import time
 import traceback
 import warnings
@@ -105,7 +104,8 @@ def command_reader() -> Callable[[bytes], object]:
 
 
 def _command_line() -> Any:
-    from worldlm.cli.fit import RecipeCLI
+    from worldlm.cli.parser import parse_command_line
+    from worldlm.cli.recipe_cli import RecipeCLI
 
     class Reading(RecipeCLI):
         def instantiate_classes(self) -> None:
@@ -117,9 +117,7 @@ def _command_line() -> Any:
         def _run_subcommand(self, subcommand: str) -> None:
             pass
 
-    base = find_file("recipes", "quickstart")
-    sys.argv = ["worldlm", "fit", "--recipe", str(base)]
-    return Reading([base])
+    return Reading(parse_command_line(["fit", "--recipe", "quickstart"]))
 
 
 def fault(read: Callable[[bytes], object], content: bytes) -> tuple[str, str]:

@@ -85,7 +85,7 @@ def test_topology_check_and_show(shore: Path, capsys: pytest.CaptureFixture[str]
 
 def test_topology_show_draws_in_several_formats(shore: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     assert main(["topology", "show", "shore.yaml", "--format", "png"]) == 0
-    assert capsysbinary.readouterr().out == b"done. shore, drawn: shore.png\n"
+    assert capsysbinary.readouterr().out == b"done. picture of shore: shore.png\n"
     assert Path("shore.png").read_bytes().startswith(b"\x89PNG")
     assert main(["topology", "show", "shore.yaml", "--format", "svg", "--out", "-"]) == 0
     assert b">hills</text>" in capsysbinary.readouterr().out
@@ -144,9 +144,7 @@ def test_fit_go_on_and_validate(shore: Path, capsys: pytest.CaptureFixture[str])
     assert "round 3/3" in more.err
     assert "round 2/3" not in more.err
     assert main(["fit", "--recipe", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
-    told = (
-        "done. nothing was left to do, all 3 rounds were done before; for more: --trainer.max_epochs 6. results: runs/"
-    )
+    told = "done. all 3 rounds were done before; for more: --trainer.max_epochs 6. results: runs/"
     assert capsys.readouterr().out.splitlines()[-1].startswith(told)
     assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
     assert main(["validate", "--recipe", "tiny.yaml", "--ckpt_path", "last"]) == 0
@@ -171,7 +169,7 @@ def test_two_runs_do_not_share_a_folder(shore: Path, capsys: pytest.CaptureFixtu
         (one,) = json.loads(capsys.readouterr().out)
         assert one["state"] == "running"
         told = refused(capsys, "fit", "--recipe", "tiny.yaml", "--ckpt_path", "last")
-        assert told == ["another worldlm fit is at work in runs/tiny/version_0: wait for it, or stop it first"]
+        assert told == ["another worldlm fit is writing to runs/tiny/version_0: wait for it, or stop it first"]
         assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.name != ".lock"} == before
     assert main(["fit", "--recipe", "tiny.yaml", "--ckpt_path", "last"]) == 0
 
@@ -206,7 +204,7 @@ def test_a_trial_leaves_nothing_behind(shore: Path, capsys: pytest.CaptureFixtur
     before = sorted(shore.parent.rglob("*"))
     trial = ["--trainer.fast_dev_run", "true", "--data.cache_dir", "../cache", "--model.optimizer.warmup_steps", "0"]
     assert main(["fit", "--recipe", "tiny.yaml", *trial]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "done. a trial, of which nothing is kept"
+    assert capsys.readouterr().out.splitlines()[-1] == "done. a trial run, which writes no files"
     assert sorted(shore.parent.rglob("*")) == before
 
 

@@ -100,11 +100,11 @@ root:
 def test_bytes_messages_and_fits_are_those_of_a_run(method: str, fit: Make) -> None:
     topology = parse_topology(LEAVES, "mixed.yaml")
     trainer = fit(topology, [*METHODS[method](), UpdatePrivacy(), ExamplePrivacy()], max_epochs=2, limit_val_batches=0)
-    assert estimated(trainer).is_certain
+    assert estimated(trainer).is_exact
     assert counted(trainer) == expected(trainer)
     found = estimated(trainer)
     assert 2 * found.tokens == sum(state.num_tokens for state in trainer.world.states.values())
-    assert 2 * found.tokens_of_longest == max(state.num_tokens for state in trainer.world.states.values())
+    assert 2 * found.max_node_tokens == max(state.num_tokens for state in trainer.world.states.values())
 
 
 @pytest.mark.parametrize("shape", ["star", "single", "single_all_tokens", "sub-rounds"])
@@ -199,7 +199,7 @@ root:
 def test_what_chance_decides_is_expected(fit: Make) -> None:
     topology = parse_topology(CHANCE, "chance.yaml")
     trainer = fit(topology, [*fedavg(), Traffic()], max_epochs=60, limit_val_batches=0)
-    assert not estimated(trainer).is_certain
+    assert not estimated(trainer).is_exact
     told, found = counted(trainer), expected(trainer)
     for names in (["a_1", "a_2", "a_3", "a_4"], ["b", "c"], ["d", "e"], ["fixed"], ["poisson"], ["slow"]):
         for i, what in enumerate(("bytes down", "bytes up", "messages", "fits", "missed")):

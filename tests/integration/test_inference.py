@@ -126,7 +126,7 @@ def test_the_card_says_what_it_is(
 ) -> None:
     assert main(["export", "runs/tiny", "--node", "hills", "--out", str(tmp_path / "hills")]) == 0
     told = capsys.readouterr()
-    assert "These are the weights of hills before they were clipped and noised" in told.err
+    assert "These are the weights of hills before clipping and noise" in told.err
     assert told.out.splitlines()[-1] == f"done. model: {tmp_path / 'hills'}"
     card = (tmp_path / "hills" / "README.md").read_text()
     _, head, text = card.split("---\n", 2)
@@ -169,7 +169,7 @@ def test_after_the_topology_changed_the_card_claims_no_more_than_holds(
         cards[node] = (out / "README.md").read_text()
     assert "take it that nothing protects the text" in cards["woods"]
     assert "What `woods`, `sea` learnt came here too, before they left the world." in cards["world"]
-    assert "**The topology changed on the way, after round 2.**" in cards["world"]
+    assert "**The topology changed after round 2.**" in cards["world"]
 
 
 def test_a_licence_is_what_was_stated(shore: Path, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_run_without_its_topology_and_tokenizer_is_exported_and_says_so(
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "tokenizer.json").unlink()
     assert main(["export", str(folder), "--node", "hills", "--out", str(tmp_path / "out")]) == 0
-    assert "the run's tokenizer cannot be found, and is left out" in capsys.readouterr().err
+    assert "the run's tokenizer was not found and is not exported" in capsys.readouterr().err
     card = (tmp_path / "out" / "README.md").read_text()
     assert "**No tokenizer**" in card
     assert "The settings of the tree are not known." in card
@@ -381,7 +381,7 @@ def test_mistakes_are_told_in_a_line(shore: Path, capsys: pytest.CaptureFixture[
         "runs/tiny/version_0 has no node 'see'; it has world, land, hills, woods, sea; did you mean 'sea'?"
     ]
     assert (
-        "round 9 was not kept; kept are 1, 2, and the last one"
+        "round 9 was not kept; there are 1, 2, and the last one"
         in refused(capsys, "export", "runs/tiny", "--node", "sea", "--out", "x", "--round", "9")[0]
     )
     assert "no run at runs/tine; did you mean 'tiny'" in refused(capsys, "evaluate", "runs/tine")[0]

@@ -14,8 +14,8 @@ import yaml
 import zstandard
 
 from worldlm.cli import main
-from worldlm.cli.fit import RecipeCLI, RecipeParser
 from worldlm.cli.recipe import read_recipe
+from worldlm.cli.recipe_cli import RecipeCLI, RecipeParser
 from worldlm.data import Corpus, HubDataset, Mixture, TextFiles
 from worldlm.topology import find_file, load_topology
 from worldlm.trainer import FederationCallback

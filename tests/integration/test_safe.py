@@ -12,8 +12,8 @@ import pytest
 from jsonargparse._common import get_parsing_setting
 
 from worldlm.cli import main
-from worldlm.cli.fit import RecipeCLI, UsageError
 from worldlm.cli.recipe import find_class, read_recipe
+from worldlm.cli.recipe_cli import RecipeCLI, UsageError
 from worldlm.cli.safe_mode import ALLOWED, REFUSED, denied, refusal, restricted_imports
 from worldlm.commands.compare.execute import start_process
 from worldlm.commands.compare.plan import plan_runs
@@ -108,10 +108,11 @@ def test_a_recipe_is_refused_with_its_lines(reading: RecipeCLI) -> None:
     )
     with pytest.raises(UserError) as refused:
         read_recipe(recipe, {"trainer.logger", "trainer.callbacks"}, safe=True)
-    why = "is not trusted: trusted are worldlm's classes, and those of torch and lightning that run no others"
+    why = "is not trusted: only classes of worldlm, torch and lightning are, if they run no others"
     assert refused.value.mistakes == (
         f"r.yaml:2: class 'stranger.Evil' {why}",
-        "r.yaml:5: class 'lightning.pytorch.callbacks.LambdaCallback' is not trusted: it calls what a recipe names",
+        "r.yaml:5: class 'lightning.pytorch.callbacks.LambdaCallback' is not trusted: it calls functions that a recipe "
+        "names",
         f"r.yaml:6: class 'pathlib.Path' {why}",
     )
 
@@ -121,8 +122,8 @@ def test_a_plain_name_in_a_recipe_is_told_with_its_line(capsys: pytest.CaptureFi
     assert main(["fit", "--safe", "--recipe", "quickstart", "--recipe", "r.yaml"]) == 2
     told = capsys.readouterr().err.splitlines()
     assert [line for line in told if line.startswith("worldlm: ")] == [
-        "worldlm: r.yaml:3: class 'stranger.Evil' is not trusted: trusted are worldlm's classes, and those of torch "
-        "and lightning that run no others"
+        "worldlm: r.yaml:3: class 'stranger.Evil' is not trusted: only classes of worldlm, torch and "
+        "lightning are, if they run no others"
     ]
 
 

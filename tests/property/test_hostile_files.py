@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from worldlm.cli import main
-from worldlm.cli.fit import UsageError
-from worldlm.cli.recipe import explain, no_memory, read_recipe
+from worldlm.cli.recipe import explain, out_of_memory, read_recipe
+from worldlm.cli.recipe_cli import UsageError
 from worldlm.cli.safe_mode import restricted_imports
 from worldlm.commands.compare.plan import plan_runs
 from worldlm.runs.folder import check_name
@@ -285,7 +285,7 @@ def test_a_recipe_may_not_point_out_of_here(
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (MemoryError(), "there is not the memory for it: take"),
+        (MemoryError(), "not enough memory: use"),
         (
             RuntimeError("[x] can't allocate memory: you tried to allocate 12 bytes. Error"),
             r"\(tried to allocate 12 bytes\)",
@@ -299,7 +299,7 @@ def test_a_recipe_may_not_point_out_of_here(
     ],
 )
 def test_what_needs_more_memory_than_there_is_is_told(error: Exception, told: str) -> None:
-    assert re.search(told, no_memory(error))
+    assert re.search(told, out_of_memory(error))
 
 
 def test_a_model_that_fits_nowhere_is_refused_in_a_line(
@@ -308,7 +308,7 @@ def test_a_model_that_fits_nowhere_is_refused_in_a_line(
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--recipe", "quickstart", "--model.architecture.d_model", "80000000"]) == 2
     (line,) = (one for one in capsys.readouterr().err.splitlines() if one.startswith("worldlm: "))
-    assert line.startswith("worldlm: there is not the memory for it (tried to allocate")
+    assert line.startswith("worldlm: not enough memory (tried to allocate")
 
 
 def test_names_of_runs() -> None:

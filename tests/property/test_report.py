@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worldlm.commands.report.load_runs import load_runs
 from worldlm.commands.report.page import page
-from worldlm.commands.report.read import read
 from worldlm.topology.errors import UserError
 
 LEAF = {"name": "a", "corpus": "a", "children": [], "told": ["corpus a"], "noise_multiplier": 1.0, "max_epsilon": 2.0}
@@ -77,7 +77,7 @@ def test_whatever_a_record_holds(tmp_path_factory: pytest.TempPathFactory, conte
     folder: Path = tmp_path_factory.mktemp("run")
     (folder / "results.json").write_text(json.dumps(content), "utf-8")
     try:
-        runs = read([folder])
+        runs = load_runs([folder])
     except UserError:
         return
     assert page(runs).endswith("</html>\n")

@@ -32,14 +32,12 @@ import pytest
 import yaml
 
 from worldlm.cli import COMMANDS, main
-from worldlm.cli.fit import _resolve
+from worldlm.cli.parser import parse_command_line
 from worldlm.cli.recipe import find_class, read_recipe
-from worldlm.cli.safe_mode import OPTION
 from worldlm.commands.compare import command as compare_command
 from worldlm.commands.compare import compare
 from worldlm.commands.compare.plan import PlannedRun, plan_runs
 from worldlm.commands.inference import evaluate, export, generate
-from worldlm.commands.repeat.command import split_off_run
 from worldlm.commands.report import command as report_command
 from worldlm.topology import find_file, load_topology, parse_topology
 
@@ -162,9 +160,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---------------------------------------------------------------------- commands
 
 
-def settings_in(given: list[str]) -> tuple[list[str], list[Path]]:
+def settings_in(given: list[str]) -> tuple[list[str], tuple[Path, ...]]:
     """Return what of a command of Lightning's its parser is handed, and the recipes."""
-    return _resolve([one for one in given if one not in ("--print_config", OPTION)])
+    command_line = parse_command_line([word for word in given if word != "--print_config"])
+    return command_line.words, command_line.recipes
 
 
 def check_settings(reading: Any, given: list[str]) -> None:
@@ -180,9 +179,10 @@ def check_settings(reading: Any, given: list[str]) -> None:
 def check_fit(reading: Any, given: list[str]) -> None:
     """Parse a fit's settings; those of a repetition are laid over a run's, for which a recipe stands in."""
     if "--repeat" in given:
-        run, options = split_off_run(given)
-        assert run.startswith("runs/")
-        given = ["--recipe", "quickstart", *options]
+        command_line = parse_command_line(["fit", *given])
+        assert command_line.repeat is not None
+        assert command_line.repeat.startswith("runs/")
+        given = ["--recipe", "quickstart", *command_line.settings]
     check_settings(reading, ["fit", *given])
 
 

@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from worldlm.cli import main
-from worldlm.commands.list_runs import find_runs, look_at
+from worldlm.commands.list_runs import find_runs, read_run
 from worldlm.runs.folder import LOCK, at_work, is_at_work
 from worldlm.runs.results import RESULTS
 from worldlm.topology.errors import UserError
@@ -93,7 +93,7 @@ def test_one_model_in_one_place_has_no_after_fit_at_the_nodes(tmp_path: Path) ->
         del content["rounds"][0]["nodes"][name]["after_fit"]
     content["topology"]["root"]["corpus"] = "all"
     content["rounds"][0]["nodes"]["world"] = {"after_fit": score(3.0)}
-    found = look_at(put(tmp_path / "version_0", content, 1000), tmp_path)
+    found = read_run(put(tmp_path / "version_0", content, 1000), tmp_path)
     assert found.best == {"after_merge": 12.0, "after_fit": None}
 
 
@@ -128,7 +128,7 @@ def test_what_is_no_record_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_folder_in_the_place_of_results_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "version_0" / RESULTS).mkdir(parents=True)
-    assert [look_at(run, tmp_path).state for run in find_runs(tmp_path)] == ["unreadable"]
+    assert [read_run(run, tmp_path).state for run in find_runs(tmp_path)] == ["unreadable"]
 
 
 def test_figures_without_end_are_null_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,12 +151,12 @@ def test_a_run_at_work_is_known_by_its_lock(tmp_path: Path) -> None:
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
-    assert look_at(run, tmp_path).state == "running"
-    with pytest.raises(UserError, match="another worldlm fit is at work in"), at_work(run):
+    assert read_run(run, tmp_path).state == "running"
+    with pytest.raises(UserError, match="another worldlm fit is writing to"), at_work(run):
         pass
     other.kill()
     other.communicate()
-    assert look_at(run, tmp_path).state == "finished"
+    assert read_run(run, tmp_path).state == "finished"
 
 
 def test_a_folder_in_which_nothing_came_of_a_run_goes(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     run = put(tmp_path / "version_0", record((8.0, 6.0)), 1000)
     (run / LOCK).touch()
     os.utime(run, (1000, 1000))
-    assert [look_at(run, tmp_path).last_write for _ in range(2)] == [1000, 1000]
+    assert [read_run(run, tmp_path).last_write for _ in range(2)] == [1000, 1000]
     with FileLock(run / LOCK):
         assert is_at_work(run)
 

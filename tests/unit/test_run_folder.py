@@ -33,7 +33,7 @@ def test_a_round_is_there_or_those_that_are_are_told(tmp_path: Path) -> None:
         find_saved(tmp_path, 3)
     fifth, tenth = (touch(tmp_path / f"checkpoints/round_{number}.ckpt") for number in (5, 10))
     assert find_saved(tmp_path, 5) == fifth
-    with pytest.raises(UserError, match="round 3 was not kept; kept are 5, 10, and the last one"):
+    with pytest.raises(UserError, match="round 3 was not kept; there are 5, 10, and the last one"):
         find_saved(tmp_path, 3)
     last.unlink()
     assert find_saved(tmp_path) == tenth

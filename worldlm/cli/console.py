@@ -1,4 +1,4 @@
-"""What the libraries below a run may say in a terminal, and how what WorldLM has to say gets there."""
+"""Output in a terminal: the messages of WorldLM, and the warnings of libraries."""
 
 from __future__ import annotations
 
@@ -13,45 +13,57 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.logging import RichHandler
 
-_NOISE = (
+_IGNORED_WARNINGS = (
     ".*treespec.*",  # raised within Lightning, at every fit
     ".*does not have many workers.*",  # batches come from a memory map
     "Full backward hook is firing.*",  # raised within Opacus
     ".*callbacks used to create the checkpoint need to be provided.*",  # validate needs other callbacks than fit
-    "The `srun` command is available.*",  # on the login node of a cluster, whether it is wanted or not
+    "The `srun` command is available.*",  # on the login node of a cluster, even where the user does not want SLURM
 )
 
 
 def quiet_libraries() -> None:
-    """Keep back what says nothing about the run; warnings that are left are one line each, on standard error."""
+    """Hide warnings that do not concern the run, and print all others in one line on standard error."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's calls, not ours
-    for message in _NOISE:
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they concern LightningCLI's calls
+    for message in _IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     warnings.showwarning = lambda message, *_: print(f"worldlm: warning: {message}", file=sys.stderr)
-    threading.excepthook = _tell_of_a_thread
+    threading.excepthook = _report_thread_error
 
 
-def _tell_of_a_thread(failed: threading.ExceptHookArgs) -> None:
-    """Say in a line that a library's thread could not write its file, as TensorBoard's on a full disk."""
-    if isinstance(failed.exc_value, OSError):
-        print(f"worldlm: warning: in the background: {failed.exc_value}", file=sys.stderr)
+def _report_thread_error(failure: threading.ExceptHookArgs) -> None:
+    """Print one line where a library's thread cannot write its file, as TensorBoard's on a full disk."""
+    if isinstance(failure.exc_value, OSError):
+        print(f"worldlm: warning: in the background: {failure.exc_value}", file=sys.stderr)
     else:
-        threading.__excepthook__(failed)
+        threading.__excepthook__(failure)
 
 
 @contextmanager
 def log_to_terminal() -> Iterator[None]:
-    """Show what the run has to say (refusals, spent budgets), once: Opacus gives the root logger a handler too."""
-    ours = logging.getLogger("worldlm")
+    """Print the run's log messages once each. Opacus adds a handler to the root logger, which would repeat them."""
+    logger = logging.getLogger("worldlm")
     handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
-    before = ours.level, ours.propagate
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     try:
         yield
     finally:
-        ours.removeHandler(handler)
-        ours.level, ours.propagate = before
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
+def table_console(width: int) -> Console:
+    """Return a console for tables on standard output.
+
+    Args:
+        width: Columns of a table in a file or a pipe; a terminal has its own width.
+    """
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = width
+    return console

@@ -1,6 +1,6 @@
-"""Recipes checked before anything is built: unknown keys and classes, with file, line and the nearest name.
+"""Checks recipes before anything is built: unknown keys and classes, with file, line and the nearest name.
 
-What the values are is left to jsonargparse; this finds the mistakes for which its own messages give no line.
+jsonargparse checks the values. This module finds the mistakes for which its messages give no line.
 """
 
 import importlib
@@ -21,9 +21,17 @@ from worldlm.topology.errors import UserError, suggest
 from worldlm.topology.reader import MAX_CHARACTERS, MAX_MISTAKES, Reader, read_text
 
 MAX_OBJECTS = 100
-"""In one list, such as callbacks; jsonargparse's time grows with the square of their number."""
+"""Most objects in one list, such as callbacks. The time jsonargparse takes grows with the square of their number."""
 MAX_DIGITS = 1000
-"""Of one number; Python reads none of more than 4300."""
+"""Most digits of one number. Python reads at most 4300."""
+_RENAMED = {
+    "StartAnew": "worldlm.callbacks.DivergenceRecovery",
+    "SameText": "worldlm.callbacks.DataConsistencyCheck",
+    "Paging": "worldlm.storage.Paging",
+    "RankLost": "worldlm.distributed.RankLost",
+    "World": "worldlm.rounds.World",
+}
+"""Where classes of earlier versions are now, by their old names. All others of worldlm.loop are in worldlm.trainer."""
 
 
 class RecipeError(UserError):
@@ -34,10 +42,10 @@ class LayRecipe(ActionConfigFile):
     """Lays a recipe over those before it: lists and mappings are replaced, `federation.settings` key by key."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Read one recipe more."""
+        """Read one more recipe."""
         before = cfg.get("federation.settings")
         for key in _lists(Reader(read_text(Path(values), RecipeError), str(values), RecipeError).root, ""):
-            if isinstance(cfg.get(key), list):  # a list as long would inherit the arguments that its items leave out
+            if isinstance(cfg.get(key), list):  # or items of a list of equal length would inherit arguments from it
                 cfg[key] = None
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
         after = cfg.get("federation.settings")
@@ -50,8 +58,8 @@ def read_recipe(path: Path, known: Collection[str], safe: bool = False) -> Reade
 
     Args:
         path: The YAML file.
-        known: Dotted names of all settings, such as `trainer.max_epochs`; below them anything goes.
-        safe: Whether to refuse, without importing them, classes that `worldlm.cli.safe_mode` does not allow.
+        known: Dotted names of all settings, such as `trainer.max_epochs`. Keys below them are not checked.
+        safe: Whether to reject, without importing them, classes that `worldlm.cli.safe_mode` does not allow.
 
     Returns:
         The document, to look up lines in.
@@ -68,17 +76,17 @@ def read_recipe(path: Path, known: Collection[str], safe: bool = False) -> Reade
 
 
 def line_of_key(readers: Collection[Reader], key: str, value: str | None = None) -> str:
-    """Return `file:line` of a key, dotted or by its last name; "" if it is nowhere, or nobody knows which it is.
+    """Return `file:line` of a key; "" if no recipe has it, or more than one key may be meant.
 
     Args:
         readers: The recipes.
-        key: The key.
-        value: What it was given, to tell keys of one name apart.
+        key: The key, dotted or by its last name.
+        value: Its value, which distinguishes keys of the same name.
     """
     for reader in readers:
-        found = [one for one in _keys(reader.root, "") if one[0] == key or one[0].endswith(f".{key}")]
+        found = [entry for entry in _keys(reader.root, "") if entry[0] == key or entry[0].endswith(f".{key}")]
         if len(found) > 1:
-            found = [one for one in found if one[2] == value]
+            found = [entry for entry in found if entry[2] == value]
         if len(found) == 1:
             return f"{reader.source}:{found[0][1]}"
     return ""
@@ -98,7 +106,7 @@ def _keys(node: yaml.Node, prefix: str) -> list[tuple[str, int, Any]]:
 
 
 def _lists(node: yaml.Node, prefix: str) -> list[str]:
-    """List the dotted path of every key whose value is a list, down to the first list on each way."""
+    """List the dotted path of every key whose value is a list. Lists within lists are left out."""
     if isinstance(node, yaml.SequenceNode):
         return [prefix]
     below = pairs(node) if isinstance(node, yaml.MappingNode) else ()
@@ -109,18 +117,18 @@ def _check_keys(reader: Reader, node: yaml.Node, prefix: str, known: Collection[
     """Check the names of a mapping's keys down to the settings themselves, and the classes in these."""
     for name, entry in reader.mapping(node, prefix or "the recipe").items():
         path = f"{prefix}.{name}" if prefix else name
-        if any(one.startswith(f"{path}.") for one in known):
+        if any(setting.startswith(f"{path}.") for setting in known):
             _check_keys(reader, entry.node, path, known, safe)
             continue
         if path.removesuffix("+") not in known:
             depth = prefix.count(".") + 1 if prefix else 0
-            siblings = {one.split(".")[depth] for one in known if one.startswith(f"{prefix}." if prefix else "")}
+            siblings = {key.split(".")[depth] for key in known if key.startswith(f"{prefix}." if prefix else "")}
             reader.report(entry.line, f"unknown key {shorten(repr(path))}{reader.near(name, siblings)}")
         _check_classes(reader, entry.node, shorten(path), safe)
 
 
 def _check_classes(reader: Reader, node: yaml.Node, where: str, safe: bool) -> None:
-    """Check every class_path, the names of its init_args, that no key is written twice, and what takes too long."""
+    """Check each class_path and the names of its init_args, and report repeated keys and values that take too long."""
     if reader.num_mistakes >= MAX_MISTAKES:
         return
     if isinstance(node, yaml.ScalarNode):
@@ -136,9 +144,9 @@ def _check_classes(reader: Reader, node: yaml.Node, where: str, safe: bool) -> N
     entries = reader.mapping(node, where)
     if "class_path" in entries:
         path = reader.value(entries["class_path"], str, "class_path")
-        found, wrong = (None, "") if path is MISSING else find_class(path, safe)
-        if wrong:
-            reader.report(entries["class_path"].line, wrong)
+        found, problem = (None, "") if path is MISSING else find_class(path, safe)
+        if problem:
+            reader.report(entries["class_path"].line, problem)
         elif found is not None and "init_args" in entries:
             _check_arguments(reader, found, path, entries["init_args"].node)
     for entry in entries.values():
@@ -146,11 +154,11 @@ def _check_classes(reader: Reader, node: yaml.Node, where: str, safe: bool) -> N
 
 
 def _check_value(reader: Reader, node: yaml.ScalarNode, where: str) -> None:
-    """Check a single value for what jsonargparse, which reads texts as YAML too, would take too long over."""
+    """Check that jsonargparse, which also reads texts as YAML, does not take too long over a value."""
     if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_DIGITS:
         reader.report(line_of(node), f"{where} has a number of {len(node.value)} digits; {MAX_DIGITS} are allowed")
-    elif wrong := too_far(node.value):
-        reader.report(line_of(node), f"{where} has a text that, read as YAML, {wrong}")
+    elif problem := too_far(node.value):
+        reader.report(line_of(node), f"{where} has a text that, read as YAML, {problem}")
 
 
 def _check_arguments(reader: Reader, found: Any, name: str, node: yaml.Node) -> None:
@@ -160,106 +168,118 @@ def _check_arguments(reader: Reader, found: Any, name: str, node: yaml.Node) -> 
     for key, entry in reader.mapping(node, f"the init_args of {name}").items():
         if key not in parameters:
             allowed = ", ".join(parameters) or "none"
-            told = f"{name} takes no argument {shorten(repr(key))}; allowed: {allowed}{suggest(key, parameters)}"
-            reader.report(entry.line, told)
+            near = suggest(key, parameters)
+            reader.report(entry.line, f"{name} takes no argument {shorten(repr(key))}; allowed: {allowed}{near}")
 
 
 def find_class(path: str, safe: bool = False) -> tuple[Any | None, str]:
-    """Import what a class_path names.
+    """Import the class that a class_path names.
 
     Args:
         path: The dotted path.
-        safe: Whether to refuse what `worldlm.cli.safe_mode` does not allow.
+        safe: Whether to reject what `worldlm.cli.safe_mode` does not allow.
 
     Returns:
-        The class and "", or None and what is wrong; None and "" for a bare name, which jsonargparse looks up.
+        The class and "", or None and the problem; None and "" for a name without a module, which jsonargparse looks up.
     """
+    if problem := _renamed(path):
+        return None, problem
     module_name, _, name = path.rpartition(".")
     if not module_name:
         return None, ""
     if not all(part.isidentifier() for part in path.split(".")):
         return None, f"class_path {shorten(repr(path))} must be names with dots between{suggest(path, _our_classes())}"
-    if safe and (wrong := refusal(path)):
-        return None, wrong
+    if safe and (problem := refusal(path)):
+        return None, problem
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         return None, f"class_path {path!r}: {error}{suggest(path, _our_classes())}"
     found = getattr(module, name, None)
     if not isinstance(found, type):
-        near = suggest(name, [one for one, value in vars(module).items() if isinstance(value, type)])
+        near = suggest(name, [key for key, value in vars(module).items() if isinstance(value, type)])
         return None, f"class_path {path!r}: {module_name} has no class {name!r}{near}"
-    if safe and (wrong := refusal_of_class(found)):  # what a module imported from elsewhere is no class of its own
-        return None, wrong
+    if safe and (problem := refusal_of_class(found)):  # a module may import classes of other packages
+        return None, problem
     return found, ""
 
 
+def _renamed(path: str) -> str:
+    """Return where a class of an earlier version is now, as an error message; "" for all others."""
+    module, _, name = path.rpartition(".")
+    was_in_loop = f"{module}.".startswith("worldlm.loop.")
+    was_a_callback = name in ("StartAnew", "SameText") and (not module or f"{module}.".startswith("worldlm."))
+    if not was_in_loop and not was_a_callback:
+        return ""
+    return f"class_path {path!r} was renamed: write {_RENAMED.get(name, f'worldlm.trainer.{name}')}"
+
+
 def _our_classes() -> list[str]:
-    rooms = [importlib.import_module(f"worldlm.{room}") for room in ("callbacks", "data")]
-    return [f"{room.__name__}.{name}" for room in rooms for name in getattr(room, "__all__", ())]
+    modules = [importlib.import_module(f"worldlm.{name}") for name in ("callbacks", "data")]
+    return [f"{module.__name__}.{name}" for module in modules for name in getattr(module, "__all__", ())]
 
 
 # ---------------------------------------------------------------------- errors of values
 
 
-def explain(message: str, readers: Collection[Reader], known: Collection[str], given: Collection[str] = ()) -> str:
-    """Put an error into as few lines as it needs, with file and line where a recipe is to blame.
+def explain(message: str, readers: Collection[Reader], known: Collection[str], words: Collection[str] = ()) -> str:
+    """Shorten an error to one line per mistake, with file and line of the mistakes in recipes.
 
     Args:
-        message: What jsonargparse, or a class it built, had to say.
+        message: The message of jsonargparse, or of a class that it built.
         readers: The recipes.
         known: Dotted names of all settings.
-        given: The command line, whose settings are not the recipe's.
+        words: The command line. Settings in it override the recipes'.
 
     Returns:
         One line per mistake.
     """
-    told = _explained(message, readers, known, given)
-    return "\n".join(shorten(line, MAX_CHARACTERS) for line in told.splitlines())
+    text = _explain(message, readers, known, words)
+    return "\n".join(shorten(line, MAX_CHARACTERS) for line in text.splitlines())
 
 
-def no_memory(error: Exception) -> str:
-    """Say that there is not as much memory as was asked for, if that is what went wrong; else nothing."""
+def out_of_memory(error: Exception) -> str:
+    """Return a message for an error that says that memory ran out; "" for all other errors."""
     text = " ".join(str(error).split())
     found = re.search(r"tried to allocate [\d.]+ \w+|out of memory", text, re.IGNORECASE)
     if not found and not isinstance(error, MemoryError):
         return ""
-    said = f" ({found.group()})" if found else ""
-    less = "a smaller model or batch_size" + (", or --trainer.nodes_on host" if "CUDA" in text else "")
-    return f"there is not the memory for it{said}: take {less}; see worldlm topology estimate"
+    detail = f" ({found.group()})" if found else ""
+    remedy = "a smaller model or batch_size" + (", or --trainer.nodes_on host" if "CUDA" in text else "")
+    return f"not enough memory{detail}: use {remedy}; see worldlm topology estimate"
 
 
-def _explained(message: str, readers: Collection[Reader], known: Collection[str], given: Collection[str]) -> str:
-    overridden = {one.removeprefix("--").split("=")[0] for one in given if one.startswith("--")}
+def _explain(message: str, readers: Collection[Reader], known: Collection[str], words: Collection[str]) -> str:
+    overridden = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
     if unknown := re.match(r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE):
         return f"no setting --{unknown.group(1)}{suggest(unknown.group(1), known)}"
     if path := denied(message):
         return _with_place_of_value(refusal(path), path, readers)
     keys = re.findall(r'Parser key "([\w.]+)":', message)
     if not keys and "Union subtypes" not in message:
-        elsewhere = tuple(f"{one.rsplit('.', 1)[-1]} " for one in overridden)
+        elsewhere = tuple(f"{setting.rsplit('.', 1)[-1]} " for setting in overridden)
         lines = message.splitlines()
-        return "\n".join(one if one.startswith(elsewhere) else _with_place(one, one, readers) for one in lines)
+        return "\n".join(line if line.startswith(elsewhere) else _with_place(line, line, readers) for line in lines)
     text = _innermost(message.rsplit('Parser key "', 1)[-1].split('":', 1)[-1])
-    told = f"{keys[-1]}: {text}" if keys else text
-    return told if keys and keys[-1] in overridden else _with_place(told, told, readers)
+    line = f"{keys[-1]}: {text}" if keys else text
+    return line if keys and keys[-1] in overridden else _with_place(line, line, readers)
 
 
 def _innermost(text: str) -> str:
-    """Take what is to the point from jsonargparse's account of every type it tried."""
+    """Pick the useful part of jsonargparse's message, which lists every type that it tried."""
     text = text.replace("typing.", "").strip()
     if not text.startswith("Does not validate"):
         text = text.split("\n", 1)[0]
-    bullets = [one.strip() for one in re.findall(r"^\s+- (.*)$", text, re.MULTILINE)]
-    useful = [one for one in bullets if not re.match(r"(Expected a <class|Not a valid subclass|an? )", one)]
+    bullets = [bullet.strip() for bullet in re.findall(r"^\s+- (.*)$", text, re.MULTILINE)]
+    useful = [bullet for bullet in bullets if not re.match(r"(Expected a <class|Not a valid subclass|an? )", bullet)]
     if useful:
         return "; ".join(dict.fromkeys(useful))
     types = re.findall(r"<class '(?:\w+\.)*(\w+)'>", " ".join(bullets) if bullets else text)
-    given = re.search(r"(?:Given value|Got value): (.*)", text)
+    value = re.search(r"(?:Given value|Got value): (.*)", text)
     if not types:
         return " ".join(text.split())
-    allowed = " or ".join("nothing" if one == "NoneType" else one for one in dict.fromkeys(types) if one != given)
-    return f"must be {allowed}" + (f", but is {given.group(1)}" if given else "")
+    allowed = " or ".join("nothing" if name == "NoneType" else name for name in dict.fromkeys(types))
+    return f"must be {allowed}" + (f", but is {value.group(1)}" if value else "")
 
 
 def _with_place(message: str, key: str, readers: Collection[Reader]) -> str:

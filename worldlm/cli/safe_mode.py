@@ -1,4 +1,4 @@
-"""What a recipe of a stranger may name: the classes that `--safe` allows."""
+"""The classes that `--safe` allows in a recipe."""
 
 from __future__ import annotations
 
@@ -32,61 +32,61 @@ ALLOWED = (
     "lightning.pytorch.plugins",
     "lightning.pytorch.profilers",
 )
-"""Whatever lies in these; the other rooms of these packages have no class that a recipe has a place for."""
+"""Modules and classes that are allowed, with everything in them. A recipe needs no other class of these packages."""
 
 REFUSED = {
-    "lightning.pytorch.callbacks.LambdaCallback": "it calls what a recipe names",
-    "lightning.pytorch.callbacks.lambda_function": "it calls what a recipe names",
+    "lightning.pytorch.callbacks.LambdaCallback": "it calls functions that a recipe names",
+    "lightning.pytorch.callbacks.lambda_function": "it calls functions that a recipe names",
     "lightning.fabric.plugins.io": "it may read pickles",
     "lightning.pytorch.plugins.io": "it may read pickles",
 }
-"""What is left out of them, and why."""
+"""Exceptions that are not allowed, with the reason."""
 
 
 def refusal(path: str) -> str:
-    """Say why `--safe` does not allow a dotted path, or return an empty string."""
-    entry = next((one for one in _above(path) if one in REFUSED or one in ALLOWED), None)
+    """Return the reason why `--safe` does not allow a dotted path; "" if it does."""
+    entry = next((prefix for prefix in _prefixes(path) if prefix in REFUSED or prefix in ALLOWED), None)
     if entry in ALLOWED:
         return ""
-    why = REFUSED.get(entry or "", "trusted are worldlm's classes, and those of torch and lightning that run no others")
-    return f"class {path!r} is not trusted: {why}"
+    default = "only classes of worldlm, torch and lightning are, if they run no others"
+    return f"class {path!r} is not trusted: {REFUSED.get(entry or '', default)}"
 
 
 def refusal_of_class(found: type) -> str:
-    """Say why `--safe` does not allow a class, by where it is defined, or return an empty string."""
+    """Return the reason why `--safe` does not allow a class, given the module that defines it; "" if it does."""
     return refusal(f"{found.__module__}.{found.__qualname__}")
 
 
 def denied(message: str) -> str:
-    """Return the dotted path that jsonargparse says it may not import, or an empty string."""
+    """Return the dotted path in jsonargparse's error about an import that is not allowed; "" for other errors."""
     found = re.search(r"Importing '([\w.]+)' is not allowed", message)
     return found.group(1) if found else ""
 
 
-def _above(path: str) -> Iterator[str]:
-    """Yield a path and all it lies in, the nearest first."""
+def _prefixes(path: str) -> Iterator[str]:
+    """Yield a path and the paths of the modules that contain it, the longest first."""
     parts = path.split(".")
     return (".".join(parts[:length]) for length in range(len(parts), 0, -1))
 
 
 @contextmanager
 def restricted_imports(safe: bool = True) -> Iterator[None]:
-    """Let jsonargparse import nothing that `refusal` refuses, build nothing where any value may stand, fetch nothing.
+    """Keep jsonargparse from importing classes that are not allowed, and from downloading files.
 
-    The current folder is no place to import from meanwhile.
+    It also builds no class where a setting takes any value, and imports no module of the current folder.
 
     Args:
-        safe: Whether to; else nothing happens.
+        safe: Whether to restrict imports; if not, this does nothing.
 
     Raises:
-        UserError: If this jsonargparse cannot.
+        UserError: If this version of jsonargparse cannot restrict imports.
     """
     if not safe:
         yield
         return
     settings, mode = _parsing_settings()
     before, paths = dict(settings), list(sys.path)
-    sys.path[:] = [one for one in paths if one not in ("", os.getcwd())]
+    sys.path[:] = [path for path in paths if path not in ("", os.getcwd())]
     try:
         _set(import_path_denylist=["*", *REFUSED], import_path_allowlist=list(ALLOWED))
         _set(instantiate_subclass_spec_in_any=False, config_read_mode_fsspec_enabled=False)
@@ -100,7 +100,7 @@ def restricted_imports(safe: bool = True) -> Iterator[None]:
 
 
 def add_current_folder() -> None:
-    """Let Python find a user's own classes in the current folder, behind all that is installed."""
+    """Let Python find the user's own classes in the current folder, after all installed packages."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 
@@ -112,7 +112,7 @@ def _set(**settings: Any) -> None:
 
 
 def _parsing_settings() -> tuple[dict[str, Any], str]:
-    """Return jsonargparse's own settings, which it can set and not put back, and how it may read files."""
+    """Return jsonargparse's own settings, which it has no function to restore, and its mode of reading files."""
     from jsonargparse import _common, _optionals
 
     settings: dict[str, Any] = getattr(_common, "parsing_settings", {})

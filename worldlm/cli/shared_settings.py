@@ -1,4 +1,4 @@
-"""What all processes of a run must have been started with."""
+"""The settings that must be the same in all processes of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jsonargparse import Namespace
 from worldlm import __version__
 from worldlm.monitoring.run_facts import code
 
-_OF_A_MACHINE = (
+_PER_PROCESS = (
     "data.cache_dir",
     "name",
     "recipe",
@@ -17,19 +17,19 @@ _OF_A_MACHINE = (
     "trainer.logger",
     "trainer.paging.folder",
 )
-"""May differ: folders, and what is found out on the spot."""
+"""Settings that may differ: folders, and what each process finds out itself."""
 
 
 def shared_settings(config: Namespace) -> dict[str, str]:
-    """Return the settings of a fit that must be the same in all of its processes, and which WorldLM they are for.
+    """Return the settings of a fit that must be the same in all of its processes, and the version of WorldLM.
 
     Args:
-        config: Of a fit; `ckpt_path` must have been found.
+        config: The settings of a fit, with the path of the checkpoint that was found.
     """
     commit = code().get("worldlm")
-    settings = {name: repr(value) for name, value in config.items() if not _is_of_a_machine(name)}
+    settings = {name: repr(value) for name, value in config.items() if not _may_differ(name)}
     return {"worldlm": f"{__version__} {commit}" if commit else __version__, **settings}
 
 
-def _is_of_a_machine(name: str) -> bool:
-    return any(name == one or name.startswith(f"{one}.") for one in _OF_A_MACHINE)
+def _may_differ(name: str) -> bool:
+    return any(name == setting or name.startswith(f"{setting}.") for setting in _PER_PROCESS)

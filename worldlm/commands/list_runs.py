@@ -1,4 +1,4 @@
-"""`worldlm runs`: the runs of a folder, newest first, from what they wrote down. Needs no torch."""
+"""`worldlm runs`: lists the runs of a folder, newest first, from their results.json. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from worldlm.cli.console import table_console
 from worldlm.cli.parser import Parser
 from worldlm.runs.folder import is_at_work
 from worldlm.runs.results import MOMENTS, RESULTS, Moment, RunRecord, read_results
@@ -25,47 +25,47 @@ State = Literal["running", "finished", "stopped", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
-    """A run, as the list shows it."""
+class ListedRun:
+    """A run in the list."""
 
     run: str
-    """Its folder, from the folder that is listed."""
+    """The run's folder, relative to the folder that is listed."""
     state: State
-    """`stopped`: not finished, and no process is at work on it; whether it was told to stop, nobody wrote down."""
+    """`stopped` is unfinished and not running: it was stopped, or it crashed."""
     last_write: float
     """Seconds since 1970."""
     topology: str | None = None
-    """Name of its topology; None before the first round is done, as all that follows."""
+    """The topology's name. Like all fields below, None before the end of the first round."""
     seed: int | None = None
     rounds_done: int = 0
     rounds_wanted: int | None = None
     best: dict[Moment, float | None] | None = None
-    """Perplexity per token, mean over the data nodes, of the round in which that was lowest; None if never measured."""
+    """Lowest mean perplexity per token over the data nodes of any round; None if it was never evaluated."""
     epsilon: float | None = None
-    """The largest that a node has spent; None where nothing is private."""
+    """The largest epsilon that a node has spent; None if no node is private."""
     problem: str | None = None
-    """Why it cannot be read."""
+    """The reason why its results cannot be read."""
 
 
-def list_runs(given: Sequence[str]) -> int:
+def list_runs(arguments: Sequence[str]) -> int:
     """Print the runs of a folder.
 
     Args:
-        given: What stands after `worldlm runs`.
+        arguments: The words after `worldlm runs`.
 
     Returns:
-        The exit status, 0: also where a run cannot be read, which then is a line of its own.
+        The exit status, 0. A run that cannot be read is listed with the reason.
 
     Raises:
-        UserError: What a user can put right.
+        UserError: For mistakes that the user can correct.
     """
-    options = _parser().parse_args(given)
+    options = _parser().parse_args(arguments)
     folder = Path(options.folder or "runs")
     if not folder.is_dir() and (options.folder or folder.exists()):
         raise UserError([f"runs: no folder {folder}"])
-    listed = sorted((look_at(one, folder) for one in find_runs(folder)), key=lambda one: -one.last_write)
+    listed = sorted((read_run(path, folder) for path in find_runs(folder)), key=lambda run: -run.last_write)
     if options.json:
-        print(json.dumps([as_json(one) for one in listed], indent=1, allow_nan=False))
+        print(json.dumps([as_json(run) for run in listed], indent=1, allow_nan=False))
     elif listed:
         _print(listed, folder)
     else:
@@ -75,36 +75,37 @@ def list_runs(given: Sequence[str]) -> int:
 
 def find_runs(folder: Path) -> Iterator[Path]:
     """Yield the folders of runs in a folder and below: those called version_N, and any with a results.json."""
-    for path, below, files in os.walk(folder):
-        here = Path(path)
-        if RESULTS in files or RESULTS in below or (here.name[:8] == "version_" and here.name[8:].isdigit()):
-            below.clear()
-            yield here
-        below[:] = sorted(name for name in below if not name.startswith("."))
+    for name, subfolders, files in os.walk(folder):
+        path = Path(name)
+        is_version = path.name[:8] == "version_" and path.name[8:].isdigit()
+        if RESULTS in files or RESULTS in subfolders or is_version:
+            subfolders.clear()
+            yield path
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
 
 
-def look_at(run: Path, folder: Path) -> Listed:
-    """Find out what became of a run.
+def read_run(path: Path, folder: Path) -> ListedRun:
+    """Read the state and the results of a run.
 
     Args:
-        run: Its folder.
+        path: The run's folder.
         folder: The folder that is listed.
     """
-    inside = run.relative_to(folder).as_posix()
-    name = run.absolute().name if inside == "." else inside
-    facts: dict[str, Any] = {"run": name.encode("utf-8", "replace").decode(), "last_write": _last_write(run)}
-    state: State = "running" if is_at_work(run) else "stopped"
-    if not os.path.lexists(run / RESULTS):
-        return Listed(state=state, **facts)
+    relative = path.relative_to(folder).as_posix()
+    name = path.absolute().name if relative == "." else relative
+    facts: dict[str, Any] = {"run": name.encode("utf-8", "replace").decode(), "last_write": _last_write(path)}
+    state: State = "running" if is_at_work(path) else "stopped"
+    if not os.path.lexists(path / RESULTS):
+        return ListedRun(state=state, **facts)
     try:
-        record = RunRecord(method="", folder=run, content=read_results(run / RESULTS))
+        record = RunRecord(method="", folder=path, content=read_results(path / RESULTS))
         finished = state != "running" and record.content["finished"] is True
-        return Listed(state="finished" if finished else state, **facts, **_figures(record))
+        return ListedRun(state="finished" if finished else state, **facts, **_figures(record))
     except UserError as error:
         problem = str(error)
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        problem = f"{run / RESULTS}: no record of a run: {type(error).__name__} {error}"
-    return Listed(state="unreadable", **facts, problem=" ".join(problem.split()))
+        problem = f"{path / RESULTS}: no record of a run: {type(error).__name__} {error}"
+    return ListedRun(state="unreadable", **facts, problem=" ".join(problem.split()))
 
 
 def _figures(record: RunRecord) -> dict[str, Any]:
@@ -120,85 +121,74 @@ def _figures(record: RunRecord) -> dict[str, Any]:
 
 
 def best_mean(record: RunRecord, moment: Moment) -> float | None:
-    """Return the lowest mean over the data nodes of any round; None if in no round all of them were measured.
+    """Return the lowest mean over the data nodes of any round; None if no round evaluated all of them.
 
-    Nodes that are never measured after_merge, as where one model is trained in one place, are left out.
+    Nodes that are never evaluated after_merge, as in centralised training, are left out.
     """
     nodes = [name for name in record.data_nodes if record.series(name, "after_merge")]
     series = [record.series(name, moment) for name in nodes]
-    rounds = set.intersection(*(set(one) for one in series)) if series else ()
-    return min((fmean(one[number] for one in series) for number in rounds), default=None)
+    rounds = set.intersection(*map(set, series)) if series else ()
+    return min((fmean(scores[number] for scores in series) for number in rounds), default=None)
 
 
-def _last_write(run: Path) -> float:
-    """Return when something of a run was last written; its lock, which looking touches, aside."""
-    times = [run.stat().st_mtime]
-    for path in (*run.glob("[!.]*"), *run.glob("checkpoints/*")):
+def _last_write(folder: Path) -> float:
+    """Return the time of the last write to a run's folder, without its lock, which this command touches."""
+    times = [folder.stat().st_mtime]
+    for path in (*folder.glob("[!.]*"), *folder.glob("checkpoints/*")):
         try:
             times.append(path.stat().st_mtime)
-        except OSError:  # gone meanwhile
+        except OSError:  # removed meanwhile
             continue
     return max(times)
 
 
-# ---------------------------------------------------------------------- what is shown
+# ---------------------------------------------------------------------- output
 
 
-def as_json(one: Listed) -> dict[str, Any]:
-    """Return a run as plain values; as in results.json, what does not apply is missing, what is no number null."""
-    told: dict[str, Any] = {"run": one.run, "state": one.state}
-    told["last_write"] = datetime.fromtimestamp(one.last_write).astimezone().isoformat(timespec="seconds")
-    if one.problem is not None:
-        return {**told, "problem": one.problem}
-    told |= {"rounds_done": one.rounds_done}
-    if one.topology is not None:
-        told |= {"rounds_wanted": one.rounds_wanted, "topology": one.topology, "seed": one.seed}
-        told |= {f"best_{moment}": _finite(value) for moment, value in (one.best or {}).items()}
-    return told if one.epsilon is None else {**told, "epsilon": _finite(one.epsilon)}
+def as_json(run: ListedRun) -> dict[str, Any]:
+    """Return a run as JSON values. As in results.json, a number that is not finite is null."""
+    content: dict[str, Any] = {"run": run.run, "state": run.state}
+    content["last_write"] = datetime.fromtimestamp(run.last_write).astimezone().isoformat(timespec="seconds")
+    if run.problem is not None:
+        return {**content, "problem": run.problem}
+    content |= {"rounds_done": run.rounds_done}
+    if run.topology is not None:
+        content |= {"rounds_wanted": run.rounds_wanted, "topology": run.topology, "seed": run.seed}
+        content |= {f"best_{moment}": _finite(value) for moment, value in (run.best or {}).items()}
+    return content if run.epsilon is None else {**content, "epsilon": _finite(run.epsilon)}
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _print(listed: Sequence[Listed], folder: Path) -> None:
-    private = any(one.epsilon is not None for one in listed)
+def _print(listed: Sequence[ListedRun], folder: Path) -> None:
+    private = any(run.epsilon is not None for run in listed)
+    names = ("run", "topology", "seed", "state", "round", *MOMENTS, *(["epsilon"] if private else []), "last write")
     table = Table()
-    for name in (
-        "run",
-        "topology",
-        "seed",
-        "state",
-        "round",
-        *MOMENTS,
-        *(["epsilon"] if private else []),
-        "last write",
-    ):
+    for name in names:
         table.add_column(name, justify="left" if name in ("run", "topology", "state") else "right", overflow="fold")
-    for one in listed:
-        table.add_row(*map(Text, _cells(one, private)))
-    console = Console()
-    if not console.is_terminal:  # a file has no edge to wrap at
-        console.width = 200
+    for run in listed:
+        table.add_row(*map(Text, _cells(run, private)))
+    console = table_console(200)
     console.print(table)
-    for problem in (one.problem for one in listed if one.problem):
-        console.print(problem, highlight=False, markup=False, soft_wrap=True)
-    told = "perplexity per token, mean over the data nodes, of the round in which it was lowest"
-    console.print(f"done. {told}: {folder}", highlight=False, markup=False, soft_wrap=True)
+    note = "perplexity per token, mean over the data nodes, lowest of all rounds"
+    for line in (*(run.problem for run in listed if run.problem), f"done. {note}: {folder}"):
+        console.print(line, markup=False, soft_wrap=True)
 
 
-def _cells(one: Listed, private: bool) -> list[str]:
-    rounds = f"{one.rounds_done}/{one.rounds_wanted}" if one.rounds_wanted is not None else str(one.rounds_done)
-    best = one.best or {}
+def _cells(run: ListedRun, private: bool) -> list[str]:
+    rounds = f"{run.rounds_done}/{run.rounds_wanted}" if run.rounds_wanted is not None else str(run.rounds_done)
+    best = run.best or {}
     return [
-        one.run,
-        one.topology or "",
-        "" if one.seed is None else str(one.seed),
-        one.state,
-        "" if one.problem else rounds,
+        run.run,
+        run.topology or "",
+        "" if run.seed is None else str(run.seed),
+        run.state,
+        "" if run.problem else rounds,
         *(_number(best.get(moment)) for moment in MOMENTS),
-        *([_number(one.epsilon)] if private else []),
-        datetime.fromtimestamp(one.last_write).strftime("%Y-%m-%d %H:%M"),
+        *([_number(run.epsilon)] if private else []),
+        datetime.fromtimestamp(run.last_write).strftime("%Y-%m-%d %H:%M"),
     ]
 
 
@@ -207,7 +197,7 @@ def _number(value: float | None) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser("worldlm runs", "The runs of a folder, newest first, from what they wrote down.")
-    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="where to look; runs by default")
-    parser.add_argument("--json", action="store_true", help="for programs: a list of objects")
+    parser = Parser("worldlm runs", "List the runs of a folder, newest first.")
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="folder to list; runs by default")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of objects")
     return parser

@@ -1,4 +1,4 @@
-"""`worldlm topology`: check or draw a topology, or estimate what a run in it would take."""
+"""`worldlm topology`: checks or draws a topology, or estimates what a run in it would take."""
 
 from __future__ import annotations
 
@@ -13,67 +13,75 @@ from worldlm.topology.errors import UserError, suggest
 COMMANDS = ("check", "show", "estimate")
 TEXTS = {"tree": draw_tree, "mermaid": draw_mermaid}
 PICTURES = ("svg", "png")
+_FORMATS = (*TEXTS, *PICTURES)
+_USAGE = f"""usage: worldlm topology check FILE
+       worldlm topology show FILE [--format {"|".join(_FORMATS)}] [--out PATH]
+       worldlm topology estimate RECIPE"""
 
 
-def topology(given: Sequence[str]) -> int:
-    """Carry one of the commands out.
+def topology(arguments: Sequence[str]) -> int:
+    """Run `worldlm topology`.
 
     Args:
-        given: What stands after `worldlm topology`.
+        arguments: The words after `worldlm topology`.
 
     Returns:
         The exit status.
 
     Raises:
-        UserError: What a user can put right, one line each.
+        UserError: For mistakes that the user can correct, one line each.
         FileNotFoundError: If there is no such file.
     """
-    command = given[0] if given else ""
-    if command == "estimate":
-        from worldlm.commands.estimate.command import estimate_run
-
-        return estimate_run(given[1:])
+    command, *rest = arguments or [""]
     if command in ("", "-h", "--help"):
         print(_USAGE)
         return 0 if command else 2
-    if command not in COMMANDS:
-        raise UserError([f"topology: no command {command!r}{suggest(command, COMMANDS)}", *_USAGE.splitlines()])
+    if command == "estimate":
+        from worldlm.commands.estimate.command import estimate_run  # late: it imports torch
+
+        return estimate_run(rest)
+    if command == "check":
+        return _check(rest)
+    if command == "show":
+        return _show(rest)
+    raise UserError([f"topology: no command {command!r}{suggest(command, COMMANDS)}", *_USAGE.splitlines()])
+
+
+def _parser(command: str) -> Parser:
     parser = Parser(f"worldlm topology {command}")
     parser.add_argument("file", metavar="FILE", help="name or path of a topology")
-    if command == "show":
-        formats = (*TEXTS, *PICTURES)
-        parser.add_argument("--format", choices=formats, default="tree", help="tree by default")
-        parser.add_argument("--out", help="file to write; - for standard output. A picture goes to NAME.FORMAT")
-    options = parser.parse_args(given[1:])
+    return parser
+
+
+def _check(arguments: Sequence[str]) -> int:
+    options = _parser("check").parse_args(arguments)
     path = find_file("topologies", options.file)
     tree = load_topology(path)
-    if command == "show":
-        return _show(tree, options.format, options.out)
-    data = len(tree.data_nodes)
-    print(f"{path}: {tree.name} is in order: {len(tree.nodes)} nodes, {tree.depth} levels, {data} with data")
+    num_data_nodes = len(tree.data_nodes)
+    print(f"{path}: {tree.name} is valid: {len(tree.nodes)} nodes, {tree.depth} levels, {num_data_nodes} with data")
     return 0
 
 
-_USAGE = f"""usage: worldlm topology check FILE
-       worldlm topology show FILE [--format {"|".join((*TEXTS, *PICTURES))}] [--out PATH]
-       worldlm topology estimate RECIPE"""
-
-
-def _show(tree: Topology, kind: str, out: str | None) -> int:
-    content = f"{TEXTS[kind](tree)}\n".encode() if kind in TEXTS else _picture(tree, kind)
-    target = out or (f"{tree.name}.{kind}" if kind in PICTURES else "-")
+def _show(arguments: Sequence[str]) -> int:
+    parser = _parser("show")
+    parser.add_argument("--format", choices=_FORMATS, default="tree", help="tree by default")
+    parser.add_argument("--out", help="file to write, or - for standard output; by default NAME.FORMAT for a picture")
+    options = parser.parse_args(arguments)
+    tree, format_ = load_topology(find_file("topologies", options.file)), options.format
+    content = f"{TEXTS[format_](tree)}\n".encode() if format_ in TEXTS else _picture(tree, format_)
+    target = options.out or (f"{tree.name}.{format_}" if format_ in PICTURES else "-")
     if target == "-":
         sys.stdout.buffer.write(content)
         sys.stdout.flush()
     else:
         Path(target).write_bytes(content)
-        print(f"done. {tree.name}, drawn: {target}")
+        print(f"done. picture of {tree.name}: {target}")
     return 0
 
 
-def _picture(tree: Topology, kind: str) -> bytes:
-    from worldlm.plots.boxes import of_topology  # late: pictures take a second to import
+def _picture(tree: Topology, format_: str) -> bytes:
+    from worldlm.plots.boxes import of_topology  # late: importing matplotlib takes a second
     from worldlm.plots.style import encoded
     from worldlm.plots.world import draw_world
 
-    return encoded(draw_world(of_topology(tree)), kind)
+    return encoded(draw_world(of_topology(tree)), format_)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writes files atomically: a file is never incomplete."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -8,15 +8,15 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Lend a path beside a file to write to, which takes the file's place at the end: `path` is the old one or the new.
+    """Yield a temporary path beside a file, which replaces the file at the end.
 
-    Where a process was killed meanwhile, `.NAME.PID.partial` is left.
+    If the process is killed meanwhile, `.NAME.PID.partial` remains.
 
     Args:
-        path: The file; its folder is made if it is not there.
+        path: The file. Its folder is made if there is none.
 
     Raises:
-        OSError: If it cannot be written, with its name; the old file stays.
+        OSError: If the file cannot be written; it names the file, whose old content remains.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -32,13 +32,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str | Iterable[str], errors: str = "strict", *, to_disk: bool = False) -> None:
-    """Write a file of text, as `atomic_write`.
+    """Write a text file atomically, in UTF-8.
 
     Args:
         path: The file.
-        text: Its content, in UTF-8; or that piece by piece, so that it is never in memory as a whole.
-        errors: What becomes of what cannot be encoded, as of `str.encode`.
-        to_disk: Whether to wait until the disk has it, so that it outlives a loss of power.
+        text: Its content, or the parts of a content that is too large for memory.
+        errors: How to treat characters that cannot be encoded, as in `str.encode`.
+        to_disk: Whether to wait until the content is on disk, so that it survives a loss of power.
     """
     with atomic_write(path) as partial, partial.open("w", encoding="utf-8", errors=errors) as file:
         file.writelines([text] if isinstance(text, str) else text)

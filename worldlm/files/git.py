@@ -1,4 +1,4 @@
-"""Which commit a folder's files are of, where git keeps them."""
+"""Finds the commit of a folder's files in git."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ import subprocess
 from pathlib import Path
 
 _SECONDS = 5.0
-"""How long git may take to answer a question."""
+"""Most seconds that a call of git may take."""
 
 
 def commit_of(folder: Path) -> str | None:
-    """Return the commit that is checked out in a folder, or above it: `HASH`, or `HASH-dirty` if tracked files changed.
+    """Return the commit that is checked out in a folder: `HASH`, or `HASH-dirty` if tracked files changed.
 
-    Runs no hooks, writes nothing, and waits no longer than some seconds.
+    It runs no hooks, writes nothing, and waits for a few seconds at most.
 
     Returns:
-        None where there is no git, no repository, no commit yet, or no answer in time.
+        None without git, without a repository or a commit, or if git takes too long.
     """
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return None if not commit or changed is None else f"{commit}{'-dirty' if changed else ''}"
 
 
-def _git(folder: Path, *asked: str) -> str | None:
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # they name another one
+def _git(folder: Path, *arguments: str) -> str | None:
+    # GIT_ variables may name another repository
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     quiet = ["--no-optional-locks", "-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false"]
     try:
         done = subprocess.run(
-            ["git", *quiet, *asked],
+            ["git", *quiet, *arguments],
             cwd=folder,
-            env=ours,
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -1,4 +1,4 @@
-"""Which folder a run writes into, who is at work there, and where checkpoints lie."""
+"""The folder of a run: its name, its lock, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from worldlm.topology.checks import shorten
 from worldlm.topology.errors import UserError, suggest
 
 LOCK = ".lock"
-"""In a run's folder: held by the run that writes there, and given up by the system when that ends, however it ends."""
+"""Lock file in a run's folder. The run that writes there holds it; the system releases it when the process ends."""
 
 LAST = "checkpoints/last.ckpt"
 CONFIG = "config.yaml"
 """All settings of a run, as LightningCLI writes them."""
-_KEPT = "checkpoints/round_{}.ckpt"
+_KEPT_CHECKPOINT = "checkpoints/round_{}.ckpt"
 
 
 def check_name(name: str) -> str:
-    """Return the name of a run.
+    """Check and return the name of a run.
 
     Raises:
-        UserError: If a folder of that name would not lie below another.
+        UserError: If it is not the name of a folder below the folder of all runs.
     """
     if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
         raise UserError([f"name must be that of a folder below runs, but is {shorten(repr(name))}"])
@@ -34,7 +34,7 @@ def check_name(name: str) -> str:
 
 
 def find_checkpoint(ckpt_path: str | None, runs: Path) -> Path | None:
-    """Find the checkpoint a run starts from.
+    """Find the checkpoint that a run continues from.
 
     Args:
         ckpt_path: A file, `last` for the last one of any run in the folder, or None.
@@ -56,7 +56,7 @@ def find_checkpoint(ckpt_path: str | None, runs: Path) -> Path | None:
 
 
 def find_version(checkpoint: Path | None, runs: Path) -> int:
-    """Return the number of the run's folder: that of the run that goes on, else a new one."""
+    """Return the version number of a run: that of the run which continues, else a new one."""
     numbers = {int(p.name[8:]): p for p in runs.glob("version_*") if p.name[8:].isdigit()}
     for number, folder in numbers.items():
         if checkpoint is not None and checkpoint.is_relative_to(folder):
@@ -68,11 +68,11 @@ def find_run(run: str | Path) -> Path:
     """Find the folder of a run that has a checkpoint.
 
     Args:
-        run: The folder itself, such as `runs/NAME/version_0`, or that of all versions, of which the last one that has
-            a checkpoint is taken.
+        run: The folder itself, such as `runs/NAME/version_0`, or the folder of all versions. In this case, the last
+            version with a checkpoint is chosen.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no such run.
     """
     folder = Path(run).expanduser()
     if list(folder.glob("checkpoints/*.ckpt")):
@@ -82,61 +82,61 @@ def find_run(run: str | Path) -> Path:
     if numbered:
         return max(numbered, key=lambda path: int(path.name[8:]))
     if folder.is_dir():
-        told = f"no run with a checkpoint in {folder}"
+        problem = f"no run with a checkpoint in {folder}"
     else:
         siblings = [path.name for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
-        told = f"no run at {folder}{suggest(folder.name, siblings)}"
-    raise UserError([f"{told}: name a run's folder, such as runs/NAME or runs/NAME/version_N"])
+        problem = f"no run at {folder}{suggest(folder.name, siblings)}"
+    raise UserError([f"{problem}: name a run's folder, such as runs/NAME or runs/NAME/version_N"])
 
 
 def find_saved(folder: Path, round_: int | None = None) -> Path:
     """Find a checkpoint in the folder of a run.
 
     Args:
-        folder: As `find_run` gives it.
-        round_: The last round that is in it, from 1; None for the last checkpoint there is.
+        folder: The run's folder, as `find_run` returns it.
+        round_: The round after which it was saved, from 1; None for the last checkpoint.
 
     Raises:
-        UserError: If it was not kept, with the rounds that were.
+        UserError: If it was not kept. The message names the rounds that were.
     """
-    kept = {int(path.stem[6:]): path for path in folder.glob(_KEPT.format("*")) if path.stem[6:].isdigit()}
-    last, numbers = folder / LAST, ", ".join(map(str, sorted(kept)))
-    if round_ is None and (last.is_file() or kept):
-        return last if last.is_file() else kept[max(kept)]
-    if round_ in kept:
-        return kept[round_]
-    told = f"kept are {numbers}, and the last one" if kept else "only the last one is there"
-    wanted = "no last.ckpt is there" if round_ is None else f"round {round_} was not kept; {told}"
-    raise UserError([f"{folder}: {wanted} (LastCheckpoint keeps others with keep_every_n_rounds)"])
+    saved = {int(path.stem[6:]): path for path in folder.glob(_KEPT_CHECKPOINT.format("*")) if path.stem[6:].isdigit()}
+    last, numbers = folder / LAST, ", ".join(map(str, sorted(saved)))
+    if round_ is None and (last.is_file() or saved):
+        return last if last.is_file() else saved[max(saved)]
+    if round_ in saved:
+        return saved[round_]
+    available = f"there are {numbers}, and the last one" if saved else "there is only the last one"
+    problem = "there is no last.ckpt" if round_ is None else f"round {round_} was not kept; {available}"
+    raise UserError([f"{folder}: {problem} (LastCheckpoint keeps others with keep_every_n_rounds)"])
 
 
 @contextmanager
 def at_work(folder: Path) -> Iterator[None]:
-    """Hold a run's folder while a run writes into it, without what a killed one had half written there.
+    """Lock a run's folder while the run writes to it. Partial files of a killed run are removed.
 
-    Where nothing came of a run, its folder is not left behind empty.
+    A new folder is removed again if the run wrote nothing to it.
 
     Args:
         folder: The run's folder, which need not exist.
 
     Raises:
-        UserError: If another run is at work there, or the folder cannot be made.
+        UserError: If another run has the lock, or the folder cannot be made.
     """
     new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError([f"the run's folder {folder} cannot be made: {error.strerror}"]) from error
-    with ExitStack() as held:
+    with ExitStack() as locks:
         try:
-            # whoever looks whether it is held, holds it for a moment
-            held.enter_context(FileLock(folder / LOCK).acquire(timeout=1.0))
-            for left in folder.rglob(".*.partial"):  # by a run that was killed while it wrote
-                if left.is_file():
-                    left.unlink()
+            # `is_at_work` holds the lock for a moment, so wait for it
+            locks.enter_context(FileLock(folder / LOCK).acquire(timeout=1.0))
+            for partial in folder.rglob(".*.partial"):  # of a run that was killed while it wrote
+                if partial.is_file():
+                    partial.unlink()
         except Timeout:
-            raise UserError([f"another worldlm fit is at work in {folder}: wait for it, or stop it first"]) from None
-        except (OSError, NotImplementedError):  # a file system without locks, or somebody else's file
+            raise UserError([f"another worldlm fit is writing to {folder}: wait for it, or stop it first"]) from None
+        except (OSError, NotImplementedError):  # a file system without locks, or a file of another user
             pass
         try:
             yield
@@ -147,7 +147,7 @@ def at_work(folder: Path) -> Iterator[None]:
 
 
 def is_at_work(folder: Path) -> bool:
-    """Whether a run, of any process, writes into a folder now; no where that cannot be found out."""
+    """Return whether a run of any process is writing to a folder; False if the lock cannot be read."""
     if not (folder / LOCK).is_file():
         return False
     try:

@@ -1,4 +1,4 @@
-"""What a run leaves behind for programs to read, read back: its results.json."""
+"""Reads a run's results.json."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from worldlm.topology.errors import UserError
 
 RESULTS = "results.json"
 FORMAT = 1
-"""Counted up whenever results.json changes its meaning."""
+"""Version of results.json, raised when the meaning of its content changes."""
 
 Moment = Literal["before", "after_merge", "after_fit"]
 MOMENTS: tuple[Moment, Moment] = ("after_merge", "after_fit")
-"""Of every round; `before` was once, before the first."""
+"""The moments of every round at which nodes are evaluated. `before` is evaluated once, before the first round."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One run: what its results.json says of it."""
+    """The results of a run."""
 
     method: str
-    """Its name among others: in a comparison, that of its method."""
+    """The run's name among others; in a comparison, that of its method."""
     folder: Path
-    """Where it lies."""
+    """The run's folder."""
     content: dict[str, Any]
-    """Its results.json; see `worldlm.callbacks.Record`."""
+    """The content of results.json; see `worldlm.callbacks.Record`."""
 
     @property
     def seed(self) -> int:
@@ -44,23 +44,23 @@ class RunRecord:
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
-        """What every round came to."""
+        """The results of every round."""
         rounds: list[dict[str, Any]] = self.content["rounds"]
         return rounds
 
     def round(self, number: int | None = None) -> dict[str, Any]:
-        """Return what a round, from 0, came to; by default the last one.
+        """Return the results of a round, from 0; by default of the last one.
 
         Raises:
-            KeyError: If there is none of that number.
+            KeyError: If there is no such round.
         """
         if number is None:
             return self.rounds[-1]
-        return {one["round"]: one for one in self.rounds}[number]
+        return {round_["round"]: round_ for round_ in self.rounds}[number]
 
     @property
     def tree(self) -> dict[str, Any]:
-        """The root: its `name`, `corpus`, `children`, and what privacy asks for."""
+        """The recorded root, with `name`, `corpus`, `children` and the settings of privacy."""
         root: dict[str, Any] = self.content["topology"]["root"]
         return root
 
@@ -86,82 +86,83 @@ class RunRecord:
 
     @property
     def noise_multiplier(self) -> float | None:
-        """The largest that update-level privacy asks for at a node; None where it is asked for at none."""
+        """The largest noise multiplier of update-level privacy at any node; None without it."""
         found = (node.get("noise_multiplier") for node in self.nodes)
-        return max((float(one) for one in found if one is not None), default=None)
+        return max((float(value) for value in found if value is not None), default=None)
 
     @property
     def routes(self) -> Counter[tuple[str, str]]:
-        """How many residuals of each origin found each home."""
+        """The number of residuals from each origin that each home accepted."""
         return sum(map(self.routes_of, self.rounds), Counter[tuple[str, str]]())
 
     @staticmethod
-    def routes_of(one: dict[str, Any]) -> Counter[tuple[str, str]]:
-        """Return how many residuals of each origin found each home in a round."""
-        return Counter({(path.split(" > ")[0], path.split(" > ")[1]): number for path, number in one["routes"].items()})
+    def routes_of(round_: dict[str, Any]) -> Counter[tuple[str, str]]:
+        """Return the number of residuals from each origin that each home accepted in a round."""
+        routes = round_["routes"].items()
+        return Counter({(path.split(" > ")[0], path.split(" > ")[1]): number for path, number in routes})
 
     def series(self, node: str, moment: Moment, measure: str = "perplexity") -> dict[int, float]:
-        """Return a node's scores by round, counted from 1; rounds without one are left out."""
-        found = {}
-        for one in self.rounds:
-            value = one["nodes"].get(node, {}).get(moment, {}).get(measure)
+        """Return a node's scores by round, counted from 1. Rounds without a score are left out."""
+        scores = {}
+        for round_ in self.rounds:
+            value = round_["nodes"].get(node, {}).get(moment, {}).get(measure)
             if value is not None:
-                found[one["round"] + 1] = float(value)
-        return found
+                scores[round_["round"] + 1] = float(value)
+        return scores
 
     def last(self, node: str, moment: Moment, measure: str = "perplexity") -> float | None:
-        """Return a node's last score; None if there is none."""
+        """Return a node's last score; None without scores."""
         series = self.series(node, moment, measure)
         return series[max(series)] if series else None
 
     def best(self, node: str, moment: Moment, measure: str = "perplexity") -> float | None:
-        """Return a node's lowest score of all rounds: what stopping it early would have kept; None if there is none."""
+        """Return a node's lowest score of all rounds, as of early stopping; None without scores."""
         return min(self.series(node, moment, measure).values(), default=None)
 
     def tokens(self, node: str) -> int:
-        """Return the tokens that a node trained on; 0 if it did not."""
+        """Return the number of tokens that a node trained on."""
         return int(self.rounds[-1]["nodes"].get(node, {}).get("tokens") or 0)
 
     def megabytes(self) -> dict[int, float]:
-        """Return what moved over all edges, both ways, up to the end of each round, counted from 1.
+        """Return the megabytes sent over all edges, both ways, up to the end of each round, counted from 1.
 
-        What nodes receive that never train is left out: it is sent so that they can be measured.
+        Downloads of nodes that never train are left out, because they only serve to evaluate these nodes.
         """
         listeners = {name for name, facts in self.content["data_nodes"].items() if not facts.get("fits")}
         moved, total, known = dict[int, float](), 0, dict[str, int]()
-        for one in self.rounds:
-            nodes = {name: figures for name, figures in one["nodes"].items() if name not in listeners}
+        for round_ in self.rounds:
+            nodes = {name: figures for name, figures in round_["nodes"].items() if name not in listeners}
             new = {name: node.get("bytes_down", 0) + node.get("bytes_up", 0) for name, node in nodes.items()}
             for name, bytes_ in new.items():
-                before = known.get(name, 0)  # a node that came back counts from 0 again
+                before = known.get(name, 0)  # the count of a node that left and came back starts at 0
                 total += bytes_ - before if bytes_ >= before else bytes_
-            known = new  # what left has moved what it moved
-            moved[one["round"] + 1] = total / 1e6
+            known = new  # the traffic of nodes that left stays in the total
+            moved[round_["round"] + 1] = total / 1e6
         return moved
 
     @property
     def changes(self) -> list[dict[str, Any]]:
-        """How the topology changed between rounds; see `worldlm.topology.changes.Changes.record`.
+        """The changes of the topology between rounds; see `worldlm.topology.changes.Changes.record`.
 
-        Each with `round`, the first after it, from 0.
+        Each has `round`, the first round after it, from 0.
         """
         changes: list[dict[str, Any]] = self.content.get("changes", [])
         return changes
 
     @property
     def epsilon(self) -> float | None:
-        """The largest epsilon that a node has spent, of whichever kind; None where nothing is private."""
+        """The largest epsilon of any kind that a node has spent; None if no node is private."""
         spent = [
             node[kind]
             for node in self.rounds[-1]["nodes"].values()
             for kind in ("epsilon", "example_epsilon")
             if kind in node
         ]
-        return max((math.inf if one is None else float(one) for one in spent), default=None)
+        return max((math.inf if epsilon is None else float(epsilon) for epsilon in spent), default=None)
 
 
 def results_of(folder: Path) -> Path | None:
-    """Return the results.json of the last version in a run's folder, or of the folder itself; None if there is none."""
+    """Return the path of results.json in a run's last version, or in the folder itself; None if there is none."""
     numbered = [path for path in folder.glob(f"version_*/{RESULTS}") if path.parent.name[8:].isdigit()]
     direct = folder / RESULTS
     return max(numbered, key=lambda path: int(path.parent.name[8:]), default=direct if direct.is_file() else None)
@@ -171,12 +172,14 @@ def read_results(path: Path) -> dict[str, Any]:
     """Read a results.json.
 
     Raises:
-        UserError: If it is none, or of another format.
+        UserError: If it is not the record of a run, or has another format.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
         if content["format"] != FORMAT:
-            raise UserError([f"{path}: format {content['format']!r} is not known; this worldlm reads {FORMAT}"])
+            raise UserError(
+                [f"{path}: format {content['format']!r} is unknown; this version of worldlm reads format {FORMAT}"]
+            )
     except (OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise

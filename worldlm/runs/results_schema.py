@@ -1,4 +1,4 @@
-"""Whether a results.json has the form that worldlm writes, so that what reads it can rely on it."""
+"""Checks that a results.json has the form that worldlm writes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from worldlm.runs.results import read_results
 from worldlm.topology.errors import UserError
 
 Check = Callable[[Any, str], Iterator[str]]
-"""Given a value and where it stands, yields what is wrong with it."""
+"""Takes a value and its place in the file, and yields its mistakes."""
 
-_MOST = 1e305  # perplexities are cut off at exp(700), and many must have a mean
+_MAX_NUMBER = 1e305  # perplexities are at most exp(700), and the sum of many must be finite
 
 
-def faults(content: object) -> Iterator[str]:
-    """Yield what is wrong with a results.json, as `rounds[0].nodes.a.tokens: must be a number, but is 'x'`.
+def mistakes(content: object) -> Iterator[str]:
+    """Yield the mistakes of a results.json, such as `rounds[0].nodes.a.tokens: must be a number, but is 'x'`.
 
-    Keys that older versions did not write may be missing; those that are not known may be there.
+    Keys that older versions did not write may be missing, and unknown keys are allowed.
 
     Args:
-        content: What was read as JSON.
+        content: The content, read as JSON.
     """
     yield from _RECORD(content, "")
 
@@ -30,26 +30,26 @@ def read_valid_results(path: Path) -> dict[str, Any]:
     """Read a results.json that has the form that worldlm writes.
 
     Raises:
-        UserError: If it is none, or something in it is not; the first thing alone.
+        UserError: With the first mistake, if it is not as worldlm writes it.
     """
     try:
         content = read_results(path)
-        fault = next(faults(content), None)
+        mistake = next(mistakes(content), None)
     except RecursionError:
         raise UserError([f"{path}: no record of a run: it is nested too deeply"]) from None
-    if fault is not None:
-        raise UserError([f"{path}: not as worldlm writes it: {fault}"])
+    if mistake is not None:
+        raise UserError([f"{path}: not as worldlm writes it: {mistake}"])
     return content
 
 
 def _number(value: Any, where: str) -> Iterator[str]:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not -_MOST < value < _MOST:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not -_MAX_NUMBER < value < _MAX_NUMBER:
         yield f"{where}: must be a number, but is {_short(value)}"
 
 
 def _above_zero(value: Any, where: str) -> Iterator[str]:
-    wrong = list(_number(value, where))
-    yield from wrong or ([] if value > 0 else [f"{where}: must be above 0, but is {value!r}"])
+    mistakes = list(_number(value, where))
+    yield from mistakes or ([] if value > 0 else [f"{where}: must be above 0, but is {value!r}"])
 
 
 def _count(value: Any, where: str) -> Iterator[str]:
@@ -76,8 +76,8 @@ def _list(check: Check) -> Check:
         if not isinstance(value, list):
             yield f"{where}: must be a list, but is {_short(value)}"
             return
-        for i, one in enumerate(value):
-            yield from check(one, f"{where}[{i}]")
+        for i, item in enumerate(value):
+            yield from check(item, f"{where}[{i}]")
 
     return inner
 
@@ -87,22 +87,22 @@ def _table(check: Check) -> Check:
         if not isinstance(value, dict):
             yield f"{where}: must be an object, but is {_short(value)}"
             return
-        for name, one in value.items():
-            yield from check(one, f"{where}.{name}".removeprefix("."))
+        for name, entry in value.items():
+            yield from check(entry, f"{where}.{name}".removeprefix("."))
 
     return inner
 
 
-def _object(needed: Mapping[str, Check], other: Mapping[str, Check]) -> Check:
+def _object(required: Mapping[str, Check], other: Mapping[str, Check]) -> Check:
     def inner(value: Any, where: str) -> Iterator[str]:
         if not isinstance(value, dict):
             yield f"{where or 'the file'}: must be an object, but is {_short(value)}"
             return
-        for name, check in {**needed, **other}.items():
+        for name, check in {**required, **other}.items():
             path = f"{where}.{name}".removeprefix(".")
             if name in value:
                 yield from check(value[name], path)
-            elif name in needed:
+            elif name in required:
                 yield f"{path}: is missing"
 
     return inner
@@ -113,9 +113,9 @@ def _node(value: Any, where: str) -> Iterator[str]:
 
 
 def _routes(value: Any, where: str) -> Iterator[str]:
-    yield from (found := list(_table(_count)(value, where)))
-    if not found and (odd := [path for path in value if " > " not in path]):
-        yield f"{where}: must name routes as 'origin > home', but has {_short(odd[0])}"
+    yield from (mistakes := list(_table(_count)(value, where)))
+    if not mistakes and (other := [path for path in value if " > " not in path]):
+        yield f"{where}: must name routes as 'origin > home', but has {_short(other[0])}"
 
 
 def _weights(value: Any, where: str) -> Iterator[str]:
@@ -129,12 +129,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-_ASKED = ("noise_multiplier", "clip_norm", "delta", "max_epsilon")
-_ASKED_OF_EXAMPLES = ("example_noise_multiplier", "example_clip_norm", "example_delta", "max_example_epsilon")
+_PRIVACY = ("noise_multiplier", "clip_norm", "delta", "max_epsilon")
+_EXAMPLE_PRIVACY = ("example_noise_multiplier", "example_clip_norm", "example_delta", "max_example_epsilon")
 
 _NODE = _object(
     {"name": _text, "corpus": _or_null(_text), "children": _list(_node)},
-    {"told": _list(_text), **dict.fromkeys((*_ASKED, *_ASKED_OF_EXAMPLES), _or_null(_number))},
+    {"told": _list(_text), **dict.fromkeys((*_PRIVACY, *_EXAMPLE_PRIVACY), _or_null(_number))},
 )
 _SCORE = _object({"perplexity": _or_null(_above_zero)}, {"bits_per_byte": _or_null(_number)})
 _FIGURES = _object(

@@ -17,8 +17,8 @@ from toy_world import BEGINNING, write_toy_world
 
 from worldlm.checkpoint.read import open_world
 from worldlm.cli import main
-from worldlm.commands.repeat.again import final_weights
-from worldlm.commands.repeat.command import first_run
+from worldlm.commands.repeat.first_run import read_first_run
+from worldlm.commands.repeat.repetition import final_weights
 from worldlm.monitoring.record import weights_digest
 
 Make = Callable[..., Any]
@@ -116,7 +116,7 @@ def test_on_two_processes(on_ranks: Make) -> None:
 
 def test_what_cannot_match_is_not_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--repeat", "runs/tiny", "--seed_everything", "8"]) == 1
-    assert "and was not run: seed is 7 there and 8 here; initial_weights is" in verdict(capsys)
+    assert "and was not run: seed was 7 and is now 8; initial_weights was" in verdict(capsys)
     text = Path("sea.txt").read_text()
     try:
         Path("sea.txt").write_text(text.replace("salt", "foam"))
@@ -124,7 +124,7 @@ def test_what_cannot_match_is_not_run(capsys: pytest.CaptureFixture[str]) -> Non
     finally:
         Path("sea.txt").write_text(text)
     assert re.search(
-        r"was not run: sea, tokens_crc32 is (\w{8}) there and (?!\1)\w{8} here. results: none", verdict(capsys)
+        r"was not run: sea, tokens_crc32 was (\w{8}) and is now (?!\1)\w{8}. results: none", verdict(capsys)
     )
     assert list(Path("runs/tiny-repeated").rglob("results.json")) == []
 
@@ -133,17 +133,15 @@ def test_other_settings_are_told_and_the_first_figure_that_differs(capsys: pytes
     given = ["--model.optimizer.lr", "1e-3", "--trainer.limit_val_batches", "1", "--name", "slower"]
     assert main(["fit", "--repeat", "runs/tiny", *given]) == 1
     out, err = capsys.readouterr()
-    there = results()["rounds"][0]["nodes"]["world"]["after_merge"]["perplexity"]
-    here = results(Path("runs/slower/version_0"))["rounds"][0]["nodes"]["world"]["after_merge"]["perplexity"]
-    told = (
-        f"round 1, world, after_merge, perplexity is {there} there and {here} here; the weights of 3 of 3 nodes differ"
-    )
+    before = results()["rounds"][0]["nodes"]["world"]["after_merge"]["perplexity"]
+    now = results(Path("runs/slower/version_0"))["rounds"][0]["nodes"]["world"]["after_merge"]["perplexity"]
+    told = f"round 1, world, after_merge, perplexity was {before} and is now {now}; the weights of 3 of 3 nodes differ"
     assert out.splitlines()[-1].startswith(f"done. did not match {RUN}: {told}. results: runs/slower/version_0")
-    assert "worldlm: model.optimizer.lr is 0.006 there and 0.001 here" in err.splitlines()
+    assert "worldlm: model.optimizer.lr was 0.006 and is now 0.001" in err.splitlines()
 
 
 def test_weights_that_were_not_written_down_are_those_of_the_checkpoint() -> None:
-    first = first_run(RUN)
+    first = read_first_run(RUN)
     expected = first.content.pop("final_weights")
     assert final_weights(first) == expected
     first.content["rounds_done"] = 1
@@ -154,7 +152,7 @@ def test_weights_that_were_not_written_down_are_those_of_the_checkpoint() -> Non
     ("change", "told"),
     [
         ({"finished": False}, "is not finished: finish it first"),
-        ({"changes": [{"round": 1}]}, "went on with a changed topology"),
+        ({"changes": [{"round": 1}]}, "its topology changed"),
         ({"initial_weights": None}, "went on from the checkpoint of another run"),
         ({"rounds": 3}, "not as worldlm writes it: rounds: must be a list"),
     ],

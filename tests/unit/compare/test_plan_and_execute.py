@@ -24,7 +24,7 @@ FOLDERS = ["one-1", "two-1", "one-2", "two-2"]
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("worldlm.commands.compare.figures.draw_all", lambda records: {})  # they take seconds
+    monkeypatch.setattr("worldlm.commands.compare.plots.draw_all", lambda records: {})  # they take seconds
     (tmp_path / "base.yaml").write_text("federation: {topology: shore.yaml}\n")
     (tmp_path / "shore.yaml").write_text("name: shore\n")
     for name in ("one", "two"):
@@ -51,13 +51,13 @@ def test_a_method_of_two_recipes() -> None:
 
 
 def test_what_a_run_is_not_repeated_for(player: Any) -> None:
-    told: list[str] = []
+    lines: list[str] = []
     assert compare(BASE, player) == 0
     assert [title for title, _ in player.started] == ["one, seed 1", "two, seed 1", "one, seed 2", "two, seed 2"]
     assert {threads for _, threads in player.started} == {num_cores()}
-    assert execute(planned(), start=player, tell=told.append) == []
+    assert execute(planned(), start=player, report=lines.append) == []
     assert len(player.started) == 4
-    assert told == [f"[{i}/4] {run.title}: finished before" for i, run in enumerate(planned(), 1)]
+    assert lines == [f"[{i}/4] {run.title}: finished before" for i, run in enumerate(planned(), 1)]
 
 
 def test_a_killed_run_goes_on_and_the_others_stay(player: Any) -> None:
@@ -66,10 +66,10 @@ def test_a_killed_run_goes_on_and_the_others_stay(player: Any) -> None:
     results.write_text(json.dumps({**json.loads(results.read_text()), "finished": False}))
     (results.parent / "checkpoints").mkdir()
     (results.parent / "checkpoints" / "last.ckpt").touch()
-    told: list[str] = []
-    assert execute(planned(), start=player, tell=told.append, seconds_between_looks=0) == []
+    lines: list[str] = []
+    assert execute(planned(), start=player, report=lines.append, poll_seconds=0) == []
     assert [title for title, _ in player.started[4:]] == ["two, seed 1"]
-    assert told[1] == "[2/4] two, seed 1: goes on"
+    assert lines[1] == "[2/4] two, seed 1: goes on"
 
 
 def test_a_failure_is_told_and_the_rest_goes_on(player: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,11 +86,11 @@ def test_a_failure_is_told_and_the_rest_goes_on(player: Any, capsys: pytest.Capt
 
 
 def test_a_run_without_a_record_has_failed(player: Any) -> None:
-    told: list[str] = []
+    lines: list[str] = []
     player.failing = {"one, seed 1"}
     real = in_good_order(player)
-    assert [run.title for run in execute(planned()[:1], start=real, tell=told.append)] == ["one, seed 1"]
-    assert "ended without a finished results.json" in told[1]
+    assert [run.title for run in execute(planned()[:1], start=real, report=lines.append)] == ["one, seed 1"]
+    assert "ended without a finished results.json" in lines[1]
 
 
 def in_good_order(player: Any) -> Any:
@@ -121,8 +121,8 @@ def test_a_changed_run_is_refused(
     assert len(player.started) == 4
     wrong = [name for name in FOLDERS if file != "one.yaml" or name.startswith("one")]
     assert error.value.mistakes == (
-        *(f"runs/it/{name} was begun with another {told}" for name in wrong),
-        "take another --name, or remove these folders",
+        *(f"runs/it/{name} was started with another {told}" for name in wrong),
+        "choose another --name, or remove these folders",
     )
 
 
@@ -142,18 +142,18 @@ def test_a_damaged_settings_file_is_a_change() -> None:
 
 
 def test_jobs_share_the_cores(player: Any) -> None:
-    assert execute(planned(), jobs=2, start=player, tell=lambda _: None, seconds_between_looks=0) == []
+    assert execute(planned(), jobs=2, start=player, report=lambda _: None, poll_seconds=0) == []
     assert player.most_at_once == 2
     assert {threads for _, threads in player.started} == {max(1, num_cores() // 2)}
 
 
 def test_an_interrupt_stops_the_processes(player: Any) -> None:
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         if line.startswith("[2/4]"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        execute(planned(), jobs=2, start=player, tell=tell)
+        execute(planned(), jobs=2, start=player, report=report)
     assert [process.stopped for process in player.processes] == ["terminate"]
 
 
@@ -170,12 +170,12 @@ def test_a_process_that_does_not_stop_is_killed(player: Any) -> None:
         process.poll = lambda: -9 if "kill" in process.stopped else None
         return process
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         if line.startswith("[2/4]"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        execute(planned(), jobs=2, start=start, tell=tell)
+        execute(planned(), jobs=2, start=start, report=report)
     assert [process.stopped for process in player.processes] == ["terminatekill"]
 
 
@@ -201,14 +201,20 @@ def test_the_last_lines(tmp_path: Path) -> None:
     [
         (["--methods", "one.yaml"], "compare: needs --recipe and --methods, or --read RUN_FOLDER"),
         ([*BASE, "--sedes", "1"], "compare: no option --sedes"),
-        ([*BASE, "--a.b", "1", "2"], "compare: what is '2'? Settings are written --a.b value"),
-        ([*BASE, "--jobs", "0"], "compare: argument --jobs: must be at least 1, got 0"),
-        ([*BASE, "--seeds", "1,x"], "compare: argument --seeds: invalid _seeds value: '1,x'"),
+        ([*BASE, "--a.b", "1", "2"], "compare: unexpected word '2': settings are written --a.b value"),
+        ([*BASE, "--jobs", "0"], "compare: argument --jobs: must be a whole number of at least 1, but is '0'"),
+        (
+            [*BASE, "--seeds", "1,x"],
+            "compare: argument --seeds: must be whole numbers separated by commas, but is '1,x'",
+        ),
         ([*BASE, "--seeds", "1,1"], "--seeds names 1 twice"),
         (["--recipe", "base.yaml", "--methods", "one.yaml,./one.yaml"], "--methods names one twice"),
-        (["--recipe", "nowhere", "--methods", "one.yaml"], "no file 'nowhere', and no file of that name in recipes"),
-        (["--read", "runs", "--a.b", "1"], "compare: --read reads finished runs: it takes --name and --runs only"),
-        (["--read", "runs"], "runs: no results.json there, nor in a run's folder below"),
+        (["--recipe", "nowhere", "--methods", "one.yaml"], "no file 'nowhere', nor any of that name in recipes"),
+        (
+            ["--read", "runs", "--a.b", "1"],
+            "compare: --read reads finished runs: it can be combined with --name and --runs only",
+        ),
+        (["--read", "runs"], "runs: no results.json in it, nor in the folder of a run below"),
     ],
 )
 def test_one_line_for_a_mistake(capsys: pytest.CaptureFixture[str], arguments: list[str], told: str) -> None:
@@ -217,7 +223,7 @@ def test_one_line_for_a_mistake(capsys: pytest.CaptureFixture[str], arguments: l
 
 
 def test_compare_needs_no_torch() -> None:
-    modules = "worldlm.commands.compare, worldlm.commands.compare.figures"
+    modules = "worldlm.commands.compare, worldlm.commands.compare.plots"
     code = f"import sys; import {modules}; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from worldlm.commands.compare import compare
-from worldlm.commands.compare.comparable import check
-from worldlm.commands.compare.figures import draw_all, mean_curve
+from worldlm.commands.compare.checks import check
+from worldlm.commands.compare.plots import draw_all, mean_curve
 from worldlm.commands.compare.records import common_nodes, read_runs
 from worldlm.commands.compare.table import Spread, cells, comma_separated, markdown, rows, spread
 from worldlm.plots.style import save
@@ -117,15 +117,15 @@ def test_every_difference_is_named(record: Make) -> None:
         return lambda content: content["data_nodes"]["b"].update(facts)
 
     assert other(lambda c: c.update(seed=2)) == ["same seeds: x 1; y 2"]
-    assert other(lambda c: c.update(initial_weights="?")) == ["same initial weights: differing are seed 1: x | y"]
-    assert other(lambda c: c.update(initial_weights=None)) == ["same initial weights: nothing is known of y, seed 1"]
-    both = "differing are x, seed 1 | y, seed 1"
+    assert other(lambda c: c.update(initial_weights="?")) == ["same initial weights: these differ: seed 1: x | y"]
+    assert other(lambda c: c.update(initial_weights=None)) == ["same initial weights: not recorded for y, seed 1"]
+    both = "these differ: x, seed 1 | y, seed 1"
     assert other(change_nodes(held_out_blocks=2)) == [f"same held-out text at every node: {both}"]
     assert other(change_nodes(batch_size=8)) == [
-        "same batches in the same order at every node: differing are seed 1: x | y"
+        "same batches in the same order at every node: these differ: seed 1: x | y"
     ]
     assert other(change_nodes(steps=1, fits=5)) == []  # sub-rounds read the same batches
-    assert other(change_nodes(steps=4)) == ["same batches in the same order at every node: differing are seed 1: x | y"]
+    assert other(change_nodes(steps=4)) == ["same batches in the same order at every node: these differ: seed 1: x | y"]
     text = other(change_nodes(text=["sea-2"]))
     assert [line.split(":")[0] for line in text] == [
         "same training text of all nodes together",
@@ -160,8 +160,9 @@ def test_a_centralised_run_is_an_exception(record: Make, tokens: int, good: bool
     records = [record("x"), centralised(record, tokens)]
     assert common_nodes(records) == ["a", "b"]
     findings = check(records)
-    told = f"central does not train where it is measured: {tokens:,} tokens in all, the others 2,000"
-    assert (findings[-1].text, findings[-1].good) == (told, good)
+    start = "central does not train on the nodes on which it is evaluated"
+    assert findings[-1].text == f"{start}: {tokens:,} tokens in total, the other runs 2,000"
+    assert findings[-1].good == good
     assert [one.text for one in findings[:-1] if not one.good] == []
     assert rows(records)[1].figures["after_merge"] == Spread(6.0)
     assert rows(records)[1].figures["after_fit"] is None
@@ -281,6 +282,6 @@ def test_nodes_that_come_and_go(record: Make) -> None:
     one, other = record("x", rounds=rounds, changes=[change]), record("y")
     assert one.megabytes() == {1: 4.0, 2: 6.0, 3: 14.0}
     assert one.series("b", "after_fit") == {}
-    (found,) = [finding for finding in check([one, other]) if "changes of the topology" in finding.text]
+    (found,) = [finding for finding in check([one, other]) if "topology changes" in finding.text]
     assert not found.good
-    assert not [finding for finding in check([other, record("z")]) if "changes of the topology" in finding.text]
+    assert not [finding for finding in check([other, record("z")]) if "topology changes" in finding.text]

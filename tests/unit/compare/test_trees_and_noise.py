@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from worldlm.commands.compare.figures import draw_all
+from worldlm.commands.compare.plots import draw_all
 from worldlm.commands.compare.records import read_runs
 from worldlm.commands.compare.table import Spread, rows
 from worldlm.runs.results import RunRecord

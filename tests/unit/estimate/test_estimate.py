@@ -12,14 +12,14 @@ import torch
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange, TokenRows
 from worldlm.cli import main
 from worldlm.commands.estimate import Estimate, estimate
-from worldlm.commands.estimate.memory import Device, of_device
-from worldlm.commands.estimate.messages import MessageSizes
-from worldlm.commands.estimate.seconds import longest_way
+from worldlm.commands.estimate.memory import Device, device_memory
+from worldlm.commands.estimate.message_sizes import MessageSizes
+from worldlm.commands.estimate.round_time import critical_path
 from worldlm.commands.estimate.speed import measure_speed
 from worldlm.commands.estimate.table import draw, duration, lines, size
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
 from worldlm.topology import Topology, load_topology, parse_topology
-from worldlm.trainer import WorldTrainer
+from worldlm.trainer.world_trainer import WorldTrainer
 
 
 def _module(num_blocks: int, d_model: int, vocab_size: int, device: str = "meta") -> LanguageModule:
@@ -55,12 +55,14 @@ root:
 """
 
 
-def test_the_longest_way_by_hand() -> None:
+def test_the_critical_path_by_hand() -> None:
     sizes = MessageSizes(parts={"backbone": 1_000_000, "keys": 0, "values": 0}, model=1_000_000)
 
     def way(text: str, seconds_of_a_step: float) -> float:
         steps = seconds_of_a_step
-        return longest_way(parse_topology(text, "t"), sizes, lambda node: steps * (node.settings.num_local_steps or 0))
+        return critical_path(
+            parse_topology(text, "t"), sizes, lambda node: steps * (node.settings.num_local_steps or 0)
+        )
 
     # ear only receives, 80 s; far 2 * (1 + 10) s; near 2 * 1.5 s and 3 times a, 2 * 0.5 s
     assert way(TREE, 0.0) == pytest.approx(2 * 80)
@@ -110,8 +112,8 @@ def test_a_world_that_nobody_can_run(giant: tuple[Topology, Estimate]) -> None:
 def test_a_device_holds_four_models_or_its_slices_of_them_and_two_blocks() -> None:
     block, rest = 4 * (12 * 64**2 + 2 * 64), 4 * (257 * 64 + 64)
     module = _module(5, 64, 257)
-    assert of_device(module, 1) == Device(kept=4 * (5 * block + rest), gathered=0, num_slices=1)
-    assert of_device(module, 8) == Device(kept=(5 * block + rest) // 2, gathered=2 * block + rest, num_slices=8)
+    assert device_memory(module, 1) == Device(owned=4 * (5 * block + rest), gathered=0, num_slices=1)
+    assert device_memory(module, 8) == Device(owned=(5 * block + rest) // 2, gathered=2 * block + rest, num_slices=8)
 
 
 def test_moments_that_are_not_kept_are_those_of_the_node_at_work(tmp_path: Path) -> None:
@@ -181,8 +183,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ([], "topology estimate needs a recipe"),
-        (["quickstrat"], "no file 'quickstrat', and no file of that name in recipes"),
+        ([], "topology estimate: needs a recipe"),
+        (["quickstrat"], "no file 'quickstrat', nor any of that name in recipes"),
         (["quickstart", "--tokens_per_second", "0"], "tokens_per_second must be a finite number above 0, but is 0"),
         (["quickstart", "--trainer.max_epochz", "3"], "no setting --trainer.max_epochz; did you mean"),
     ],

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from worldlm.commands.inference.privacy import protections, told
+from worldlm.commands.inference.privacy import describe, protections
 from worldlm.topology import Topology, parse_topology
 
 WORLD = """
@@ -56,7 +56,7 @@ def test_noise_protects_beyond_where_it_was_added(
 
 
 def test_a_guarantee_in_words(tree: Topology) -> None:
-    assert [told(one) for one in protections(tree, tree.nodes["b"], "c", FIGURES)] == [
+    assert [describe(one) for one in protections(tree, tree.nodes["b"], "c", FIGURES)] == [
         "its training steps: no finite epsilon, noise multiplier 0.5",
         "the updates of `b`: epsilon 1.50 at delta 1e-06, noise multiplier 2",
         "the updates of `north`: epsilon 3.00 at delta 1e-06, noise multiplier 2",

@@ -89,4 +89,4 @@ def lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
 @pytest.fixture
 def empty_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are composed, and not written out, which takes most of a page's time."""
-    monkeypatch.setattr("worldlm.commands.report.drawn.inline_svg", lambda figure, salt, label: "<svg></svg>")
+    monkeypatch.setattr("worldlm.commands.report.charts.inline_svg", lambda figure, salt, label: "<svg></svg>")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from worldlm.cli import main
-from worldlm.runs.results_schema import faults
+from worldlm.runs.results_schema import mistakes
 
 Lay = Callable[..., Path]
 
@@ -59,7 +59,7 @@ def test_of_a_comparison_all_runs_in_its_order(lay: Lay, capsys: pytest.CaptureF
     [
         ("{", "results.json: no record of a run: Expecting property name"),
         ("[" * 100_000, "results.json: no record of a run: it is nested too deeply"),
-        ('{"format": 2}', "results.json: format 2 is not known"),
+        ('{"format": 2}', "results.json: format 2 is unknown"),
         ('{"format": 1}', "results.json: not as worldlm writes it: finished: is missing"),
     ],
 )
@@ -89,7 +89,7 @@ def changed(content: dict[str, Any], path: str, value: object) -> list[str]:
     for key in above:
         place = place[int(key)] if isinstance(place, list) else place[key]
     place[last] = value
-    return list(faults(content))
+    return list(mistakes(content))
 
 
 @pytest.mark.parametrize(
@@ -114,5 +114,5 @@ def changed(content: dict[str, Any], path: str, value: object) -> list[str]:
 def test_a_fault_is_named_with_its_place(
     content: Callable[..., dict[str, Any]], path: str, value: object, fault: str
 ) -> None:
-    assert list(faults(content())) == []
+    assert list(mistakes(content())) == []
     assert changed(json.loads(json.dumps(content())), path, value) == [fault]

@@ -1,4 +1,4 @@
-"""Methods side by side: one run for each method and seed, a table, and pictures. No torch."""
+"""`worldlm compare`: one run for each method and seed, a table, and pictures. Does not import torch."""
 
 from worldlm.commands.compare.command import compare
 

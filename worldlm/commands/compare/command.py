@@ -1,8 +1,7 @@
-"""`worldlm compare`: the same world with several methods and seeds, side by side."""
+"""`worldlm compare`: runs several methods with several seeds in one world, and compares the results."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from worldlm.cli.parser import Parser, names
-from worldlm.cli.safe_mode import OPTION
-from worldlm.commands.compare.comparable import check
+from worldlm.cli.console import table_console
+from worldlm.cli.parser import Parser, names, whole_number, whole_numbers
+from worldlm.commands.compare.checks import check
 from worldlm.commands.compare.execute import Start, execute, start_process
 from worldlm.commands.compare.plan import PlannedRun, changes, plan_runs
 from worldlm.commands.compare.records import ORDER, by_method, common_nodes, in_order, is_finished, read_runs
@@ -21,30 +20,30 @@ from worldlm.runs.results import RunRecord, read_results, results_of
 from worldlm.topology.errors import UserError
 
 REFERENCES = ("methods/local", "methods/centralized_steps", "methods/centralized_tokens")
-"""What --reference adds: nobody shares, and all text in one place."""
+"""The methods that --reference adds: training without sharing, and training with all text in one place."""
 
 
-def compare(given: Sequence[str], start: Start = start_process) -> int:
-    """Run what is not finished, then write table and pictures of all that is.
+def compare(arguments: Sequence[str], start: Start = start_process) -> int:
+    """Carry out the runs that are not finished, then write a table and pictures of all finished runs.
 
     Args:
-        given: What stands after `worldlm compare`.
+        arguments: The words after `worldlm compare`.
         start: Starts a run.
 
     Returns:
         The exit status: 1 if a run failed, else 0.
 
     Raises:
-        UserError: What a user can put right, one line each.
+        UserError: For mistakes that the user can correct, one line each.
         FileNotFoundError: If there is no such recipe.
     """
     parser = _parser()
-    options, rest = parser.parse_known_args(given)
+    options, rest = parser.parse_known_args(arguments)
     overrides = _overrides(parser, rest)
     if options.read:
         if options.recipe or options.methods or overrides:
-            parser.error("--read reads finished runs: it takes --name and --runs only")
-        folders = [Path(one) for one in options.read]
+            parser.error("--read reads finished runs: it can be combined with --name and --runs only")
+        folders = [Path(folder) for folder in options.read]
         records = in_order(read_runs(folders), folders)
         target = folders[0] if len(folders) == 1 and not options.name else Path(options.runs, options.name or "compare")
         report(records, target)
@@ -60,8 +59,8 @@ def compare(given: Sequence[str], start: Start = start_process) -> int:
 
 
 def _carry_out(runs: Sequence[PlannedRun], target: Path, jobs: int, start: Start) -> int:
-    if wrong := [f"{run.folder} was begun with another {found}" for run in runs if (found := changes(run))]:
-        raise UserError([*wrong, "take another --name, or remove these folders"])
+    if changed := [f"{run.folder} was started with another {change}" for run in runs if (change := changes(run))]:
+        raise UserError([*changed, "choose another --name, or remove these folders"])
     console = Console(stderr=True)
     target.mkdir(parents=True, exist_ok=True)
     try:
@@ -70,10 +69,10 @@ def _carry_out(runs: Sequence[PlannedRun], target: Path, jobs: int, start: Start
                 runs,
                 jobs=jobs,
                 start=start,
-                tell=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+                report=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
             )
     except Timeout as error:
-        raise UserError([f"another worldlm compare is at work in {target}"]) from error
+        raise UserError([f"another worldlm compare is running in {target}"]) from error
     records = [
         RunRecord(method=run.method, folder=run.folder, content=read_results(path))
         for run in runs
@@ -82,23 +81,23 @@ def _carry_out(runs: Sequence[PlannedRun], target: Path, jobs: int, start: Start
     order = list(dict.fromkeys(run.method for run in runs))
     (target / ORDER).write_text(json.dumps({"methods": order}) + "\n", "utf-8")
     if records:
-        report(sorted(records, key=lambda one: order.index(one.method)), target)
+        report(sorted(records, key=lambda record: order.index(record.method)), target)
     return 1 if failed else 0
 
 
 def report(records: Sequence[RunRecord], target: Path) -> None:
-    """Check that runs are comparable, and write and print what they came to.
+    """Check that runs are comparable, and write and print their results.
 
     Args:
-        records: Finished runs, in the order in which their methods are to stand.
+        records: Finished runs, in the order of their methods.
         target: Folder for table.md, table.csv and the pictures.
 
     Raises:
         UserError: If the runs have no data node in common.
     """
     if not common_nodes(records):
-        raise UserError(["the runs have no data node in common: nothing can be compared"])
-    from worldlm.commands.compare.figures import draw_all  # late: pictures take a second to import
+        raise UserError(["the runs cannot be compared: they have no data node in common"])
+    from worldlm.commands.compare.plots import draw_all  # late: importing matplotlib takes a second
     from worldlm.plots.style import save
 
     target.mkdir(parents=True, exist_ok=True)
@@ -109,9 +108,7 @@ def report(records: Sequence[RunRecord], target: Path) -> None:
     (target / "table.csv").write_text(comma_separated(table), "utf-8")
     for name, figure in draw_all(records).items():
         save(figure, target / name)
-    console = Console()
-    if not console.is_terminal:  # a file has no edge to wrap at
-        console.width = 240
+    console = table_console(240)
     console.print(for_terminal(table, f"{len(by_method(records))} methods, {len(records)} runs"))
     for line in (*LEGEND, *map(str, findings), f"done. table and pictures: {target}"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -119,38 +116,30 @@ def report(records: Sequence[RunRecord], target: Path) -> None:
 
 def _parser() -> Parser:
     parser = Parser("worldlm compare", __doc__)
-    parser.add_argument("--recipe", action="append", default=[], help="name or path of a recipe of all runs; repeats")
-    parser.add_argument("--methods", type=names, default=[], help="recipes, with commas between; A+B is one of two")
-    parser.add_argument("--seeds", type=_seeds, default=[1], help="seeds, with commas between; 1 by default")
+    parser.add_argument(
+        "--recipe", action="append", default=[], help="name or path of a recipe of all runs; may be repeated"
+    )
+    parser.add_argument(
+        "--methods", type=names, default=[], help="recipes of the methods, separated by commas; A+B lays B over A"
+    )
+    parser.add_argument("--seeds", type=whole_numbers, default=[1], help="seeds, separated by commas; 1 by default")
     parser.add_argument("--reference", action="store_true", help=f"also run {', '.join(REFERENCES)}")
     parser.add_argument("--name", help="folder of the comparison; compare-RECIPE by default")
     parser.add_argument("--runs", default="runs", help="folder of all runs")
-    parser.add_argument("--jobs", type=_positive, default=1, help="runs at a time, which share the cores")
-    parser.add_argument("--read", nargs="+", metavar="RUN_FOLDER", help="run nothing: compare these finished runs")
-    parser.add_argument(
-        OPTION, action="store_true", help="refuse classes in recipes but worldlm's, torch's, lightning's"
-    )
-    parser.epilog = "Any other --a.b value is handed on to every run."
+    parser.add_argument("--jobs", type=whole_number(1), default=1, help="runs at the same time; they share the cores")
+    parser.add_argument("--read", nargs="+", metavar="RUN_FOLDER", help="only compare these finished runs")
+    parser.add_safe()
+    parser.epilog = "Any other --a.b value is passed to every run."
     return parser
 
 
-def _seeds(text: str) -> list[int]:
-    return [int(name) for name in names(text)]
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
-def _overrides(parser: Parser, rest: Sequence[str]) -> list[str]:
-    """Return what is handed on, having checked that it looks like settings."""
-    for i, one in enumerate(rest):
-        name = one.split("=")[0]
-        value = i > 0 and rest[i - 1].startswith("--") and "=" not in rest[i - 1]
-        if one.startswith("--") and "." not in name:
+def _overrides(parser: Parser, words: Sequence[str]) -> list[str]:
+    """Check that the other words look like settings, and return them to be passed to every run."""
+    for i, word in enumerate(words):
+        name = word.split("=")[0]
+        is_value = i > 0 and words[i - 1].startswith("--") and "=" not in words[i - 1]
+        if word.startswith("--") and "." not in name:
             parser.error(f"no option {name}")
-        if not one.startswith("--") and not value:
-            parser.error(f"what is {one!r}? Settings are written --a.b value")
-    return list(rest)
+        if not word.startswith("--") and not is_value:
+            parser.error(f"unexpected word {word!r}: settings are written --a.b value")
+    return list(words)

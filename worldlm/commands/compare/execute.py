@@ -1,4 +1,4 @@
-"""Runs as processes: so many at a time, stopped together, told about line by line."""
+"""Carries out runs as processes: some at a time, stopped together, each reported in a line."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ STDERR = "stderr.txt"
 STDOUT = "stdout.txt"
 
 _SECONDS_TO_STOP = 120.0
-_LINES_OF_AN_ERROR = 5
+_ERROR_LINES = 5
 
 
 class Process(Protocol):
-    """A run at work; `subprocess.Popen` is one."""
+    """The process of a run, such as `subprocess.Popen`."""
 
     def poll(self) -> int | None:
-        """Return its exit status, None while it works."""
+        """Return its exit status; None while it runs."""
 
     def terminate(self) -> None:
-        """Ask it to save a checkpoint and end."""
+        """Let it save a checkpoint and end."""
 
     def kill(self) -> None:
         """End it at once."""
@@ -43,30 +43,32 @@ class Process(Protocol):
 
 
 Start = Callable[[PlannedRun, int], Process]
-"""Starts a run with so many threads."""
-Tell = Callable[[str], None]
+"""Starts a run with a number of threads."""
+Report = Callable[[str], None]
+"""Takes a line about a run."""
 
 
 @dataclass(slots=True)
-class _Working:
+class _Job:
     run: PlannedRun
-    number: int
+    label: str
     process: Process
-    since: float
+    started: float
 
 
 def start_process(run: PlannedRun, threads: int) -> Process:
     """Start a run as a process of its own, whose output goes to files in its folder."""
-    alone = ["-P"] if OPTION in run.command else []  # or Python would look in the current folder first
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # what the user has set wins
+    # -P keeps Python from importing modules of the current folder first
+    isolated = ["-P"] if OPTION in run.command else []
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # the user's own setting wins
     with (run.folder / STDOUT).open("w") as out, (run.folder / STDERR).open("w") as err:
         return subprocess.Popen(
-            [sys.executable, *alone, "-m", "worldlm", *run.command],
+            [sys.executable, *isolated, "-m", "worldlm", *run.command],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
             env=environment,
-            start_new_session=True,  # a Ctrl-C reaches it once, through us
+            start_new_session=True,  # Ctrl-C reaches this process only, which then stops the run
         )
 
 
@@ -75,68 +77,67 @@ def execute(
     *,
     jobs: int = 1,
     start: Start = start_process,
-    tell: Tell = print,
-    seconds_between_looks: float = 0.2,
+    report: Report = print,
+    poll_seconds: float = 0.2,
 ) -> list[PlannedRun]:
-    """Carry out the runs that are not finished; a failure ends one run, not the others.
+    """Carry out the runs that are not finished. A run that fails does not end the others.
 
     Args:
         runs: The runs, in the order in which they start.
-        jobs: How many work at a time.
-        start: Starts one.
-        tell: Takes a line for every run that starts, ends, or was finished before.
-        seconds_between_looks: Pause between two looks at the processes.
+        jobs: Number of runs at the same time.
+        start: Starts a run.
+        report: Takes a line for every run that starts, ends, or was finished before.
+        poll_seconds: Pause between two looks at the processes.
 
     Returns:
         The runs that failed.
     """
-    waiting, working, failed = deque(enumerate(runs, 1)), list[_Working](), list[PlannedRun]()
+    waiting, working, failed = deque(enumerate(runs, 1)), list[_Job](), list[PlannedRun]()
     threads = max(1, num_cores() // jobs)
     try:
         with _stopped_by_sigterm():
             while waiting or working:
                 while waiting and len(working) < jobs:
                     number, run = waiting.popleft()
-                    place = f"[{number}/{len(runs)}] {run.title}"
+                    label = f"[{number}/{len(runs)}] {run.title}"
                     if is_finished(run.folder):
-                        tell(f"{place}: finished before")
-                        continue
-                    again = any(run.folder.glob("version_*/checkpoints/last.ckpt"))
-                    _keep_settings(run)
-                    tell(f"{place}: {'goes on' if again else 'starts'}")
-                    working.append(_Working(run, number, start(run, threads), time.monotonic()))
-                for one in [one for one in working if one.process.poll() is not None]:
-                    working.remove(one)
-                    if not _tell_end(one, len(runs), tell):
-                        failed.append(one.run)
+                        report(f"{label}: finished before")
+                    else:
+                        working.append(_start(run, label, start, threads, report))
+                for job in [job for job in working if job.process.poll() is not None]:
+                    working.remove(job)
+                    if not _report_end(job, report):
+                        failed.append(job.run)
                 if working:
-                    time.sleep(seconds_between_looks)
+                    time.sleep(poll_seconds)
     finally:
-        _stop([one.process for one in working], tell)
+        _stop([job.process for job in working], report)
     return failed
 
 
+def _start(run: PlannedRun, label: str, start: Start, threads: int, report: Report) -> _Job:
+    resumes = any(run.folder.glob("version_*/checkpoints/last.ckpt"))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.settings_file.write_text(json.dumps(run.settings, indent=1) + "\n", "utf-8")
+    report(f"{label}: {'goes on' if resumes else 'starts'}")
+    return _Job(run, label, start(run, threads), time.monotonic())
+
+
 def num_cores() -> int:
-    """Return the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _keep_settings(run: PlannedRun) -> None:
-    run.folder.mkdir(parents=True, exist_ok=True)
-    run.settings_file.write_text(json.dumps(run.settings, indent=1) + "\n", "utf-8")
-
-
-def _tell_end(one: _Working, total: int, tell: Tell) -> bool:
-    """Tell how a run ended, and return whether it ended well."""
-    place = f"[{one.number}/{total}] {one.run.title}"
-    status = one.process.poll()
-    if status == 0 and is_finished(one.run.folder):
-        tell(f"{place}: done in {time.monotonic() - one.since:.0f} s")
+def _report_end(job: _Job, report: Report) -> bool:
+    """Report how a run ended, and return whether it succeeded."""
+    status = job.process.poll()
+    if status == 0 and is_finished(job.run.folder):
+        report(f"{job.label}: done in {time.monotonic() - job.started:.0f} s")
         return True
-    why = f"failed with status {status}" if status else "ended without a finished results.json"
-    tell(f"{place}: {why}; see {one.run.folder / STDERR}")
-    for line in last_lines(one.run.folder / STDERR, _LINES_OF_AN_ERROR):
-        tell(f"    {line}")
+    reason = f"failed with status {status}" if status else "ended without a finished results.json"
+    report(f"{job.label}: {reason}; see {job.run.folder / STDERR}")
+    for line in last_lines(job.run.folder / STDERR, _ERROR_LINES):
+        report(f"    {line}")
     return False
 
 
@@ -148,11 +149,11 @@ def last_lines(path: Path, number: int) -> list[str]:
     return [line for line in lines if line][-number:]
 
 
-def _stop(processes: Sequence[Process], tell: Tell) -> None:
-    """End processes kindly: they save their worlds. A second Ctrl-C ends them at once."""
+def _stop(processes: Sequence[Process], report: Report) -> None:
+    """End processes after they have saved their worlds. A second Ctrl-C ends them at once."""
     if not processes:
         return
-    tell("stopping; Ctrl-C again stops at once, without checkpoints")
+    report("stopping; Ctrl-C again stops at once, without checkpoints")
     try:
         for process in processes:
             process.terminate()
@@ -170,12 +171,12 @@ def _stop(processes: Sequence[Process], tell: Tell) -> None:
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl-C does, children first."""
+    """Let SIGTERM end this process as Ctrl-C does, after its children."""
 
-    def leave(*_: object) -> None:
+    def stop(*_: object) -> None:
         raise SystemExit(143)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:

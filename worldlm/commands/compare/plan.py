@@ -1,4 +1,4 @@
-"""Which runs a comparison is made of, where they lie, and what decides how they end."""
+"""The runs of a comparison: their folders, commands, and everything that decides their results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worldlm.topology.errors import UserError
 from worldlm.topology.reader import read_plain, read_text
 
 SETTINGS = "settings.json"
-"""Beside a run's versions: what it was started with."""
+"""File beside a run's versions, with the settings that it was started with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,15 +24,15 @@ class PlannedRun:
     """One method with one seed."""
 
     method: str
-    """The stem of the method's recipe; of several, joined by `+`."""
+    """The stem of the method's recipe; stems of several recipes are joined by `+`."""
     seed: int
-    """The seed of all that is drawn in it."""
+    """The seed of all random draws."""
     folder: Path
-    """RUNS/NAME/METHOD-SEED; Lightning puts its version_N below it."""
+    """RUNS/NAME/METHOD-SEED. Lightning adds version_N."""
     command: tuple[str, ...]
-    """What stands after `python -m worldlm`."""
+    """The words after `python -m worldlm`."""
     settings: dict[str, Any]
-    """What decides how it ends: digests of its recipes and its topology, and what the command line adds."""
+    """Everything that decides the results: digests of recipes and topology, and the settings of the command line."""
 
     @property
     def title(self) -> str:
@@ -41,7 +41,7 @@ class PlannedRun:
 
     @property
     def settings_file(self) -> Path:
-        """Where `settings` are kept."""
+        """The file that holds `settings`."""
         return self.folder / SETTINGS
 
 
@@ -55,27 +55,27 @@ def plan_runs(
     overrides: Sequence[str] = (),
     safe: bool = False,
 ) -> list[PlannedRun]:
-    """Lay out a run for every method and seed, the methods of one seed beside one another.
+    """Plan a run for every method and seed. The methods of one seed follow one another.
 
     Args:
         recipes: Names or paths of the recipes that all runs share.
-        methods: Names or paths of the recipes that are laid over them, one for each method; `A+B` lays B over A.
+        methods: Names or paths of the methods' recipes, which are laid over them; `A+B` lays B over A.
         seeds: The seeds.
         name: The comparison's folder.
         runs: The folder of all runs.
-        overrides: What is handed on to every run, such as `--trainer.max_epochs`, `3`.
-        safe: Whether all runs refuse the classes that `worldlm.cli.safe_mode` does not allow.
+        overrides: Words that are passed to every run, such as `--trainer.max_epochs`, `3`.
+        safe: Whether all runs reject the classes that `worldlm.cli.safe_mode` does not allow.
 
     Raises:
-        UserError: If two methods have one name, or a seed is given twice.
+        UserError: If two methods have the same name, or a seed is given twice.
         FileNotFoundError: If there is no such recipe.
     """
     base = [find_file("recipes", recipe) for recipe in recipes]
-    own = [[find_file("recipes", one) for one in method.split("+")] for method in methods]
+    own = [[find_file("recipes", recipe) for recipe in method.split("+")] for method in methods]
     names = ["+".join(path.stem for path in paths) for paths in own]
-    for what, values in (("methods", names), ("seeds", [str(seed) for seed in seeds])):
-        if doubled := [value for value, count in Counter(values).items() if count > 1]:
-            raise UserError([f"--{what} names {', '.join(doubled)} twice"])
+    for option, values in (("--methods", names), ("--seeds", [str(seed) for seed in seeds])):
+        if repeated := [value for value, count in Counter(values).items() if count > 1]:
+            raise UserError([f"{option} names {', '.join(repeated)} twice"])
     return [
         _planned([*base, *paths], method, seed, name, runs, overrides, safe)
         for seed in seeds
@@ -103,7 +103,7 @@ def _planned(
 
 
 def changes(run: PlannedRun) -> str:
-    """Say what is not as it was when the run in this folder was begun; "" if all is, or none was."""
+    """Return what changed since the run in this folder was started; "" if nothing changed, or no run was started."""
     try:
         before = json.loads(run.settings_file.read_text("utf-8"))
     except FileNotFoundError:
@@ -111,10 +111,10 @@ def changes(run: PlannedRun) -> str:
     except ValueError:
         return SETTINGS
     changed = []
-    for what in ("recipes", "topology"):
-        old, new = before.get(what, {}), run.settings[what]
+    for kind in ("recipes", "topology"):
+        old, new = before.get(kind, {}), run.settings[kind]
         differing = [file for file in dict.fromkeys([*old, *new]) if old.get(file) != new.get(file)]
-        changed += differing or ([f"order of {what}"] if list(old) != list(new) else [])
+        changed += differing or ([f"order of {kind}"] if list(old) != list(new) else [])
     old, new = before.get("overrides", []), run.settings["overrides"]
     if old != new:
         changed.append(f"command line (then {' '.join(old) or 'nothing'}, now {' '.join(new) or 'nothing'})")
@@ -122,7 +122,7 @@ def changes(run: PlannedRun) -> str:
 
 
 def _topology(recipes: Sequence[Path], overrides: Sequence[str]) -> Path | None:
-    """Find the topology's file, if it is told where one looks; what is wrong with it, the run will say."""
+    """Return the topology's file; None where the settings do not name one. The run itself reports its mistakes."""
     found = None
     for path in recipes:
         try:
@@ -130,8 +130,8 @@ def _topology(recipes: Sequence[Path], overrides: Sequence[str]) -> Path | None:
             found = federation.get("topology", found)
         except (UserError, AttributeError):
             continue
-    for i, one in enumerate(overrides):
-        key, _, value = one.partition("=")
+    for i, word in enumerate(overrides):
+        key, _, value = word.partition("=")
         if key == "--federation.topology":
             found = value or (overrides[i + 1] if i + 1 < len(overrides) else found)
     try:

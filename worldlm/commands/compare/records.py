@@ -1,4 +1,4 @@
-"""The runs of a comparison, read back."""
+"""Reads the runs of a comparison."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from worldlm.runs.results import RESULTS, RunRecord, read_results, results_of
 from worldlm.topology.errors import UserError
 
 ORDER = "comparison.json"
-"""In a comparison's folder: the order of its methods."""
+"""File in a comparison's folder, with the order of its methods."""
 
 
 def by_method(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Group records by method, in the order in which the methods come first."""
+    """Group records by method, in the order of each method's first record."""
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(record.method, []).append(record)
@@ -24,12 +24,12 @@ def by_method(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def common_nodes(records: Sequence[RunRecord]) -> list[str]:
-    """Return the data nodes that every run has, in the order of the first."""
-    return [name for name in records[0].data_nodes if all(name in one.data_nodes for one in records)]
+    """Return the data nodes that all runs have, in the order of the first run."""
+    return [name for name in records[0].data_nodes if all(name in record.data_nodes for record in records)]
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the last version in a run's folder came to its end."""
+    """Return whether the last version in a run's folder is finished."""
     path = results_of(folder)
     return path is not None and bool(read_results(path)["finished"])
 
@@ -38,44 +38,47 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     """Read the finished runs in folders, as `find_runs` finds them.
 
     Raises:
-        UserError: If a folder holds none, a run is not finished, or two have one method and seed.
+        UserError: If a folder has no run, a run is not finished, or two runs have the same method and seed.
     """
     records = find_runs(folders)
-    wrong = [f"{one.folder}: not finished" for one in records if not one.content["finished"]]
+    mistakes = [f"{record.folder}: not finished" for record in records if not record.content["finished"]]
     seen: dict[tuple[str, int], RunRecord] = {}
-    for one in records:
-        other = seen.setdefault((one.method, one.seed), one)
-        if other is not one:
-            wrong.append(f"{one.folder} and {other.folder}: both are {one.title}")
-    if wrong:
-        raise UserError(wrong)
+    for record in records:
+        other = seen.setdefault((record.method, record.seed), record)
+        if other is not record:
+            mistakes.append(f"{record.folder} and {other.folder}: both are {record.title}")
+    if mistakes:
+        raise UserError(mistakes)
     return records
 
 
 def find_runs(folders: Sequence[Path]) -> list[RunRecord]:
-    """Read the runs in folders: of one run, of its version_N, or of a whole comparison.
+    """Read the runs in folders. A folder is that of one run, of its version_N, or of a whole comparison.
 
-    A method that was run on several topologies is told apart by the topology's name.
+    Where a method was run on several topologies, its name includes the topology's.
 
     Raises:
-        UserError: If a folder holds none.
+        UserError: If a folder has no run.
     """
     records: list[RunRecord] = []
     for folder in folders:
-        found = [(one, path) for one in run_folders(folder) if (path := results_of(one)) is not None]
+        found = [(run, path) for run in run_folders(folder) if (path := results_of(run)) is not None]
         if not found:
-            raise UserError([f"{folder}: no {RESULTS} there, nor in a run's folder below"])
-        records += [RunRecord(method=_method(one), folder=one, content=read_results(path)) for one, path in found]
-    trees: dict[str, set[str]] = {}
-    for one in records:
-        trees.setdefault(one.method, set()).add(one.topology)
+            raise UserError([f"{folder}: no {RESULTS} in it, nor in the folder of a run below"])
+        records += [RunRecord(method=_method(run), folder=run, content=read_results(path)) for run, path in found]
+    topologies: dict[str, set[str]] = {}
+    for record in records:
+        topologies.setdefault(record.method, set()).add(record.topology)
     return [
-        replace(one, method=f"{one.method} on {one.topology}") if len(trees[one.method]) > 1 else one for one in records
+        replace(record, method=f"{record.method} on {record.topology}")
+        if len(topologies[record.method]) > 1
+        else record
+        for record in records
     ]
 
 
 def in_order(records: Sequence[RunRecord], folders: Sequence[Path]) -> list[RunRecord]:
-    """Sort as the comparisons that were read had their methods; the rest as read.
+    """Sort runs by the order of methods in their comparisons. All others keep their order.
 
     Raises:
         UserError: If a comparison's order cannot be read.
@@ -86,19 +89,19 @@ def in_order(records: Sequence[RunRecord], folders: Sequence[Path]) -> list[RunR
         try:
             order += map(str, json.loads(path.read_text("utf-8"))["methods"]) if path.is_file() else []
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError([f"{path}: no order of methods: {error}"]) from error
-    order += [one.method for one in records]
-    return sorted(records, key=lambda one: order.index(one.method))
+            raise UserError([f"{path}: has no order of methods: {error}"]) from error
+    order += [record.method for record in records]
+    return sorted(records, key=lambda record: order.index(record.method))
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Return a folder itself if it is a run's, else those of the runs of the comparison that it holds."""
+    """Return a run's own folder, or the folders of all runs of a comparison."""
     if results_of(folder) is not None:
         return [folder]
     return sorted(path.parent for path in folder.glob(f"*/{SETTINGS}"))
 
 
 def _method(folder: Path) -> str:
-    """Name the method of a run's folder: METHOD of METHOD-SEED in a comparison, else the run's name."""
+    """Return the method of a run: METHOD of a folder METHOD-SEED in a comparison, else the run's name."""
     own = folder.parent if folder.name.startswith("version_") else folder
     return own.name.rpartition("-")[0] if (own / SETTINGS).is_file() else own.name

@@ -1,4 +1,4 @@
-"""The table of a comparison: a line for each method, over its seeds."""
+"""The table of a comparison: one row for each method, over its seeds."""
 
 from __future__ import annotations
 
@@ -11,47 +11,48 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from worldlm.commands.compare.comparable import all_tokens
+from worldlm.commands.compare.checks import all_tokens
 from worldlm.commands.compare.records import by_method, common_nodes
 from worldlm.runs.results import MOMENTS, Moment, RunRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A figure over seeds."""
+    """Mean and standard deviation of a figure over seeds."""
 
     mean: float
     """Arithmetic mean."""
     deviation: float | None = None
-    """Standard deviation of a sample (n - 1); None of a single seed."""
+    """Sample standard deviation (n - 1); None for a single seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodRow:
-    """A method's line: figures by the names of their columns; None where there is none."""
+    """A method's row."""
 
     method: str
     """The method's name."""
     num_seeds: int
-    """Over how many runs."""
+    """The number of runs."""
     figures: dict[str, Spread | None]
-    """After_merge, after_fit and their bits per byte: means over data nodes; best after_fit: the same, of each node at
-    the round in which it was best. `NODE after_merge`: of one."""
+    """Figures by the names of their columns, or None. after_merge, after_fit and their bits per byte are means over
+    data nodes; best after_fit is the mean over the nodes' best rounds; `NODE after_merge` is the figure of one node."""
 
 
 _FORMATS = {"tokens": "{:,.0f}", "MB moved": "{:,.1f}", "epsilon": "{:.2f}", "seconds": "{:,.0f}"}
 _BITS = "bits per byte"
-_LONG = 1e15  # noise can drive a perplexity to hundreds of digits
+_MAX_WRITTEN = 1e15
+"""Larger numbers are written with an exponent: noise can raise a perplexity to hundreds of digits."""
 LEGEND = (
-    "Perplexity per token on held-out text, mean over the data nodes, ± standard deviation over seeds; best after_fit:",
-    "of each node at the round in which it was best, as if stopped there; by node after_merge / after_fit; tokens of",
-    "all nodes, MB over all edges both ways, the largest epsilon, wall seconds.",
+    "Perplexity per token on held-out text, mean over the data nodes, ± standard deviation over seeds. best after_fit",
+    "takes each node at its best round. Columns of nodes are after_merge / after_fit. Tokens of all nodes, MB over all",
+    "edges both ways, the largest epsilon, wall seconds.",
 )
-"""What the table says, in words."""
+"""The legend of the table."""
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Return mean and standard deviation; None if there is no value, or one is missing."""
+    """Return mean and standard deviation; None if there is no value, or a value is missing."""
     known = list(values)
     if not known or None in known:
         return None
@@ -63,13 +64,13 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def rows(records: Sequence[RunRecord]) -> list[MethodRow]:
-    """Work the table out, over the data nodes that all runs have.
+    """Compute the table over the data nodes that all runs have.
 
     Args:
-        records: Finished runs, in the order in which their methods are to stand.
+        records: Finished runs, in the order of their methods.
 
     Returns:
-        A row for each method. Epsilon is the largest over nodes and seeds, all else has its mean over seeds.
+        A row for each method. Epsilon is the largest over nodes and seeds; all other figures are means over seeds.
     """
     nodes = common_nodes(records)
     return [_row(method, group, nodes) for method, group in by_method(records).items()]
@@ -78,19 +79,19 @@ def rows(records: Sequence[RunRecord]) -> list[MethodRow]:
 def _row(method: str, group: Sequence[RunRecord], nodes: Sequence[str]) -> MethodRow:
     figures: dict[str, Spread | None] = {}
     for moment in MOMENTS:
-        figures[moment] = spread(_over_nodes(one, nodes, moment, "perplexity") for one in group)
+        figures[moment] = spread(_over_nodes(record, nodes, moment, "perplexity") for record in group)
     for moment in MOMENTS:
-        figures[f"{moment} {_BITS}"] = spread(_over_nodes(one, nodes, moment, "bits_per_byte") for one in group)
-    figures["best after_fit"] = spread(_mean(one.best(node, "after_fit") for node in nodes) for one in group)
+        figures[f"{moment} {_BITS}"] = spread(_over_nodes(record, nodes, moment, "bits_per_byte") for record in group)
+    figures["best after_fit"] = spread(_mean(record.best(node, "after_fit") for node in nodes) for record in group)
     for node in nodes:
         for moment in MOMENTS:
-            figures[f"{node} {moment}"] = spread(one.last(node, moment) for one in group)
-    epsilons = [epsilon for one in group if (epsilon := one.epsilon) is not None]
+            figures[f"{node} {moment}"] = spread(record.last(node, moment) for record in group)
+    epsilons = [epsilon for record in group if (epsilon := record.epsilon) is not None]
     figures |= {
-        "tokens": spread(all_tokens(one) for one in group),
-        "MB moved": spread(list(one.megabytes().values())[-1] for one in group),
+        "tokens": spread(all_tokens(record) for record in group),
+        "MB moved": spread(list(record.megabytes().values())[-1] for record in group),
         "epsilon": Spread(max(epsilons)) if epsilons else None,
-        "seconds": spread(float(one.content["seconds"]) for one in group),
+        "seconds": spread(float(record.content["seconds"]) for record in group),
     }
     return MethodRow(method=method, num_seeds=len(group), figures=figures)
 
@@ -108,38 +109,42 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def cells(table: Sequence[MethodRow]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and cells, both moments of a node in one: `after_merge / after_fit`."""
+    """Return headings and cells. A node's cell has both moments: `after_merge / after_fit`."""
     names = list(table[0].figures)
     shown = [name for name in names if any(row.figures[name] is not None for row in table)]
     nodes = [name.removesuffix(" after_merge") for name in names if name.endswith(" after_merge")]
-    plain = [name for name in shown if not any(name == f"{node} {one}" for node in nodes for one in MOMENTS)]
+    plain = [name for name in shown if not any(name == f"{node} {moment}" for node in nodes for moment in MOMENTS)]
     first = [name for name in plain if name not in _FORMATS]
     headings = ["method", "seeds", *first, *nodes, *(name for name in plain if name in _FORMATS)]
     lines = []
     for row in table:
-        of_nodes = [" / ".join(_cell(row.figures[f"{node} {one}"], "", False) for one in MOMENTS) for node in nodes]
+        node_cells = [
+            " / ".join(_cell(row.figures[f"{node} {moment}"], "", False) for moment in MOMENTS) for node in nodes
+        ]
         lines.append(
             [
                 row.method,
                 str(row.num_seeds),
                 *(_cell(row.figures[name], name) for name in first),
-                *of_nodes,
-                *(_cell(row.figures[name], name, deviates=False) for name in plain if name in _FORMATS),
+                *node_cells,
+                *(_cell(row.figures[name], name, with_deviation=False) for name in plain if name in _FORMATS),
             ]
         )
     return headings, lines
 
 
-def _cell(figure: Spread | None, name: str, deviates: bool = True) -> str:
+def _cell(figure: Spread | None, name: str, with_deviation: bool = True) -> str:
     if figure is None:
         return "-"
     form = _FORMATS.get(name, "{:.3f}" if name.endswith(_BITS) else "{:.2f}")
-    told = _written(form, figure.mean)
-    return f"{told} ± {_written(form, figure.deviation)}" if deviates and figure.deviation is not None else told
+    mean = _format(form, figure.mean)
+    if not with_deviation or figure.deviation is None:
+        return mean
+    return f"{mean} ± {_format(form, figure.deviation)}"
 
 
-def _written(form: str, value: float) -> str:
-    return form.format(value) if value < _LONG else f"{value:.1e}"
+def _format(form: str, value: float) -> str:
+    return form.format(value) if value < _MAX_WRITTEN else f"{value:.1e}"
 
 
 def markdown(table: Sequence[MethodRow]) -> str:
@@ -150,7 +155,7 @@ def markdown(table: Sequence[MethodRow]) -> str:
 
 
 def comma_separated(table: Sequence[MethodRow]) -> str:
-    """Return all figures in full, as CSV: for each its mean, and beside it its standard deviation."""
+    """Return all figures in full as CSV, each mean followed by its standard deviation."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = list(table[0].figures)
@@ -167,9 +172,9 @@ def comma_separated(table: Sequence[MethodRow]) -> str:
 def for_terminal(table: Sequence[MethodRow], title: str) -> Table:
     """Return the table for a terminal."""
     headings, lines = cells(table)
-    drawn = Table(title=title)
+    printed = Table(title=title)
     for i, heading in enumerate(headings):
-        drawn.add_column(heading, justify="right" if i else "left")
+        printed.add_column(heading, justify="right" if i else "left")
     for line in lines:
-        drawn.add_row(*line)
-    return drawn
+        printed.add_row(*line)
+    return printed

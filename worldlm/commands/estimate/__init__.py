@@ -1,5 +1,5 @@
-"""What a run would take: bytes, memory, disk and time, for worlds of any size, without running them."""
+"""`worldlm topology estimate`: traffic, memory, disk and time of a run in a world of any size, without running it."""
 
-from worldlm.commands.estimate.whole import Estimate, estimate
+from worldlm.commands.estimate.run_estimate import Estimate, estimate
 
 __all__ = ["Estimate", "estimate"]

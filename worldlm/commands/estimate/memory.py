@@ -1,4 +1,4 @@
-"""What a world holds in memory and on disk. Activations and text are left out."""
+"""Memory and disk that a world takes, without activations and text."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from torch import nn
 
 from worldlm.callbacks import Averaging, Compression, FedAMP, ResidualExchange
 from worldlm.callbacks.averaging import find_optimizer
-from worldlm.commands.estimate.messages import MessageSizes
+from worldlm.commands.estimate.message_sizes import MessageSizes
 from worldlm.distributed.fsdp import blocks
 from worldlm.federation.parameters import num_bytes
-from worldlm.rounds import RoundCallback
+from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Node, Topology
 
 _GRADIENT, _MESSAGES = "gradient", "messages and averages"
-_AT_WORK = "inner optimizer at work"
+_ACTIVE = "inner optimizer at work"
 
 _MOMENTS = 2
-"""Tensors as large as the model that AdamW keeps."""
+"""Tensors of the model's size in the state of AdamW."""
 
 
-def kept_by(node: Node, sizes: MessageSizes, callbacks: Sequence[RoundCallback], *, sends: bool) -> dict[str, int]:
-    """Tell the bytes that a node keeps from round to round, which are those of its part of a checkpoint.
+def state_size(
+    node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallback], *, sends: bool
+) -> dict[str, int]:
+    """Return the bytes of a node's state between rounds, by use. A checkpoint has the same bytes.
 
     Args:
         node: The node.
-        sizes: Sizes of the model's parts.
-        callbacks: The pieces of the method.
-        sends: Whether it uploads: it has a parent, and does not just listen.
+        sizes: Sizes of the method's messages.
+        callbacks: The callbacks of the method.
+        sends: Whether the node uploads: it has a parent and does not only listen.
     """
     children = [child for child in node.children if not child.listens]
-    kept = {
+    state = {
         "weights": sizes.whole,
         "inner optimizers": _MOMENTS * sizes.whole if node.keeps_moments else 0,
         "outer optimizers": 0,
@@ -45,90 +47,94 @@ def kept_by(node: Node, sizes: MessageSizes, callbacks: Sequence[RoundCallback],
     }
     for callback in callbacks if children else ():
         if isinstance(callback, Averaging):
-            of_parts = sum(sizes.parts[part] for part in callback.parts)
+            averaged = sum(sizes.parts[part] for part in callback.parts)
             own = node.settings.outer_optimizer
             name, arguments = (own.name, own.arguments) if own else callback.default
             hashable = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in arguments.items())
-            kept["outer optimizers"] += round(_outer_copies(name, hashable) * of_parts)
+            state["outer optimizers"] += round(_outer_copies(name, hashable) * averaged)
         if isinstance(callback, ResidualExchange):
-            kept["what parents keep of children"] += len(children) * sizes.parts["keys"]
+            state["what parents keep of children"] += len(children) * sizes.parts["keys"]
         if isinstance(callback, FedAMP):
-            kept["what parents keep of children"] += (len(children) + node.fits) * sizes.whole
-    return kept
+            state["what parents keep of children"] += (len(children) + node.fits) * sizes.whole
+    return state
 
 
-def _feeds_back(callback: RoundCallback) -> bool:
+def _feeds_back(callback: FederationCallback) -> bool:
     return isinstance(callback, Compression) and callback.up != "none" and callback.error_feedback
 
 
 @cache
 def _outer_copies(optimizer: str, arguments: tuple[tuple[str, Any], ...]) -> float:
-    """Return how many tensors as large as the parameters an outer optimizer keeps, by letting it step once."""
+    """Return how many tensors of the parameters' size an outer optimizer has in its state, by a step of it."""
     parameter = torch.nn.Parameter(torch.zeros(1024))
     parameter.grad = torch.zeros(1024)
     outer = find_optimizer(optimizer, dict(arguments))([parameter], **dict(arguments))
     outer.step()
-    return (
-        sum(value.numel() for value in outer.state[parameter].values() if torch.is_tensor(value) and value.dim()) / 1024
-    )
+    tensors = (value for value in outer.state[parameter].values() if torch.is_tensor(value) and value.dim())
+    return sum(tensor.numel() for tensor in tensors) / 1024
 
 
-def of_one_process(topology: Topology, sizes: MessageSizes, callbacks: Sequence[RoundCallback]) -> dict[str, int]:
-    """Tell the bytes of memory of one process that runs the whole world on a CPU, by what they are for."""
+def process_memory(topology: Topology, sizes: MessageSizes, callbacks: Sequence[FederationCallback]) -> dict[str, int]:
+    """Return the memory of one process that runs the whole world on a CPU, in bytes by use."""
     total: Counter[str] = Counter()
-    waiting: Counter[int] = Counter()  # by level: one federation of a level is open at a time
+    open_: Counter[int] = Counter()  # by level: one federation of each level is in a sub-round at a time
     for depth, node in with_depth(topology.root):
-        total.update(kept_by(node, sizes, callbacks, sends=depth > 0 and not node.listens))
-        waiting[depth] = max(waiting[depth], _in_the_open(node, sizes))
+        total.update(state_size(node, sizes, callbacks, sends=depth > 0 and not node.listens))
+        open_[depth] = max(open_[depth], _subround_memory(node, sizes))
     total[_GRADIENT] = sizes.whole
-    anew = any(node.fits and not node.keeps_moments for node in topology.nodes.values())
-    total[_AT_WORK] = _MOMENTS * sizes.whole if anew else 0
+    resets = any(node.fits and not node.keeps_moments for node in topology.nodes.values())
+    total[_ACTIVE] = _MOMENTS * sizes.whole if resets else 0
     total["common first keys and values"] = sizes.parts["keys"] + sizes.parts["values"]
-    total[_MESSAGES] = sum(waiting.values()) + sizes.model
+    total[_MESSAGES] = sum(open_.values()) + sizes.model
     return {name: size for name, size in total.items() if size}
 
 
-def of_checkpoint(process_bytes: Mapping[str, int]) -> int:
-    """Return the bytes of a checkpoint of the whole world: what its process keeps from round to round."""
-    return sum(size for use, size in process_bytes.items() if use not in (_GRADIENT, _AT_WORK, _MESSAGES))
+def checkpoint_size(process_bytes: Mapping[str, int]) -> int:
+    """Return the bytes of a checkpoint of the whole world, given the memory of its process."""
+    return sum(size for use, size in process_bytes.items() if use not in (_GRADIENT, _ACTIVE, _MESSAGES))
 
 
-def _in_the_open(node: Node, sizes: MessageSizes) -> int:
-    """Return the bytes that a federation takes while it is open: sanitised uploads, for others are the sender's own
-    tensors, and the model that its children receive if it trains itself."""
+def _subround_memory(node: Node, sizes: MessageSizes) -> int:
+    """Return the memory of a federation during a sub-round.
+
+    Sanitised uploads are copies; all others share the tensors of their senders. A federation that also trains has a
+    copy of the model for its children.
+    """
     private = sum(child.settings.privacy is not None and not child.listens for child in node.children)
     return private * sizes.model + (sizes.whole if node.fits and node.children else 0)
 
 
-def of_one_machine(node: Node, sizes: MessageSizes, callbacks: Sequence[RoundCallback], *, sends: bool) -> int:
-    """Return the bytes of memory of one node that has a machine of its own: what it keeps, a gradient, messages."""
-    kept = sum(kept_by(node, sizes, callbacks, sends=sends).values()) + sizes.parts["keys"] + sizes.parts["values"]
+def machine_memory(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallback], *, sends: bool) -> int:
+    """Return the memory of one node on a machine of its own, in bytes: its state, a gradient and messages."""
+    state = sum(state_size(node, sizes, callbacks, sends=sends).values())
+    initial_layers = sizes.parts["keys"] + sizes.parts["values"]
     gradient = sizes.whole if node.fits else 0
-    at_work = _MOMENTS * sizes.whole if node.fits and not node.keeps_moments else 0
+    active = _MOMENTS * sizes.whole if node.fits and not node.keeps_moments else 0
     uploads = sum(not child.listens for child in node.children) * sizes.model
     start_and_mean = (sizes.whole if node.fits else 0) + sizes.model if node.children else 0
     sanitised = sizes.model if node.settings.privacy is not None else 0
-    return kept + gradient + at_work + sizes.model + uploads + start_and_mean + sanitised  # one more: the download
+    download = sizes.model
+    return state + initial_layers + gradient + active + download + uploads + start_and_mean + sanitised
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Bytes of memory of a device that trains a node, alone or with others."""
+    """Memory of a device that trains a node, alone or with others, in bytes."""
 
-    kept: int
-    """Weights, gradient and moments, or its slices of them."""
+    owned: int
+    """Weights, gradient and moments, or the device's slices of them."""
     gathered: int
-    """What it gathers of the others' slices within a step, at most."""
+    """Slices of other devices that it gathers within a step, at most."""
     num_slices: int
-    """Devices that have a slice of each tensor; 1: it holds all."""
+    """Devices that share each tensor."""
 
 
-def of_device(module: nn.Module, num_slices: int) -> Device:
-    """Tell the memory of a device that trains a node: two blocks are gathered at a time, and what is in no block."""
-    whole, of_blocks = _size(module), [_size(one) for one in blocks(module)]
-    kept = -(-(2 + _MOMENTS) * whole // num_slices)
-    gathered = 2 * max(of_blocks, default=0) + whole - sum(of_blocks)
-    return Device(kept, gathered if num_slices > 1 else 0, num_slices)
+def device_memory(module: nn.Module, num_slices: int) -> Device:
+    """Return the memory of a device that trains a node. It gathers two blocks at a time, and the layers in no block."""
+    whole, block_sizes = _size(module), [_size(block) for block in blocks(module)]
+    owned = -(-(2 + _MOMENTS) * whole // num_slices)
+    gathered = 2 * max(block_sizes, default=0) + whole - sum(block_sizes)
+    return Device(owned, gathered if num_slices > 1 else 0, num_slices)
 
 
 def _size(module: nn.Module) -> int:
@@ -136,7 +142,7 @@ def _size(module: nn.Module) -> int:
 
 
 def with_depth(node: Node, depth: int = 0) -> Iterator[tuple[int, Node]]:
-    """Yield a node and all below it, parents first, each with its level, from 0."""
+    """Yield a node and all below it, parents first, each with its depth, from 0."""
     yield depth, node
     for child in node.children:
         yield from with_depth(child, depth + 1)

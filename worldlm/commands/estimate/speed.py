@@ -1,4 +1,4 @@
-"""Tokens a second of a model on this machine, by a few real steps."""
+"""Measures the training speed of a model on this machine with a few real steps."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from worldlm.models import LanguageModule
 from worldlm.trainer.world_trainer import WorldTrainer
 
 MAX_PARAMETERS = 200_000_000
-"""Larger models are not measured: building them takes longer than an estimate may."""
+"""Larger models are not measured, because building them takes too long for an estimate."""
 
 _MAX_STEPS = 5
 _MAX_SECONDS = 5.0
 
 
 def measure_speed(trainer: WorldTrainer, module: LanguageModule, batch_size: int) -> float:
-    """Return the tokens a second of forward, backward and AdamW, on the trainer's device and in its precision.
+    """Return the tokens per second of forward, backward and AdamW, on the trainer's device and in its precision.
 
-    The best of a few steps, after one that does not count, on random tokens.
+    The speed is that of the fastest of a few steps on random tokens. The first step is not counted.
 
     Args:
-        trainer: Knows the device and the precision.
-        module: The model, which may have no weights; it is built anew.
+        trainer: The trainer, whose device and precision are used.
+        module: The model. A copy of it is built, so it may have no weights.
         batch_size: Sequences of a step.
     """
     device, size = trainer.strategy.root_device, module.architecture
@@ -33,7 +33,7 @@ def measure_speed(trainer: WorldTrainer, module: LanguageModule, batch_size: int
         batch = torch.randint(size.vocab_size, (batch_size, size.max_seq_len + 1), device=device)
         seconds: list[float] = []
         while len(seconds) < 1 + _MAX_STEPS and sum(seconds) < _MAX_SECONDS:
-            began = time.perf_counter()
+            start = time.perf_counter()
             with trainer.precision_plugin.forward_context():
                 loss = model.loss(batch)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -41,5 +41,5 @@ def measure_speed(trainer: WorldTrainer, module: LanguageModule, batch_size: int
             optimizer.zero_grad()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start)
     return batch_size * size.max_seq_len / min(seconds[1:] or seconds)

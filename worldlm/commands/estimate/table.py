@@ -1,4 +1,4 @@
-"""An estimate as a table, and in words."""
+"""Prints an estimate as a table and as lines of text."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from worldlm.commands.estimate.memory import Device
-from worldlm.commands.estimate.whole import Estimate, Level
+from worldlm.commands.estimate.run_estimate import Estimate, Level
 from worldlm.topology import Topology
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB")
 _TIMES = (("years", 365.25 * 86400), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0), ("s", 1.0))
 
 
-def draw(title: str, found: Estimate) -> Table:
-    """Return the table of one round: a line for every level of the tree below the root, and their sum."""
-    expected = "one round" if found.is_certain else "one round, as expected"
-    table = Table(title=f"{title}: {expected}")
+def draw(title: str, result: Estimate) -> Table:
+    """Return the table of one round, with a row for every level of the tree and one for their sum."""
+    heading = "one round" if result.is_exact else "one round, as expected"
+    table = Table(title=f"{title}: {heading}")
     for i, heading in enumerate(_HEADINGS):
         table.add_column(heading, justify="right" if i else "left")
-    for level in found.levels:
+    for level in result.levels:
         table.add_row("root" if level.depth == 0 else str(level.depth), *_cells(level))
-    if len(found.levels) > 1:
+    if len(result.levels) > 1:
         table.add_section()
-        table.add_row("all", *_cells(_sum(found)))
+        table.add_row("all", *_cells(_sum(result)))
     return table
 
 
@@ -46,8 +46,8 @@ def _cells(level: Level) -> list[str]:
     ]
 
 
-def _sum(found: Estimate) -> Level:
-    levels = found.levels
+def _sum(result: Estimate) -> Level:
+    levels = result.levels
     return Level(
         depth=-1,
         num_nodes=sum(level.num_nodes for level in levels),
@@ -56,75 +56,75 @@ def _sum(found: Estimate) -> Level:
         bytes_down=sum(level.bytes_down for level in levels),
         bytes_up=sum(level.bytes_up for level in levels),
         residual_bytes=sum(level.residual_bytes for level in levels),
-        link_seconds=found.link_seconds,
+        link_seconds=result.link_seconds,
         machine_bytes=max(level.machine_bytes for level in levels),
     )
 
 
-def lines(topology: Topology, found: Estimate, origin: str) -> Iterator[str]:
-    """Yield the estimate of the run, and what it leaves out, in words.
+def lines(topology: Topology, result: Estimate, origin: str) -> Iterator[str]:
+    """Yield lines about the estimate of the run and about its limits.
 
     Args:
         topology: The tree.
-        found: The estimate.
-        origin: Where the tokens per second come from.
+        result: The estimate.
+        origin: The source of the tokens per second.
     """
-    parts = ", ".join(f"{part} {size(number)}" for part, number in found.sizes.parts.items())
-    sizes = found.sizes
+    parts = ", ".join(f"{part} {size(number)}" for part, number in result.sizes.parts.items())
+    sizes = result.sizes
     packed = ""
     if sizes.packed_up is not None and {sizes.download, sizes.packed_up} != {sizes.model}:
         packed = f", as {size(sizes.download)} down and {size(sizes.packed_up)} up"
-    yield f"model: {size(found.sizes.whole)} ({parts}), of which {size(found.sizes.model)} travel each way{packed}"
-    whole, rounds = _sum(found), found.num_rounds
+    yield f"model: {size(result.sizes.whole)} ({parts}), of which {size(result.sizes.model)} are sent each way{packed}"
+    whole, rounds = _sum(result), result.num_rounds
     if rounds is not None:
         down, up, most = (rounds * number for number in (whole.bytes_down, whole.bytes_up, whole.residual_bytes))
         residuals = f", at most {size(most)} of residuals" if most else ""
-        yield f"run of {rounds} rounds: {size(down)} down, {size(up)} up{residuals}; {_tokens(rounds * found.tokens)}"
-    by_use = sorted(found.process_bytes.items(), key=lambda one: -one[1])
+        yield f"run of {rounds} rounds: {size(down)} down, {size(up)} up{residuals}; {_tokens(rounds * result.tokens)}"
+    by_use = sorted(result.process_bytes.items(), key=lambda use: -use[1])
     uses = ", ".join(f"{use} {size(number)}" for use, number in by_use)
-    yield f"memory of one process for the whole world: {size(sum(found.process_bytes.values()))} ({uses})"
-    yield f"memory of a device that trains a node: {_of_device(found.device)}"
-    yield f"disk: {size(found.checkpoint_bytes)} for a checkpoint of the whole world"
+    yield f"memory of one process for the whole world: {size(sum(result.process_bytes.values()))} ({uses})"
+    yield f"memory of a device that trains a node: {_device_text(result.device)}"
+    yield f"disk: {size(result.checkpoint_bytes)} for a checkpoint of the whole world"
     if all(node.settings.link is None for node in topology.nodes.values()):
-        yield "links: the topology describes none, so that messages take no time"
-    yield from _times(found, origin)
-    yield from _left_out(topology, found)
+        yield "links: the topology has none, so messages take no time"
+    yield from _times(result, origin)
+    yield from _left_out(topology, result)
     yield f"done. estimated, not run: {topology.name}, {len(topology.nodes):,} nodes"
 
 
-def _of_device(device: Device) -> str:
+def _device_text(device: Device) -> str:
     if device.num_slices == 1:
-        return f"{size(device.kept)} (weights, gradient, moments)"
-    slices = f"{size(device.kept)} of weights, gradient and moments in {device.num_slices} slices"
-    return f"{size(device.kept + device.gathered)} ({slices}, {size(device.gathered)} gathered within a step)"
+        return f"{size(device.owned)} (weights, gradient, moments)"
+    slices = f"{size(device.owned)} of weights, gradient and moments in {device.num_slices} slices"
+    return f"{size(device.owned + device.gathered)} ({slices}, {size(device.gathered)} gathered within a step)"
 
 
-def _times(found: Estimate, origin: str) -> Iterator[str]:
-    number, what = (found.num_rounds, "run") if found.num_rounds is not None else (1, "round")
-    if found.link_seconds:
-        yield f"links: {duration(number * found.link_seconds)} of a {what}, along the slowest way through the tree"
-    speed, one, side_by_side = found.tokens_per_second, found.process_seconds, found.round_seconds
-    if speed is None or one is None or side_by_side is None:
-        yield "wall time: unknown; the model is too large to be tried here: give --tokens_per_second"
+def _times(result: Estimate, origin: str) -> Iterator[str]:
+    number, unit = (result.num_rounds, "run") if result.num_rounds is not None else (1, "round")
+    if result.link_seconds:
+        yield f"links: {duration(number * result.link_seconds)} of a {unit}, along the slowest path through the tree"
+    speed, sequential, parallel = result.tokens_per_second, result.process_seconds, result.round_seconds
+    if speed is None or sequential is None or parallel is None:
+        yield "wall time: unknown; the model is too large to be measured here: give --tokens_per_second"
         return
     yield (
-        f"wall time at {speed:,.0f} tokens/s ({origin}): {duration(number * one)} in one process, "
-        f"{duration(number * side_by_side)} if every node has a machine of its own"
+        f"wall time at {speed:,.0f} tokens/s ({origin}): {duration(number * sequential)} in one process, "
+        f"{duration(number * parallel)} if every node has a machine of its own"
     )
-    yield f"the node that reads most trains for {duration(found.tokens_of_longest / speed)} of a round"
+    yield f"the node with most tokens trains for {duration(result.max_node_tokens / speed)} of a round"
 
 
-def _left_out(topology: Topology, found: Estimate) -> Iterator[str]:
-    told = ["activations", "evaluation", "reading of text"]
+def _left_out(topology: Topology, result: Estimate) -> Iterator[str]:
+    parts = ["activations", "evaluation", "reading of text"]
     nodes = topology.nodes.values()
     if any(node.settings.link is not None and node.settings.link.jitter > 0 for node in nodes):
-        told.append("jitter in times")
-    budgets = (demand for node in nodes for demand in (node.settings.privacy, node.settings.example_privacy))
-    if any(demand is not None and demand.max_epsilon is not None for demand in budgets):
-        told.append("budgets of privacy that run out")
-    yield f"left out: {', '.join(told)}"
-    if not found.is_certain:
-        yield "messages and bytes are expectations: participants are drawn, uploads may be lost or late"
+        parts.append("jitter in times")
+    budgets = (setting for node in nodes for setting in (node.settings.privacy, node.settings.example_privacy))
+    if any(setting is not None and setting.max_epsilon is not None for setting in budgets):
+        parts.append("privacy budgets that run out")
+    yield f"left out: {', '.join(parts)}"
+    if not result.is_exact:
+        yield "messages and bytes are expectations: participants are drawn, and uploads may be lost or late"
 
 
 def _tokens(number: float) -> str:
@@ -132,7 +132,7 @@ def _tokens(number: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Tell bytes in three digits, by powers of 1000."""
+    """Format bytes with three digits, by powers of 1000."""
     value, unit = float(num_bytes), 0
     while value >= 999.5 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1
@@ -140,7 +140,7 @@ def size(num_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Tell seconds in three digits, in the largest unit of which there are two."""
-    name, length = next((one for one in _TIMES if seconds >= 2 * one[1]), _TIMES[-1])
+    """Format seconds with three digits, in the largest unit of which there are at least two."""
+    name, length = next((unit for unit in _TIMES if seconds >= 2 * unit[1]), _TIMES[-1])
     value = seconds / length
     return f"{value:.3g} {name}" if value < 999.5 else f"{value:,.0f} {name}"

@@ -1,1 +1,1 @@
-"""What was trained, taken home: exported, asked and measured by the name of a run."""
+"""Commands on the models of a finished run: export, generate, evaluate."""

@@ -1,8 +1,9 @@
-"""`worldlm evaluate`: any node's model on any corpus."""
+"""`worldlm evaluate`: evaluates any node's model on any corpus."""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from worldlm.cli.parser import Parser, names
-from worldlm.commands.inference.arguments import line_by_line, parse, run_parser, whole
-from worldlm.commands.inference.matrix import Cell, Matrix, as_csv, as_json, best_of, draw_table, heatmap
+from worldlm.cli.console import table_console
+from worldlm.cli.parser import Parser, names, whole_number
+from worldlm.commands.inference.errors import file_errors
+from worldlm.commands.inference.matrix import Cell, Matrix, as_csv, as_json, best_lines, draw_table, heatmap
 from worldlm.commands.inference.saved_run import SavedRun, open_run
 from worldlm.commands.inference.texts import Text, find_texts
 from worldlm.files.atomic_write import write_text
@@ -24,54 +26,52 @@ from worldlm.topology.errors import UserError
 from worldlm.trainer.world_trainer import default_precision
 
 FORMAT = 1
-"""Counted up whenever matrix.json changes its meaning."""
+"""Version of matrix.json, raised when the meaning of its content changes."""
 
 
-def evaluate(given: Sequence[str]) -> int:
-    """Measure models of a run, print a table, and write it with a picture into the run's folder.
+def evaluate(arguments: Sequence[str]) -> int:
+    """Evaluate models of a run, print a table, and write it with a picture into the run's folder.
 
     Args:
-        given: What stands after `worldlm evaluate`.
+        arguments: The words after `worldlm evaluate`.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        UserError: What a user can put right, one line each.
+        UserError: For mistakes that the user can correct, one line each.
     """
-    options = parse(_parser(), given)
-    if options is None:
-        return 0
+    options = _parser().parse_args(arguments)
     changes = {name: value for name in ("root", "cache_dir") if (value := getattr(options, name)) is not None}
-    with line_by_line():
+    with file_errors():
         run = open_run(options.run, options.round, options.trust)
         nodes = run.choose(options.node or run.names)
         texts = find_texts(
             run, options.corpus, split=options.split, limit=options.limit, recipes=options.recipe, changes=changes
         )
-        if twice := [one.name for one in texts if [other.name for other in texts].count(one.name) > 1]:
-            raise UserError([f"two texts are called {twice[0]!r}: measure them one after the other"])
+        if repeated := [name for name, count in Counter(text.name for text in texts).items() if count > 1]:
+            raise UserError([f"two texts are called {repeated[0]!r}: evaluate them one after the other"])
         matrix = measure(run, nodes, texts)
     for text in texts:
         if text.is_other:
-            told = "its files, its settings or the tokenizer changed since the run, so that its figures may differ"
-            print(f"worldlm: warning: {text.name}: {told}", file=sys.stderr)
+            reason = "its files, its settings or the tokenizer changed since the run, so its figures may differ"
+            print(f"worldlm: warning: {text.name}: {reason}", file=sys.stderr)
     folder = Path(options.out).expanduser() if options.out else run.folder / "evaluation"
     name = "matrix" if options.round is None else f"matrix_round_{options.round}"
     report(matrix)
-    with line_by_line():
+    with file_errors():
         write(matrix, folder / name, _facts(run, texts, options.split))
     print(f"done. table and picture: {folder / name}.json, .csv, .png, .svg")
     return 0
 
 
 def measure(run: SavedRun, nodes: Sequence[str], texts: Sequence[Text]) -> Matrix:
-    """Evaluate models on texts, each as its run would have.
+    """Evaluate models on texts, in the batches and the precision of their run.
 
     Args:
         run: The run.
-        nodes: Whose models.
-        texts: What they are measured on.
+        nodes: The nodes whose models are evaluated.
+        texts: The texts.
     """
     module, cells = run.module(), dict[str, dict[str, Cell]]()
     console = Console(stderr=True)
@@ -81,20 +81,20 @@ def measure(run: SavedRun, nodes: Sequence[str], texts: Sequence[Text]) -> Matri
             cells[node] = {
                 text.name: Cell(module.evaluate(text.batches()), text.blocks.bytes_per_token) for text in texts
             }
-    recorded = {one["name"]: one["corpus"] for one in run.record.nodes} if run.record else {}
+    corpora = {node["name"]: node["corpus"] for node in run.record.nodes} if run.record else {}
     return Matrix(
         title=run.title,
         cells=cells,
-        own={node: recorded.get(node) for node in nodes},
+        own={node: corpora.get(node) for node in nodes},
         depths={node: run.depth(node) for node in nodes},
     )
 
 
 def _precision(run: SavedRun, device: torch.device) -> Any:
-    """Compute in the precision that the run was evaluated in."""
-    chosen = str((run.config.get("trainer") or {}).get("precision") or default_precision(device.type))
-    kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-    return torch.autocast(device.type, kinds[chosen]) if chosen in kinds else nullcontext()
+    """Return a context that computes in the precision of the run's own evaluation."""
+    precision = str((run.config.get("trainer") or {}).get("precision") or default_precision(device.type))
+    types = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    return torch.autocast(device.type, types[precision]) if precision in types else nullcontext()
 
 
 def _facts(run: SavedRun, texts: Sequence[Text], split: str) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def write(matrix: Matrix, path: Path, facts: dict[str, Any]) -> None:
 
     Args:
         matrix: The matrix.
-        path: Where to, without a suffix.
-        facts: What the JSON says first.
+        path: The files' path, without a suffix.
+        facts: The first entries of the JSON.
     """
     write_json(path.with_name(f"{path.name}.json"), as_json(matrix, facts))
     write_text(path.with_name(f"{path.name}.csv"), as_csv(matrix))
@@ -124,32 +124,34 @@ def write(matrix: Matrix, path: Path, facts: dict[str, Any]) -> None:
 
 
 def report(matrix: Matrix) -> None:
-    """Print a matrix and what it says."""
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file has no edge to wrap at
-        console.width = 40 + 24 * len(matrix.texts)
+    """Print a matrix, and the best model on each text."""
+    console = table_console(40 + 24 * len(matrix.texts))
     console.print(draw_table(matrix))
-    for line in best_of(matrix):
+    for line in best_lines(matrix):
         console.print(line, markup=False, soft_wrap=True)
     console.print(
-        "perplexity per token (bits per byte); bold: the best on this text; *: the node's own corpus", soft_wrap=True
+        "perplexity per token (bits per byte); bold: the best model on this text; *: the node's own corpus",
+        soft_wrap=True,
     )
 
 
 def _parser() -> Parser:
-    parser = run_parser("evaluate", "Measure any node's model on any corpus: who knows what.")
-    parser.add_argument("--node", type=names, metavar="A,B", help="whose models; by default all nodes'")
+    parser = Parser("worldlm evaluate", "Evaluate any node's model on any corpus.")
+    parser.add_run()
+    parser.add_argument("--node", type=names, metavar="A,B", help="nodes whose models to evaluate; by default all")
     parser.add_argument(
         "--corpus",
         type=names,
         metavar="C,D",
-        help="corpora of the run, or files (.txt, .json, .jsonl, .parquet), which are measured whole; by default the "
-        "corpora of the run's nodes",
+        help="corpora of the run, or whole files (.txt, .json, .jsonl, .parquet); by default the corpora of the run's "
+        "nodes",
     )
     parser.add_argument("--split", choices=("validation", "train"), default="validation", help="default: validation")
-    parser.add_argument("--limit", type=whole(1), metavar="N", help="batches of each text; default: as the run had")
-    parser.add_argument("--recipe", action="append", default=[], help="a recipe whose corpora may be named too")
-    parser.add_argument("--root", metavar="FOLDER", help="where the run's relative paths start now (data.root)")
+    parser.add_argument(
+        "--limit", type=whole_number(1), metavar="N", help="batches of each text; default: the run's own number"
+    )
+    parser.add_argument("--recipe", action="append", default=[], help="a recipe whose corpora may also be named")
+    parser.add_argument("--root", metavar="FOLDER", help="folder of the run's relative paths (data.root)")
     parser.add_argument("--cache_dir", metavar="FOLDER", help="folder of packed text; default: the run's")
-    parser.add_argument("--out", metavar="FOLDER", help="where to write; default: evaluation in the run's folder")
+    parser.add_argument("--out", metavar="FOLDER", help="folder to write; default: evaluation in the run's folder")
     return parser

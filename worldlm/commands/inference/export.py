@@ -1,4 +1,4 @@
-"""`worldlm export`: a node's model as a Hugging Face folder."""
+"""`worldlm export`: writes a node's model as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 from safetensors.torch import save_file
 
 from worldlm.cli.parser import Parser
-from worldlm.commands.inference.arguments import line_by_line, parse, run_parser
-from worldlm.commands.inference.card import model_card, own_updates
+from worldlm.commands.inference.errors import file_errors
+from worldlm.commands.inference.model_card import model_card, own_updates
 from worldlm.commands.inference.saved_run import SavedRun, open_run
 from worldlm.data import Tokenizer
 from worldlm.data.tokenizers import FILE
@@ -25,53 +25,50 @@ from worldlm.monitoring.record import weights_digest
 from worldlm.topology.errors import UserError
 
 
-def export(given: Sequence[str]) -> int:
+def export(arguments: Sequence[str]) -> int:
     """Write a node's model as a folder that transformers opens.
 
     Args:
-        given: What stands after `worldlm export`.
+        arguments: The words after `worldlm export`.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        UserError: What a user can put right, one line each.
+        UserError: For mistakes that the user can correct, one line each.
     """
-    options = parse(_parser(), given)
-    if options is None:
-        return 0
+    options = _parser().parse_args(arguments)
     target = Path(options.out).expanduser()
-    with line_by_line():
+    with file_errors():
         run = open_run(options.run, options.round, options.trust)
         (node,) = run.choose([options.node])
         _check_target(target, force=options.force)
         warnings = export_node(run, node, target, license_=options.license)
     for line in warnings:
         print(f"worldlm: warning: {line}", file=sys.stderr)
-    size = (target / WEIGHTS).stat().st_size / 1e6
-    print(
-        f"{node} of {run.title}: {size:,.1f} MB of weights, {'no ' if warnings[:1] == [_NONE] else ''}tokenizer, card"
-    )
+    megabytes = (target / WEIGHTS).stat().st_size / 1e6
+    tokenizer = "no tokenizer" if warnings[:1] == [_NO_TOKENIZER] else "tokenizer"
+    print(f"{node} of {run.title}: {megabytes:,.1f} MB of weights, {tokenizer}, card")
     print(f"done. model: {target}")
     return 0
 
 
-_NONE = "the run's tokenizer cannot be found, and is left out"
+_NO_TOKENIZER = "the run's tokenizer was not found and is not exported"
 
 
 def export_node(run: SavedRun, node: str, target: Path, *, license_: str | None = None) -> list[str]:
-    """Write config, weights, tokenizer and model card; files of these names that are there are replaced.
+    """Write config, weights, tokenizer and model card. Existing files of these names are replaced.
 
-    Everything is written beside the folder, and put in its place when it is whole.
+    All files are written beside the folder, and moved into it when all are complete.
 
     Args:
-        run: The run, at the round that is exported.
+        run: The run, as of the round that is exported.
         node: The node.
-        target: The folder; made if it is missing.
-        license_: For the card.
+        target: The folder; it need not exist.
+        license_: The licence to name in the card.
 
     Returns:
-        What whoever passes the folder on should know, a line each.
+        Warnings for whoever passes the folder on, one line each.
 
     Raises:
         ValueError: If transformers' MPT cannot compute what the model does, or the tokenizer cannot be read.
@@ -82,8 +79,8 @@ def export_node(run: SavedRun, node: str, target: Path, *, license_: str | None 
     tokenizer, warnings = _tokenizer(run)
     if not is_finite(weights):
         warnings.append(f"the weights of {node} are not all finite numbers: its training diverged")
-    if run.topology is not None and (told := own_updates(run, node, run.topology)):
-        warnings.append(told.replace("**", "").replace("`", ""))
+    if run.topology is not None and (warning := own_updates(run, node, run.topology)):
+        warnings.append(warning.replace("**", "").replace("`", ""))
     if tokenizer is not None:
         config["eos_token_id"] = tokenizer.end_of_text
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,10 +92,10 @@ def export_node(run: SavedRun, node: str, target: Path, *, license_: str | None 
             partial / WEIGHTS,
             metadata={"format": "pt"},
         )
-        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # safetensors lets nobody else read it
+        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # safetensors makes it readable by its owner only
         if tokenizer is not None:
             write_tokenizer(partial, tokenizer, architecture.max_seq_len)
-        missing = "" if tokenizer is not None else f"**No tokenizer**: {_NONE}."
+        missing = "" if tokenizer is not None else f"**No tokenizer**: {_NO_TOKENIZER}."
         card = model_card(run, node, license_=license_, digest=weights_digest(weights), warning=missing)
         (partial / "README.md").write_text(card, "utf-8")
         target.mkdir(exist_ok=True)
@@ -113,11 +110,14 @@ def _tokenizer(run: SavedRun) -> tuple[Tokenizer | None, list[str]]:
     try:
         return run.tokenizer, []
     except ValueError as error:
-        return None, [_NONE, *str(error).splitlines()]
+        return None, [_NO_TOKENIZER, *str(error).splitlines()]
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_seq_len: int) -> None:
-    """Write a fast tokenizer of transformers that encodes as the run did: no token added, and none that text spells."""
+    """Write a fast tokenizer for transformers that encodes as in training.
+
+    It adds no tokens, and special tokens spelt out in a text stay plain text.
+    """
     from tokenizers import Tokenizer as Backend
 
     content = json.loads(tokenizer.to_json())
@@ -142,13 +142,15 @@ def _check_target(target: Path, *, force: bool) -> None:
     if target.exists() and not target.is_dir():
         raise UserError([f"{target} is a file: --out takes a folder"])
     if target.is_dir() and any(target.iterdir()) and not force:
-        raise UserError([f"{target} is not empty: name another folder, or --force to replace what is written there"])
+        raise UserError([f"{target} is not empty: choose another folder, or replace its files with --force"])
 
 
 def _parser() -> Parser:
-    parser = run_parser("export", "Write a node's model as a folder that transformers' AutoModelForCausalLM opens.")
-    parser.add_argument("--node", required=True, metavar="NAME", help="whose model, a federation's or a leaf's")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where to")
-    parser.add_argument("--license", metavar="ID", help="licence for the card, as mit; it is unknown unless you say it")
+    description = "Write a node's model as a folder that transformers' AutoModelForCausalLM opens."
+    parser = Parser("worldlm export", description)
+    parser.add_run()
+    parser.add_argument("--node", required=True, metavar="NAME", help="a federation or a leaf")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--license", metavar="ID", help="licence to name in the card, such as mit; unknown by default")
     parser.add_argument("--force", action="store_true", help="replace the files of a folder that is not empty")
     return parser

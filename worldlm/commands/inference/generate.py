@@ -1,8 +1,7 @@
-"""`worldlm generate`: the same prompt through several nodes, side by side."""
+"""`worldlm generate`: continues one prompt with the models of several nodes."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 import torch
@@ -11,34 +10,33 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from worldlm.cli.parser import Parser, names
-from worldlm.commands.inference.arguments import line_by_line, parse, run_parser, whole
+from worldlm.cli.parser import Parser, names, number_from, whole_number
+from worldlm.commands.inference.errors import file_errors
 from worldlm.commands.inference.saved_run import SavedRun, open_run
 from worldlm.models import NotFiniteError, generate
 from worldlm.topology.errors import UserError
 
-_MANY = 16
+_MAX_NODES = 16
+"""Nodes that are asked where the command names none."""
 
 
-def generate_texts(given: Sequence[str]) -> int:
-    """Let nodes of a run go on with a prompt, and print what they make of it.
+def generate_texts(arguments: Sequence[str]) -> int:
+    """Continue a prompt with the models of a run's nodes, and print the texts.
 
     Args:
-        given: What stands after `worldlm generate`.
+        arguments: The words after `worldlm generate`.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        UserError: What a user can put right, one line each.
+        UserError: For mistakes that the user can correct, one line each.
     """
-    options = parse(_parser(), given)
-    if options is None:
-        return 0
-    with line_by_line():
+    options = _parser().parse_args(arguments)
+    with file_errors():
         run = open_run(options.run, options.round, options.trust)
-        if options.node is None and len(run.names) > _MANY:
-            raise UserError([f"{run.folder} has {len(run.names)} nodes: name some with --node"])
+        if options.node is None and len(run.names) > _MAX_NODES:
+            raise UserError([f"{run.folder} has {len(run.names)} nodes: choose some with --node"])
         chosen = run.choose(options.node or run.names)
         texts = continue_prompt(
             run,
@@ -50,9 +48,9 @@ def generate_texts(given: Sequence[str]) -> int:
             seed=options.seed,
         )
     Console(highlight=False).print(_table(run.title, options.prompt, texts))
-    drawn = f"temperature {options.temperature:g}, seed {options.seed}"
-    how = "likeliest tokens" if options.temperature == 0 else drawn
-    print(f"done. {len(chosen)} node{'' if len(chosen) == 1 else 's'} ({how}): {run.world.path}")
+    sampling = f"temperature {options.temperature:g}, seed {options.seed}"
+    method = "likeliest tokens" if options.temperature == 0 else sampling
+    print(f"done. {len(chosen)} node{'' if len(chosen) == 1 else 's'} ({method}): {run.world.path}")
     return 0
 
 
@@ -68,16 +66,16 @@ def continue_prompt(
 ) -> dict[str, str]:
     """Continue a prompt with the models of some nodes.
 
-    All nodes draw with the same chance: what one says does not depend on who else is asked. An empty prompt is the end
-    of another text, as which a text begins in training.
+    All nodes draw with the same seed, so a node's text does not depend on the other nodes. An empty prompt stands for
+    the end-of-text token, which precedes each text in training.
 
     Returns:
-        By node what follows the prompt, up to where the text ends; or in brackets that its model has diverged.
+        By node, the text after the prompt up to its end; or a note in brackets if the model has diverged.
     """
     tokenizer, module = run.tokenizer, run.module()
     first = [int(token) for token in tokenizer.encode_batch([prompt])[0]] or [tokenizer.end_of_text]
     console, texts = Console(stderr=True), {}
-    for node in track(nodes, "asking", console=console, transient=True, disable=not console.is_terminal):
+    for node in track(nodes, "generating", console=console, transient=True, disable=not console.is_terminal):
         run.put(module, node)
         try:
             tokens = generate(
@@ -104,28 +102,25 @@ def _table(title: str, prompt: str, texts: dict[str, str]) -> Table:
 
 
 def shown(text: str) -> str:
-    """Replace what would move the cursor by something that is seen."""
-    return "".join(one if one.isprintable() or one in "\n\t" else "\N{REPLACEMENT CHARACTER}" for one in text)
+    """Replace control characters, which would move the cursor, by a visible character."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _parser() -> Parser:
-    parser = run_parser("generate", "Go on with a prompt, by several nodes' models.")
-    parser.add_argument("prompt", metavar="PROMPT", help='the text to go on with; "" begins one')
-    parser.add_argument("--node", type=names, metavar="A,B", help="whose models to ask; by default all nodes'")
-    parser.add_argument("--max_new_tokens", type=whole(0), default=100, metavar="N", help="tokens to add; default: 100")
+    parser = Parser("worldlm generate", "Continue a prompt with the models of several nodes.")
+    parser.add_run()
+    parser.add_argument("prompt", metavar="PROMPT", help='the text to continue; "" starts a new one')
+    parser.add_argument("--node", type=names, metavar="A,B", help="nodes whose models to use; by default all")
     parser.add_argument(
-        "--temperature", type=_temperature, default=0.8, metavar="T", help="0 takes the likeliest token; default: 0.8"
+        "--max_new_tokens", type=whole_number(0), default=100, metavar="N", help="tokens to add; default: 100"
     )
-    parser.add_argument("--top_k", type=whole(1), metavar="K", help="draw among so many likeliest tokens; default: all")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the draws, the same for all nodes; default: 0")
+    parser.add_argument(
+        "--temperature", type=number_from(0), default=0.8, metavar="T", help="0 picks the likeliest token; default: 0.8"
+    )
+    parser.add_argument(
+        "--top_k", type=whole_number(1), metavar="K", help="draw among the K likeliest tokens; default: all"
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(0), default=0, help="seed of the draws, the same for all nodes; default: 0"
+    )
     return parser
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, but is {text!r}")
-    return value

@@ -1,4 +1,4 @@
-"""What protects the text of a world's data nodes from whoever holds one node's model."""
+"""The privacy guarantees that a node's model gives for the text of every data node."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from worldlm.topology import Node, Topology
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Protection:
-    """One guarantee that holds for a text in a model."""
+    """A guarantee for a text in a model."""
 
     kind: Literal["examples", "updates"]
-    """`examples`: of every document's block, by DP-SGD. `updates`: of all that a node and those below it sent."""
+    """`examples` protects a block of text, by DP-SGD. `updates` protects all text at and below a node."""
     node: str
-    """Whose ledger it is."""
+    """The node whose privacy ledger counts it."""
     epsilon: float | None
-    """What was spent; None: no finite epsilon holds."""
+    """The epsilon spent; None if it is not finite."""
     delta: float | None
-    """The delta of this epsilon; None where the topology's settings are not known."""
+    """The delta of this epsilon; None if the topology's settings are not known."""
     noise_multiplier: float | None
-    """Noise over the clipping norm; None where it is not known."""
+    """Noise divided by the clipping norm; None if it is not known."""
 
 
 def protections(
     topology: Topology, source: Node, holder: str, figures: Mapping[str, Mapping[str, Any]]
 ) -> list[Protection]:
-    """Return what protects a data node's text in the model that another node, or it itself, holds.
+    """Return the guarantees for a data node's text in the model of another node, or in its own.
 
-    Steps with noise protect a text in whatever comes of them. Noise on updates protects it beyond the edge where it
-    was added only: a node's own weights, and those of a federation below that edge, are not covered.
+    Noise in training steps protects the text in every model. Noise on updates protects it above the edge where it is
+    added: the node's own weights, and those of a federation below that edge, are not covered.
 
     Args:
         topology: The tree.
-        source: The node whose text it is.
-        holder: The node whose model it is.
-        figures: What a round came to, by node: `epsilon` and `example_epsilon` where there are any.
+        source: The node that has the text.
+        holder: The node that has the model.
+        figures: The figures of a round by node, with `epsilon` and `example_epsilon` where any was spent.
     """
     found = []
     own = figures.get(source.name, {})
@@ -53,18 +53,18 @@ def protections(
 
 
 def _protection(kind: Literal["examples", "updates"], node: Node, epsilon: float | None) -> Protection:
-    asked = node.settings.example_privacy if kind == "examples" else node.settings.privacy
+    settings = node.settings.example_privacy if kind == "examples" else node.settings.privacy
     return Protection(
         kind=kind,
         node=node.name,
         epsilon=epsilon,
-        delta=None if asked is None else asked.delta,
-        noise_multiplier=None if asked is None else asked.noise_multiplier,
+        delta=None if settings is None else settings.delta,
+        noise_multiplier=None if settings is None else settings.noise_multiplier,
     )
 
 
-def told(protection: Protection) -> str:
-    """Say a guarantee in words."""
+def describe(protection: Protection) -> str:
+    """Return a guarantee in words."""
     whose = "its training steps" if protection.kind == "examples" else f"the updates of `{protection.node}`"
     noise = "" if protection.noise_multiplier is None else f", noise multiplier {protection.noise_multiplier:g}"
     if protection.epsilon is None:

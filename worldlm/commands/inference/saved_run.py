@@ -1,4 +1,4 @@
-"""A run that was, opened by the name of its folder: its nodes, tree, tokenizer and record, without a trainer."""
+"""Opens a finished run by its folder: its nodes, topology, tokenizer and results, without a trainer."""
 
 from __future__ import annotations
 
@@ -26,44 +26,44 @@ from worldlm.topology.reader import read_plain
 
 @dataclass(frozen=True, kw_only=True)
 class SavedRun:
-    """What a run left behind, as of one of its checkpoints."""
+    """A run as of one of its checkpoints."""
 
     folder: Path
     """The run's folder."""
     world: SavedWorld
-    """Its nodes."""
+    """The nodes of the checkpoint."""
     config: Mapping[str, Any]
-    """Its config.yaml; empty if there is none."""
+    """The run's config.yaml; empty if there is none."""
     record: RunRecord | None
-    """Its results.json; None if there is none."""
+    """The run's results.json; None if there is none."""
     trusted: bool = False
-    """Whether classes that `worldlm.cli.safe_mode` does not allow may be made of its config.yaml."""
+    """Whether classes in its config.yaml may be built even if `worldlm.cli.safe_mode` does not allow them."""
 
     # ------------------------------------------------------------------ nodes
 
     @property
     def names(self) -> list[str]:
-        """All nodes, parents first."""
+        """Names of all nodes, parents first."""
         return list(self.world.children)
 
     def choose(self, wanted: Iterable[str]) -> list[str]:
-        """Return nodes by name, each once.
+        """Return the names of nodes, each once.
 
         Raises:
-            UserError: Names all that are none.
+            UserError: With all names that are not nodes.
         """
         names, chosen = self.names, list(dict.fromkeys(wanted))
-        wrong = [
+        mistakes = [
             f"{self.folder} has no node {name!r}; it has {join_names(names, 20)}{suggest(name, names)}"
             for name in chosen
             if name not in self.world.children
         ]
-        if wrong:
-            raise UserError(wrong)
+        if mistakes:
+            raise UserError(mistakes)
         return chosen
 
     def depth(self, node: str) -> int:
-        """Return the levels above a node."""
+        """Return the number of levels above a node."""
         return self._depths[node]
 
     @cached_property
@@ -74,89 +74,89 @@ class SavedRun:
         return depths
 
     def module(self) -> LanguageModule:
-        """Build a module for the nodes' weights, on the accelerator if there is one, in evaluation mode."""
+        """Build a module for the nodes' weights, in evaluation mode, on the GPU if there is one."""
         with torch.random.fork_rng(devices=[]), as_written(self.world.path):
             module = LanguageModule.from_hyper_parameters(self.world.hyper_parameters)
         return module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def put(self, module: LanguageModule, node: str) -> None:
-        """Let a module be a node's model."""
+        """Load a node's weights into a module."""
         with as_written(self.world.path):
             module.load_weights(self.world.parameters(node))
 
-    # ------------------------------------------------------------------ what it was
+    # ------------------------------------------------------------------ topology and results
 
     @cached_property
     def topology(self) -> Topology | None:
-        """The tree with its settings, where its file still tells the same nodes; else what the record tells of it."""
+        """The topology with its settings if its file still has the same nodes, else the recorded tree; None without it."""
         recorded = None if self.record is None else _recorded_topology(self.record)
         if recorded is not None and _children(recorded) != self.world.children:
             recorded = None  # of a later round, before which the topology changed
         try:
-            with warnings.catch_warnings(action="ignore"):  # said when it was trained
+            with warnings.catch_warnings(action="ignore"):  # the fit has printed them
                 tree = _topology_of(self.config["federation"])
         except (KeyError, ValueError, OSError):
-            return recorded  # its file is gone
+            return recorded  # its file was removed
         if _children(tree) != self.world.children:
             return recorded  # its file was changed
-        asked = _asks(tree)
+        settings = _recorded_settings(tree)
         nodes = self.record.nodes if self.record else ()
-        is_same = all(asked.get(one["name"]) == (one["corpus"], one["noise_multiplier"]) for one in nodes)
+        is_same = all(settings.get(node["name"]) == (node["corpus"], node["noise_multiplier"]) for node in nodes)
         return tree if is_same else recorded
 
     @property
     def knows_settings(self) -> bool:
-        """Whether `topology` has the settings of the run, and not just its nodes."""
+        """Whether `topology` has the settings of the run, and not only its nodes."""
         return self.topology is not None and not self.topology.description.startswith(_RECORDED)
 
     def figures(self, node: str) -> dict[str, Any]:
-        """Return what the record says of a node at the end of the last round that had ended; nothing if unknown."""
+        """Return the recorded figures of a node after the last finished round; nothing if they are unknown."""
         rounds = self.record.rounds if self.record else []
-        figures = (one["nodes"].get(node, {}) for one in rounds if one["round"] + 1 == self.world.num_rounds)
+        figures = (round_["nodes"].get(node, {}) for round_ in rounds if round_["round"] + 1 == self.world.num_rounds)
         return dict(next(figures, {}))
 
     @property
     def changes(self) -> list[dict[str, Any]]:
-        """How the topology changed before a round that had ended; see `RunRecord.changes`."""
+        """The changes of the topology up to the last finished round; see `RunRecord.changes`."""
         changes = self.record.changes if self.record else []
-        return [one for one in changes if one["round"] < self.world.num_rounds]
+        return [change for change in changes if change["round"] < self.world.num_rounds]
 
     @property
     def when(self) -> str:
-        """How far it had come, in words."""
+        """The round of the checkpoint, in words."""
         done = self.world.num_rounds
-        ended = f"after {done} round{'' if done == 1 else 's'}"
-        return f"within round {done + 1}" if self.world.within_round else ended
+        finished = f"after {done} round{'' if done == 1 else 's'}"
+        return f"within round {done + 1}" if self.world.within_round else finished
 
     @property
     def title(self) -> str:
-        """Which run it is, and how far it had come."""
+        """The topology's name and the round of the checkpoint."""
         return f"{self.topology.name if self.topology else self.folder} {self.when}"
 
     # ------------------------------------------------------------------ text
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that it was trained with.
+        """The tokenizer of the training.
 
         Raises:
-            ValueError: If it cannot be found.
+            ValueError: If it is not found.
         """
-        chosen = (self.config.get("data") or {}).get("tokenizer")
-        if chosen == "bytes":
+        setting = (self.config.get("data") or {}).get("tokenizer")
+        if setting == "bytes":
             return ByteTokenizer()
         if (self.folder / FILE).is_file():
             return FileTokenizer(self.folder / FILE)
-        if isinstance(chosen, str):
-            return load_tokenizer(chosen)
-        if chosen is None:
-            raise UserError([f"{self.folder} holds neither {FILE} nor {CONFIG}: its tokenizer is not known"])
-        trained, data = TrainedBPE(**chosen.get("init_args", {})), data_module(self.config["data"], self.trusted)
+        if isinstance(setting, str):
+            return load_tokenizer(setting)
+        if setting is None:
+            raise UserError([f"{self.folder} has neither {FILE} nor {CONFIG}: its tokenizer is not known"])
+        trained, data = TrainedBPE(**setting.get("init_args", {})), data_module(self.config["data"], self.trusted)
         return trained.load(data.corpora, data.cache_dir)
 
 
 def _children(tree: Topology) -> dict[str, list[str]]:
-    return {name: [one.name for one in node.children] for name, node in tree.nodes.items()}
+    return {name: [child.name for child in node.children] for name, node in tree.nodes.items()}
 
 
 def _topology_of(federation: Mapping[str, Any]) -> Topology:
@@ -166,11 +166,11 @@ def _topology_of(federation: Mapping[str, Any]) -> Topology:
     return tree if subrounds is None else split_rounds(tree, subrounds)
 
 
-def _asks(tree: Topology) -> dict[str, tuple[str | None, float | None]]:
-    """Return what the record knows of every node's text and privacy."""
+def _recorded_settings(tree: Topology) -> dict[str, tuple[str | None, float | None]]:
+    """Return every node's corpus and noise multiplier, which the record has too."""
     privacy = {name: node.settings.privacy for name, node in tree.nodes.items()}
     return {
-        name: (node.corpus, one.noise_multiplier if (one := privacy[name]) else None)
+        name: (node.corpus, setting.noise_multiplier if (setting := privacy[name]) else None)
         for name, node in tree.nodes.items()
     }
 
@@ -179,12 +179,12 @@ def open_run(run: str | Path, round_: int | None = None, trusted: bool = False) 
     """Open a run.
 
     Args:
-        run: Its folder, or that of all its versions; see `find_run`.
-        round_: As it was after this round, from 1, if that was kept; None for its last checkpoint.
-        trusted: Whether any class may be made of its config.yaml.
+        run: Its folder, or the folder of all its versions; see `find_run`.
+        round_: A round whose checkpoint was kept, from 1; None for the last checkpoint.
+        trusted: Whether any class in its config.yaml may be built.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no such run or checkpoint.
         ValueError: If its files cannot be read.
     """
     folder = find_run(run)
@@ -192,10 +192,10 @@ def open_run(run: str | Path, round_: int | None = None, trusted: bool = False) 
     content = read_results(results) if results.is_file() else None
     world = open_world(find_saved(folder, round_))
     if "architecture" not in world.hyper_parameters:
-        raise UserError([f"{world.path}: its model is not one of worldlm's, whose sizes would be told there"])
+        raise UserError([f"{world.path}: its model is not one of worldlm's: it has no architecture"])
     settings = read_plain(config) if config.is_file() else {}
     if not isinstance(settings, dict):
-        raise UserError([f"{config}: holds no settings"])
+        raise UserError([f"{config}: has no settings"])
     return SavedRun(
         folder=folder,
         world=world,
@@ -206,14 +206,14 @@ def open_run(run: str | Path, round_: int | None = None, trusted: bool = False) 
 
 
 def data_module(settings: Mapping[str, Any], trusted: bool) -> CorpusDataModule:
-    """Build the data module of a recipe's or a run's `data`, for its corpora; its tokenizer is not loaded.
+    """Build the data module of the `data` settings of a recipe or a run, without its tokenizer.
 
     Args:
-        settings: The `data`.
-        trusted: Whether any class may be made of it, or those alone that `worldlm.cli.safe_mode` allows.
+        settings: The `data` settings.
+        trusted: Whether any class may be built, or only those that `worldlm.cli.safe_mode` allows.
 
     Raises:
-        ValueError: If a setting is wrong, or a class not trusted.
+        ValueError: If a setting is wrong, or a class is not trusted.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -224,33 +224,33 @@ def data_module(settings: Mapping[str, Any], trusted: bool) -> CorpusDataModule:
     try:
         with restricted_imports(not trusted):
             config = parser.parse_object({"data": {**settings, "tokenizer": "bytes"}})
-            made: CorpusDataModule = parser.instantiate_classes(config).data
+            module: CorpusDataModule = parser.instantiate_classes(config).data
     except (ArgumentError, TypeError) as error:
-        refused = denied(str(error))
-        raise ValueError(f"{refusal(refused)}; --trust allows all" if refused else f"data: {error}") from error
-    return made
+        path = denied(str(error))
+        raise ValueError(f"{refusal(path)}; --trust allows all" if path else f"data: {error}") from error
+    return module
 
 
 _RECORDED = "as recorded"
 
 
 def _recorded_topology(record: RunRecord) -> Topology:
-    facts, told = record.content["data_nodes"], record.content["topology"]
+    data_nodes, topology = record.content["data_nodes"], record.content["topology"]
 
-    def node(one: Mapping[str, Any]) -> Node:
-        known = facts.get(one["name"], {})
-        steps = known.get("steps") if known.get("fits", 1) else 0
-        below = tuple(map(node, one["children"]))
+    def build(recorded: Mapping[str, Any]) -> Node:
+        facts = data_nodes.get(recorded["name"], {})
+        steps = facts.get("steps") if facts.get("fits", 1) else 0
         return Node(
-            name=one["name"],
-            corpus=one["corpus"],
-            settings=Settings(num_local_steps=steps if one["corpus"] is not None else None),
-            children=below,
+            name=recorded["name"],
+            corpus=recorded["corpus"],
+            settings=Settings(num_local_steps=steps if recorded["corpus"] is not None else None),
+            children=tuple(map(build, recorded["children"])),
         )
 
-    return Topology(name=told["name"], description=f"{_RECORDED}; its settings are not known", root=node(told["root"]))
+    description = f"{_RECORDED}; its settings are not known"
+    return Topology(name=topology["name"], description=description, root=build(topology["root"]))
 
 
-def finite(value: float | None) -> float:
-    """Return a figure of a record, which has null for what is not finite."""
+def or_infinity(value: float | None) -> float:
+    """Return a recorded figure. A record has null for numbers that are not finite."""
     return math.inf if value is None else float(value)

@@ -1,4 +1,4 @@
-"""Texts to measure models on: corpora of the run, of other recipes, or files."""
+"""Texts on which models are evaluated: corpora of the run, corpora of other recipes, or files."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ from worldlm.topology.reader import read_plain
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A corpus as it is measured."""
+    """A text on which models are evaluated."""
 
     name: str
-    """The corpus' name, or the file's."""
+    """The name of the corpus or the file."""
     blocks: Blocks | MixedBlocks
-    """All of it, in blocks of the model's length."""
+    """The whole text, in blocks of the model's length."""
     batch_size: int
-    """Blocks of a batch."""
+    """Blocks in a batch."""
     num_batches: int | None
-    """Batches that are measured; None: all."""
+    """Batches that are evaluated; None for all."""
     is_other: bool = False
-    """Whether it is packed elsewhere than what the run held out under this name: something about it changed."""
+    """Whether it differs from the text that the run held out under this name."""
 
     def batches(self) -> Iterator[Tensor]:
-        """Yield the batches that a run evaluates on, in its order."""
+        """Yield the batches in the order of a run's own evaluation."""
         sampler = BatchSampler(spread(self.blocks.sizes), self.batch_size, drop_last=False)
         return (self.blocks.__getitems__(indices) for indices in islice(sampler, self.num_batches))
 
 
 @dataclass(frozen=True, kw_only=True)
 class WholeFiles(Corpus):
-    """Files of which all is held out: nobody trains on them here."""
+    """Files that are evaluated as a whole; no model trains on them."""
 
     files: TextFiles
     """The files."""
 
     def documents(self, split: SplitName) -> Iterator[str]:
-        """Read all documents; for training, which is not done, the first one."""
-        held = (text for one in ("train", "validation") for text in self.files.documents(one))
-        return islice(held, 1 if split == "train" else None)
+        """Read all documents for validation. The training split is not used, and has only the first one."""
+        documents = (text for part in ("train", "validation") for text in self.files.documents(part))
+        return islice(documents, 1 if split == "train" else None)
 
     def fingerprint(self) -> str:
-        """Digest the files' paths, sizes and times."""
+        """Return a digest of the files' paths, sizes and times."""
         return digest("whole", self.files.fingerprint())
 
 
@@ -69,16 +69,16 @@ def find_texts(
     recipes: Sequence[str] = (),
     changes: Mapping[str, str] | None = None,
 ) -> list[Text]:
-    """Read texts, packed as the run packs its own.
+    """Read texts and pack them as the run packs its own.
 
     Args:
-        run: The run, whose tokenizer and block length they are read with.
+        run: The run. Its tokenizer and block length are used.
         wanted: Names of corpora, or paths of files; by default the corpora of the run's own nodes.
-        split: Which split of a corpus; a file is measured whole.
-        limit: Batches of each; by default of the run's own corpora as many as it evaluated on, of others as its
-            `limit_val_batches` says.
-        recipes: Recipes whose corpora may be named too; one goes before the run's of the same name.
-        changes: Settings of `data` that are not what they were: `root`, `cache_dir`.
+        split: The split of a corpus; a file is read as a whole.
+        limit: Batches of each text. By default, as many as in the run's own evaluation, or as its
+            `limit_val_batches` allows for other texts.
+        recipes: Recipes whose corpora may also be named. They take precedence over the run's.
+        changes: New values of settings in `data`: `root`, `cache_dir`.
 
     Raises:
         ValueError: If there is no such text, or it cannot be read.
@@ -87,9 +87,11 @@ def find_texts(
     own = list(dict.fromkeys(node["corpus"] for node in _nodes(run) if node["corpus"] is not None))
     names = list(dict.fromkeys(wanted or own))
     if not names:
-        raise UserError([f"{run.folder}: which corpora its nodes have is not recorded: name some with --corpus"])
+        raise UserError([f"{run.folder}: its nodes' corpora are not recorded: choose some with --corpus"])
     found = {name: corpora[name] if name in corpora else _files(name, corpora) for name in names}
-    members = {name: one.members(corpora) if isinstance(one, Mixture) else [name] for name, one in found.items()}
+    members = {
+        name: corpus.members(corpora) if isinstance(corpus, Mixture) else [name] for name, corpus in found.items()
+    }
     needed = {part: found.get(part) or corpora[part] for parts in members.values() for part in parts}
     requests = [Request(_title(name), corpus, f"corpus {name!r}") for name, corpus in needed.items()]
     packed = prepare(requests, run.tokenizer, cache_dir)
@@ -103,16 +105,19 @@ def find_texts(
 
 
 def _title(name: str) -> str:
-    """Name a corpus: a file by its own name."""
+    """Return the name of a corpus, or a file's name without its folder."""
     return Path(name).name or name
 
 
 def _known(run: SavedRun, recipes: Sequence[str], changes: Mapping[str, str]) -> tuple[dict[str, Corpus], str]:
     own = run.config.get("data")
     if own is None:
-        raise UserError([f"{run.folder} holds no config.yaml that says where its text is"])
+        raise UserError([f"{run.folder} has no config.yaml with the corpora of its text"])
     cache_dir, corpora = changes.get("cache_dir", own.get("cache_dir", "~/.cache/worldlm")), dict[str, Corpus]()
-    for source, settings in ((str(run.folder), {**own, **changes}), *((one, _data_of(one)) for one in recipes)):
+    for source, settings in (
+        (str(run.folder), {**own, **changes}),
+        *((recipe, _data_of(recipe)) for recipe in recipes),
+    ):
         with naming(source):
             module = data_module({**settings, "cache_dir": cache_dir}, run.trusted)
             corpora |= {**module.corpora, **module.mixtures}
@@ -132,9 +137,8 @@ def _files(name: str, corpora: Mapping[str, Corpus]) -> WholeFiles:
     try:
         find_files(name)
     except ValueError as error:
-        listed = ", ".join(corpora)
-        told = f"{name!r} is neither a corpus nor a file; there are {listed}{suggest(name, corpora)}"
-        raise UserError([told]) from error
+        known = f"there are {', '.join(corpora)}{suggest(name, corpora)}"
+        raise UserError([f"{name!r} is neither a corpus nor a file; {known}"]) from error
     return WholeFiles(files=TextFiles(train=name))
 
 
@@ -143,18 +147,20 @@ def _nodes(run: SavedRun) -> list[dict[str, Any]]:
 
 
 def _text(run: SavedRun, name: str, blocks: Blocks | MixedBlocks, limit: int | None, *, is_held_out: bool) -> Text:
-    """Measure as much of a corpus as the run did, in batches as large."""
+    """Choose batches as large and as many as in the run's own evaluation."""
     facts = run.record.content["data_nodes"] if run.record is not None else {}
     users = [facts.get(node["name"], {}) for node in _nodes(run) if node["corpus"] == name]
-    size = next((one["batch_size"] for one in users if one.get("batch_size")), run.config["data"].get("batch_size", 16))
-    held = [one["held_out_blocks"] for one in users if one.get("held_out_blocks")]
+    size = next(
+        (user["batch_size"] for user in users if user.get("batch_size")), run.config["data"].get("batch_size", 16)
+    )
+    num_blocks = [user["held_out_blocks"] for user in users if user.get("held_out_blocks")]
     parts = blocks.parts if isinstance(blocks, MixedBlocks) else (blocks,)
-    here, there = [part.packed.path.parent.name for part in parts], [one.get("held_out_text") for one in users]
-    if limit is None and held and is_held_out:
-        limit = math.ceil(max(held) / size)
+    packed, recorded = [part.packed.path.parent.name for part in parts], [user.get("held_out_text") for user in users]
+    if limit is None and num_blocks and is_held_out:
+        limit = math.ceil(max(num_blocks) / size)
     elif limit is None:
         limit = _limit((run.config.get("trainer") or {}).get("limit_val_batches"), math.ceil(len(blocks) / size))
-    is_other = is_held_out and any(known is not None and known != here for known in there)
+    is_other = is_held_out and any(names is not None and names != packed for names in recorded)
     return Text(name=_title(name), blocks=blocks, batch_size=size, num_batches=limit, is_other=is_other)
 
 

@@ -1,4 +1,4 @@
-"""`worldlm fit --repeat RUN`: a run once more, and whether it came to the same."""
+"""`worldlm fit --repeat RUN`: runs a finished run again and compares the results."""
 
 from worldlm.commands.repeat.command import repeat
 

@@ -1,97 +1,105 @@
-"""Where two records of a run differ: what makes it another run, what may change its figures, and what it came to."""
+"""Differences between two records of a run: in its inputs, in its environment, in its settings, and in its results."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 from worldlm.runs.results import nodes_of
 
-_MOST = 3
-"""Differences that are told one by one."""
-_SAME = ("seed", "rounds_wanted", "initial_weights")
+_MAX_SHOWN = 3
+"""Differences that are printed; the others are counted."""
+_INPUTS = ("seed", "rounds_wanted", "initial_weights")
 _MACHINE = ("platform", "device", "threads", "code")
 
+Difference = tuple[tuple[str, ...], Any, Any]
+"""The keys that lead to a value, and both values."""
 
-def another(first: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Tell what makes a repetition another run: its seed, rounds, tree, text, batches or first weights.
+
+def run_changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return the differences with which a repetition cannot match: in seed, rounds, nodes, text, batches or weights.
 
     Args:
-        first: The results.json of the run that is repeated; what it does not say is not compared.
-        here: That of the repetition, which need not have a round yet.
+        first: The results.json of the run that is repeated. What it lacks is not compared.
+        second: That of the repetition, which need not have a round yet.
     """
-    wanted = [({name: first.get(name)}, {name: here.get(name)}) for name in _SAME if name in first]
-    trees, texts = [_by_name(one) for one in (first, here)], _texts(first, here)
-    pairs = [*wanted, (trees[0], trees[1]), (texts[0], texts[1])]
-    found = chain.from_iterable(_compare(*pair, ()) for pair in pairs)
-    return [_told(*one) for one in found]
+    inputs = [({name: first.get(name)}, {name: second.get(name)}) for name in _INPUTS if name in first]
+    nodes = (_nodes_by_name(first), _nodes_by_name(second))
+    found = chain.from_iterable(_compare(*pair, ()) for pair in (*inputs, nodes, _texts(first, second)))
+    return [_line(*difference) for difference in found]
 
 
-def surroundings(first: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Tell what else differs and may change figures: versions, code, device, threads."""
-    starts = [one.get("last_start", {}) for one in (first, here)]
+def environment_changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return the differences that may change the results: in versions, code, device and threads."""
+    starts = [record.get("last_start", {}) for record in (first, second)]
     machines = [{name: start[name] for name in _MACHINE if name in start} for start in starts]
-    found = chain(_compare(first["versions"], here["versions"], ()), _compare(machines[0], machines[1], ()))
-    return [_told(*one) for one in found]
+    found = chain(_compare(first["versions"], second["versions"], ()), _compare(machines[0], machines[1], ()))
+    return [_line(*difference) for difference in found]
 
 
-def settings(first: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
-    """Tell which settings differ, by their dotted names."""
-    names = [name for name in {**first, **here} if first.get(name) != here.get(name)]
-    return [_told((name,), first.get(name, "not set"), here.get(name, "not set")) for name in names]
+def setting_changes(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
+    """Return the settings that differ, by their dotted names."""
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    return [_line((name,), first.get(name, "not set"), second.get(name, "not set")) for name in names]
 
 
-def outcome(first: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[bool, str]:
-    """Say whether two runs came to the same: weights of every node, and figures of every node and round.
+def compare_results(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[bool, str]:
+    """Compare the results of two runs: the weights of every node, and the figures of every node and round.
 
     Args:
-        first: The results.json of the run that is repeated; what it does not say is not compared.
-        here: That of the repetition.
+        first: The results.json of the run that is repeated. What it lacks is not compared.
+        second: That of the repetition.
 
     Returns:
-        Whether they did, and that in words; where not, the first figure that differs, with both values.
+        Whether the results are the same, and a sentence about it; if not, with the first figure that differs.
     """
-    rounds = [{f"round {one['round'] + 1}": one for one in record["rounds"]} for record in (first, here)]
-    done = [{"rounds_done": record["rounds_done"]} for record in (first, here)]
-    found = chain(_compare(rounds[0], rounds[1], (), exactly=True), _compare(done[0], done[1], ()))
-    figure = next(found, None)
-    weights, ours = first.get("final_weights") or {}, here.get("final_weights") or {}
-    differing = [name for name in weights if weights[name] != ours.get(name)]
+    figure = next(_compare_rounds(first, second), None)
+    weights, other_weights = first.get("final_weights") or {}, second.get("final_weights") or {}
+    differing = [name for name in weights if weights[name] != other_weights.get(name)]
     if figure is None and not differing:
-        told = f"every figure of {_count(len(rounds[0]), 'round')}"
-        none = f"{told}; its weights were not recorded"
-        return True, f"the weights of {_count(len(weights), 'node')} and {told} are the same" if weights else none
-    number = f"{len(differing)} of {_count(len(weights), 'node')}"
-    parts = [] if figure is None else [_told(*figure)]
+        return True, _same(len(weights), len(first["rounds"]))
+    parts = [] if figure is None else [_line(*figure)]
     if differing:
+        number = f"the weights of {len(differing)} of {_count(len(weights), 'node')} differ"
         name = differing[0]
-        digests = _told((f"the weights of {name}",), weights[name], ours.get(name))
-        parts.append(f"the weights of {number} differ" if parts else f"{digests}, and so are those of {number} in all")
+        digests = f", first those of {name}: digest {_value(weights[name])}, now {_value(other_weights.get(name))}"
+        parts.append(number if parts else number + digests)
     elif weights:
         parts.append(f"the weights of all {_count(len(weights), 'node')} are the same")
     return False, "; ".join(parts)
 
 
-def in_a_line(found: Sequence[str]) -> str:
-    """Tell the first few of some differences, and how many there are more."""
-    more = f" (and {len(found) - _MOST} more)" if len(found) > _MOST else ""
-    return "; ".join(islice(found, _MOST)) + more
+def _compare_rounds(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Difference]:
+    rounds = [{f"round {round_['round'] + 1}": round_ for round_ in record["rounds"]} for record in (first, second)]
+    done = [{"rounds_done": record["rounds_done"]} for record in (first, second)]
+    return chain(_compare(rounds[0], rounds[1], (), exactly=True), _compare(done[0], done[1], ()))
 
 
-def _compare(
-    first: Any, here: Any, path: tuple[str, ...], exactly: bool = False
-) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """Yield where two nests differ: the way there, and both values; keys that the first one lacks only if `exactly`."""
-    if isinstance(first, dict) and isinstance(here, dict):
-        for key in {**first, **here} if exactly else first:
-            yield from _compare(first.get(key), here.get(key), (*path, str(key)), exactly)
-    elif first != here:
-        yield path, first, here
+def _same(num_nodes: int, num_rounds: int) -> str:
+    figures = f"every figure of {_count(num_rounds, 'round')}"
+    if not num_nodes:
+        return f"{figures} is the same; its weights were not recorded"
+    return f"the weights of {_count(num_nodes, 'node')} and {figures} are the same"
 
 
-def _told(path: tuple[str, ...], first: Any, here: Any) -> str:
-    return f"{', '.join(one for one in path if one != 'nodes')} is {_value(first)} there and {_value(here)} here"
+def join_first(lines: Sequence[str]) -> str:
+    """Join the first few lines, and say how many more there are."""
+    more = f" (and {len(lines) - _MAX_SHOWN} more)" if len(lines) > _MAX_SHOWN else ""
+    return "; ".join(lines[:_MAX_SHOWN]) + more
+
+
+def _compare(first: Any, second: Any, path: tuple[str, ...], exactly: bool = False) -> Iterator[Difference]:
+    """Yield the differences of two nested values; keys that the first one lacks count only if `exactly`."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in {**first, **second} if exactly else first:
+            yield from _compare(first.get(key), second.get(key), (*path, str(key)), exactly)
+    elif first != second:
+        yield path, first, second
+
+
+def _line(path: tuple[str, ...], first: Any, second: Any) -> str:
+    return f"{', '.join(key for key in path if key != 'nodes')} was {_value(first)} and is now {_value(second)}"
 
 
 def _value(value: Any) -> str:
@@ -100,23 +108,29 @@ def _value(value: Any) -> str:
     return "nothing" if value is None else str(value)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _by_name(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _nodes_by_name(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the recorded nodes by name, with the names of their children."""
     nodes = nodes_of(content["topology"]["root"])
-    return {one["name"]: {**one, "children": [child["name"] for child in one["children"]]} for one in nodes}
+    return {node["name"]: {**node, "children": [child["name"] for child in node["children"]]} for node in nodes}
 
 
-def _texts(*contents: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:
-    """Return what is recorded of every node's text: by its tokens where all know them, wherever they lay."""
-    told = [{name: dict(facts) for name, facts in one["data_nodes"].items()} for one in contents]
-    for name in told[0]:
-        here = [one[name] for one in told if name in one]
+def _texts(
+    first: Mapping[str, Any], second: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Return the facts about every data node's text in two records.
+
+    Where both records have digests of the tokens, the names of the packed texts are left out: the same tokens may be
+    packed in another folder.
+    """
+    ours, theirs = ({name: dict(facts) for name, facts in record["data_nodes"].items()} for record in (first, second))
+    for name, facts in ours.items():
+        records = [facts, theirs[name]] if name in theirs else [facts]
         for text, tokens in (("text", "tokens_crc32"), ("held_out_text", "held_out_tokens_crc32")):
-            by_tokens = all(facts.get(tokens) for facts in here)
-            for facts in here:
-                facts.pop(text if by_tokens else tokens, None)
-    return told
+            by_tokens = all(record.get(tokens) for record in records)
+            for record in records:
+                record.pop(text if by_tokens else tokens, None)
+    return ours, theirs

@@ -1,4 +1,4 @@
-"""`worldlm report`: runs as one page that a browser shows without a network. No torch."""
+"""`worldlm report`: writes runs as one HTML page that needs no network. Does not import torch."""
 
 from worldlm.commands.report.command import report
 

@@ -1,68 +1,68 @@
-"""The whole page: one run, or several side by side."""
+"""The HTML page about one run, or about several side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
 from worldlm import __version__
-from worldlm.commands.report import method_parts, origin_parts, results_part, side_by_side
-from worldlm.commands.report.drawn import curves
-from worldlm.commands.report.read import Run
-from worldlm.commands.report.style import STYLE
-from worldlm.commands.report.tags import NOTHING, Html, element, joined, section
+from worldlm.commands.report import comparison, method_sections, provenance_sections, results_sections
+from worldlm.commands.report.charts import curves
+from worldlm.commands.report.html_tags import NOTHING, Html, element, joined, section
+from worldlm.commands.report.load_runs import Run
+from worldlm.commands.report.stylesheet import STYLE
 
-PARTS: dict[str, Callable[[Run, str], Html]] = {
-    "The world": method_parts.world,
-    "Results": results_part.results,
+SECTIONS: dict[str, Callable[[Run, str], Html]] = {
+    "The world": method_sections.world,
+    "Results": results_sections.results,
     "Curves": lambda run, salt: curves([run.record], run.record.data_nodes, salt),
-    "Attention": method_parts.attention,
-    "Residuals": method_parts.routes,
-    "Privacy": method_parts.privacy,
-    "Costs": method_parts.costs,
-    "Text": lambda run, salt: origin_parts.data(run),
-    "Versions and machine": lambda run, salt: origin_parts.environment(run),
-    "To repeat it": lambda run, salt: origin_parts.repeat(run),
+    "Attention": method_sections.attention,
+    "Residuals": method_sections.routes,
+    "Privacy": method_sections.privacy,
+    "Costs": method_sections.costs,
+    "Text": lambda run, salt: provenance_sections.data(run),
+    "Versions and machine": lambda run, salt: provenance_sections.environment(run),
+    "To repeat it": lambda run, salt: provenance_sections.repeat(run),
 }
-"""What is told of a run, by heading; a part that returns nothing is left out."""
+"""The sections about a run, by heading. A section that returns nothing is left out."""
 
 
 def page(runs: Sequence[Run], track: Callable[[Sequence[Run]], Iterable[Run]] = iter) -> str:
     """Return the page of one run, or of several.
 
     Args:
-        runs: The runs, in the order in which they are to stand.
-        track: Wraps the runs as they are told one by one; for a progress bar.
+        runs: The runs, in the order of the page.
+        track: Wraps the runs, for a progress bar.
 
     Returns:
-        A document of HTML that loads nothing.
+        An HTML document that loads no other file.
     """
     if len(runs) == 1:
         (run,) = track(runs)
         where = element("p", f"{run.record.title}: {run.folder}", class_="note")
-        return _document(run.record.method, joined([where, one_run(run, "r0")]))
-    return _document(f"{len(runs)} runs side by side", side_by_side.several(runs, _details(track(runs))))
+        return _document(run.record.method, joined([where, run_sections(run, "r0")]))
+    return _document(f"{len(runs)} runs side by side", comparison.several(runs, _details(track(runs))))
 
 
-def one_run(run: Run, salt: str) -> Html:
-    """Tell a run.
+def run_sections(run: Run, salt: str) -> Html:
+    """Return the sections about a run.
 
     Args:
         run: The run.
-        salt: What its ids begin with.
+        salt: Prefix of its ids.
     """
-    told = {title: part(run, salt) for title, part in PARTS.items()}
-    names = {title: f"{salt}-{title.lower().replace(' ', '-')}" for title, content in told.items() if content}
+    contents = {title: show(run, salt) for title, show in SECTIONS.items()}
+    names = {title: f"{salt}-{title.lower().replace(' ', '-')}" for title, content in contents.items() if content}
     links = element("nav", *(element("a", title, href=f"#{name}") for title, name in names.items()))
-    sections = (section(names[title], title, told[title]) for title in names)
-    return joined([results_part.unfinished(run), results_part.summary(run), links, *sections])
+    sections = (section(names[title], title, contents[title]) for title in names)
+    return joined([results_sections.unfinished(run), results_sections.summary(run), links, *sections])
 
 
 def _details(runs: Iterable[Run]) -> Html:
-    told = [
-        element("details", element("summary", run.record.title), one_run(run, f"r{i}"), class_="run", id=f"r{i}")
+    details = [
+        element("details", element("summary", run.record.title), run_sections(run, f"r{i}"), class_="run", id=f"r{i}")
         for i, run in enumerate(runs)
     ]
-    return joined(told) or NOTHING
+    return joined(details) or NOTHING
 
 
 def _document(title: str, content: Html) -> str:

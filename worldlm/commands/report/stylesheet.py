@@ -1,4 +1,4 @@
-"""How the page looks: on a telephone and on paper, light and dark."""
+"""The style sheet of the page, for small screens, paper, light and dark mode."""
 
 STYLE = """
 :root {

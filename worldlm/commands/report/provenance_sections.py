@@ -1,4 +1,4 @@
-"""Where a run comes from: its text, the machine, its settings, and the command that repeats it."""
+"""Sections of a page about a run's inputs: its text, the machine, its settings, and the command that repeats it."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from worldlm.commands.report.read import Run
-from worldlm.commands.report.results_part import MAX_ROWS
-from worldlm.commands.report.tags import NOTHING, Html, code, element, facts, folded, if_long, joined, table
-from worldlm.commands.report.words import whole
+from worldlm.commands.report.html_tags import NOTHING, Html, code, element, facts, folded, if_long, joined, table
+from worldlm.commands.report.load_runs import Run
+from worldlm.commands.report.number_format import count_text
+from worldlm.commands.report.results_sections import MAX_ROWS
 from worldlm.runs.folder import CONFIG
 
 
 def data(run: Run) -> Html:
-    """Show what text every data node had, and how it was read."""
+    """Show every data node's text and how it was read."""
     found: dict[str, dict[str, Any]] = run.record.content["data_nodes"]
     headings = (
         "node",
         "packed text",
         "blocks",
         "batch",
-        "steps a fit",
-        "fits a round",
+        "steps per fit",
+        "fits per round",
         "held-out text",
         "its blocks",
     )
-    rows = [[name, *_of_node(one)] for name, one in list(found.items())[:MAX_ROWS]]
+    rows = [[name, *_text_cells(facts_)] for name, facts_ in list(found.items())[:MAX_ROWS]]
     if not rows:
         return NOTHING
     note = (
-        "Packed text by the name of its folder, which ends in a digest of its content; blocks of max_seq_len tokens. "
-        "The same digests are the same text."
+        "Each packed text is named by its folder, which ends in a digest of its content. A block has max_seq_len "
+        "tokens. Equal digests mean equal text."
     )
     return joined(
         [if_long("All data nodes", len(rows), table(headings, rows, words=[1, 6])), element("p", note, class_="note")]
     )
 
 
-def _of_node(told: Mapping[str, Any]) -> list[str]:
-    text, held_out = (", ".join(told.get(key) or ()) for key in ("text", "held_out_text"))
-    counts = [whole(told.get(key)) for key in ("blocks", "batch_size", "steps", "fits")]
-    return [text, *counts, held_out, whole(told.get("held_out_blocks"))]
+def _text_cells(facts_: Mapping[str, Any]) -> list[str]:
+    text, held_out = (", ".join(facts_.get(key) or ()) for key in ("text", "held_out_text"))
+    counts = [count_text(facts_.get(key)) for key in ("blocks", "batch_size", "steps", "fits")]
+    return [text, *counts, held_out, count_text(facts_.get("held_out_blocks"))]
 
 
 def environment(run: Run) -> Html:
-    """Show with what it ran, and on what."""
+    """Show versions, code and machine."""
     content = run.record.content
     started: dict[str, Any] = content.get("last_start", {})
     machine = [(name, str(started[name])) for name in _MACHINE if started.get(name) is not None]
@@ -62,35 +62,35 @@ _MACHINE = ("platform", "device", "processors", "processes", "threads")
 
 
 def _command(line: str) -> Html:
-    """Show a command line, which breaks between arguments only."""
+    """Show a command line, which may wrap between arguments only."""
     try:
         words = [shlex.quote(word) for word in shlex.split(line)]
     except ValueError:
         words = line.split()
-    told = [one for word in words for one in (" ", element("span", word))][1:]
-    return element("pre", element("code", *told), class_="command", tabindex="0")
+    parts = [part for word in words for part in (" ", element("span", word))][1:]
+    return element("pre", element("code", *parts), class_="command", tabindex="0")
 
 
 def repeat(run: Run) -> Html:
-    """Show the commands that make the run again, and all its settings."""
+    """Show the commands that repeat the run, and all its settings."""
     parts = []
     started = run.record.content.get("last_start", {}).get("command")
     if started:
-        parts += [element("p", "As it was started, the last time:"), _command(started)]
+        parts += [element("p", "The command of its last start:"), _command(started)]
     if run.config is not None:
         name = f"{run.folder.parent.name if run.folder.name.startswith('version_') else run.folder.name}-repeated"
         again = ["worldlm", "fit", "--recipe", str(run.folder / CONFIG), "--name", name]
         command = shlex.join([*again, "--trainer.logger", "null", "--ckpt_path", "null"])
-        told = (
-            "From its settings alone, in the folder where it was first run, into a folder of its own. On the same "
-            "versions, device and threads results.json is then the same, but for seconds and last_start. The topology "
-            "is read by its name, so its file must be as it was."
+        note = (
+            "The same run from its settings, in a new folder; run it in the folder where it was first run. With the "
+            "same versions, device and threads, only seconds and last_start in results.json differ. The topology is "
+            "read by its name, so its file must not have changed."
         )
-        parts += [element("p", told), _command(command)]
+        parts += [element("p", note), _command(command)]
         if run.record.content["finished"]:
-            check = "The same, and at the end whether the weights of all nodes and every figure matched:"
+            check = "The same, with a comparison of all weights and figures at the end:"
             parts += [element("p", check), _command(shlex.join(["worldlm", "fit", "--repeat", str(run.folder)]))]
         parts += [folded(f"All settings ({CONFIG})", code(run.config))]
     if not parts:
-        return element("p", f"Neither its command nor its {CONFIG} was kept.")
+        return element("p", f"Its command and its {CONFIG} are missing.")
     return joined(parts)

@@ -1,4 +1,4 @@
-"""HTML as values: what is text is escaped, what is `Html` was built here."""
+"""Builds HTML. Text is escaped unless it is `Html`, which this module returns."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 
 
 class Html(str):
-    """Text that is HTML already."""
+    """Text that is HTML, and is not escaped again."""
 
     __slots__ = ()
 
 
 NOTHING = Html()
 LONG = 40
-"""Rows of a table that is shown at once."""
+"""Most rows of a table that is not folded."""
 
 
 def element(name: str, *content: str, **attributes: str) -> Html:
@@ -22,59 +22,59 @@ def element(name: str, *content: str, **attributes: str) -> Html:
 
     Args:
         name: Its tag.
-        content: What it holds; all but `Html` is escaped.
+        content: Its content; text is escaped.
         attributes: Its attributes; `class_` is `class`.
     """
-    told = "".join(f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items())
-    return Html(f"<{name}{told}>{joined(content)}</{name}>")
+    attribute_text = "".join(f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items())
+    return Html(f"<{name}{attribute_text}>{joined(content)}</{name}>")
 
 
 def joined(content: Iterable[str]) -> Html:
-    """Return several pieces one after the other; all but `Html` is escaped."""
-    return Html("".join(one if isinstance(one, Html) else html.escape(one) for one in content))
+    """Join several parts; text is escaped."""
+    return Html("".join(part if isinstance(part, Html) else html.escape(part) for part in content))
 
 
 def section(name: str, title: str, *content: str) -> Html:
-    """Return a part of the page with a heading; nothing where it holds nothing.
+    """Return a section with a heading; nothing without content.
 
     Args:
         name: Its id.
         title: Its heading.
-        content: What it holds.
+        content: Its content.
     """
     return element("section", element("h2", title), *content, id=name) if any(content) else NOTHING
 
 
 def folded(title: str, *content: str) -> Html:
-    """Return what is shown on demand; nothing where it holds nothing."""
+    """Return content that the reader unfolds; nothing without content."""
     return element("details", element("summary", title), *content) if any(content) else NOTHING
 
 
 def if_long(title: str, num_rows: int, content: Html) -> Html:
-    """Fold a table that one would have to scroll past."""
+    """Fold the content of a long table."""
     return folded(f"{title} ({num_rows:,} rows)", content) if num_rows > LONG else content
 
 
 def code(text: str) -> Html:
-    """Return lines to be copied."""
+    """Return preformatted text."""
     return element("pre", element("code", text), tabindex="0")
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: Iterable[int] = ()) -> Html:
-    """Return a table that scrolls where it is wider than the page; a column in which no row has anything is left out.
+    """Return a table, which scrolls if it is wider than the page. Empty columns are left out.
 
     Args:
-        headings: Of its columns; the first names the rows.
-        rows: Cells, "" for none.
-        words: Columns, from 0, that hold words and begin at the left; the first always does.
+        headings: The headings of the columns. The first column names the rows.
+        rows: The cells, "" for an empty one.
+        words: Columns, from 0, that are aligned to the left; the first always is.
     """
     shown = [i for i in range(len(headings)) if i == 0 or any(row[i] for row in rows)]
     left = {0, *words}
 
     def line(cells: Sequence[str], tag: str) -> Html:
-        looks = [{"class_": "words"} if i in left else {} for i in shown]
+        styles = [{"class_": "words"} if i in left else {} for i in shown]
         first = element("th", cells[0], scope="row" if tag == "td" else "col", class_="words")
-        rest = (element(tag, cells[i], **look) for i, look in zip(shown[1:], looks[1:], strict=True))
+        rest = (element(tag, cells[i], **style) for i, style in zip(shown[1:], styles[1:], strict=True))
         return element("tr", first, *rest)
 
     head, body = element("thead", line(headings, "th")), element("tbody", *(line(row, "td") for row in rows))
@@ -82,6 +82,6 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: Iterabl
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> Html:
-    """Return names and values, a line each; those without a value are left out."""
-    told = [joined([element("dt", name), element("dd", value)]) for name, value in pairs if value]
-    return element("dl", *told) if told else NOTHING
+    """Return names and values, one line each; names without a value are left out."""
+    lines = [joined([element("dt", name), element("dd", value)]) for name, value in pairs if value]
+    return element("dl", *lines) if lines else NOTHING

@@ -1,4 +1,4 @@
-"""How a report writes numbers."""
+"""Formats the numbers of a report."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from worldlm.plots.boxes import figure
 
 
 def score(value: float | None) -> str:
-    """Write a perplexity or bits per byte."""
+    """Format a perplexity or bits per byte."""
     return "" if value is None else figure(value)
 
 
-def whole(value: float | None) -> str:
-    """Write a count."""
+def count_text(value: float | None) -> str:
+    """Format a count."""
     return "" if value is None else f"{value:,.0f}"
 
 
-def plain(value: float | None) -> str:
-    """Write a setting, as short as it can be read back."""
+def setting(value: float | None) -> str:
+    """Format the value of a setting."""
     return "" if value is None else f"{value:g}"
 
 
 def epsilon(value: float | None) -> str:
-    """Write an epsilon that was spent; None is one without a bound."""
+    """Format an epsilon that was spent; None means unbounded."""
     return "no bound" if value is None or math.isinf(value) else f"{value:,.2f}"
 
 
 def size(num_bytes: float) -> str:
-    """Write a number of bytes, in the unit that suits."""
+    """Format a number of bytes."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= scale:
             return f"{num_bytes / scale:,.1f} {unit}"
@@ -36,7 +36,7 @@ def size(num_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a time."""
+    """Format a time."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -44,11 +44,11 @@ def duration(seconds: float) -> str:
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def plural(number: int, one: str, more: str | None = None) -> str:
-    """Write a number with what it counts."""
-    return f"{number:,} {one if number == 1 else more or f'{one}s'}"
+def plural(number: int, noun: str) -> str:
+    """Format a number with a noun."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def listed(names: list[str], most: int = 6) -> str:
-    """Write names, of many the first."""
+def list_names(names: list[str], most: int = 6) -> str:
+    """List names; of many, the first and the number of the others."""
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most:,} more"

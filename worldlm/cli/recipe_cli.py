@@ -1,0 +1,255 @@
+"""LightningCLI with recipes and run folders: it builds model, data and trainer, and carries out a command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+
+from worldlm.callbacks import Record
+from worldlm.callbacks.defaults import DEFAULT_CALLBACKS
+from worldlm.cli.parser import REPEAT, CommandLine
+from worldlm.cli.recipe import LayRecipe, read_recipe
+from worldlm.cli.safe_mode import OPTION
+from worldlm.cli.shared_settings import shared_settings
+from worldlm.data import CorpusDataModule
+from worldlm.distributed.threads import choose_num_threads
+from worldlm.models import LanguageModule
+from worldlm.monitoring.summary import headline
+from worldlm.runs.folder import at_work, check_name, find_checkpoint, find_version
+from worldlm.topology import Shape
+from worldlm.topology.reader import Reader
+from worldlm.trainer.strategy import WorldStrategy
+from worldlm.trainer.world_trainer import WorldTrainer
+
+_EPILOG = f"""{OPTION} rejects all classes in a recipe but those of worldlm, torch and lightning. worldlm fit {REPEAT}
+RUN runs a finished run again and compares the results."""
+"""The end of a command's help: the options that are no settings."""
+
+
+class UsageError(ValueError):
+    """The user gave settings that cannot be used."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a command has come: what its error messages need."""
+
+    readers: list[Reader] = field(default_factory=list)
+    """The recipes, to look up lines in."""
+    known: set[str] = field(default_factory=set)
+    """Dotted names of all settings."""
+    folder: Path | None = None
+    """The run's folder; None before a fit has begun."""
+    resume_from: str = "last"
+    """The value of `--ckpt_path` that continues a stopped run."""
+
+
+class RecipeParser(LightningArgumentParser):
+    """Raises errors instead of printing a page of usage, and never takes a value for the name of a file to read."""
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
+        return super().add_class_arguments(*args, **{**kwargs, "sub_configs": False})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError(message) from ex
+
+
+class RecipeCLI(LightningCLI):
+    """Builds model, data and trainer from recipes, and carries out a command; a fit writes to runs/NAME/version_N.
+
+    Args:
+        command_line: The command, its settings and its recipes.
+        progress: Updated on the way; an error message needs it, and the CLI itself does not exist until it is done.
+    """
+
+    def __init__(self, command_line: CommandLine, progress: Progress | None = None) -> None:
+        self.command_line = command_line
+        self.progress = progress or Progress()
+        self.checkpoint: Path | None = None
+        super().__init__(
+            LanguageModule,
+            CorpusDataModule,
+            trainer_class=WorldTrainer,
+            parser_class=RecipeParser,
+            parser_kwargs={"prog": "worldlm"},
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=command_line.words,
+        )
+
+    @property
+    def known(self) -> set[str]:
+        """Dotted names of all settings."""
+        return self.progress.known
+
+    # ------------------------------------------------------------------ settings
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
+            "prepare": {"model", "datamodule"},
+        }
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = self.parser_class(**kwargs)
+        parser.add_argument("--recipe", action=LayRecipe, help="name or path of a recipe; may be repeated")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--federation.topology", type=str, help="name or path of a topology")
+        parser.add_argument("--name", type=str | None, help="name of the run's folder; by default the recipes'")
+        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument(
+            "--federation.settings", type=dict[str, Any] | None, help="settings laid over those at the topology's top"
+        )
+        parser.add_argument("--federation.shape", type=Shape, default="tree", help="another shape for the topology")
+        parser.add_argument(
+            "--federation.num_subrounds", type=int | None, help="sub-rounds of federations below the root, steps shared"
+        )
+        for name in ("topology", "shape", "num_subrounds"):
+            parser.link_arguments(f"federation.{name}", f"trainer.{name}")
+        parser.link_arguments("federation.settings", "trainer.settings")
+        parser.link_arguments("seed_everything", "trainer.seed")
+        parser.set_defaults({"trainer.enable_model_summary": False})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Check the recipes' keys and classes, then parse all values."""
+        command_parser = self._subcommand_parsers[self.command_line.command]
+        command_parser.epilog = _EPILOG
+        settings = (action.dest for action in command_parser._actions)
+        self.progress.known = {name for name in settings if not name.endswith(".help")}
+        recipes, safe = self.command_line.recipes, self.command_line.safe
+        self.progress.readers = [read_recipe(path, self.known, safe) for path in recipes]
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the model from the recipe, not from the checkpoint."""
+
+    # ------------------------------------------------------------------ building
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if self.subcommand != "fit":
+            config.trainer.devices = config.trainer.num_nodes = config.trainer.devices_per_node = 1
+            config.trainer.fully_shard = False
+        if self.subcommand == "prepare":
+            config.trainer.logger = config.trainer.enable_progress_bar = False
+            return
+        if config.trainer.fast_dev_run:
+            self.save_config_callback = None  # a trial run writes no files
+        name = check_name(config.name or "-".join(path.stem for path in self.command_line.recipes) or "world")
+        runs = Path(config.runs) / name
+        self.checkpoint = find_checkpoint(config.ckpt_path, runs)
+        config.ckpt_path = str(self.checkpoint) if self.checkpoint else None
+        if self.subcommand == "validate":
+            if self.checkpoint is None:
+                raise UsageError(f"validate needs a checkpoint: --ckpt_path FILE, or last for the last of {runs}")
+            config.trainer.logger = config.trainer.enable_progress_bar = False
+        elif config.trainer.logger in (None, True):
+            config.trainer.logger = _tensorboard(config.runs, name, find_version(self.checkpoint, runs))
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer. `prepare` needs no weights, so it builds the model on the meta device."""
+        with torch.device("meta") if self.subcommand == "prepare" else nullcontext():
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        settings = self._get(self.config_init, "trainer")
+        callbacks = settings["callbacks"] or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        assert self.subcommand is not None
+        defaults = DEFAULT_CALLBACKS[self.subcommand]
+        missing = [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in callbacks)]
+        settings["callbacks"] = [*callbacks, *missing]
+        trainer = super().instantiate_trainer(**kwargs)
+        torch.set_num_threads(choose_num_threads(trainer.num_devices))
+        return trainer
+
+    # ------------------------------------------------------------------ commands
+
+    def prepare(self, **kwargs: Any) -> None:
+        """Tokenise and pack the text of every node."""
+        trainer: WorldTrainer = self.trainer  # type: ignore[assignment]
+        data: CorpusDataModule = kwargs["datamodule"]
+        trainer.prepare(kwargs["model"], data)
+        for node in trainer.topology.data_nodes:
+            blocks = ", ".join(f"{split} {len(data.blocks[split][node.name])} blocks" for split in data.blocks)
+            print(f"{node.name}: {node.corpus}, {blocks}, {data.bytes_per_token[node.name]:.2f} bytes a token")
+        print(f"done. packed text: {Path(data.cache_dir).expanduser()}")
+
+    def validate(self, **kwargs: Any) -> None:
+        """Evaluate every node of a checkpoint."""
+        self.trainer.validate(**kwargs, verbose=False)
+        print(f"done. checkpoint: {self.checkpoint}")
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train the world. SIGTERM and the first Ctrl-C stop it between two steps."""
+        trainer: WorldTrainer = self.trainer  # type: ignore[assignment]
+        folder = self.progress.folder = trainer.folder
+        if self.checkpoint is None:
+            self.model.check_init_from()
+        record = next(callback for callback in trainer.callbacks if isinstance(callback, Record))  # type: ignore[attr-defined]
+        record.command = self.command_line.text
+        origin = f"; goes on from {self.checkpoint}" if self.checkpoint else ""
+        rank_zero_only(print)(headline(trainer, self.model) + origin)
+        self._prepare_other_processes(trainer)
+        trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        handler = signal.signal(signal.SIGINT, lambda *_: _interrupt(trainer))
+        try:
+            with at_work(folder) if trainer.is_global_zero and not trial else nullcontext():
+                trainer.fit(**kwargs)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        self.report_end("a trial run, which writes no files" if trial else self._results_line(trainer, record))
+
+    def report_end(self, message: str) -> None:
+        """Print the last line of a fit, which names its results."""
+        rank_zero_only(print)(f"done. {message}")
+
+    def _prepare_other_processes(self, trainer: WorldTrainer) -> None:
+        if isinstance(trainer.strategy, WorldStrategy):
+            trainer.strategy.command = self.command_line.process_command()
+            trainer.strategy.must_match |= shared_settings(self.config[self.subcommand])
+
+    def _results_line(self, trainer: WorldTrainer, record: Record) -> str:
+        runs = Path(self.config[self.subcommand].runs)
+        logs = runs if trainer.folder.is_relative_to(runs) else trainer.folder
+        results = f"results: {trainer.folder} (tensorboard --logdir {logs})"
+        if not self.checkpoint or record.began:
+            return results
+        rounds = trainer.current_epoch
+        return f"all {rounds} rounds were done before; for more: --trainer.max_epochs {2 * rounds}. {results}"
+
+
+def _interrupt(trainer: WorldTrainer) -> None:
+    """Handle the first Ctrl-C: stop as on SIGTERM. The next one stops at once."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not trainer.training:
+        raise KeyboardInterrupt
+    if trainer.num_ranks == 1:
+        print("\nstopping after this step; Ctrl-C again stops at once, without a checkpoint", file=sys.stderr)
+    elif trainer.is_global_zero:
+        print("\nstopping; the work since the last finished round is lost", file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _tensorboard(runs: str, name: str, version: int) -> Any:
+    """Return the settings of the logger that names the run's folder."""
+    arguments = {"save_dir": runs, "name": name, "version": version, "default_hp_metric": False}
+    init_args = Namespace(arguments)  # type: ignore[no-untyped-call]
+    class_path = "lightning.pytorch.loggers.TensorBoardLogger"
+    return Namespace(class_path=class_path, init_args=init_args)  # type: ignore[no-untyped-call]
