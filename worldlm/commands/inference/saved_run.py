@@ -88,7 +88,7 @@ class SavedRun:
 
     @cached_property
     def topology(self) -> Topology | None:
-        """The topology with its settings if its file still has the same nodes, else the recorded tree; None without it."""
+        """The topology with its settings if its file still has the same nodes, else the recorded tree, if any."""
         recorded = None if self.record is None else _recorded_topology(self.record)
         if recorded is not None and _children(recorded) != self.world.children:
             recorded = None  # of a later round, before which the topology changed

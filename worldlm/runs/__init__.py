@@ -1,0 +1,1 @@
+"""The folder of a run, its results.json, and the schema of that file."""
