@@ -38,11 +38,11 @@ def worldlm_command(*arguments: str, **options: object) -> subprocess.CompletedP
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
-    """Run a command that must fail, and return what it told, without its name."""
+    """Run a command that must fail, and return its error lines, without the name of the program."""
     assert main(arguments) == 2
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    lines = [line for line in told.splitlines() if line.startswith("worldlm: ")]
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    lines = [line for line in output.splitlines() if line.startswith("worldlm: ")]
     return [line.removeprefix("worldlm: ") for line in lines]
 
 
@@ -67,9 +67,9 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
-    for command, told in (("topology", "usage: worldlm topology check FILE"), ("nothing", "")):
-        assert main(["help", command]) == (0 if told else 2)
-        assert capsys.readouterr().out.startswith(told)
+    for command, message in (("topology", "usage: worldlm topology check FILE"), ("nothing", "")):
+        assert main(["help", command]) == (0 if message else 2)
+        assert capsys.readouterr().out.startswith(message)
     with pytest.raises(SystemExit) as stopped:
         main(["help", "runs"])
     assert stopped.value.code == 0
@@ -105,9 +105,9 @@ def test_a_run_that_diverges_is_carried_through(shore: Path, capsys: pytest.Capt
     """With its pictures, its texts and its table; and afterwards one may ask its nodes."""
     wild = ["--model.optimizer.lr", "1e30", "--trainer.gradient_clip_val", "null"]
     assert main(["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "1", *wild]) == 0
-    told = capsys.readouterr()
-    assert "refused the upload of sea" in told.err
-    assert told.out.splitlines()[-1].startswith("done. results: runs/tiny/version_0")
+    captured = capsys.readouterr()
+    assert "refused the upload of sea" in captured.err
+    assert captured.out.splitlines()[-1].startswith("done. results: runs/tiny/version_0")
     assert main(["generate", "runs/tiny", "wave", "--node", "world,sea"]) == 0
     assert "wave (the model has diverged: its logits are not finite)" in capsys.readouterr().out
     assert main(["report", "runs/tiny"]) == 0
@@ -144,8 +144,8 @@ def test_fit_go_on_and_validate(shore: Path, capsys: pytest.CaptureFixture[str])
     assert "round 3/3" in more.err
     assert "round 2/3" not in more.err
     assert main(["fit", "--recipe", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
-    told = "done. all 3 rounds were done before; for more: --trainer.max_epochs 6. results: runs/"
-    assert capsys.readouterr().out.splitlines()[-1].startswith(told)
+    expected = "done. all 3 rounds were done before; for more: --trainer.max_epochs 6. results: runs/"
+    assert capsys.readouterr().out.splitlines()[-1].startswith(expected)
     assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
     assert main(["validate", "--recipe", "tiny.yaml", "--ckpt_path", "last"]) == 0
     seen = capsys.readouterr().out
@@ -168,8 +168,8 @@ def test_two_runs_do_not_share_a_folder(shore: Path, capsys: pytest.CaptureFixtu
         assert main(["runs", "--json"]) == 0
         (one,) = json.loads(capsys.readouterr().out)
         assert one["state"] == "running"
-        told = refused(capsys, "fit", "--recipe", "tiny.yaml", "--ckpt_path", "last")
-        assert told == ["another worldlm fit is writing to runs/tiny/version_0: wait for it, or stop it first"]
+        lines = refused(capsys, "fit", "--recipe", "tiny.yaml", "--ckpt_path", "last")
+        assert lines == ["another worldlm fit is writing to runs/tiny/version_0: wait for it, or stop it first"]
         assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.name != ".lock"} == before
     assert main(["fit", "--recipe", "tiny.yaml", "--ckpt_path", "last"]) == 0
 
@@ -177,8 +177,8 @@ def test_two_runs_do_not_share_a_folder(shore: Path, capsys: pytest.CaptureFixtu
 def test_help_lists_what_is_no_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["fit", "--help"])
-    told = capsys.readouterr().out
-    assert all(option in told for option in ("--safe", "--repeat RUN", "--ckpt_path", "--recipe"))
+    output = capsys.readouterr().out
+    assert all(option in output for option in ("--safe", "--repeat RUN", "--ckpt_path", "--recipe"))
 
 
 def test_a_start_that_fails_leaves_no_folder(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,13 +235,13 @@ def test_libraries_show_no_bars_in_a_file(monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_every_mistake_of_a_recipe_at_once(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(shore, ("temperature: 0.1", "temprature: 0.1"), ("lr: 6e-3", "lrr: 6e-3"), ("Averaging", "Averagin"))
-    told = refused(capsys, "fit", "--recipe", "tiny.yaml")
-    assert [line.split(": ")[0] for line in told] == ["tiny.yaml:6", "tiny.yaml:17", "tiny.yaml:20"]
-    assert [re.findall(r"did you mean '(\w+)'", line) for line in told] == [["lr"], ["Averaging"], ["temperature"]]
+    lines = refused(capsys, "fit", "--recipe", "tiny.yaml")
+    assert [line.split(": ")[0] for line in lines] == ["tiny.yaml:6", "tiny.yaml:17", "tiny.yaml:20"]
+    assert [re.findall(r"did you mean '(\w+)'", line) for line in lines] == [["lr"], ["Averaging"], ["temperature"]]
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("temperature: 0.1", "temperature: -1", "tiny.yaml:20: temperature must be above 0, got -1.0"),
         ("temperature: 0.1", "temperature: hot", "tiny.yaml:20: temperature: must be float, but is hot"),
@@ -260,15 +260,17 @@ def test_every_mistake_of_a_recipe_at_once(shore: Path, capsys: pytest.CaptureFi
         ("    - class_path: worldlm.callbacks.UpdatePrivacy\n", "", "the topology shore asks for privacy at land"),
     ],
 )
-def test_one_line_for_a_mistake(shore: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, told: str) -> None:
+def test_one_line_for_a_mistake(
+    shore: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+) -> None:
     change(shore, (old, new))
     lines = refused(capsys, "fit", "--recipe", "tiny.yaml")
     assert len(lines) == 1
-    assert lines[0].startswith(told)
+    assert lines[0].startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["fit"], "fit needs a recipe"),
         (["fit", "--recipe", "tinny.yaml"], "no file 'tinny.yaml', and no file of that name in recipes"),
@@ -280,11 +282,11 @@ def test_one_line_for_a_mistake(shore: Path, capsys: pytest.CaptureFixture[str],
     ],
 )
 def test_one_line_for_a_mistake_on_the_command_line(
-    shore: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+    shore: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     lines = refused(capsys, *arguments)
     assert len(lines) == 1
-    assert lines[0].startswith(told)
+    assert lines[0].startswith(message)
 
 
 def test_an_empty_corpus_names_node_and_corpus(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,8 +298,8 @@ def test_an_empty_corpus_names_node_and_corpus(shore: Path, capsys: pytest.Captu
 
 def test_a_topology_with_mistakes_names_file_and_lines(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(Path("shore.yaml"), ("{name: sea", "&sea {nam: sea"), ("clip_norm: 0.5", "clip_norm: -1"))
-    told = refused(capsys, "fit", "--recipe", "tiny.yaml")
-    assert [line.split(": ")[0] for line in told] == ["shore.yaml:7", "shore.yaml:11", "shore.yaml:11"]
+    lines = refused(capsys, "fit", "--recipe", "tiny.yaml")
+    assert [line.split(": ")[0] for line in lines] == ["shore.yaml:7", "shore.yaml:11", "shore.yaml:11"]
 
 
 def test_a_stopped_run_ends_like_one_that_never_stopped(shore: Path) -> None:
@@ -367,10 +369,10 @@ def test_a_process_that_is_killed(shore: Path) -> None:
         time.sleep(0.1)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    _, told = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert re.search("process 2 of the run ended with signal 9|another process of the run is gone", told)
-    assert "go on with --ckpt_path last" in told
+    assert re.search("process 2 of the run ended with signal 9|another process of the run is gone", output)
+    assert "go on with --ckpt_path last" in output
     assert main([*given, "--ckpt_path", "last"]) == 0
     assert main([*given, "--name", "whole"]) == 0
     assert same(
@@ -405,10 +407,10 @@ def test_shipped_recipes_parse(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 def test_prepare_packs_and_trains_nothing(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = shore.parent / "cache"
-    for told in (2, 0):  # the second time nothing is left to do
+    for num_packed in (2, 0):  # the second time nothing is left to do
         assert main(["prepare", "--recipe", "tiny.yaml", "--data.cache_dir", str(cache)]) == 0
         lines = capsys.readouterr()
-        assert len([line for line in lines.err.splitlines() if line.startswith("Packed ")]) == told
+        assert len([line for line in lines.err.splitlines() if line.startswith("Packed ")]) == num_packed
         assert lines.out.splitlines()[-1] == f"done. packed text: {cache}"
         assert "sea: sea, train" in lines.out
     assert not (shore.parent / "runs").exists()

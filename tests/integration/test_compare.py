@@ -105,9 +105,9 @@ def test_an_interrupted_comparison_goes_on(shore: Path) -> None:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=120)
+    _, output = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "stopping; Ctrl-C again stops at once" in told
+    assert "stopping; Ctrl-C again stops at once" in output
     begun = [json.loads(path.read_text()) for path in results if path.is_file()]
     assert all(1 <= one["rounds_done"] < 30 and not one["finished"] for one in begun)
     assert subprocess.run([*command, "--name", "again"]).returncode == 0
@@ -132,7 +132,7 @@ def test_a_method_that_does_not_keep_privacy_fails_and_the_others_run(
     text = (shore / "worldlm.yaml").read_text()
     (shore / "worldlm.yaml").write_text(text + "    - class_path: worldlm.callbacks.UpdatePrivacy\n")
     assert compare("--federation.settings.privacy", "{clip_norm: 0.5, noise_multiplier: 1.0}") == 1
-    told = capsys.readouterr().err
-    assert "asks for privacy at world, hills, sea, and no callback provides it: add worldlm.callbacks.Upd" in told
+    output = capsys.readouterr().err
+    assert "asks for privacy at world, hills, sea, and no callback provides it: add worldlm.callbacks.Upd" in output
     assert not list(Path("runs/it/fedavg-1").glob("version_*/results.json"))
     assert json.loads(Path("runs/it/worldlm-1/version_0/results.json").read_text())["finished"]

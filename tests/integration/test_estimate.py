@@ -200,13 +200,13 @@ def test_what_chance_decides_is_expected(fit: Make) -> None:
     topology = parse_topology(CHANCE, "chance.yaml")
     trainer = fit(topology, [*fedavg(), Traffic()], max_epochs=60, limit_val_batches=0)
     assert not estimated(trainer).is_exact
-    told, found = counted(trainer), expected(trainer)
+    counts, found = counted(trainer), expected(trainer)
     for names in (["a_1", "a_2", "a_3", "a_4"], ["b", "c"], ["d", "e"], ["fixed"], ["poisson"], ["slow"]):
         for i, what in enumerate(("bytes down", "bytes up", "messages", "fits", "missed")):
-            real, wanted = sum(told[name][i] for name in names), sum(found[name][i] for name in names)
+            real, wanted = sum(counts[name][i] for name in names), sum(found[name][i] for name in names)
             assert real == pytest.approx(wanted, rel=0.16, abs=5), (names, what)
-    assert sum(told[f"a_{i}"][0] for i in range(1, 5)) == sum(found[f"a_{i}"][0] for i in range(1, 5))  # always two
-    assert 10 < told["d"][4] < 50
+    assert sum(counts[f"a_{i}"][0] for i in range(1, 5)) == sum(found[f"a_{i}"][0] for i in range(1, 5))  # always two
+    assert 10 < counts["d"][4] < 50
 
 
 # ---------------------------------------------------------------------- memory and disk

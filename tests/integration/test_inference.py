@@ -125,9 +125,9 @@ def test_the_card_says_what_it_is(
     shore: Path, tmp_path: Path, run: SavedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "runs/tiny", "--node", "hills", "--out", str(tmp_path / "hills")]) == 0
-    told = capsys.readouterr()
-    assert "These are the weights of hills before clipping and noise" in told.err
-    assert told.out.splitlines()[-1] == f"done. model: {tmp_path / 'hills'}"
+    captured = capsys.readouterr()
+    assert "These are the weights of hills before clipping and noise" in captured.err
+    assert captured.out.splitlines()[-1] == f"done. model: {tmp_path / 'hills'}"
     card = (tmp_path / "hills" / "README.md").read_text()
     _, head, text = card.split("---\n", 2)
     assert yaml.safe_load(head) == {
@@ -253,9 +253,11 @@ def test_a_world_starts_from_an_export(shore: Path, tmp_path: Path, capsys: pyte
 
 def test_the_matrix_equals_what_the_run_found(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "runs/tiny"]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    assert told.out.splitlines()[-1].startswith("done. table and picture: runs/tiny/version_0/evaluation/matrix.json")
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.splitlines()[-1].startswith(
+        "done. table and picture: runs/tiny/version_0/evaluation/matrix.json"
+    )
     folder = Path("runs/tiny/version_0/evaluation")
     assert sorted(path.name for path in folder.iterdir()) == [
         f"matrix.{kind}" for kind in ("csv", "json", "png", "svg")
@@ -385,8 +387,8 @@ def test_mistakes_are_told_in_a_line(shore: Path, capsys: pytest.CaptureFixture[
         in refused(capsys, "export", "runs/tiny", "--node", "sea", "--out", "x", "--round", "9")[0]
     )
     assert "no run at runs/tine; did you mean 'tiny'" in refused(capsys, "evaluate", "runs/tine")[0]
-    told = refused(capsys, "generate", "runs/tiny", "x", "--temperature", "-1")
-    assert told[0] == "generate: argument --temperature: must be a number of at least 0, but is '-1'"
+    lines = refused(capsys, "generate", "runs/tiny", "x", "--temperature", "-1")
+    assert lines[0] == "generate: argument --temperature: must be a number of at least 0, but is '-1'"
     assert refused(capsys, "evaluate", "runs/tiny", "--node", "sea", "--out", "sea.txt/there")[0].startswith(
         "Not a directory: sea.txt/there"
     )

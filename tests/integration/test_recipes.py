@@ -267,6 +267,6 @@ def test_a_large_recipe_shrunk_runs_on_local_files(
     local = [part for key, pattern in write(tmp_path).items() for part in (f"--data.local.{key}", pattern)]
     Path("shrunk.yaml").write_text(SHRUNK)
     assert main(["fit", "--recipe", name, "--recipe", "shrunk.yaml", *local]) == 0
-    told = capsys.readouterr()
-    assert "round 1/1: mean perplexity after fit" in told.err
-    assert told.out.splitlines()[-1].startswith(f"done. results: runs/{name}-shrunk/version_0")
+    captured = capsys.readouterr()
+    assert "round 1/1: mean perplexity after fit" in captured.err
+    assert captured.out.splitlines()[-1].startswith(f"done. results: runs/{name}-shrunk/version_0")

@@ -120,8 +120,8 @@ def test_a_recipe_is_refused_with_its_lines(reading: RecipeCLI) -> None:
 def test_a_plain_name_in_a_recipe_is_told_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     Path("r.yaml").write_text("trainer:\n  max_epochs: 1\n  logger: stranger.Evil\n")
     assert main(["fit", "--safe", "--recipe", "quickstart", "--recipe", "r.yaml"]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert [line for line in told if line.startswith("worldlm: ")] == [
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("worldlm: ")] == [
         "worldlm: r.yaml:3: class 'stranger.Evil' is not trusted: only classes of worldlm, torch and "
         "lightning are, if they run no others"
     ]

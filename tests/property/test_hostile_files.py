@@ -121,7 +121,7 @@ def test_many_mutated_files(tmp_path: Path, reading: Any, parse: Read) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("? [a]\n: 1\n", "r.yaml:1: a key of the recipe must be text, but is a list"),
         ("a.b.c.d.e.f.g: 1\n", "r.yaml:1: unknown key 'a.b.c.d.e.f.g'"),
@@ -140,7 +140,7 @@ def test_many_mutated_files(tmp_path: Path, reading: Any, parse: Read) -> None:
         ("trainer: {max_epochs: " + "9" * 5000 + "}\n", "r.yaml:1: trainer.max_epochs has a number of 5000 digits"),
         ("trainer: {max_epochs: !!bool maybe}\n", "r.yaml:1: tag !!bool does not fit 'maybe'; write the plain value"),
         ("trainer: {max_epochs: !!timestamp x}\n", "r.yaml:1: tag !!timestamp does not fit 'x'; write the plain value"),
-        ("trainer: {max_epochs: !!int [1]}\n", "r.yaml:1: tag !!int does not fit a list or a mapping"),
+        ("trainer: {max_epochs: !!int [1]}\n", "r.yaml:1: tag !!int does not fit what is no single value"),
         (
             "trainer:\n  callbacks: [" + "{class_path: a.B}, " * 101 + "]\n",
             "r.yaml:2: trainer.callbacks has a list of more",
@@ -167,14 +167,14 @@ def test_many_mutated_files(tmp_path: Path, reading: Any, parse: Read) -> None:
     ],
 )
 def test_a_recipe_is_refused(
-    text: str, told: str, tmp_path: Path, parse: Read, monkeypatch: pytest.MonkeyPatch
+    text: str, message: str, tmp_path: Path, parse: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path("r.yaml")
     path.write_text(text)
     with pytest.raises(UserError) as refused:
         parse(path)
-    assert any(line.startswith(told) for line in refused.value.mistakes), refused.value
+    assert any(line.startswith(message) for line in refused.value.mistakes), refused.value
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_texts_that_are_no_bombs_may_stand(text: str) -> None:
 
 
 def test_a_value_is_not_repeated_without_end() -> None:
-    told = explain(f"Something is wrong with {'x' * 100_000}", [], [])
-    assert len(told) == MAX_CHARACTERS
+    message = explain(f"Something is wrong with {'x' * 100_000}", [], [])
+    assert len(message) == MAX_CHARACTERS
 
 
 def test_a_name_is_not_repeated_without_end() -> None:
@@ -206,9 +206,9 @@ def test_a_hundred_mistakes_are_told_and_the_rest_counted() -> None:
 def test_twenty_jurisdictions_are_warned_of_and_the_rest_counted() -> None:
     names = ", ".join(f"j{i}" for i in range(5000))
     top = f"name: t\nsettings: {{num_local_steps: 1, residuals: {{accept_from: [{names}]}}}}\n"
-    with pytest.warns(UserWarning, match="no node has that jurisdiction|more jurisdictions") as warned:
+    with pytest.warns(UserWarning, match="which is the jurisdiction of no node|more jurisdictions") as warned:
         parse_topology(f"{top}root: {{name: w, children: [{{name: a, corpus: a}}]}}", "t.yaml")
-    assert [str(one.message) for one in warned][20:] == ["accept_from names 4980 more jurisdictions that no node has"]
+    assert [str(one.message) for one in warned][20:] == ["accept_from has 4980 more jurisdictions that no node has"]
 
 
 def test_many_unknown_keys_take_no_time(tmp_path: Path, reading: Any) -> None:
@@ -221,7 +221,7 @@ def test_many_unknown_keys_take_no_time(tmp_path: Path, reading: Any) -> None:
 
 @pytest.fixture
 def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What is no file, by name: the beginning of what is told of it."""
+    """Things that are not files, by name, with the beginning of the error message."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe.yaml")
     Path("loop.yaml").symlink_to("loop.yaml")
@@ -230,17 +230,17 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     Path("secret.yaml").symlink_to("/proc/self/mem")
     Path("huge.yaml").touch()
     os.truncate("huge.yaml", 10**12)
-    no_file = "is not a regular file but a pipe or a device; save its content to a file"
+    no_file = "is no file, but a pipe or a device; write what it gives to a file"
     return {
         "pipe.yaml": f"pipe.yaml: {no_file}",
         "/dev/zero": f"/dev/zero: {no_file}",
         "folder.yaml": "folder.yaml: is a folder, not a YAML file",
         "huge.yaml": "huge.yaml: is larger than the 2000000 bytes allowed",
         "secret.yaml": "secret.yaml: cannot be read: ",
-        "loop.yaml": "no file 'loop.yaml', and no file of that name in ",
-        "gone.yaml": "no file 'gone.yaml', and no file of that name in ",
-        "~nobody-of-that-name/x": "no file '~nobody-of-that-name/x', and no file",
-        "a\0b": "no file 'a\\x00b', and no file of that name in",
+        "loop.yaml": "no file 'loop.yaml', nor any of that name in ",
+        "gone.yaml": "no file 'gone.yaml', nor any of that name in ",
+        "~nobody-of-that-name/x": "no file '~nobody-of-that-name/x', nor any",
+        "a\0b": "no file 'a\\x00b', nor any of that name in",
         "../" * 2000: "no file '../../",
     }
 
@@ -254,10 +254,10 @@ def test_what_is_no_file_is_refused(command: str, odd: dict[str, str], capsys: p
     ends = ["--methods", "methods/fedavg"] if command == "compare" else []
     given_first = ["compare", "--recipe"] if command == "compare" else command.split()
     before = _peak()
-    for name, told in odd.items():
+    for name, message in odd.items():
         assert main([*given_first, name, *ends]) == 2
         lines = capsys.readouterr().err.splitlines()
-        assert [line for line in lines if line.startswith(f"worldlm: {told}")], (name, lines)
+        assert [line for line in lines if line.startswith(f"worldlm: {message}")], (name, lines)
         assert len(lines) == 1
     assert _peak() - before < 200e6
 
@@ -266,9 +266,9 @@ def test_a_recipe_may_not_point_out_of_here(
     odd: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What it names is read as a topology, or not at all; nothing is written outside the folder of runs."""
-    for setting, told in {
-        "federation: {topology: /dev/zero}": "/dev/zero: is not a regular file",
-        "federation: {topology: pipe.yaml}": "pipe.yaml: is not a regular file",
+    for setting, message in {
+        "federation: {topology: /dev/zero}": "/dev/zero: is no file",
+        "federation: {topology: pipe.yaml}": "pipe.yaml: is no file",
         "trainer: {callbacks: huge.yaml}": "r.yaml:1: class 'huge.yaml' is not trusted",
         "name: ../../evil": "name must be that of a folder below runs, but is '../../evil'",
         "name: /evil": "name must be that of a folder below runs, but is '/evil'",
@@ -278,12 +278,12 @@ def test_a_recipe_may_not_point_out_of_here(
         Path("r.yaml").write_text(setting)
         assert main(["fit", "--safe", "--recipe", "quickstart", "--recipe", "r.yaml"]) == 2
         lines = capsys.readouterr().err.splitlines()
-        assert [line for line in lines if told in line], (setting, lines)
+        assert [line for line in lines if message in line], (setting, lines)
     assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (MemoryError(), "not enough memory: use"),
         (
@@ -298,8 +298,8 @@ def test_a_recipe_may_not_point_out_of_here(
         (ValueError("must be 3"), "^$"),
     ],
 )
-def test_what_needs_more_memory_than_there_is_is_told(error: Exception, told: str) -> None:
-    assert re.search(told, out_of_memory(error))
+def test_errors_of_missing_memory(error: Exception, message: str) -> None:
+    assert re.search(message, out_of_memory(error))
 
 
 def test_a_model_that_fits_nowhere_is_refused_in_a_line(
@@ -320,13 +320,13 @@ def test_names_of_runs() -> None:
 
 def test_plain_values_are_read_in_the_same_bounds(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    for text, told in {
+    for text, message in {
         BOMB: "has more than the",
         "a: 2001-99-99": "month must be in 1..12",
         "a: [": "expected the node",
     }.items():
         path.write_text(text)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             read_plain(path)
     path.write_text("a: [1, x]")
     assert read_plain(path) == {"a": [1, "x"]}
@@ -352,5 +352,5 @@ def test_what_a_terminal_would_obey_is_spelt_out() -> None:
     with pytest.raises(UserError) as refused:
         Reader('"a', "t.yaml")
     assert all(line.isprintable() for line in refused.value.mistakes)
-    with pytest.raises(UserError, match="is not a regular file"):
+    with pytest.raises(UserError, match="is no file"):
         read_text(Path("/dev/null"))

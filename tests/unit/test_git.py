@@ -28,8 +28,8 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_the_commit_and_whether_files_changed(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, check=True, capture_output=True, text=True)
-    commit = told.stdout.strip()
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, check=True, capture_output=True, text=True)
+    commit = done.stdout.strip()
     monkeypatch.setenv("GIT_DIR", "/nowhere")  # as within a hook of another repository
     below = checkout / "below"
     below.mkdir()

@@ -77,14 +77,14 @@ def test_runs_are_listed_newest_first(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (third["best_after_merge"], third["best_after_fit"]) == (6.0, 9.0)  # of 4 and 8, of 6 and 12
     assert "epsilon" not in third
     assert main(["runs", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in told.splitlines() if line.startswith("│")]
+    output = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
     assert [line[:8] for line in lines] == [
         ["mine/version_3", "star", "7", "stopped", "1/3", "15.00", "13.50", "2.50"],
         ["mine/version_2", "", "", "stopped", "0", "", "", ""],
         ["compare-x/fedavg-1/version_0", "star", "7", "finished", "3/3", "6.00", "9.00", ""],
     ]
-    assert told.splitlines()[-1].endswith(f": {tmp_path}")
+    assert output.splitlines()[-1].endswith(f": {tmp_path}")
 
 
 def test_one_model_in_one_place_has_no_after_fit_at_the_nodes(tmp_path: Path) -> None:
@@ -117,10 +117,10 @@ def test_what_is_no_record_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     put(tmp_path / "theirs[red]" / "version_0", content, 1000)
     put(tmp_path / "mine" / "version_0", record((8.0, 6.0)), 2000)
     assert main(["runs", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "finished" in told
-    assert "theirs[red]/version_0" in told
-    (line,) = [line for line in told.splitlines() if line.startswith(f"{tmp_path}/theirs[red]/version_0/{RESULTS}: ")]
+    output = capsys.readouterr().out
+    assert "finished" in output
+    assert "theirs[red]/version_0" in output
+    (line,) = [line for line in output.splitlines() if line.startswith(f"{tmp_path}/theirs[red]/version_0/{RESULTS}: ")]
     assert main(["runs", str(tmp_path), "--json"]) == 0
     (_, broken) = json.loads(capsys.readouterr().out)
     assert (broken["state"], broken["problem"]) == ("unreadable", line)

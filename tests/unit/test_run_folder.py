@@ -29,7 +29,7 @@ def test_the_last_version_with_a_checkpoint_is_the_run(tmp_path: Path) -> None:
 def test_a_round_is_there_or_those_that_are_are_told(tmp_path: Path) -> None:
     last = touch(tmp_path / "checkpoints/last.ckpt")
     assert find_saved(tmp_path) == last
-    with pytest.raises(UserError, match="round 3 was not kept; only the last one is there"):
+    with pytest.raises(UserError, match="round 3 was not kept; there is only the last one"):
         find_saved(tmp_path, 3)
     fifth, tenth = (touch(tmp_path / f"checkpoints/round_{number}.ckpt") for number in (5, 10))
     assert find_saved(tmp_path, 5) == fifth

@@ -61,10 +61,10 @@ def test_processes_of_two_runs_do_not_train_together(star: Make, fit: Make, on_r
         return "no error"
 
     host = socket.gethostname()
-    told = (
+    expected = (
         f"process 1 on {host} was not started as process 0 on {host} was: seed is 1 there and 0 at process 0 on {host}"
     )
-    assert on_ranks(2, run) == [told] * 2
+    assert on_ranks(2, run) == [expected] * 2
 
 
 def test_text_that_is_other_elsewhere_ends_the_run(
@@ -101,9 +101,9 @@ def test_a_process_that_is_never_started(
             return str(error)
         return "no error"
 
-    told, _ = on_ranks(2, run)
-    assert told.startswith("the processes of the run did not find one another within ")
-    assert "each must be started, and reach the others and 127.0.0.1" in told
+    message, _ = on_ranks(2, run)
+    assert message.startswith("the processes of the run did not find one another within ")
+    assert "each must be started, and reach the others and 127.0.0.1" in message
 
 
 def test_a_fit_may_take_longer_than_joining(star: Make, fit: Make, on_ranks: Make, monkeypatch: Any) -> None:

@@ -99,8 +99,10 @@ def verdict(capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_stopped_run_is_matched_by_one_that_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     """In another folder, and the digests are those of the weights."""
     assert main(["fit", "--repeat", "runs/tiny", "--runs", "elsewhere"]) == 0
-    told = f"done. matched {RUN}: the weights of 3 nodes and every figure of 2 rounds are the same. results: elsewhere/"
-    assert verdict(capsys).startswith(told)
+    expected = (
+        f"done. matched {RUN}: the weights of 3 nodes and every figure of 2 rounds are the same. results: elsewhere/"
+    )
+    assert verdict(capsys).startswith(expected)
     again = results(Path("elsewhere/tiny-repeated/version_0"))
     own = {"seconds": 0, "last_start": {}}
     assert {**again, **own} == {**results(), **own}
@@ -135,8 +137,10 @@ def test_other_settings_are_told_and_the_first_figure_that_differs(capsys: pytes
     out, err = capsys.readouterr()
     before = results()["rounds"][0]["nodes"]["world"]["after_merge"]["perplexity"]
     now = results(Path("runs/slower/version_0"))["rounds"][0]["nodes"]["world"]["after_merge"]["perplexity"]
-    told = f"round 1, world, after_merge, perplexity was {before} and is now {now}; the weights of 3 of 3 nodes differ"
-    assert out.splitlines()[-1].startswith(f"done. did not match {RUN}: {told}. results: runs/slower/version_0")
+    expected = (
+        f"round 1, world, after_merge, perplexity was {before} and is now {now}; the weights of 3 of 3 nodes differ"
+    )
+    assert out.splitlines()[-1].startswith(f"done. did not match {RUN}: {expected}. results: runs/slower/version_0")
     assert "worldlm: model.optimizer.lr was 0.006 and is now 0.001" in err.splitlines()
 
 
@@ -149,7 +153,7 @@ def test_weights_that_were_not_written_down_are_those_of_the_checkpoint() -> Non
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"finished": False}, "is not finished: finish it first"),
         ({"changes": [{"round": 1}]}, "its topology changed"),
@@ -157,18 +161,18 @@ def test_weights_that_were_not_written_down_are_those_of_the_checkpoint() -> Non
         ({"rounds": 3}, "not as worldlm writes it: rounds: must be a list"),
     ],
 )
-def test_what_cannot_be_repeated(change: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_repeated(change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("runs/other/version_0")
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     (folder / "checkpoints/last.ckpt").touch()
     (folder / "config.yaml").touch()
     (folder / "results.json").write_text(json.dumps({**results(), **change}))
     assert main(["fit", "--repeat", "runs/other"]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (["--repeat"], "--repeat takes one run"),
         (["--repeat", "runs/tiny", "--recipe", "tiny.yaml"], "leave --recipe out"),
@@ -179,10 +183,10 @@ def test_what_cannot_be_repeated(change: dict[str, Any], told: str, capsys: pyte
         ),
     ],
 )
-def test_mistakes_are_one_line(given: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert message in line
 
 
 def test_a_repetition_that_was_stopped_goes_on(capsys: pytest.CaptureFixture[str]) -> None:

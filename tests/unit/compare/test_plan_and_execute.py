@@ -38,8 +38,10 @@ def planned(*overrides: str, methods: tuple[str, ...] = ("one.yaml", "two.yaml")
 
 def test_the_command_of_a_run() -> None:
     run = planned("--trainer.max_epochs", "3")[1]
-    told = "fit --recipe base.yaml --recipe two.yaml --seed_everything 1 --name it/two-1 --runs runs --ckpt_path last"
-    assert " ".join(run.command) == f"{told} --trainer.max_epochs 3"
+    expected = (
+        "fit --recipe base.yaml --recipe two.yaml --seed_everything 1 --name it/two-1 --runs runs --ckpt_path last"
+    )
+    assert " ".join(run.command) == f"{expected} --trainer.max_epochs 3"
     assert run.folder == Path("runs/it/two-1")
     assert [one.title for one in planned()] == ["one, seed 1", "two, seed 1", "one, seed 2", "two, seed 2"]
 
@@ -75,11 +77,13 @@ def test_a_killed_run_goes_on_and_the_others_stay(player: Any) -> None:
 def test_a_failure_is_told_and_the_rest_goes_on(player: Any, capsys: pytest.CaptureFixture[str]) -> None:
     player.failing = {"two, seed 1"}
     assert compare(BASE, player) == 1
-    told = capsys.readouterr()
-    assert "[2/4] two, seed 1: failed with status 2; see runs/it/two-1/stderr.txt" in told.err
-    assert [line for line in told.err.splitlines() if line.startswith("    ")] == [f"    line {i}" for i in range(1, 6)]
-    assert "[4/4] two, seed 2: done" in told.err
-    assert "NO   same seeds: one 1, 2; two 2" in told.out
+    captured = capsys.readouterr()
+    assert "[2/4] two, seed 1: failed with status 2; see runs/it/two-1/stderr.txt" in captured.err
+    assert [line for line in captured.err.splitlines() if line.startswith("    ")] == [
+        f"    line {i}" for i in range(1, 6)
+    ]
+    assert "[4/4] two, seed 2: done" in captured.err
+    assert "NO   same seeds: one 1, 2; two 2" in captured.out
     player.failing = set()
     assert compare(BASE, player) == 0
     assert len(player.started) == 5
@@ -103,7 +107,7 @@ def in_good_order(player: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "more", "told"),
+    ("file", "text", "more", "message"),
     [
         ("one.yaml", "# another\n", [], "one.yaml"),
         ("shore.yaml", "name: sea\n", [], "shore.yaml"),
@@ -111,7 +115,7 @@ def in_good_order(player: Any) -> Any:
     ],
 )
 def test_a_changed_run_is_refused(
-    player: Any, capsys: pytest.CaptureFixture[str], file: str | None, text: str, more: list[str], told: str
+    player: Any, capsys: pytest.CaptureFixture[str], file: str | None, text: str, more: list[str], message: str
 ) -> None:
     assert compare(BASE, player) == 0
     if file:
@@ -121,7 +125,7 @@ def test_a_changed_run_is_refused(
     assert len(player.started) == 4
     wrong = [name for name in FOLDERS if file != "one.yaml" or name.startswith("one")]
     assert error.value.mistakes == (
-        *(f"runs/it/{name} was started with another {told}" for name in wrong),
+        *(f"runs/it/{name} was started with another {message}" for name in wrong),
         "choose another --name, or remove these folders",
     )
 
@@ -197,7 +201,7 @@ def test_the_last_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--methods", "one.yaml"], "compare: needs --recipe and --methods, or --read RUN_FOLDER"),
         ([*BASE, "--sedes", "1"], "compare: no option --sedes"),
@@ -217,9 +221,9 @@ def test_the_last_lines(tmp_path: Path) -> None:
         (["--read", "runs"], "runs: no results.json in it, nor in the folder of a run below"),
     ],
 )
-def test_one_line_for_a_mistake(capsys: pytest.CaptureFixture[str], arguments: list[str], told: str) -> None:
+def test_one_line_for_a_mistake(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     assert main(["compare", *arguments]) == 2
-    assert capsys.readouterr().err.splitlines()[0].startswith(f"worldlm: {told}")
+    assert capsys.readouterr().err.splitlines()[0].startswith(f"worldlm: {message}")
 
 
 def test_compare_needs_no_torch() -> None:

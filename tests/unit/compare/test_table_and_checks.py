@@ -203,8 +203,8 @@ def test_what_cannot_be_read(tmp_path: Path, content: Make) -> None:
     keep(tmp_path / "new", {**content(), "format": 99})
     keep(tmp_path / "list", [])  # type: ignore[arg-type]
     keep(tmp_path / "one", content())
-    for folder, told in (("half", "not finished"), ("new", "format 99"), ("list", "no record of a run")):
-        with pytest.raises(UserError, match=told):
+    for folder, message in (("half", "not finished"), ("new", "format 99"), ("list", "no record of a run")):
+        with pytest.raises(UserError, match=message):
             read_runs([tmp_path / folder])
     with pytest.raises(UserError, match="both are one, seed 1"):
         read_runs([tmp_path / "one", tmp_path / "one"])

@@ -43,9 +43,9 @@ def test_a_method_on_two_topologies_is_two(tmp_path: Path, content: Make) -> Non
             folder = tmp_path / name / f"{method}-1"
             (folder / "version_0").mkdir(parents=True)
             (folder / "settings.json").write_text("{}")
-            told = content()
-            told["topology"]["name"] = topology
-            (folder / "version_0" / "results.json").write_text(json.dumps(told))
+            record = content()
+            record["topology"]["name"] = topology
+            (folder / "version_0" / "results.json").write_text(json.dumps(record))
     records = read_runs([tmp_path / "plain", tmp_path / "swapped"])
     assert [one.method for one in records] == ["x on tree", "y", "x on other-tree"]
     with pytest.raises(UserError, match="both are x, seed 1"):

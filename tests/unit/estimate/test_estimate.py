@@ -125,14 +125,14 @@ def test_moments_that_are_not_kept_are_those_of_the_node_at_work(tmp_path: Path)
     assert found.process_bytes["inner optimizer at work"] == 2 * found.sizes.whole
 
 
-def test_it_is_told_in_few_lines(giant: tuple[Topology, Estimate]) -> None:
+def test_the_lines_of_an_estimate(giant: tuple[Topology, Estimate]) -> None:
     topology, found = giant
     assert draw("t", found).row_count == 4
-    told = "\n".join(lines(topology, found, "given"))
-    assert "run of 20 rounds: 53.2 PB down, 53.2 PB up, at most" in told
-    assert "wall time at 3,000 tokens/s (given)" in told
-    assert told.splitlines()[-1] == "done. estimated, not run: hundred-thousand, 100,101 nodes"
-    assert "expectations" not in told
+    text = "\n".join(lines(topology, found, "given"))
+    assert "run of 20 rounds: 53.2 PB down, 53.2 PB up, at most" in text
+    assert "wall time at 3,000 tokens/s (given)" in text
+    assert text.splitlines()[-1] == "done. estimated, not run: hundred-thousand, 100,101 nodes"
+    assert "expectations" not in text
 
 
 def test_speed_is_measured_on_real_steps(tmp_path: Path) -> None:
@@ -144,19 +144,19 @@ def test_speed_is_measured_on_real_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "text"),
     [(0, "0 B"), (999, "999 B"), (999.6, "1 kB"), (12_345, "12.3 kB"), (5e15, "5 PB"), (3e24, "3,000 ZB")],
 )
-def test_sizes_in_words(number: float, told: str) -> None:
-    assert size(number) == told
+def test_sizes_in_words(number: float, text: str) -> None:
+    assert size(number) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "text"),
     [(0, "0 s"), (1.234, "1.23 s"), (119, "119 s"), (120, "2 minutes"), (7200, "2 hours"), (1e12, "31,688 years")],
 )
-def test_times_in_words(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
+def test_times_in_words(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 # ---------------------------------------------------------------------- the command
@@ -171,17 +171,17 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeyp
         "  children: [{name: a, corpus: tools, copies: 4}]\n"
     )
     assert main(["topology", "estimate", "quickstart", *options, "--federation.topology", str(topology)]) == 0
-    told = capsys.readouterr().out
-    assert "drawn: one round, as expected" in told
-    assert "run of 3 rounds: 10.2 MB down, 10.2 MB up; 12,288 tokens" in told  # 3 * 2 backbones; 2 * 2 * 8 * 128
-    assert "12.3 s in one process" in told
-    assert "messages and bytes are expectations" in told
-    assert told.splitlines()[-1].startswith("done. estimated, not run: drawn, 5 nodes")
+    output = capsys.readouterr().out
+    assert "drawn: one round, as expected" in output
+    assert "run of 3 rounds: 10.2 MB down, 10.2 MB up; 12,288 tokens" in output  # 3 * 2 backbones; 2 * 2 * 8 * 128
+    assert "12.3 s in one process" in output
+    assert "messages and bytes are expectations" in output
+    assert output.splitlines()[-1].startswith("done. estimated, not run: drawn, 5 nodes")
     assert [path.name for path in tmp_path.iterdir()] == ["drawn.yaml"]  # it leaves nothing behind
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ([], "topology estimate: needs a recipe"),
         (["quickstrat"], "no file 'quickstrat', nor any of that name in recipes"),
@@ -189,11 +189,11 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeyp
         (["quickstart", "--trainer.max_epochz", "3"], "no setting --trainer.max_epochz; did you mean"),
     ],
 )
-def test_mistakes_are_told_in_a_line(given: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_reported_in_one_line(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["topology", "estimate", *given]) == 2
-    lines_told = capsys.readouterr().err.splitlines()
-    assert lines_told[0].startswith(f"worldlm: {told}")
-    assert not any("Traceback" in line for line in lines_told)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"worldlm: {message}")
+    assert not any("Traceback" in line for line in lines)
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

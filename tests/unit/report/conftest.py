@@ -14,8 +14,8 @@ DEMAND = {"noise_multiplier": 0.75, "clip_norm": 0.5, "delta": 1e-5, "max_epsilo
 
 
 def _node(name: str, *children: dict[str, Any], corpus: str | None = None, **demand: Any) -> dict[str, Any]:
-    told = [f"corpus {corpus}"] if corpus else []
-    return {"name": name, "corpus": corpus, "told": told, **NO_DEMAND, **demand, "children": list(children)}
+    settings = [f"corpus {corpus}"] if corpus else []
+    return {"name": name, "corpus": corpus, "told": settings, **NO_DEMAND, **demand, "children": list(children)}
 
 
 def _score(perplexity: float) -> dict[str, float]:

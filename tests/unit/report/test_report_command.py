@@ -51,7 +51,7 @@ def test_of_a_comparison_all_runs_in_its_order(lay: Lay, capsys: pytest.CaptureF
     assert "['b, seed 1337', 'a, seed 1337']" in Path("runs/both/report.html").read_text("utf-8")
     Path("runs/both/comparison.json").write_text("{}")
     assert main(["report", "runs/both"]) == 2
-    assert capsys.readouterr().err == "worldlm: runs/both/comparison.json: no order of methods: 'methods'\n"
+    assert capsys.readouterr().err == "worldlm: runs/both/comparison.json: has no order of methods: 'methods'\n"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_what_is_not_there_is_a_line(lay: Lay, capsys: pytest.CaptureFixture[str
     Path("runs/empty").mkdir()
     for arguments, message in (
         (["runs/tinny"], "worldlm: runs/tinny: no such folder; did you mean 'runs/tiny'?\n"),
-        (["runs/empty"], "worldlm: runs/empty: no results.json there, nor in a run's folder below\n"),
+        (["runs/empty"], "worldlm: runs/empty: no results.json in it, nor in the folder of a run below\n"),
         (["runs/tiny", "--out", "runs"], "worldlm: runs is a folder; --out takes a file, such as runs/report.html\n"),
     ):
         assert main(["report", *arguments]) == 2

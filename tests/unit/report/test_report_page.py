@@ -74,7 +74,7 @@ class Page(HTMLParser):
         return [row for row in self.rows[start:] if len(row) == width]
 
 
-def told(*folders: Path, out: str = "page.html") -> Page:
+def report_page(*folders: Path, out: str = "page.html") -> Page:
     """Return the page of runs, having looked that it is sound and loads nothing."""
     assert main(["report", *map(str, folders), "--out", out]) == 0
     text = Path(out).read_text("utf-8")
@@ -92,8 +92,8 @@ def told(*folders: Path, out: str = "page.html") -> Page:
 
 def test_one_run_is_told_wholly(lay: Lay, capsys: pytest.CaptureFixture[str]) -> None:
     folder = lay()
-    page = told(folder)
-    told(folder, out="again.html")
+    page = report_page(folder)
+    report_page(folder, out="again.html")
     assert Path("again.html").read_bytes() == Path("page.html").read_bytes()
     assert 20_000 < Path("page.html").stat().st_size < 400_000
     assert page.headings == ["The world", "Results", "Curves", "Attention", "Residuals", "Privacy", "Costs", "Text",
@@ -114,7 +114,7 @@ def test_one_run_is_told_wholly(lay: Lay, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.usefixtures("empty_pictures")
 def test_the_table_says_what_the_record_says(lay: Lay, content: Callable[..., dict[str, Any]]) -> None:
-    page = told(lay())
+    page = report_page(lay())
     headings, *rows = page.table("best after_fit")
     assert headings == ["node", "before", "after_merge", "after_fit", "best after_fit", "bits per byte", "tokens",
                         "passes", "MB down", "MB up", "epsilon"]  # fmt: skip
@@ -135,18 +135,18 @@ def test_the_table_says_what_the_record_says(lay: Lay, content: Callable[..., di
 
 @pytest.mark.usefixtures("empty_pictures")
 def test_privacy_has_an_account_of_every_private_node(lay: Lay) -> None:
-    page = told(lay())
+    page = report_page(lay())
     assert page.table("noise_multiplier")[:2] == [
-        ["node", "hides", "epsilon", "max_epsilon", "delta", "noise_multiplier", "clip_norm"],
+        ["node", "protects", "epsilon", "max_epsilon", "delta", "noise_multiplier", "clip_norm"],
         ["c", "updates", "8.75", "12", "1e-05", "0.75", "0.5"],
     ]
     assert page.table("c (updates)")[1:3] == [["1", "4.38"], ["2", "8.75"]]
     rounds = [{"round": 0, "nodes": {"a": {"after_merge": {"perplexity": 4.0}}}, "attention": {}, "routes": {}}]
     leaf = {"name": "a", "corpus": "a", "children": []}
     plain = lay("plain", rounds=rounds, topology={"name": "t", "root": {**leaf, "name": "w", "children": [leaf]}})
-    page = told(plain)
-    assert "Nothing in this run is private" in page.text
-    assert "Nothing in it is private." in page.text
+    page = report_page(plain)
+    assert "This run has no differential privacy" in page.text
+    assert "It has no differential privacy." in page.text
 
 
 @pytest.mark.usefixtures("empty_pictures")
@@ -154,25 +154,25 @@ def test_an_epsilon_without_a_bound_is_said_to_have_none(lay: Lay, content: Call
     rounds = content()["rounds"]
     for one in rounds:
         one["nodes"]["c"]["epsilon"] = None
-    page = told(lay(rounds=rounds))
+    page = report_page(lay(rounds=rounds))
     assert page.table("noise_multiplier")[1][2] == "no bound"
     assert "is no bound (private: c)" in page.text
 
 
 def test_names_that_look_like_html_are_only_text(lay: Lay, content: Callable[..., dict[str, Any]]) -> None:
-    told_ = json.loads(json.dumps(content()))
-    told_["topology"]["name"] = EVIL
-    leaf = told_["topology"]["root"]["children"][0]["children"][0]
+    record = json.loads(json.dumps(content()))
+    record["topology"]["name"] = EVIL
+    leaf = record["topology"]["root"]["children"][0]["children"][0]
     leaf["name"], leaf["told"], leaf["corpus"] = EVIL, [EVIL], f"{EVIL} corpus"
-    for one in told_["rounds"]:
+    for one in record["rounds"]:
         one["nodes"][EVIL] = one["nodes"].pop("a")
         one["attention"] = {EVIL: {EVIL: 0.5, "b": 0.5}}
         one["routes"] = {f"{EVIL} > north": 1}
-    told_["data_nodes"][EVIL] = {**told_["data_nodes"].pop("a"), "text": [EVIL]}
-    told_["versions"][EVIL] = EVIL
-    told_["last_start"] = {"command": f"worldlm fit '{EVIL}", "platform": EVIL, "device": EVIL}
+    record["data_nodes"][EVIL] = {**record["data_nodes"].pop("a"), "text": [EVIL]}
+    record["versions"][EVIL] = EVIL
+    record["last_start"] = {"command": f"worldlm fit '{EVIL}", "platform": EVIL, "device": EVIL}
     settings = f"model: ['{EVIL}']\n</pre>{EVIL}"
-    page = told(lay(config=settings, text=json.dumps(told_)), lay("other"))
+    page = report_page(lay(config=settings, text=json.dumps(record)), lay("other"))
     assert page.text.count("<script>") > 12
     assert settings in page.text
 
@@ -180,7 +180,7 @@ def test_names_that_look_like_html_are_only_text(lay: Lay, content: Callable[...
 def test_several_runs_stand_side_by_side(lay: Lay) -> None:
     one = lay("one", config="model: {lr: 0.5, width: 8}\nname: one\n")
     other = lay("other", config="model: {lr: 0.25, width: 8}\nname: other\n", names="abd")
-    page = told(one, other)
+    page = report_page(one, other)
     assert page.headings[:6] == ["Methods", "Runs", "Comparable?", "Curves", "What differs", "Run by run"]
     assert page.headings.count("To repeat it") == 2
     assert [row[:4] for row in page.table("best after_fit")[1:3]] == [["one", "1", "16.75", "16.25"],
@@ -196,23 +196,23 @@ def test_runs_of_one_name_are_told_apart(lay: Lay) -> None:
     folder = lay("again")
     (folder / "version_0").rename(folder / "version_1")
     lay("again")
-    page = told(folder / "version_0", folder / "version_1")
+    page = report_page(folder / "version_0", folder / "version_1")
     assert "2 methods (again in runs/again/version_0, again in runs/again/version_1), seed 1337" in page.text
 
 
 @pytest.mark.usefixtures("empty_pictures")
 def test_runs_without_a_common_node_are_told_one_by_one(lay: Lay) -> None:
-    page = told(lay("one", names="ab"), lay("other", names="xy"))
+    page = report_page(lay("one", names="ab"), lay("other", names="xy"))
     assert page.headings[:4] == ["Runs", "Comparable?", "What differs", "Run by run"]
     assert "no data node in common" in page.text
-    assert "Their settings are the same, but for seeds and folders." in page.text
+    assert "Their settings are the same, except seeds and folders." in page.text
 
 
 @pytest.mark.usefixtures("empty_pictures")
 def test_an_unfinished_run_says_so(lay: Lay) -> None:
-    page = told(lay(finished=False, num_rounds=1))
-    assert "Not finished: 1 round of 2 when it was last written." in page.text
-    nothing = told(lay("new", finished=False, num_rounds=0))
+    page = report_page(lay(finished=False, num_rounds=1))
+    assert "Not finished: 1 round of 2 when its results were last written." in page.text
+    nothing = report_page(lay("new", finished=False, num_rounds=0))
     assert nothing.headings == [
         "The world",
         "Results",
@@ -222,19 +222,19 @@ def test_an_unfinished_run_says_so(lay: Lay) -> None:
         "Versions and machine",
         "To repeat it",
     ]
-    assert "No round was finished yet" in nothing.text
-    both = told(Path("runs/tiny"), Path("runs/new"))
+    assert "No round is finished yet" in nothing.text
+    both = report_page(Path("runs/tiny"), Path("runs/new"))
     assert "Not finished: tiny, seed 1337, new, seed 1337." in both.text
 
 
 @pytest.mark.usefixtures("empty_pictures")
 def test_what_a_repetition_is_held_against_is_shown(lay: Lay) -> None:
     started = {"command": "worldlm fit --recipe tiny", "code": {"worldlm": "abc-dirty", "folder": "def"}}
-    page = told(lay(last_start=started, final_weights={"world": "digest 2", "a": "digest 3"}))
+    page = report_page(lay(last_start=started, final_weights={"world": "digest 2", "a": "digest 3"}))
     assert "commit of worldlmabc-dirtycommit of the folderdef" in page.text
     assert "digest of the root's final weightsdigest 2" in page.text
     assert "worldlm fit --repeat runs/tiny/version_0" in page.text
-    assert "--repeat" not in told(lay("begun", finished=False)).text
+    assert "--repeat" not in report_page(lay("begun", finished=False)).text
 
 
 @pytest.mark.usefixtures("empty_pictures")
@@ -248,9 +248,9 @@ def test_what_older_versions_did_not_write_is_left_out(lay: Lay, content: Callab
 
     old["topology"]["root"] = strip(old["topology"]["root"])
     folder = lay("old", config=None, text=json.dumps(old))
-    page = told(folder)
-    assert page.table("noise_multiplier")[0] == ["node", "hides", "epsilon", "noise_multiplier"]
-    assert "Neither its command nor its config.yaml was kept." in page.text
+    page = report_page(folder)
+    assert page.table("noise_multiplier")[0] == ["node", "protects", "epsilon", "noise_multiplier"]
+    assert "Its command and its config.yaml are missing." in page.text
     assert "every federation in a frame." in page.text
 
 
@@ -263,13 +263,13 @@ def test_where_one_node_trains_for_all_the_others_stand_for_the_run(
         for name in "bc":
             del one["nodes"][name]["after_fit"]
         del one["nodes"]["a"]["after_merge"]
-    page = told(lay(text=json.dumps(pooled)))
+    page = report_page(lay(text=json.dumps(pooled)))
     assert "The mean held-out perplexity over 2 data nodes went from 258.25 to 17.75 (after_merge)." in page.text
 
 
 @pytest.mark.usefixtures("empty_pictures")
 def test_of_a_wide_world_the_first_nodes_stand_for_all(lay: Lay) -> None:
-    page = told(lay(names="abcdefghijklmnopqrstuvwxyz" + "".join(map(chr, range(913, 1139)))))
+    page = report_page(lay(names="abcdefghijklmnopqrstuvwxyz" + "".join(map(chr, range(913, 1139)))))
     assert "All nodes (200 rows)" in page.text
     assert "And 54 more nodes, in results.json." in page.text
     assert "The first 12 of 252 nodes." in page.text

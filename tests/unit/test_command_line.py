@@ -1,0 +1,136 @@
+"""The words of a command line: parsed once, into what LightningCLI takes and what it does not."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from worldlm.cli.parser import Parser, names, number_from, parse_command_line, split_option, whole_number, whole_numbers
+from worldlm.cli.recipe import find_class, read_recipe
+from worldlm.topology.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(f"{name}.yaml").touch()
+
+
+def test_recipes_become_paths_where_they_stand() -> None:
+    line = parse_command_line(["fit", "--recipe", "a.yaml", "--x.y", "1", "--safe", "--recipe=b.yaml", "--z=-2"])
+    assert line.command == "fit"
+    assert line.settings == ("--recipe=a.yaml", "--x.y", "1", "--recipe=b.yaml", "--z=-2")
+    assert line.recipes == (Path("a.yaml"), Path("b.yaml"))
+    assert line.safe
+    assert line.repeat is None
+    assert line.text == "worldlm fit --recipe a.yaml --x.y 1 --safe --recipe=b.yaml --z=-2"
+
+
+def test_a_recipe_without_a_name_is_left_to_lightning() -> None:
+    line = parse_command_line(["validate", "--recipe"])
+    assert (line.settings, line.recipes) == (("--recipe",), ())
+
+
+@pytest.mark.parametrize(("words", "asks"), [(["fit", "-h"], True), (["fit", "--help"], True), (["fit"], False)])
+def test_help(words: Sequence[str], asks: bool) -> None:
+    assert parse_command_line(words).asks_for_help is asks
+
+
+def test_other_processes_start_with_the_same_settings() -> None:
+    line = parse_command_line(["fit", "--safe", "--recipe", "a.yaml", "--x", "1"])
+    settings = ["-m", "worldlm", "fit", "--recipe=a.yaml", "--x", "1"]
+    assert line.process_command() == [sys.executable, "-P", *settings, "--safe"]
+    assert parse_command_line(["fit", "--recipe", "a.yaml"]).process_command()[1] == "-m"
+
+
+def test_the_command_that_resumes_a_run() -> None:
+    line = parse_command_line(["fit", "--recipe", "a.yaml", "--ckpt_path=old", "--name", "n 1"])
+    assert line.resume_command("last") == "worldlm fit --recipe a.yaml --name 'n 1' --ckpt_path last"
+
+
+@pytest.mark.parametrize("words", [["--repeat", "runs/a"], ["--repeat=runs/a"]])
+def test_a_run_that_is_repeated(words: list[str]) -> None:
+    line = parse_command_line(["fit", *words, "--x", "1"])
+    assert (line.repeat, line.settings) == ("runs/a", ("--x", "1"))
+    assert parse_command_line(["validate", *words]).repeat is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--repeat"], "takes one run"),
+        (["--repeat="], "takes one run"),
+        (["--repeat", "--safe"], "takes one run"),
+        (["--repeat", "a", "--repeat=b"], "takes one run"),
+        (["--repeat", "a", "--recipe", "a.yaml"], "leave --recipe out"),
+    ],
+)
+def test_mistakes_in_repeat(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_command_line(["fit", *words])
+
+
+def test_values_of_an_option() -> None:
+    assert split_option(["a", "--x", "1", "b", "--x=2", "--y"], "--x") == (["1", "2"], ["a", "b", "--y"])
+    assert split_option(["--x"], "--x") == ([], [])
+
+
+def test_a_parser_raises_with_its_usage() -> None:
+    parser = Parser("worldlm try")
+    parser.add_run()
+    parser.add_safe()
+    assert parser.parse_args(["runs/a", "--round", "3"]).round == 3
+    with pytest.raises(UserError) as raised:
+        parser.parse_args(["runs/a", "--round", "0"])
+    message, *usage = raised.value.mistakes
+    assert message == "try: argument --round: must be a whole number of at least 1, but is '0'"
+    assert usage[0].startswith("usage: worldlm try")
+    with pytest.raises(UserError, match="unrecognized arguments: --rou"):
+        parser.parse_args(["runs/a", "--rou", "1"])
+
+
+def test_values() -> None:
+    assert names(" a, b,,c") == ["a", "b", "c"]
+    assert whole_number(0)("12") == 12
+    assert whole_numbers("1,-2") == [1, -2]
+    assert number_from(0)("0.5") == 0.5
+    for read, text in ((whole_number(1), "0"), (whole_number(1), "1.0"), (whole_numbers, "x"), (number_from(0), "nan")):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"but is '{text}'"):
+            read(text)
+
+
+@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("worldlm.callbacks.StartAnew", "worldlm.callbacks.DivergenceRecovery"),
+        ("worldlm.callbacks.start_anew.StartAnew", "worldlm.callbacks.DivergenceRecovery"),
+        ("StartAnew", "worldlm.callbacks.DivergenceRecovery"),
+        ("worldlm.callbacks.SameText", "worldlm.callbacks.DataConsistencyCheck"),
+        ("worldlm.loop.Paging", "worldlm.storage.Paging"),
+        ("worldlm.loop.node_store.Paging", "worldlm.storage.Paging"),
+        ("worldlm.loop.WorldTrainer", "worldlm.trainer.WorldTrainer"),
+        ("worldlm.loop.FederationCallback", "worldlm.trainer.FederationCallback"),
+        ("worldlm.loop.hooks.Context", "worldlm.trainer.Context"),
+    ],
+)
+def test_a_class_that_was_renamed_is_found_by_its_new_name(old: str, new: str, safe: bool) -> None:
+    assert find_class(old, safe) == (None, f"class_path {old!r} was renamed: write {new}")
+
+
+@pytest.mark.parametrize("path", ["mine.StartAnew", "worldlm.callbacks.DivergenceRecovery", "worldlm.loops.Paging"])
+def test_other_classes_were_not_renamed(path: str) -> None:
+    assert "was renamed" not in find_class(path)[1]
+
+
+def test_a_renamed_class_in_a_recipe_is_reported_with_its_line() -> None:
+    Path("r.yaml").write_text("trainer:\n  callbacks:\n    - class_path: worldlm.callbacks.SameText\n")
+    with pytest.raises(UserError) as raised:
+        read_recipe(Path("r.yaml"), {"trainer.callbacks"})
+    message = "class_path 'worldlm.callbacks.SameText' was renamed: write worldlm.callbacks.DataConsistencyCheck"
+    assert raised.value.mistakes == (f"r.yaml:3: {message}",)
