@@ -137,7 +137,9 @@ def test_fit_go_on_and_validate(shore: Path, capsys: pytest.CaptureFixture[str])
         ["tokenizer.json"],
     ]
     there = ("always", "after the first round")
-    assert {pattern for pattern, when in layout.items() if when.startswith(there)} == {one for (one,) in patterns}
+    assert {pattern for pattern, when in layout.items() if when.startswith(there)} == {
+        pattern_ for (pattern_,) in patterns
+    }
     assert main(["fit", "--recipe", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
     more = capsys.readouterr()
     assert "goes on from runs/tiny/version_0/checkpoints/last.ckpt" in more.out
@@ -166,8 +168,8 @@ def test_two_runs_do_not_share_a_folder(shore: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     with at_work(Path("runs/tiny/version_0")):
         assert main(["runs", "--json"]) == 0
-        (one,) = json.loads(capsys.readouterr().out)
-        assert one["state"] == "running"
+        (run,) = json.loads(capsys.readouterr().out)
+        assert run["state"] == "running"
         lines = refused(capsys, "fit", "--recipe", "tiny.yaml", "--ckpt_path", "last")
         assert lines == ["another worldlm fit is writing to runs/tiny/version_0: wait for it, or stop it first"]
         assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.name != ".lock"} == before
@@ -190,7 +192,7 @@ def test_a_start_that_fails_leaves_no_folder(shore: Path, capsys: pytest.Capture
 def test_a_class_in_the_current_folder_is_found(
     shore: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "path", [one for one in sys.path if one])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     source = "from worldlm.callbacks import NodeMetrics\nclass Mine(NodeMetrics): ...\n"
     Path("of_my_own.py").write_text(source)
     change(shore, ("  callbacks:\n", "  callbacks:\n    - class_path: of_my_own.Mine\n"))
@@ -329,7 +331,7 @@ def test_a_report_says_how_to_repeat_a_run(shore: Path) -> None:
     assert main(["report", "runs/tiny"]) == 0
     text = html.unescape(re.sub("<[^>]*>", "", Path("runs/tiny/version_0/report.html").read_text()))
     commands = re.findall("worldlm fit .*? --trainer.max_epochs 1|worldlm fit .*? --ckpt_path null", text)
-    first, again = (shlex.split(one)[1:] for one in commands)
+    first, again = (shlex.split(command)[1:] for command in commands)
     assert first == ["fit", "--recipe", str(shore), "--trainer.max_epochs", "1"]
     assert again[1:5] == ["--recipe", "runs/tiny/version_0/config.yaml", "--name", "tiny-repeated"]
     assert main(again) == 0

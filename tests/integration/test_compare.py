@@ -109,16 +109,16 @@ def test_an_interrupted_comparison_goes_on(shore: Path) -> None:
     assert process.returncode == 130
     assert "stopping; Ctrl-C again stops at once" in output
     begun = [json.loads(path.read_text()) for path in results if path.is_file()]
-    assert all(1 <= one["rounds_done"] < 30 and not one["finished"] for one in begun)
+    assert all(1 <= record["rounds_done"] < 30 and not record["finished"] for record in begun)
     assert subprocess.run([*command, "--name", "again"]).returncode == 0
     assert subprocess.run([*command, "--name", "whole"]).returncode == 0
     for method in ("fedavg", "worldlm"):
-        one, other = (json.loads((newest(name, method) / "results.json").read_text()) for name in ("again", "whole"))
-        assert one.pop("seconds") > 0
+        first, other = (json.loads((newest(name, method) / "results.json").read_text()) for name in ("again", "whole"))
+        assert first.pop("seconds") > 0
         assert other.pop("seconds") > 0
-        assert one.pop("last_start")["command"].startswith("worldlm fit --recipe ")
+        assert first.pop("last_start")["command"].startswith("worldlm fit --recipe ")
         assert other.pop("last_start")["command"].startswith("worldlm fit --recipe ")
-        assert one == other
+        assert first == other
 
 
 def newest(name: str, method: str) -> Path:

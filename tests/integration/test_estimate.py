@@ -63,13 +63,13 @@ def expected(trainer: WorldTrainer) -> dict[str, tuple[float, ...]]:
     found, rounds = estimated(trainer), trainer.max_epochs or 0
     return {
         name: (
-            rounds * one.bytes_down,
-            rounds * one.bytes_up,
-            rounds * (one.downloads + one.uploads),
-            rounds * one.fits,
-            rounds * (one.downloads - one.uploads) if not trainer.topology.nodes[name].listens else 0,
+            rounds * traffic.bytes_down,
+            rounds * traffic.bytes_up,
+            rounds * (traffic.downloads + traffic.uploads),
+            rounds * traffic.fits,
+            rounds * (traffic.downloads - traffic.uploads) if not trainer.topology.nodes[name].listens else 0,
         )
-        for name, one in found.nodes.items()
+        for name, traffic in found.nodes.items()
     }
 
 
@@ -228,7 +228,7 @@ def test_disk_is_that_of_a_checkpoint(
 ) -> None:
     topology = parse_topology(TWO.replace("MOMENTS", moments), "two.yaml")
     callbacks = method()
-    if any(isinstance(one, FedAMP) for one in callbacks):  # needs a star
+    if any(isinstance(callback, FedAMP) for callback in callbacks):  # needs a star
         topology = reshape(topology, "star")
     trainer = fit(topology, callbacks, limit_val_batches=0)
     trainer.save_checkpoint(tmp_path / "world.ckpt")
@@ -256,8 +256,8 @@ def _collect(value: Any, storages: dict[int, int]) -> None:
     if isinstance(value, torch.Tensor):
         storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
     elif isinstance(value, dict):
-        for one in value.values():
-            _collect(one, storages)
+        for entry in value.values():
+            _collect(entry, storages)
     elif isinstance(value, (list, tuple)):
-        for one in value:
-            _collect(one, storages)
+        for entry in value:
+            _collect(entry, storages)

@@ -161,14 +161,14 @@ def test_after_the_topology_changed_the_card_claims_no_more_than_holds(
     before, now = open_run(tmp_path / "tiny", 2), open_run(tmp_path / "tiny")
     assert (before.topology, before.changes) == (None, [])
     assert now.topology is not None
-    assert [one["left"] for one in now.changes] == [["woods", "sea"]]
+    assert [change["left"] for change in now.changes] == [["woods", "sea"]]
     cards = {}
     for node, which in (("woods", ["--round", "2"]), ("world", [])):
         out = tmp_path / node
         assert main(["export", str(tmp_path / "tiny"), "--node", node, "--out", str(out), *which]) == 0
         cards[node] = (out / "README.md").read_text()
     assert "take it that nothing protects the text" in cards["woods"]
-    assert "What `woods`, `sea` learnt came here too, before they left the world." in cards["world"]
+    assert "`woods`, `sea` also contributed to this model, before they left the world." in cards["world"]
     assert "**The topology changed after round 2.**" in cards["world"]
 
 
@@ -302,8 +302,8 @@ def test_a_federations_figure_too(shore: Path, tmp_path: Path) -> None:
             ]
         )
         (row,) = json.loads((tmp_path / "matrix.json").read_text())["nodes"]
-        one = row["scores"][corpus]
-        return math.log(one["perplexity"]) * one["tokens"], one["tokens"]
+        score = row["scores"][corpus]
+        return math.log(score["perplexity"]) * score["tokens"], score["tokens"]
 
     parts = [score("hills", 8), score("hills", 4), score("sea", 8)]  # hills, woods in batches of two, sea
     pooled = math.exp(sum(nats for nats, _ in parts) / sum(tokens for _, tokens in parts))

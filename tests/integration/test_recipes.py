@@ -167,7 +167,9 @@ def test_the_pile_is_read_once_for_all_its_corpora(name: str, recipes: dict[str,
 def test_the_pile_has_three_trees(name: str, tree: str, recipes: dict[str, Built]) -> None:
     built, topology = recipes[name], load_topology(tree)
     assert {node.corpus for node in topology.data_nodes} == set(built.data.corpora)
-    check_settings(topology, [one for one in built.trainer.callbacks if isinstance(one, FederationCallback)])
+    check_settings(
+        topology, [callback for callback in built.trainer.callbacks if isinstance(callback, FederationCallback)]
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("mc4_")])

@@ -208,7 +208,9 @@ def test_twenty_jurisdictions_are_warned_of_and_the_rest_counted() -> None:
     top = f"name: t\nsettings: {{num_local_steps: 1, residuals: {{accept_from: [{names}]}}}}\n"
     with pytest.warns(UserWarning, match="which is the jurisdiction of no node|more jurisdictions") as warned:
         parse_topology(f"{top}root: {{name: w, children: [{{name: a, corpus: a}}]}}", "t.yaml")
-    assert [str(one.message) for one in warned][20:] == ["accept_from has 4980 more jurisdictions that no node has"]
+    assert [str(warning.message) for warning in warned][20:] == [
+        "accept_from has 4980 more jurisdictions that no node has"
+    ]
 
 
 def test_many_unknown_keys_take_no_time(tmp_path: Path, reading: Any) -> None:
@@ -307,7 +309,7 @@ def test_a_model_that_fits_nowhere_is_refused_in_a_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--recipe", "quickstart", "--model.architecture.d_model", "80000000"]) == 2
-    (line,) = (one for one in capsys.readouterr().err.splitlines() if one.startswith("worldlm: "))
+    (line,) = (line_ for line_ in capsys.readouterr().err.splitlines() if line_.startswith("worldlm: "))
     assert line.startswith("worldlm: not enough memory (tried to allocate")
 
 

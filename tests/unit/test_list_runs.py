@@ -41,7 +41,7 @@ def record(*rounds: tuple[float | None, float], **more: Any) -> dict[str, Any]:
         "rounds_wanted": 3,
         "seed": 7,
         "topology": {"name": "star", "root": {"name": "world", "corpus": None, "children": leaves}},
-        "rounds": [{"round": number, "nodes": nodes(*one)} for number, one in enumerate(rounds)],
+        "rounds": [{"round": number, "nodes": nodes(*figures)} for number, figures in enumerate(rounds)],
         **more,
     }
 
@@ -136,8 +136,8 @@ def test_figures_without_end_are_null_for_programs(tmp_path: Path, capsys: pytes
     content["rounds"][0]["nodes"]["a"]["epsilon"] = None
     put(tmp_path / "version_0", content, 1000)
     assert main(["runs", str(tmp_path), "--json"]) == 0
-    (one,) = json.loads(capsys.readouterr().out)
-    assert (one["run"], one["best_after_merge"], one["epsilon"]) == ("version_0", None, None)
+    (run,) = json.loads(capsys.readouterr().out)
+    assert (run["run"], run["best_after_merge"], run["epsilon"]) == ("version_0", None, None)
     assert main(["runs", str(tmp_path / "version_0")]) == 0
     assert " inf " in capsys.readouterr().out
 

@@ -43,8 +43,12 @@ def test_what_a_killed_run_had_half_written_goes_and_nothing_else(tmp_path: Path
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / ".text.partial").mkdir()
     half = [tmp_path / ".results.json.1.partial", tmp_path / "checkpoints" / ".last.ckpt.7.partial"]
-    kept = [tmp_path / "results.json", tmp_path / "checkpoints" / "last.ckpt", tmp_path / ".text.partial" / "train.bin"]
-    for path in half + kept:
+    others = [
+        tmp_path / "results.json",
+        tmp_path / "checkpoints" / "last.ckpt",
+        tmp_path / ".text.partial" / "train.bin",
+    ]
+    for path in half + others:
         path.touch()
     with at_work(tmp_path):
-        assert [path.exists() for path in half + kept] == [False] * 2 + [True] * 3
+        assert [path.exists() for path in half + others] == [False] * 2 + [True] * 3

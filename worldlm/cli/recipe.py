@@ -38,7 +38,7 @@ class RecipeError(UserError):
     """All mistakes of a recipe, one line each."""
 
 
-class LayRecipe(ActionConfigFile):
+class MergeRecipe(ActionConfigFile):
     """Lays a recipe over those before it: lists and mappings are replaced, `federation.settings` key by key."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:

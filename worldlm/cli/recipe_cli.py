@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from worldlm.callbacks import Record
 from worldlm.callbacks.defaults import DEFAULT_CALLBACKS
 from worldlm.cli.parser import REPEAT, CommandLine
-from worldlm.cli.recipe import LayRecipe, read_recipe
+from worldlm.cli.recipe import MergeRecipe, read_recipe
 from worldlm.cli.safe_mode import OPTION
 from worldlm.cli.shared_settings import shared_settings
 from worldlm.data import CorpusDataModule
@@ -106,7 +106,7 @@ class RecipeCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = self.parser_class(**kwargs)
-        parser.add_argument("--recipe", action=LayRecipe, help="name or path of a recipe; may be repeated")
+        parser.add_argument("--recipe", action=MergeRecipe, help="name or path of a recipe; may be repeated")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -1,1 +1,1 @@
-"""What each command does, beside `fit`, `validate` and `prepare`."""
+"""All commands except `fit`, `validate` and `prepare`, which are in `worldlm.cli`."""

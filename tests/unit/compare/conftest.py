@@ -120,7 +120,7 @@ class Player:
 
         self.started.append((run.title, threads))
         self.processes.append(Played(2, 2 if run.title in self.failing else 0, act))
-        self.most_at_once = max(self.most_at_once, sum(one.act.__name__ == "act" for one in self.processes))
+        self.most_at_once = max(self.most_at_once, sum(process.act.__name__ == "act" for process in self.processes))
         return self.processes[-1]
 
 

@@ -43,7 +43,7 @@ def test_the_command_of_a_run() -> None:
     )
     assert " ".join(run.command) == f"{expected} --trainer.max_epochs 3"
     assert run.folder == Path("runs/it/two-1")
-    assert [one.title for one in planned()] == ["one, seed 1", "two, seed 1", "one, seed 2", "two, seed 2"]
+    assert [run.title for run in planned()] == ["one, seed 1", "two, seed 1", "one, seed 2", "two, seed 2"]
 
 
 def test_a_method_of_two_recipes() -> None:

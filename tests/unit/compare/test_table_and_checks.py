@@ -33,9 +33,9 @@ def test_spread() -> None:
 
 
 def test_the_numbers_of_a_method(record: Make) -> None:
-    one = record("m", 1)
+    first = record("m", 1)
     two = record("m", 2, (10.0, 6.0), (6.0, 4.0), seconds=80.0)
-    (row,) = rows([one, two])
+    (row,) = rows([first, two])
     assert (row.method, row.num_seeds) == ("m", 2)
     half = math.sqrt(2.0)
     assert row.figures["after_merge"] == Spread(7.0, half)  # of 6 and 8
@@ -77,20 +77,20 @@ def test_the_table_as_text(record: Make) -> None:
 
 
 def test_a_node_without_a_score_leaves_no_mean(record: Make) -> None:
-    one = record("m")
-    for number in one.content["rounds"]:
+    run = record("m")
+    for number in run.content["rounds"]:
         del number["nodes"]["b"]["after_fit"]
-    (row,) = rows([one])
+    (row,) = rows([run])
     assert row.figures["after_fit"] is None
     assert row.figures["a after_fit"] == Spread(6.0)
     assert "4.00 / -" in markdown([row])
 
 
 def test_the_last_score_counts_where_the_last_round_has_none(record: Make) -> None:
-    one = record("m")
-    del one.content["rounds"][1]["nodes"]["a"]["after_merge"]
-    assert one.last("a", "after_merge") == 18.0
-    assert one.series("a", "after_merge") == {1: 18.0}
+    run = record("m")
+    del run.content["rounds"][1]["nodes"]["a"]["after_merge"]
+    assert run.last("a", "after_merge") == 18.0
+    assert run.series("a", "after_merge") == {1: 18.0}
 
 
 # ---------------------------------------------------------------------- comparable?
@@ -102,8 +102,8 @@ def said(records: list[RunRecord]) -> list[str]:
 
 def test_comparable_runs(record: Make) -> None:
     findings = check([record("x", 1), record("x", 2), record("y", 1), record("y", 2)])
-    assert [str(one) for one in findings if not one.good] == []
-    assert [one.text for one in findings][:2] == ["same seeds: 1, 2", "same initial weights"]
+    assert [str(finding) for finding in findings if not finding.good] == []
+    assert [finding.text for finding in findings][:2] == ["same seeds: 1, 2", "same initial weights"]
     assert len(findings) == 8
 
 
@@ -137,18 +137,18 @@ def test_every_difference_is_named(record: Make) -> None:
 
 
 def centralised(record: Make, tokens: int) -> RunRecord:
-    one: RunRecord = record("central")
-    one.content["topology"]["root"]["corpus"] = "all"
-    for number in one.content["rounds"]:
+    run: RunRecord = record("central")
+    run.content["topology"]["root"]["corpus"] = "all"
+    for number in run.content["rounds"]:
         number["nodes"]["world"]["tokens"] = tokens
         for leaf in "ab":
             number["nodes"][leaf]["tokens"] = 0
             del number["nodes"][leaf]["after_fit"]
-    one.content["data_nodes"] = {
+    run.content["data_nodes"] = {
         "world": {"text": ["hills-1"], "blocks": 10, "batch_size": 4, "steps": 10, "fits": 1},
         **{leaf: {"text": ["hills-1"], "steps": 0, "fits": 0, **facts} for leaf, facts in _held_out().items()},
     }
-    return one
+    return run
 
 
 def _held_out() -> dict[str, dict[str, Any]]:
@@ -163,7 +163,7 @@ def test_a_centralised_run_is_an_exception(record: Make, tokens: int, good: bool
     start = "central does not train on the nodes on which it is evaluated"
     assert findings[-1].text == f"{start}: {tokens:,} tokens in total, the other runs 2,000"
     assert findings[-1].good == good
-    assert [one.text for one in findings[:-1] if not one.good] == []
+    assert [finding.text for finding in findings[:-1] if not finding.good] == []
     assert rows(records)[1].figures["after_merge"] == Spread(6.0)
     assert rows(records)[1].figures["after_fit"] is None
     assert rows(records)[1].figures["tokens"] == Spread(float(tokens))
@@ -194,7 +194,7 @@ def test_a_comparison_and_a_plain_run_are_read(tmp_path: Path, content: Make) ->
         (tmp_path / "it" / f"{method}-{seed}" / "settings.json").write_text("{}")
     keep(tmp_path / "quickstart" / "version_0", content(3))
     records = read_runs([tmp_path / "it", tmp_path / "quickstart"])
-    assert [(one.method, one.seed) for one in records] == [("x", 1), ("y-z", 1), ("quickstart", 3)]
+    assert [(run.method, run.seed) for run in records] == [("x", 1), ("y-z", 1), ("quickstart", 3)]
     assert read_runs([tmp_path / "it" / "y-z-1" / "version_0"])[0].method == "y-z"
 
 
@@ -240,8 +240,8 @@ def test_a_mean_curve() -> None:
 
 def test_what_the_pictures_show(record: Make, tmp_path: Path) -> None:
     records = [record("x", 1), record("x", 2, (10.0, 6.0)), record("y", 1, (4.0, 4.0))]
-    for one in records[2].rounds:
-        one["attention"] = {}
+    for round_ in records[2].rounds:
+        round_["attention"] = {}
     figures = draw_all(records)
     assert sorted(figures) == ["attention_x", "perplexity_by_megabytes", "perplexity_by_round"]
     a, b = figures["perplexity_by_round"].axes[:2]
@@ -262,11 +262,11 @@ def test_what_the_pictures_show(record: Make, tmp_path: Path) -> None:
 
 
 def test_a_method_that_moves_nothing_is_a_level_line(record: Make) -> None:
-    one = record("local")
-    for number in one.rounds:
+    run = record("local")
+    for number in run.rounds:
         for node in number["nodes"].values():
             node |= {"bytes_down": 0, "bytes_up": 0}
-    (axes,) = draw_all([one, record("x")])["perplexity_by_megabytes"].axes
+    (axes,) = draw_all([run, record("x")])["perplexity_by_megabytes"].axes
     assert list(axes.lines[0].get_ydata()) == [6.0, 6.0]
 
 
@@ -277,11 +277,11 @@ def test_nodes_that_come_and_go(record: Make) -> None:
         return {"bytes_down": down * 10**6, "bytes_up": up * 10**6}
 
     nodes = [{"a": edge(1, 1), "b": edge(2)}, {"a": edge(2, 2)}, {"a": edge(3, 3), "b": edge(1), "c": edge(5)}]
-    rounds = [{"round": i, "nodes": one, "attention": {}, "routes": {}} for i, one in enumerate(nodes)]
+    rounds = [{"round": i, "nodes": figures, "attention": {}, "routes": {}} for i, figures in enumerate(nodes)]
     change = {"round": 1, "joined": {}, "left": ["b"], "moved": {}, "changed": {}}
-    one, other = record("x", rounds=rounds, changes=[change]), record("y")
-    assert one.megabytes() == {1: 4.0, 2: 6.0, 3: 14.0}
-    assert one.series("b", "after_fit") == {}
-    (found,) = [finding for finding in check([one, other]) if "topology changes" in finding.text]
+    run, other = record("x", rounds=rounds, changes=[change]), record("y")
+    assert run.megabytes() == {1: 4.0, 2: 6.0, 3: 14.0}
+    assert run.series("b", "after_fit") == {}
+    (found,) = [finding for finding in check([run, other]) if "topology changes" in finding.text]
     assert not found.good
     assert not [finding for finding in check([other, record("z")]) if "topology changes" in finding.text]

@@ -30,9 +30,9 @@ def noisy(record: RunRecord, noise_multiplier: float) -> RunRecord:
 
 
 def test_stopped_in_time_each_node_is_as_it_was_in_its_best_round(record: Make) -> None:
-    one = record("m")  # after_fit of a 16 and 6, of b 12 and 2
-    one.rounds[1]["nodes"]["a"]["after_fit"]["perplexity"] = 40.0
-    (row,) = rows([one])
+    run = record("m")  # after_fit of a 16 and 6, of b 12 and 2
+    run.rounds[1]["nodes"]["a"]["after_fit"]["perplexity"] = 40.0
+    (row,) = rows([run])
     assert row.figures["best after_fit"] == Spread((16.0 + 2.0) / 2)
     assert row.figures["after_fit"] == Spread((40.0 + 2.0) / 2)
 
@@ -47,7 +47,7 @@ def test_a_method_on_two_topologies_is_two(tmp_path: Path, content: Make) -> Non
             record["topology"]["name"] = topology
             (folder / "version_0" / "results.json").write_text(json.dumps(record))
     records = read_runs([tmp_path / "plain", tmp_path / "swapped"])
-    assert [one.method for one in records] == ["x on tree", "y", "x on other-tree"]
+    assert [record.method for record in records] == ["x on tree", "y", "x on other-tree"]
     with pytest.raises(UserError, match="both are x, seed 1"):
         read_runs([tmp_path / "plain", tmp_path / "plain"])
 
@@ -61,12 +61,12 @@ def test_topologies_are_drawn_with_their_root(record: Make) -> None:
 
 
 def test_routes_of_residuals_are_drawn(record: Make) -> None:
-    one, two = record("x", 1), record("x", 2)
-    assert "residuals_x" not in draw_all([one])
-    one.rounds[0]["routes"], one.rounds[1]["routes"] = {"b > a": 1}, {"b > a": 2, "a > b": 1}
+    first, two = record("x", 1), record("x", 2)
+    assert "residuals_x" not in draw_all([first])
+    first.rounds[0]["routes"], first.rounds[1]["routes"] = {"b > a": 1}, {"b > a": 2, "a > b": 1}
     two.rounds[1]["routes"] = {"b > dropped": 4}
-    assert one.routes == {("b", "a"): 3, ("a", "b"): 1}
-    axes, _ = draw_all([one, two])["residuals_x"].axes
+    assert first.routes == {("b", "a"): 3, ("a", "b"): 1}
+    axes, _ = draw_all([first, two])["residuals_x"].axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "dropped"]
     assert axes.images[0].get_array().tolist() == [[0.0, 0.5, 0.0], [1.5, 0.0, 2.0]]

@@ -122,7 +122,7 @@ def test_moments_that_are_not_kept_are_those_of_the_node_at_work(tmp_path: Path)
     )
     found = estimate(_trainer(topology, [Averaging()], tmp_path), _module(2, 16, 257), 8, tokens_per_second=1.0)
     assert "inner optimizers" not in found.process_bytes
-    assert found.process_bytes["inner optimizer at work"] == 2 * found.sizes.whole
+    assert found.process_bytes["active inner optimizer"] == 2 * found.sizes.whole
 
 
 def test_the_lines_of_an_estimate(giant: tuple[Topology, Estimate]) -> None:

@@ -27,8 +27,8 @@ def _trained(folder: Path) -> Tokenizer:
 
 def _unigram(folder: Path) -> Tokenizer:
     pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
-    letters = sorted({one for text in _TEXTS for one in text} | {"▁"})
-    pieces += [(one, -8.0) for one in letters if one != " "] + [("▁the", -3.0), ("▁cat", -3.0)]
+    letters = sorted({letter for text in _TEXTS for letter in text} | {"▁"})
+    pieces += [(letter, -8.0) for letter in letters if letter != " "] + [("▁the", -3.0), ("▁cat", -3.0)]
     backend = Backend(models.Unigram(pieces, unk_id=3, byte_fallback=False))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()

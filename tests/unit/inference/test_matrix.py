@@ -76,7 +76,7 @@ def test_a_picture_of_any_number_of_nodes(number: int, tmp_path: Path) -> None:
     )
     figure = heatmap(matrix)
     axes = figure.axes[0]
-    texts = [(one.get_text(), one.get_fontweight()) for one in axes.texts]
+    texts = [(label.get_text(), label.get_fontweight()) for label in axes.texts]
     if number <= 60:
         assert len(texts) == 2 * number
         assert texts[0] == ("4.00", "bold")

@@ -52,11 +52,11 @@ def test_noise_protects_beyond_where_it_was_added(
     tree: Topology, source: str, holder: str, expected: list[tuple[str, str]]
 ) -> None:
     found = protections(tree, tree.nodes[source], holder, FIGURES)
-    assert [(one.kind, one.node) for one in found] == expected
+    assert [(protection.kind, protection.node) for protection in found] == expected
 
 
 def test_a_guarantee_in_words(tree: Topology) -> None:
-    assert [describe(one) for one in protections(tree, tree.nodes["b"], "c", FIGURES)] == [
+    assert [describe(protection) for protection in protections(tree, tree.nodes["b"], "c", FIGURES)] == [
         "its training steps: no finite epsilon, noise multiplier 0.5",
         "the updates of `b`: epsilon 1.50 at delta 1e-06, noise multiplier 2",
         "the updates of `north`: epsilon 3.00 at delta 1e-06, noise multiplier 2",

@@ -80,8 +80,8 @@ def report_page(*folders: Path, out: str = "page.html") -> Page:
     text = Path(out).read_text("utf-8")
     page = Page(text)
     assert text.startswith('<!DOCTYPE html>\n<html lang="en">')
-    assert [one for one in page.loaded if not one.startswith(("#", "data:image/png;base64,"))] == []
-    inside = {one[1:] for one in page.loaded if one.startswith("#")}
+    assert [link for link in page.loaded if not link.startswith(("#", "data:image/png;base64,"))] == []
+    inside = {link[1:] for link in page.loaded if link.startswith("#")}
     assert inside - set(page.ids) == set()
     assert len(page.ids) == len(set(page.ids))
     assert not {"script", "iframe", "link", "object", "embed", "form", "base", "img"} & page.tags
@@ -152,8 +152,8 @@ def test_privacy_has_an_account_of_every_private_node(lay: Lay) -> None:
 @pytest.mark.usefixtures("empty_pictures")
 def test_an_epsilon_without_a_bound_is_said_to_have_none(lay: Lay, content: Callable[..., dict[str, Any]]) -> None:
     rounds = content()["rounds"]
-    for one in rounds:
-        one["nodes"]["c"]["epsilon"] = None
+    for round_ in rounds:
+        round_["nodes"]["c"]["epsilon"] = None
     page = report_page(lay(rounds=rounds))
     assert page.table("noise_multiplier")[1][2] == "no bound"
     assert "is no bound (private: c)" in page.text
@@ -164,10 +164,10 @@ def test_names_that_look_like_html_are_only_text(lay: Lay, content: Callable[...
     record["topology"]["name"] = EVIL
     leaf = record["topology"]["root"]["children"][0]["children"][0]
     leaf["name"], leaf["told"], leaf["corpus"] = EVIL, [EVIL], f"{EVIL} corpus"
-    for one in record["rounds"]:
-        one["nodes"][EVIL] = one["nodes"].pop("a")
-        one["attention"] = {EVIL: {EVIL: 0.5, "b": 0.5}}
-        one["routes"] = {f"{EVIL} > north": 1}
+    for round_ in record["rounds"]:
+        round_["nodes"][EVIL] = round_["nodes"].pop("a")
+        round_["attention"] = {EVIL: {EVIL: 0.5, "b": 0.5}}
+        round_["routes"] = {f"{EVIL} > north": 1}
     record["data_nodes"][EVIL] = {**record["data_nodes"].pop("a"), "text": [EVIL]}
     record["versions"][EVIL] = EVIL
     record["last_start"] = {"command": f"worldlm fit '{EVIL}", "platform": EVIL, "device": EVIL}
@@ -178,9 +178,9 @@ def test_names_that_look_like_html_are_only_text(lay: Lay, content: Callable[...
 
 
 def test_several_runs_stand_side_by_side(lay: Lay) -> None:
-    one = lay("one", config="model: {lr: 0.5, width: 8}\nname: one\n")
+    first = lay("one", config="model: {lr: 0.5, width: 8}\nname: one\n")
     other = lay("other", config="model: {lr: 0.25, width: 8}\nname: other\n", names="abd")
-    page = report_page(one, other)
+    page = report_page(first, other)
     assert page.headings[:6] == ["Methods", "Runs", "Comparable?", "Curves", "What differs", "Run by run"]
     assert page.headings.count("To repeat it") == 2
     assert [row[:4] for row in page.table("best after_fit")[1:3]] == [["one", "1", "16.75", "16.25"],
@@ -243,15 +243,15 @@ def test_what_older_versions_did_not_write_is_left_out(lay: Lay, content: Callab
     del old["last_start"]
 
     def strip(node: dict[str, Any]) -> dict[str, Any]:
-        kept = {name: node[name] for name in ("name", "corpus", "noise_multiplier")}
-        return {**kept, "children": [strip(child) for child in node["children"]]}
+        fields = {name: node[name] for name in ("name", "corpus", "noise_multiplier")}
+        return {**fields, "children": [strip(child) for child in node["children"]]}
 
     old["topology"]["root"] = strip(old["topology"]["root"])
     folder = lay("old", config=None, text=json.dumps(old))
     page = report_page(folder)
     assert page.table("noise_multiplier")[0] == ["node", "protects", "epsilon", "noise_multiplier"]
     assert "Its command and its config.yaml are missing." in page.text
-    assert "every federation in a frame." in page.text
+    assert "every federation has a frame." in page.text
 
 
 @pytest.mark.usefixtures("empty_pictures")
@@ -259,10 +259,10 @@ def test_where_one_node_trains_for_all_the_others_stand_for_the_run(
     lay: Lay, content: Callable[..., dict[str, Any]]
 ) -> None:
     pooled = content()
-    for one in pooled["rounds"]:
+    for round_ in pooled["rounds"]:
         for name in "bc":
-            del one["nodes"][name]["after_fit"]
-        del one["nodes"]["a"]["after_merge"]
+            del round_["nodes"][name]["after_fit"]
+        del round_["nodes"]["a"]["after_merge"]
     page = report_page(lay(text=json.dumps(pooled)))
     assert "The mean held-out perplexity over 2 data nodes went from 258.25 to 17.75 (after_merge)." in page.text
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from worldlm.cli.safe_mode import OPTION
 from worldlm.commands.compare.plan import PlannedRun
 from worldlm.commands.compare.records import is_finished
 
@@ -59,7 +58,7 @@ class _Job:
 def start_process(run: PlannedRun, threads: int) -> Process:
     """Start a run as a process of its own, whose output goes to files in its folder."""
     # -P keeps Python from importing modules of the current folder first
-    isolated = ["-P"] if OPTION in run.command else []
+    isolated = ["-P"] if run.safe else []
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # the user's own setting wins
     with (run.folder / STDOUT).open("w") as out, (run.folder / STDERR).open("w") as err:
         return subprocess.Popen(

@@ -33,6 +33,8 @@ class PlannedRun:
     """The words after `python -m worldlm`."""
     settings: dict[str, Any]
     """Everything that decides the results: digests of recipes and topology, and the settings of the command line."""
+    safe: bool = False
+    """Whether `--safe` is in the command."""
 
     @property
     def title(self) -> str:
@@ -99,7 +101,8 @@ def _planned(
         "seed": seed,
         "overrides": list(overrides),
     }
-    return PlannedRun(method=method, seed=seed, folder=Path(runs) / inner, command=tuple(command), settings=settings)
+    folder = Path(runs) / inner
+    return PlannedRun(method=method, seed=seed, folder=folder, command=tuple(command), settings=settings, safe=safe)
 
 
 def changes(run: PlannedRun) -> str:

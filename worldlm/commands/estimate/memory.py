@@ -20,7 +20,7 @@ from worldlm.rounds.callback import FederationCallback
 from worldlm.topology import Node, Topology
 
 _GRADIENT, _MESSAGES = "gradient", "messages and averages"
-_ACTIVE = "inner optimizer at work"
+_ACTIVE = "active inner optimizer"
 
 _MOMENTS = 2
 """Tensors of the model's size in the state of AdamW."""
@@ -42,8 +42,8 @@ def state_size(
         "weights": sizes.whole,
         "inner optimizers": _MOMENTS * sizes.whole if node.keeps_moments else 0,
         "outer optimizers": 0,
-        "what parents keep of children": 0,
-        "errors of rounding": sizes.model if sends and any(map(_feeds_back, callbacks)) else 0,
+        "parents' state of children": 0,
+        "rounding errors": sizes.model if sends and any(map(_feeds_back, callbacks)) else 0,
     }
     for callback in callbacks if children else ():
         if isinstance(callback, Averaging):
@@ -53,9 +53,9 @@ def state_size(
             hashable = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in arguments.items())
             state["outer optimizers"] += round(_outer_copies(name, hashable) * averaged)
         if isinstance(callback, ResidualExchange):
-            state["what parents keep of children"] += len(children) * sizes.parts["keys"]
+            state["parents' state of children"] += len(children) * sizes.parts["keys"]
         if isinstance(callback, FedAMP):
-            state["what parents keep of children"] += (len(children) + node.fits) * sizes.whole
+            state["parents' state of children"] += (len(children) + node.fits) * sizes.whole
     return state
 
 
@@ -84,7 +84,7 @@ def process_memory(topology: Topology, sizes: MessageSizes, callbacks: Sequence[
     total[_GRADIENT] = sizes.whole
     resets = any(node.fits and not node.keeps_moments for node in topology.nodes.values())
     total[_ACTIVE] = _MOMENTS * sizes.whole if resets else 0
-    total["common first keys and values"] = sizes.parts["keys"] + sizes.parts["values"]
+    total["initial keys and values"] = sizes.parts["keys"] + sizes.parts["values"]
     total[_MESSAGES] = sum(open_.values()) + sizes.model
     return {name: size for name, size in total.items() if size}
 

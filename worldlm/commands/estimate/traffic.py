@@ -86,10 +86,10 @@ def _chance_to_train(node: Node, sizes: MessageSizes, chances: dict[str, float])
         return 1.0
     arrive = [_chance_to_arrive(node, child, sizes, chances[child.name]) for child in children]
     if node.settings.participation < 1 and not is_poisson(node):
-        nobody = (1 - fmean(arrive)) ** num_drawn(node)
+        none_arrive = (1 - fmean(arrive)) ** num_drawn(node)
     else:
-        nobody = math.prod(1 - _share(node) * chance for chance in arrive)
-    chances[node.name] = 1 - nobody**node.settings.num_subrounds
+        none_arrive = math.prod(1 - _share(node) * chance for chance in arrive)
+    chances[node.name] = 1 - none_arrive**node.settings.num_subrounds
     return chances[node.name]
 
 
