@@ -91,7 +91,7 @@ def test_a_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert again.out == first.out
     assert compare("--data.batch_size", "2") == 2
-    assert "runs/it/fedavg-1 was begun with another command line" in capsys.readouterr().err
+    assert "runs/it/fedavg-1 was started with another command line" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -294,7 +294,7 @@ def test_a_recipe_may_not_point_out_of_here(
         ),
         (
             RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-            r"it \(out of memory\): take a smaller model or batch_size, or --trainer.nodes_on host",
+            r"memory \(out of memory\): use a smaller model or batch_size, or --trainer.nodes_on host",
         ),
         (RuntimeError("something else"), "^$"),
         (ValueError("must be 3"), "^$"),

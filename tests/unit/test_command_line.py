@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,3 +135,20 @@ def test_a_renamed_class_in_a_recipe_is_reported_with_its_line() -> None:
         read_recipe(Path("r.yaml"), {"trainer.callbacks"})
     message = "class_path 'worldlm.callbacks.SameText' was renamed: write worldlm.callbacks.DataConsistencyCheck"
     assert raised.value.mistakes == (f"r.yaml:3: {message}",)
+
+
+@pytest.mark.parametrize("command", ["export", "generate", "evaluate"])
+def test_a_command_can_be_imported_first(command: str) -> None:
+    """In a new process, where nothing else has imported the packages in another order."""
+    code = f"import worldlm.commands.inference.{command}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_reading_and_drawing_need_no_torch() -> None:
+    code = (
+        "import sys; from worldlm.cli import main; import worldlm.commands.report, worldlm.commands.compare\n"
+        "main(['runs']); main(['topology', 'check', 'quickstart']); main(['topology', 'show', 'quickstart'])\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'matplotlib', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
