@@ -167,7 +167,7 @@ def test_after_the_topology_changed_the_card_claims_no_more_than_holds(
         out = tmp_path / node
         assert main(["export", str(tmp_path / "tiny"), "--node", node, "--out", str(out), *which]) == 0
         cards[node] = (out / "README.md").read_text()
-    assert "take it that nothing protects the text" in cards["woods"]
+    assert "Assume that nothing protects the text" in cards["woods"]
     assert "`woods`, `sea` also contributed to this model, before they left the world." in cards["world"]
     assert "**The topology changed after round 2.**" in cards["world"]
 
@@ -184,7 +184,7 @@ def test_a_folder_that_is_not_empty_stays_unless_forced(
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     arguments = ["export", "runs/tiny", "--node", "sea", "--out", str(tmp_path)]
-    assert "is not empty: name another folder, or --force" in refused(capsys, *arguments)[0]
+    assert "is not empty: choose another folder, or replace its files with --force" in refused(capsys, *arguments)[0]
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert main([*arguments, "--force"]) == 0
     names = ["README.md", "config.json", "model.safetensors", "notes.txt", "tokenizer.json", "tokenizer_config.json"]
@@ -206,7 +206,7 @@ def test_a_run_without_its_topology_and_tokenizer_is_exported_and_says_so(
     assert "the run's tokenizer was not found and is not exported" in capsys.readouterr().err
     card = (tmp_path / "out" / "README.md").read_text()
     assert "**No tokenizer**" in card
-    assert "The settings of the tree are not known." in card
+    assert "The settings of the topology are not known." in card
     assert "hills  corpus hills · 3 steps" in card
     assert re.search(r"\| woods \| the updates of `woods`: epsilon \d+\.\d\d \|", card)
     assert not (tmp_path / "out" / "tokenizer.json").exists()
