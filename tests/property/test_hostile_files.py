@@ -140,7 +140,7 @@ def test_many_mutated_files(tmp_path: Path, reading: Any, parse: Read) -> None:
         ("trainer: {max_epochs: " + "9" * 5000 + "}\n", "r.yaml:1: trainer.max_epochs has a number of 5000 digits"),
         ("trainer: {max_epochs: !!bool maybe}\n", "r.yaml:1: tag !!bool does not fit 'maybe'; write the plain value"),
         ("trainer: {max_epochs: !!timestamp x}\n", "r.yaml:1: tag !!timestamp does not fit 'x'; write the plain value"),
-        ("trainer: {max_epochs: !!int [1]}\n", "r.yaml:1: tag !!int does not fit what is no single value"),
+        ("trainer: {max_epochs: !!int [1]}\n", "r.yaml:1: tag !!int does not fit a list or a mapping"),
         (
             "trainer:\n  callbacks: [" + "{class_path: a.B}, " * 101 + "]\n",
             "r.yaml:2: trainer.callbacks has a list of more",
@@ -206,10 +206,10 @@ def test_a_hundred_mistakes_are_told_and_the_rest_counted() -> None:
 def test_twenty_jurisdictions_are_warned_of_and_the_rest_counted() -> None:
     names = ", ".join(f"j{i}" for i in range(5000))
     top = f"name: t\nsettings: {{num_local_steps: 1, residuals: {{accept_from: [{names}]}}}}\n"
-    with pytest.warns(UserWarning, match="which is the jurisdiction of no node|more jurisdictions") as warned:
+    with pytest.warns(UserWarning, match="no node has that jurisdiction|more jurisdictions") as warned:
         parse_topology(f"{top}root: {{name: w, children: [{{name: a, corpus: a}}]}}", "t.yaml")
     assert [str(warning.message) for warning in warned][20:] == [
-        "accept_from has 4980 more jurisdictions that no node has"
+        "accept_from names 4980 more jurisdictions that no node has"
     ]
 
 
@@ -232,17 +232,17 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     Path("secret.yaml").symlink_to("/proc/self/mem")
     Path("huge.yaml").touch()
     os.truncate("huge.yaml", 10**12)
-    no_file = "is no file, but a pipe or a device; write what it gives to a file"
+    no_file = "is not a regular file but a pipe or a device; save its content to a file"
     return {
         "pipe.yaml": f"pipe.yaml: {no_file}",
         "/dev/zero": f"/dev/zero: {no_file}",
         "folder.yaml": "folder.yaml: is a folder, not a YAML file",
         "huge.yaml": "huge.yaml: is larger than the 2000000 bytes allowed",
         "secret.yaml": "secret.yaml: cannot be read: ",
-        "loop.yaml": "no file 'loop.yaml', nor any of that name in ",
-        "gone.yaml": "no file 'gone.yaml', nor any of that name in ",
-        "~nobody-of-that-name/x": "no file '~nobody-of-that-name/x', nor any",
-        "a\0b": "no file 'a\\x00b', nor any of that name in",
+        "loop.yaml": "no file 'loop.yaml', and no file of that name in ",
+        "gone.yaml": "no file 'gone.yaml', and no file of that name in ",
+        "~nobody-of-that-name/x": "no file '~nobody-of-that-name/x', and no file",
+        "a\0b": "no file 'a\\x00b', and no file of that name in",
         "../" * 2000: "no file '../../",
     }
 
@@ -269,8 +269,8 @@ def test_a_recipe_may_not_point_out_of_here(
 ) -> None:
     """What it names is read as a topology, or not at all; nothing is written outside the folder of runs."""
     for setting, message in {
-        "federation: {topology: /dev/zero}": "/dev/zero: is no file",
-        "federation: {topology: pipe.yaml}": "pipe.yaml: is no file",
+        "federation: {topology: /dev/zero}": "/dev/zero: is not a regular file",
+        "federation: {topology: pipe.yaml}": "pipe.yaml: is not a regular file",
         "trainer: {callbacks: huge.yaml}": "r.yaml:1: class 'huge.yaml' is not trusted",
         "name: ../../evil": "name must be that of a folder below runs, but is '../../evil'",
         "name: /evil": "name must be that of a folder below runs, but is '/evil'",
@@ -354,5 +354,5 @@ def test_what_a_terminal_would_obey_is_spelt_out() -> None:
     with pytest.raises(UserError) as refused:
         Reader('"a', "t.yaml")
     assert all(line.isprintable() for line in refused.value.mistakes)
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         read_text(Path("/dev/null"))

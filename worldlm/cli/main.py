@@ -102,6 +102,7 @@ def _run_lightning(words: list[str]) -> int:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     command_line = parse_command_line(words)
+    import_module("worldlm.cli.lazy_imports").import_lightning()
     if command_line.repeat is not None:
         return int(import_module("worldlm.commands.repeat").repeat(command_line))
     from worldlm.cli.fit import run_command  # late: it imports torch

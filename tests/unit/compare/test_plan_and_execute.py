@@ -213,7 +213,7 @@ def test_the_last_lines(tmp_path: Path) -> None:
         ),
         ([*BASE, "--seeds", "1,1"], "--seeds names 1 twice"),
         (["--recipe", "base.yaml", "--methods", "one.yaml,./one.yaml"], "--methods names one twice"),
-        (["--recipe", "nowhere", "--methods", "one.yaml"], "no file 'nowhere', nor any of that name in recipes"),
+        (["--recipe", "nowhere", "--methods", "one.yaml"], "no file 'nowhere', and no file of that name in recipes"),
         (
             ["--read", "runs", "--a.b", "1"],
             "compare: --read reads finished runs: it can be combined with --name and --runs only",

@@ -184,7 +184,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeyp
     ("given", "message"),
     [
         ([], "topology estimate: needs a recipe"),
-        (["quickstrat"], "no file 'quickstrat', nor any of that name in recipes"),
+        (["quickstrat"], "no file 'quickstrat', and no file of that name in recipes"),
         (["quickstart", "--tokens_per_second", "0"], "tokens_per_second must be a finite number above 0, but is 0"),
         (["quickstart", "--trainer.max_epochz", "3"], "no setting --trainer.max_epochz; did you mean"),
     ],

@@ -16,7 +16,7 @@ from worldlm.callbacks.averaging import find_optimizer
 from worldlm.commands.estimate.message_sizes import MessageSizes
 from worldlm.distributed.fsdp import blocks
 from worldlm.federation.parameters import num_bytes
-from worldlm.rounds.callback import FederationCallback
+from worldlm.rounds import RoundCallback
 from worldlm.topology import Node, Topology
 
 _GRADIENT, _MESSAGES = "gradient", "messages and averages"
@@ -26,9 +26,7 @@ _MOMENTS = 2
 """Tensors of the model's size in the state of AdamW."""
 
 
-def state_size(
-    node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallback], *, sends: bool
-) -> dict[str, int]:
+def state_size(node: Node, sizes: MessageSizes, callbacks: Sequence[RoundCallback], *, sends: bool) -> dict[str, int]:
     """Return the bytes of a node's state between rounds, by use. A checkpoint has the same bytes.
 
     Args:
@@ -59,7 +57,7 @@ def state_size(
     return state
 
 
-def _feeds_back(callback: FederationCallback) -> bool:
+def _feeds_back(callback: RoundCallback) -> bool:
     return isinstance(callback, Compression) and callback.up != "none" and callback.error_feedback
 
 
@@ -74,7 +72,7 @@ def _outer_copies(optimizer: str, arguments: tuple[tuple[str, Any], ...]) -> flo
     return sum(tensor.numel() for tensor in tensors) / 1024
 
 
-def process_memory(topology: Topology, sizes: MessageSizes, callbacks: Sequence[FederationCallback]) -> dict[str, int]:
+def process_memory(topology: Topology, sizes: MessageSizes, callbacks: Sequence[RoundCallback]) -> dict[str, int]:
     """Return the memory of one process that runs the whole world on a CPU, in bytes by use."""
     total: Counter[str] = Counter()
     open_: Counter[int] = Counter()  # by level: one federation of each level is in a sub-round at a time
@@ -104,7 +102,7 @@ def _subround_memory(node: Node, sizes: MessageSizes) -> int:
     return private * sizes.model + (sizes.whole if node.fits and node.children else 0)
 
 
-def machine_memory(node: Node, sizes: MessageSizes, callbacks: Sequence[FederationCallback], *, sends: bool) -> int:
+def machine_memory(node: Node, sizes: MessageSizes, callbacks: Sequence[RoundCallback], *, sends: bool) -> int:
     """Return the memory of one node on a machine of its own, in bytes: its state, a gradient and messages."""
     state = sum(state_size(node, sizes, callbacks, sends=sends).values())
     initial_layers = sizes.parts["keys"] + sizes.parts["values"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from worldlm.callbacks import Compression, ResidualExchange, TokenRows
 from worldlm.federation.compression import Encoding, encoded_bytes
 from worldlm.federation.parameters import PARTS, Part
-from worldlm.rounds.callback import FederationCallback
+from worldlm.rounds import RoundCallback
 from worldlm.topology import Settings
 
 _COUNT_BYTES = 4
@@ -54,7 +54,7 @@ class MessageSizes:
         return model + (0 if settings.is_private else self.row_counts)
 
 
-def message_sizes(module: LightningModule, callbacks: Sequence[FederationCallback]) -> MessageSizes:
+def message_sizes(module: LightningModule, callbacks: Sequence[RoundCallback]) -> MessageSizes:
     """Compute the sizes of a method's messages.
 
     Args:

@@ -17,7 +17,7 @@ from worldlm.commands.estimate.message_sizes import MessageSizes, message_sizes
 from worldlm.commands.estimate.round_time import critical_path, link_seconds
 from worldlm.commands.estimate.traffic import NodeTraffic, expect_traffic, num_selected
 from worldlm.models import LanguageModule
-from worldlm.rounds.callback import FederationCallback
+from worldlm.rounds import RoundCallback
 from worldlm.topology import Node, Topology
 from worldlm.trainer.world_trainer import WorldTrainer
 
@@ -94,7 +94,7 @@ def estimate(
         num_slices: Devices that share the weights of the node that is training.
     """
     topology = trainer.topology
-    callbacks = [callback for callback in trainer.callbacks if isinstance(callback, FederationCallback)]  # type: ignore[attr-defined]
+    callbacks = [callback for callback in trainer.callbacks if isinstance(callback, RoundCallback)]  # type: ignore[attr-defined]
     sizes = message_sizes(module, callbacks)
     nodes = expect_traffic(topology, sizes)
     fit_tokens = _fit_tokens(trainer, module.architecture.max_seq_len, batch_size)
@@ -121,14 +121,14 @@ def estimate(
 def _fit_tokens(trainer: WorldTrainer, seq_len: int, batch_size: int) -> dict[str, int]:
     fitting = [node for node in trainer.topology.data_nodes if node.fits]
     batch_tokens = {node.name: (node.settings.batch_size or batch_size) * seq_len for node in fitting}
-    return {name: trainer.fit_loop.num_batches(name) * tokens for name, tokens in batch_tokens.items()}
+    return {name: trainer.plan.num_batches(name) * tokens for name, tokens in batch_tokens.items()}
 
 
 def _levels(
     topology: Topology,
     sizes: MessageSizes,
     nodes: dict[str, NodeTraffic],
-    callbacks: Sequence[FederationCallback],
+    callbacks: Sequence[RoundCallback],
 ) -> list[Level]:
     levels = [Level(depth=depth) for depth in range(topology.depth)]
     selected = 0.0  # residuals of a round; each passes down through a level once, at most
