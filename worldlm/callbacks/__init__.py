@@ -49,3 +49,17 @@ __all__ = [
     "Traffic",
     "UpdatePrivacy",
 ]
+
+_RENAMED = {"SameText": "DataConsistencyCheck", "StartAnew": "DivergenceRecovery"}
+
+
+def __getattr__(name: str) -> object:
+    """Name the class that took the place of one of a former version.
+
+    Raises:
+        ImportError: If the name was renamed.
+        AttributeError: If there is no such name.
+    """
+    if name in _RENAMED:
+        raise ImportError(f"worldlm.callbacks.{name} was renamed: import {_RENAMED[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
