@@ -1,4 +1,4 @@
-"""What every node knows: perplexity and bits per byte after it merged and after it trained."""
+"""Evaluation of every node after it merged and after it trained: perplexity and bits per byte."""
 
 import math
 import time
@@ -21,16 +21,16 @@ MOMENTS = ("before", "after_merge", "after_fit")
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A model on a text."""
+    """The result of a model on a text."""
 
     perplexity: float
     """Per token."""
     bits_per_byte: float
-    """NaN where the size of the text in bytes is unknown."""
+    """NaN if the size of the text in bytes is unknown."""
 
 
 def pool(evaluations: Iterable[tuple[Evaluation, float | None]]) -> Score:
-    """Put evaluations on several texts together, each with its bytes per token, weighted by their tokens."""
+    """Combine evaluations on several texts, weighted by their tokens; each comes with its bytes per token or None."""
     nats = tokens = bytes_ = 0.0
     for evaluation, bytes_per_token in evaluations:
         nats += evaluation.nats * evaluation.num_tokens
@@ -44,36 +44,38 @@ def evaluate_node(
     node: Node,
     loaders: Mapping[str, Iterable[Any]],
     limits: Mapping[str, float],
-    known: dict[str, Evaluation] | None = None,
+    cache: dict[str, Evaluation] | None = None,
 ) -> Score:
     """Evaluate the live module on the held-out text of the data nodes at and below a node.
 
     Args:
-        trainer: Holds the module, and the data module that knows the size of a token.
-        node: The node whose text it is.
+        trainer: Provides the module, and the data module with the bytes per token.
+        node: The node at which the evaluation starts.
         loaders: Batches of held-out text, by data node.
-        limits: How many batches to take, by data node.
-        known: What this very model is known to make of some nodes' text; what is found is added.
+        limits: Number of batches to evaluate, by data node.
+        cache: Evaluations of the same weights by data node; new ones are added.
     """
     module: Any = trainer.lightning_module
     sizes = getattr(getattr(trainer, "datamodule", None), "bytes_per_token", {})
-    names = [one.name for one in node.walk() if one.holds_data]
-    known = {} if known is None else known
+    names = [data_node.name for data_node in node.walk() if data_node.holds_data]
+    cache = {} if cache is None else cache
     with trainer.precision_plugin.forward_context():
         for name in names:
-            if name not in known:
-                known[name] = module.evaluate(_batches(loaders[name], limits[name]))
-    return pool((known[name], sizes.get(name)) for name in names)
+            if name not in cache:
+                cache[name] = module.evaluate(_batches(loaders[name], limits[name]))
+    return pool((cache[name], sizes.get(name)) for name in names)
 
 
 class NodeMetrics(FederationCallback):
-    """Evaluates and logs: perplexity by round, which all nodes share, the rest by every node's own steps.
+    """Evaluates every node and logs its perplexity by round, and its training metrics by its own local steps.
 
-    A leaf is evaluated on its own held-out text twice per round: `after_merge`, as its federation made it, and
-    `after_fit`, as it trained itself. A federation is evaluated once it aggregated, on the held-out text of all data
-    nodes at and below it. Rounds in which nothing is evaluated are set by the trainer's `check_val_every_n_epoch`, the
-    number of batches by `limit_val_batches`. For callbacks that follow a metric, the means over the data nodes are
-    `perplexity_after_merge` and `perplexity_after_fit`, and those of a node `NAME/perplexity_after_merge`.
+    A leaf is evaluated on its own held-out text twice per round: `after_merge`, when it has merged the download, and
+    `after_fit`, when it has trained. A federation is evaluated after it has aggregated, on the held-out text of all
+    data nodes at and below it. The trainer's `check_val_every_n_epoch` sets the rounds that are evaluated, and
+    `limit_val_batches` the number of batches.
+
+    Callbacks that monitor a metric can use the means over the data nodes, `perplexity_after_merge` and
+    `perplexity_after_fit`, or the values of one node, such as `NAME/perplexity_after_merge`.
 
     The loss, learning rate and tokens per second of a node are logged every `log_every_n_steps` of its own steps.
     """
@@ -90,7 +92,7 @@ class NodeMetrics(FederationCallback):
         self._trainer = trainer
 
     def scores(self, state: NodeState) -> dict[str, Score]:
-        """Return a node's last scores by moment: `before` (as all nodes started), `after_merge`, `after_fit`."""
+        """Return a node's last scores by moment: `before` (the initial weights), `after_merge`, `after_fit`."""
         return {moment: Score(*pair) for moment, pair in self.memory(state).items()}
 
     def node_figures(self, node: Node, state: NodeState) -> dict[str, float]:
@@ -103,17 +105,17 @@ class NodeMetrics(FederationCallback):
 
     def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         for name in changes.new_texts:
-            states[name].memory.pop(self.state_key, None)  # of another text
+            states[name].memory.pop(self.state_key, None)  # scores on the old text
 
     # ------------------------------------------------------------------ evaluation
 
-    def _score(self, context: Context, moment: str, node: Node, known: dict[str, Evaluation] | None = None) -> None:
+    def _score(self, context: Context, moment: str, node: Node, cache: dict[str, Evaluation] | None = None) -> None:
         trainer = self._trainer
-        assert trainer is not None, "set up before the first round"
+        assert trainer is not None, "setup runs before the first round"
         trainer.fit_loop.slot.load_weights(context.node.name, context.state)
         loaders = trainer.fit_loop.val_loaders()
         limits = dict(zip(loaders, trainer.num_val_batches, strict=True))
-        score = evaluate_node(trainer, node, loaders, limits, known)
+        score = evaluate_node(trainer, node, loaders, limits, cache)
         name = context.node.name
         self.memory(context.state)[moment] = [score.perplexity, score.bits_per_byte]
         scalars = {f"{name}/perplexity_{moment}": score.perplexity}
@@ -124,12 +126,12 @@ class NodeMetrics(FederationCallback):
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not trainer.fit_loop.val_loaders():
             return
-        alike = not any(state.num_steps for state in trainer.world.states.values())
-        known: dict[str, Evaluation] = {}
+        is_initial = not any(state.num_steps for state in trainer.world.states.values())
+        cache: dict[str, Evaluation] = {}
         for node in trainer.topology.nodes.values():
             context = trainer.context(node.name)
             if trainer.world.transport.is_local(node.name) and not self.memory(context.state):
-                self._score(context, "before", node, known if alike else None)
+                self._score(context, "before", node, cache if is_initial else None)
 
     def _evaluates(self) -> bool:
         return self._trainer is not None and self._trainer.fit_loop.evaluates
@@ -140,18 +142,18 @@ class NodeMetrics(FederationCallback):
 
     def on_local_fit_end(self, context: Context) -> None:
         if self._evaluates():
-            alone = Node(name=context.node.name, corpus=context.node.corpus, settings=context.node.settings)
-            self._score(context, "after_fit", alone)
+            without_children = Node(name=context.node.name, corpus=context.node.corpus, settings=context.node.settings)
+            self._score(context, "after_fit", without_children)
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         metrics: dict[str, float] = {}
         scores = {node.name: self.scores(trainer.world.states[node.name]) for node in trainer.topology.data_nodes}
         for moment in MOMENTS[1:]:
-            values = {name: found[moment].perplexity for name, found in scores.items() if moment in found}
+            values = {name: of_node[moment].perplexity for name, of_node in scores.items() if moment in of_node}
             metrics |= {f"{name}/perplexity_{moment}": value for name, value in values.items()}
             if values:
                 metrics[f"perplexity_{moment}"] = sum(values.values()) / len(values)
-        pl_module.log_dict(metrics, logger=False, sync_dist=True)  # all processes know the same: nothing is exchanged
+        pl_module.log_dict(metrics, logger=False, sync_dist=True)  # every process has all values: nothing is exchanged
         means = {f"world/mean_{name}": value for name, value in metrics.items() if "/" not in name}
         trainer.run_log.scalars(means, trainer.world.round)
 

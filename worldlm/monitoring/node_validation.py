@@ -1,4 +1,4 @@
-"""Scores of every node of a checkpoint."""
+"""Evaluation of every node of a checkpoint."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from worldlm.trainer import FederationCallback, WorldTrainer
 
 
 class NodeValidation(FederationCallback):
-    """Evaluates, in `trainer.validate`, every node of a checkpoint on the held-out text at and below it."""
+    """Evaluates every node of a checkpoint on the held-out text at and below it, in `trainer.validate`."""
 
     def __init__(self) -> None:
         self.scores: dict[str, Score] = {}

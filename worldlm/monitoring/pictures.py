@@ -1,4 +1,4 @@
-"""The run as pictures on its TensorBoard, and an order for its curves."""
+"""Pictures of a run in TensorBoard, and the layout of its charts."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from worldlm.topology import Node, Topology
 from worldlm.trainer import FederationCallback, WorldTrainer
 
 MAX_FEDERATIONS = 24
-"""Federations that have charts of their own."""
+"""Largest number of federations with charts of their own."""
 
 STEPS_BETWEEN = 100
-"""Local steps, at the least, between two looks at a run that come by default: one takes as long as a few steps."""
+"""Default minimum of local steps between two pictures or samples, each of which takes as long as a few steps."""
 
-_INCHES = 6.0  # the board shows pictures small
+_INCHES = 6.0  # TensorBoard shows pictures small
 
 
 class Pictures(FederationCallback):
-    """Draws the run on its TensorBoard; without one it does nothing.
+    """Draws pictures of the run in TensorBoard; does nothing if the run has no TensorBoard logger.
 
-    Under Images: the world with every node's perplexity, bytes on every edge, where the residuals of the rounds since
-    the last picture went, what federations attended to in every round so far, and privacy spent. Under Custom Scalars:
-    the world's curves, then those of every federation with its participants beside it.
+    Images shows the world with each node's perplexity, the bytes on each edge, the routes of the residuals since the
+    last picture, the attention weights of all federations and rounds so far, and the privacy spent. Custom Scalars
+    shows the charts of the world, then those of each federation with its participants.
 
     Args:
-        every_n_rounds: Rounds between two pictures; by default as `rounds_between` says: five are drawn in a run, fewer
-            in a short one. The last round is always drawn.
+        every_n_rounds: Rounds between two pictures, at least 1. None uses `rounds_between`: five pictures per run, or
+            fewer in a short one. The last round is always drawn.
 
     Raises:
-        ValueError: If every_n_rounds is below 1, or no Record is among the callbacks.
+        ValueError: If `every_n_rounds` is below 1, or the recipe has no `Record`.
     """
 
     def __init__(self, every_n_rounds: int | None = None) -> None:
@@ -45,11 +45,11 @@ class Pictures(FederationCallback):
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
         if trainer.find_callback(Record) is None:
-            raise ValueError("Pictures needs Record among trainer.callbacks: it draws what is recorded")
+            raise ValueError("Pictures needs Record among trainer.callbacks, whose data it draws")
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        for board in trainer.run_log.tensorboard_writers():
-            board.add_custom_scalars(layout(trainer.topology))
+        for writer in trainer.run_log.tensorboard_writers():
+            writer.add_custom_scalars(layout(trainer.topology))
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if is_due(trainer, self.every_n_rounds):
@@ -59,12 +59,12 @@ class Pictures(FederationCallback):
         if not (writers := trainer.run_log.tensorboard_writers()):
             return
         recorder = trainer.find_callback(Record)
-        assert recorder is not None, "checked when the run was set up"
+        assert recorder is not None, "setup has checked this"
         record = recorder.so_far(trainer)
         for name, figure in draw(record, since=self._drawn + 1).items():
             picture = _pixels(figure)
-            for board in writers:
-                board.add_image(f"pictures/{name}", picture, trainer.world.round, dataformats="HWC")
+            for writer in writers:
+                writer.add_image(f"pictures/{name}", picture, trainer.world.round, dataformats="HWC")
         self._drawn = trainer.world.round
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,10 +75,10 @@ class Pictures(FederationCallback):
 
 
 def rounds_between(trainer: WorldTrainer) -> int:
-    """Return how many rounds lie between two looks at a run where nobody says.
+    """Return the default number of rounds between two pictures or samples.
 
-    A fifth of the run, or ten rounds where it has no end; and as many as it takes for the node that trains most to make
-    `STEPS_BETWEEN` local steps.
+    It is a fifth of the run, or ten rounds if the run has no last round. It is larger if the node that trains most
+    needs more rounds for `STEPS_BETWEEN` local steps.
     """
     last, steps = trainer.max_epochs, max(trainer.steps_per_round().values())
     fifth = 10 if last is None or last < 1 else -(-last // 5)
@@ -86,22 +86,22 @@ def rounds_between(trainer: WorldTrainer) -> int:
 
 
 def is_due(trainer: WorldTrainer, every_n_rounds: int | None) -> bool:
-    """Whether one looks at a run in this round: every so many, None as `rounds_between` says, and in the last."""
+    """Return whether pictures or samples are due: every n rounds (None: see `rounds_between`) and in the last round."""
     finished = trainer.world.round + 1
     return finished == trainer.max_epochs or finished % (every_n_rounds or rounds_between(trainer)) == 0
 
 
 def draw(record: RunRecord, since: int = 0) -> dict[str, Any]:
-    """Draw what there is to draw of a run at the end of a round.
+    """Draw a run at the end of a round.
 
     Args:
         record: The run so far.
-        since: The first round whose residuals are shown.
+        since: The first round whose residuals are shown, from 0.
 
     Returns:
-        Figures of matplotlib, by name.
+        Matplotlib figures by name. Figures for which the run has no data are omitted.
     """
-    from worldlm.plots.boxes import of_names, of_perplexity, of_traffic  # late: pictures take a second to import
+    from worldlm.plots.boxes import of_names, of_perplexity, of_traffic  # imported late: it takes a second
     from worldlm.plots.budget import budget
     from worldlm.plots.heatmaps import attention
     from worldlm.plots.world import draw_world
@@ -111,11 +111,11 @@ def draw(record: RunRecord, since: int = 0) -> dict[str, Any]:
     figures = {"perplexity": draw_world(of_perplexity(record), f"held-out perplexity after round {number}")}
     if any("bytes_up" in figures for figures in last["nodes"].values()):
         figures["bytes"] = draw_world(of_traffic(record), f"bytes sent up to round {number}")
-    if any(one["routes"] for one in record.rounds):
-        routes = sum((record.routes_of(one) for one in record.rounds if one["round"] >= since), Counter())
+    if any(entry["routes"] for entry in record.rounds):
+        routes = sum((record.routes_of(entry) for entry in record.rounds if entry["round"] >= since), Counter())
         title = f"residuals of rounds {since + 1} to {number}" if since + 1 < number else f"residuals of round {number}"
         figures["residuals"] = draw_world(of_names(record), title, routes)
-    if any(one["attention"] for one in record.rounds):
+    if any(entry["attention"] for entry in record.rounds):
         figures["attention"] = attention([record], _INCHES)
     if any(kind in figures for figures in last["nodes"].values() for kind in ("epsilon", "example_epsilon")):
         figures["privacy"] = budget(record, _INCHES)
@@ -132,15 +132,16 @@ def _pixels(figure: Any) -> np.ndarray[Any, Any]:
 
 
 def layout(topology: Topology) -> dict[str, dict[str, list[Any]]]:
-    """Arrange a run's curves for TensorBoard's Custom Scalars: the world's, then those of every federation.
+    """Lay out a run's charts for TensorBoard's Custom Scalars: first the world, then every federation.
 
     Returns:
-        Charts by their titles, by section; each a kind and the tags it shows.
+        Sections by title; each maps the titles of its charts to a chart type and the tags shown.
     """
     sections = {"world at a glance": _charts(list(topology.nodes.values())[:MAX_FEDERATIONS])}
     federations = [node for node in topology.nodes.values() if node.children]
     for node in federations[:MAX_FEDERATIONS]:
-        sections[" > ".join(one.name for one in topology.path(node.name))] = _charts([node, *node.children], node)
+        title = " > ".join(step.name for step in topology.path(node.name))
+        sections[title] = _charts([node, *node.children], node)
     return sections
 
 

@@ -1,4 +1,4 @@
-"""A live bar in a terminal, one line a round elsewhere."""
+"""Progress of a run: a live bar in a terminal, otherwise one line per round."""
 
 import math
 from typing import Any
@@ -20,7 +20,10 @@ from worldlm.trainer import WorldTrainer
 
 
 class RoundProgress(ProgressBar):
-    """Shows the world, the round, the node at work, its loss and tokens per second; of process 0, if there are more."""
+    """Shows the world, the round, the node that trains, its loss and tokens per second.
+
+    In a run of several processes, the bar shows the nodes of process 0.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,8 +42,8 @@ class RoundProgress(ProgressBar):
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not (self._enabled and self._console.is_terminal):
             return
-        visits, here = trainer.num_visits, trainer.world.transport.is_local
-        batches = {name: number * trainer.plan.num_batches(name) for name, number in visits.items() if here(name)}
+        visits, is_local = trainer.num_visits, trainer.world.transport.is_local
+        batches = {name: number * trainer.plan.num_batches(name) for name, number in visits.items() if is_local(name)}
         rounds = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -53,7 +56,7 @@ class RoundProgress(ProgressBar):
         )
         total = rounds * sum(batches.values()) if rounds else None
         self._task = self._bar.add_task(trainer.topology.name, total=total)
-        self._done = sum(state.num_batches for name, state in trainer.world.states.items() if here(name))
+        self._done = sum(state.num_batches for name, state in trainer.world.states.items() if is_local(name))
         self._bar.start()
 
     def on_train_batch_end(  # type: ignore[override]
@@ -78,8 +81,8 @@ class RoundProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not self._enabled:
             return
-        found = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" not in name}
-        figures = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in sorted(found.items()))
+        means = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" not in name}
+        figures = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in sorted(means.items()))
         line = f"round {trainer.world.round + 1}/{trainer.max_epochs}: mean {figures or 'not evaluated'}"
         (self._bar.console if self._bar else self._console).print(line, highlight=False, soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""What a run came to, round by round, for programs to read: results.json in the run's folder."""
+"""The machine-readable record of a run, round by round: results.json in the run folder."""
 
 import hashlib
 import json
@@ -31,48 +31,49 @@ _SECONDS = "worldlm_seconds"
 
 
 class Record(FederationCallback):
-    """Writes `results.json` into the run's folder at the end of every round: strict JSON, whole or not there.
+    """Writes `results.json` to the run folder at the end of every round, as strict JSON and atomically.
 
-    It says what the run was (seed, tree, digest of the initial weights, text and batches of every data node,
-    versions) and what became of it: for every round and node the figures of the closing table, the attention weights
-    of the federations, and the residuals that found a home; how the topology changed between rounds; and, at the end of
-    the run, digests of what all nodes' weights came to, by which a repetition is known to have matched. A perplexity
-    of a round in which nothing was evaluated is missing; that of a node that took no part is its last one, for the node
-    is as it was. Figures that are no finite number are null. A run that was interrupted and taken up again writes what
-    one that never stopped would have, but for `seconds` and `last_start`: how, where and by what code it was started,
-    the last time.
+    It describes the run: seed, topology, digest of the initial weights, text and batches of every data node, versions.
+    For every round it contains each node's figures of the closing table, the attention weights of the federations, and
+    the routes of the residuals. It also lists the topology changes between rounds. At the end of the run it contains
+    digests of the final weights of all nodes, with which `worldlm repeat` checks a repetition.
 
-    A checkpoint holds a digest of the rounds, not the rounds, so that it does not grow with them: a run that goes on
-    reads them from the results.json of the checkpoint's run, and drops those that came after it.
+    Rounds without evaluation have no perplexity. A node that did not take part keeps its last perplexity, since its
+    weights have not changed. Figures that are not finite are null. A run that was interrupted and resumed writes the
+    same file as an uninterrupted one, except for `seconds` and `last_start`, which describes the command, machine and
+    code of the last start.
+
+    A checkpoint contains a digest of the rounds instead of the rounds, so its size does not grow with them. A resumed
+    run reads them from the results.json of the checkpoint's run and drops those after the checkpoint.
     """
 
     def __init__(self) -> None:
         self.changes: list[dict[str, Any]] = []
-        """How the topology changed, and before which round, from 0."""
+        """The topology changes, each with the number of rounds before it."""
         self.initial_weights: str | None = None
-        """Digest of the weights that all nodes started from; None where the run goes on from another's checkpoint."""
+        """Digest of the common initial weights; None if the run resumed from a checkpoint without a record."""
         self.final_weights: dict[str, str] | None = None
-        """Digest of every node's weights at the end; None before."""
+        """Digest of each node's final weights; None before the end of the run."""
         self.command = shlex.join(sys.argv)
         """The command line of this start."""
         self.began = False
-        """Whether there was anything to train since this start."""
-        self._rounds = RoundLines()  # in process 0, which writes
-        self._promised: tuple[int, str] | None = None  # by a checkpoint: how many rounds, and their digest
+        """Whether training has begun since this start."""
+        self._rounds = RoundLines()  # in process 0, which writes the file
+        self._expected: tuple[int, str] | None = None  # from a checkpoint: the number of rounds, and their digest
         self._routes = Counter[str]()  # up to the last finished round
         self._code: dict[str, str] = {}
-        self._goes_on = False
-        self._seconds = 0.0  # before this start
+        self._resumed = False
+        self._seconds = 0.0  # of earlier starts
         self._started = time.monotonic()
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
-        """What each finished round came to."""
+        """The finished rounds, as in results.json."""
         return self._rounds.parsed()
 
     @staticmethod
     def path(trainer: WorldTrainer) -> Path:
-        """Return where the record of a run lies."""
+        """Return the path of a run's record."""
         return trainer.folder / RESULTS
 
     def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
@@ -83,8 +84,8 @@ class Record(FederationCallback):
         self.began = True
         if trainer.is_global_zero:
             self._code = {} if trainer.fast_dev_run else code()  # type: ignore[attr-defined]
-            self._rounds = self._found(trainer)
-        if self.initial_weights is None and not self._goes_on:
+            self._rounds = self._earlier_rounds(trainer)
+        if self.initial_weights is None and not self._resumed:
             self.initial_weights = weights_digest(trainer.world.states[trainer.topology.root.name].parameters)
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
@@ -95,26 +96,26 @@ class Record(FederationCallback):
 
     def on_train_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         self.final_weights = self.final_weights or _all_digests(trainer)
-        self._write(trainer, finished=True)  # also where something else than max_epochs ended it
+        self._write(trainer, finished=True)  # also if the run did not end by max_epochs
 
     def so_far(self, trainer: WorldTrainer) -> RunRecord:
-        """Return what the run came to, at the end of a round."""
+        """Return the record of the run so far; call it at the end of a round."""
         self._add_round(trainer)
         return RunRecord(method=trainer.topology.name, folder=trainer.folder, content=self.content(trainer))
 
     def content(self, trainer: WorldTrainer, finished: bool = False) -> dict[str, Any]:
-        """Return what is written."""
+        """Return the content of results.json."""
         return {**self._head(trainer, finished), "rounds": self.rounds}
 
-    # ------------------------------------------------------------------ what is written
+    # ------------------------------------------------------------------ content of results.json
 
     def _head(self, trainer: WorldTrainer, finished: bool) -> dict[str, Any]:
-        wanted = trainer.max_epochs
+        max_epochs = trainer.max_epochs
         return {
             "format": FORMAT,
             "finished": finished,
             "rounds_done": len(self._rounds.lines),
-            "rounds_wanted": wanted if wanted is not None and wanted >= 0 else None,
+            "rounds_wanted": max_epochs if max_epochs is not None and max_epochs >= 0 else None,
             "seed": trainer.seed,
             "changes": self.changes,
             "topology": {"name": trainer.topology.name, "root": tree_facts(trainer.topology.root, None)},
@@ -127,7 +128,7 @@ class Record(FederationCallback):
         }
 
     def _add_round(self, trainer: WorldTrainer) -> None:
-        if not trainer.is_global_zero or self._rounds.last >= trainer.world.round:  # which somebody asked for before
+        if not trainer.is_global_zero or self._rounds.last >= trainer.world.round:  # `so_far` has added it
             return
         before, self._routes = self._routes, trainer.method.routes(trainer.world)
         self._rounds.add(self._round(trainer, self._routes - before))
@@ -139,7 +140,7 @@ class Record(FederationCallback):
             "round": trainer.world.round,
             "nodes": {node.name: _figures(trainer, node) for node in trainer.topology.nodes.values()},
             "attention": {
-                name: {one: _finite(weight) for one, weight in state.attention.items()}
+                name: {participant: _finite(weight) for participant, weight in state.attention.items()}
                 for name, state in states.items()
                 if state.attention
             },
@@ -148,22 +149,22 @@ class Record(FederationCallback):
 
     def _write(self, trainer: WorldTrainer, *, finished: bool) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
-            return  # a trial leaves nothing behind, and one process writes
-        text = _pieces(self._head(trainer, finished), {"rounds": self._rounds.lines})
-        write_text(self.path(trainer), text, to_disk=True)  # before a checkpoint relies on it
+            return  # a trial run writes no files, and only process 0 writes
+        text = _serialize(self._head(trainer, finished), {"rounds": self._rounds.lines})
+        write_text(self.path(trainer), text, to_disk=True)  # a checkpoint that refers to it may follow
 
     # ------------------------------------------------------------------ checkpoints
 
     def _elapsed(self) -> float:
         return self._seconds + time.monotonic() - self._started
 
-    def _found(self, trainer: WorldTrainer) -> RoundLines:
+    def _earlier_rounds(self, trainer: WorldTrainer) -> RoundLines:
         """Return the rounds that were finished before this start."""
-        if self._promised is None:
-            kept = self._rounds.before(trainer.current_epoch)
-            self._routes = self._routes if kept is self._rounds else kept.routes()  # this was another run's before
-            return kept
-        (number, digest), self._promised = self._promised, None
+        if self._expected is None:
+            rounds = self._rounds.before(trainer.current_epoch)
+            self._routes = self._routes if rounds is self._rounds else rounds.routes()  # used in another run before
+            return rounds
+        (number, digest), self._expected = self._expected, None
         checkpoint = Path(str(trainer.ckpt_path)).absolute()
         return find_rounds(number, digest, (checkpoint.parents[1], checkpoint.parent, trainer.folder))
 
@@ -178,24 +179,24 @@ class Record(FederationCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.initial_weights = state_dict["initial_weights"]
-        if "rounds" in state_dict:  # of a version whose checkpoints held them
+        if "rounds" in state_dict:  # checkpoints of older versions contain the rounds
             self._rounds = RoundLines(state_dict["rounds"])
-            self._promised = None
+            self._expected = None
             self._routes = self._rounds.routes()
         else:
-            self._promised = state_dict["num_rounds"], state_dict["rounds_digest"]
+            self._expected = state_dict["num_rounds"], state_dict["rounds_digest"]
             self._routes = Counter(state_dict["routes"])
         self.changes = list(state_dict.get("changes", []))
 
     def on_save_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[_SECONDS] = self._elapsed()  # beside the state, which is the same however often a run stopped
+        checkpoint[_SECONDS] = self._elapsed()  # not in the state, which must not depend on interruptions
 
     def on_load_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._goes_on, self._seconds = True, float(checkpoint.get(_SECONDS, 0.0))
+        self._resumed, self._seconds = True, float(checkpoint.get(_SECONDS, 0.0))
 
 
 def weights_digest(weights: Tensors) -> str:
-    """Return a digest of named tensors: of their names, types, shapes and bytes, in the order of their names."""
+    """Return a digest of named tensors, over their names, dtypes, shapes and bytes, in the order of the names."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
@@ -205,10 +206,10 @@ def weights_digest(weights: Tensors) -> str:
 
 
 def _all_digests(trainer: WorldTrainer) -> dict[str, str] | None:
-    """Return the digest of every node's weights; all processes call this at the same point."""
+    """Return the digest of every node's weights. All processes must call this at the same point."""
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    world, found = trainer.world, dict[str, str]()
+    world, digests = trainer.world, dict[str, str]()
     for part in world.transport.gather(
         {
             name: weights_digest(state.parameters)
@@ -216,31 +217,31 @@ def _all_digests(trainer: WorldTrainer) -> dict[str, str] | None:
             if world.transport.is_local(name)
         }
     ):
-        found |= part
-    return {name: found[name] for name in world.states}
+        digests |= part
+    return {name: digests[name] for name in world.states}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON, an item of a list to a line: at any moment `path` is the old file or the new one.
+    """Write strict JSON atomically, with one line per item of a top-level list.
 
     Raises:
-        ValueError: If the content holds NaN or infinity.
+        ValueError: If the content contains NaN or infinity.
     """
-    write_text(path, _pieces(content))
+    write_text(path, _serialize(content))
 
 
-def _pieces(content: Mapping[str, Any], more: Mapping[str, Sequence[str]] | None = None) -> Iterator[str]:
-    """Lay JSON out without an indent, with which it is written many times as slowly.
+def _serialize(content: Mapping[str, Any], more: Mapping[str, Sequence[str]] | None = None) -> Iterator[str]:
+    """Yield the text of a JSON object without indentation, which would be many times slower.
 
     Args:
-        content: What is laid out.
-        more: Lists that come last, whose items are JSON already.
+        content: The object.
+        more: Lists that are added at the end, whose items are JSON already.
     """
     start = "{\n"
     for name, value in content.items():
         yield f"{start} {json.dumps(name)}: "
         if isinstance(value, list):
-            yield from _items([json.dumps(one, allow_nan=False) for one in value])
+            yield from _items([json.dumps(item, allow_nan=False) for item in value])
         else:
             yield json.dumps(value, allow_nan=False)
         start = ",\n"
@@ -258,18 +259,18 @@ def _items(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _figures(trainer: WorldTrainer, node: Node) -> dict[str, Any]:
-    found, figures = row(trainer, node), dict[str, Any]()
+    columns, figures = row(trainer, node), dict[str, Any]()
     for moment in MOMENTS:
-        if moment in found and (moment == MOMENTS[0] or trainer.fit_loop.evaluates):
+        if moment in columns and (moment == MOMENTS[0] or trainer.fit_loop.evaluates):
             figures[moment] = {
-                "perplexity": _finite(found[moment]),
-                "bits_per_byte": _finite(found.get(f"{moment} bits", math.nan)),
+                "perplexity": _finite(columns[moment]),
+                "bits_per_byte": _finite(columns.get(f"{moment} bits", math.nan)),
             }
-    figures |= {name: _finite(found[name]) for name in ("tokens", "passes", "missed", "refused") if name in found}
-    # the last bits of what an accountant integrates depend on the number of threads
-    epsilons = {"epsilon": "epsilon", "example epsilon": "example_epsilon"}
-    figures |= {ours: _finite(round(found[theirs], 9)) for theirs, ours in epsilons.items() if theirs in found}
-    figures |= {f"bytes_{way}": round(found[f"MB {way}"] * 1e6) for way in ("down", "up") if f"MB {way}" in found}
+    figures |= {name: _finite(columns[name]) for name in ("tokens", "passes", "missed", "refused") if name in columns}
+    # rounded: the last bits of an accountant's integral depend on the number of threads
+    keys = {"epsilon": "epsilon", "example epsilon": "example_epsilon"}
+    figures |= {key: _finite(round(columns[column], 9)) for column, key in keys.items() if column in columns}
+    figures |= {f"bytes_{way}": round(columns[f"MB {way}"] * 1e6) for way in ("down", "up") if f"MB {way}" in columns}
     return figures
 
 

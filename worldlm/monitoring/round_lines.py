@@ -1,4 +1,4 @@
-"""The finished rounds of a record: a line of JSON each, in memory and in results.json alike."""
+"""The finished rounds of a record: one line of JSON per round, in memory and in results.json."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ log = logging.getLogger(__name__)
 
 
 class RoundLines:
-    """What finished rounds came to, in their order.
+    """The finished rounds of a run, in order.
 
     Args:
-        rounds: What to begin with.
+        rounds: The first rounds.
     """
 
     def __init__(self, rounds: Iterable[Mapping[str, Any]] = ()) -> None:
         self.lines: list[str] = []
-        """A line of strict JSON for each."""
+        """One line of strict JSON per round."""
         self.last = -1
-        """Number of the last round, from 0."""
+        """Number of the last round, from 0; -1 if there is none."""
         self._digest = xxhash.xxh3_128()
-        for one in rounds:
-            self.add(one)
+        for content in rounds:
+            self.add(content)
 
     def add(self, content: Mapping[str, Any]) -> None:
-        """Add a round, under its number `round`.
+        """Add a round; its number is `content["round"]`.
 
         Raises:
-            ValueError: If the content holds NaN or infinity.
+            ValueError: If the content contains NaN or infinity.
         """
         self.lines.append(json.dumps(content, allow_nan=False))
         self.last = content["round"]
@@ -45,44 +45,46 @@ class RoundLines:
 
     @property
     def digest(self) -> str:
-        """Digest of all lines: a checkpoint holds it instead of them, and so stays as large as it is."""
+        """Digest of all lines. A checkpoint contains it instead of the lines, so its size does not grow with them."""
         return self._digest.hexdigest()
 
     def routes(self) -> Counter[str]:
-        """Return how many residuals went each way in all rounds."""
-        return sum((Counter(one["routes"]) for one in self.parsed()), Counter[str]())
+        """Return the number of residuals of each route, over all rounds."""
+        return sum((Counter(content["routes"]) for content in self.parsed()), Counter[str]())
 
     def parsed(self) -> list[dict[str, Any]]:
         """Return the rounds as they were added."""
         return [json.loads(line) for line in self.lines]
 
     def before(self, number: int) -> RoundLines:
-        """Return the rounds before one."""
-        return self if self.last < number else RoundLines(one for one in self.parsed() if one["round"] < number)
+        """Return the rounds before the given one."""
+        if self.last < number:
+            return self
+        return RoundLines(content for content in self.parsed() if content["round"] < number)
 
 
 def find_rounds(number: int, digest: str, folders: Iterable[Path]) -> RoundLines:
-    """Read the rounds that a checkpoint tells of from the results.json that was written with it.
+    """Read the rounds before a checkpoint from the results.json that was written with it.
 
     Args:
-        number: How many they are; those that were added later are left out.
-        digest: Their digest.
-        folders: Where the file may lie.
+        number: Number of rounds before the checkpoint; later ones are omitted.
+        digest: Digest of these rounds.
+        folders: Folders that may contain the file.
 
     Returns:
-        The rounds; none, with a warning, where no folder has them.
+        The rounds. If no folder has them, none, and a warning is logged.
     """
     for folder in folders:
         try:
-            found = RoundLines(read_results(folder / RESULTS)["rounds"][:number])
+            rounds = RoundLines(read_results(folder / RESULTS)["rounds"][:number])
         except (UserError, KeyError, TypeError, ValueError):
             continue
-        if len(found.lines) == number and found.digest == digest:
-            return found
+        if len(rounds.lines) == number and rounds.digest == digest:
+            return rounds
     if number:
         log.warning(
-            "the %d rounds before the checkpoint are in no %s beside it: the record begins with the next",
-            number,
+            "no %s beside the checkpoint contains the %d rounds before it; the record starts with the next one",
             RESULTS,
+            number,
         )
     return RoundLines()

@@ -1,4 +1,4 @@
-"""What a run is, as its record tells it: the tree, the text of every node, the code, the machine."""
+"""Facts about a run for its record: the topology, the text of every node, the code, the machine."""
 
 import math
 import os
@@ -15,17 +15,17 @@ from worldlm.topology import Node
 from worldlm.topology.draw import facts
 from worldlm.trainer import WorldTrainer
 
-_DEMANDS = {
+_PRIVACY_KEYS = {
     "clip_norm": "example_clip_norm",
     "noise_multiplier": "example_noise_multiplier",
     "delta": "example_delta",
     "max_epsilon": "max_example_epsilon",
 }
-"""What privacy asks for at a node, and how it is called where it hides examples."""
+"""Settings of `privacy` in results.json, and the names of the same settings of `example_privacy`."""
 
 
 def versions() -> dict[str, str]:
-    """Tell the versions of what trains."""
+    """Return the versions of the libraries that affect training."""
     return {
         "worldlm": worldlm.__version__,
         "torch": torch.__version__,
@@ -35,19 +35,19 @@ def versions() -> dict[str, str]:
 
 
 def code() -> dict[str, str]:
-    """Tell which commits the code is of that runs: of WorldLM's own checkout and of the current folder's.
+    """Return the commits of the running code: of WorldLM's own repository, and of the current folder's.
 
     Returns:
-        `worldlm` and `folder`, as `worldlm.files.git.commit_of` tells them; without what is no checkout.
+        `worldlm` and `folder`, as returned by `worldlm.files.git.commit_of`; a folder outside a repository is omitted.
     """
     own = Path(worldlm.__file__).parents[1]
-    # where it is installed, the folder may lie in somebody else's checkout
-    found = {"worldlm": commit_of(own) if (own / ".git").exists() else None, "folder": commit_of(Path.cwd())}
-    return {name: commit for name, commit in found.items() if commit is not None}
+    # an installed WorldLM may be in a folder of an unrelated repository
+    commits = {"worldlm": commit_of(own) if (own / ".git").exists() else None, "folder": commit_of(Path.cwd())}
+    return {name: commit for name, commit in commits.items() if commit is not None}
 
 
 def machine(trainer: WorldTrainer) -> dict[str, Any]:
-    """Tell what a run runs on: `platform`, `processors`, `processes`, `threads` of each, and `device`."""
+    """Return the machine of a run: `platform`, `processors`, `processes`, `threads` per process, and `device`."""
     device = trainer.strategy.root_device
     return {
         "platform": platform.platform(),
@@ -58,28 +58,32 @@ def machine(trainer: WorldTrainer) -> dict[str, Any]:
     }
 
 
-def tree_facts(node: Node, above: Node | None) -> dict[str, Any]:
-    """Tell a tree: every node's `name`, `corpus`, what holds there in words, what privacy asks for, `children`."""
-    demands = {name: getattr(node.settings.privacy, name, None) for name in _DEMANDS}
-    of_examples = {theirs: getattr(node.settings.example_privacy, name, None) for name, theirs in _DEMANDS.items()}
+def tree_facts(node: Node, parent: Node | None) -> dict[str, Any]:
+    """Describe a topology from a node down.
+
+    Returns:
+        For each node its `name`, `corpus`, `told` (its settings in words), its privacy settings, and `children`.
+    """
+    privacy = {name: getattr(node.settings.privacy, name, None) for name in _PRIVACY_KEYS}
+    example_privacy = {key: getattr(node.settings.example_privacy, name, None) for name, key in _PRIVACY_KEYS.items()}
     return {
         "name": node.name,
         "corpus": node.corpus,
-        "told": list(facts(node, above)),
-        **demands,
-        **of_examples,
+        "told": list(facts(node, parent)),
+        **privacy,
+        **example_privacy,
         "children": [tree_facts(child, node) for child in node.children],
     }
 
 
 def data_facts(trainer: WorldTrainer) -> dict[str, dict[str, Any]]:
-    """Tell by node what was trained on and how: two runs are comparable where these are the same.
+    """Describe the text and batches of every data node; two runs are comparable if these are equal.
 
     Returns:
-        By data node `text` (names of the folders of packed text, which end in a digest of what it was made from; null
-        where the data module does not say), `tokens_crc32` (CRC-32 of the packed tokens, the same wherever they lie),
-        `blocks`, `batch_size`, `steps` of one fit and `fits` of one round; and, of nodes with held-out text,
-        `held_out_text`, `held_out_tokens_crc32` and `held_out_blocks`, those that are evaluated.
+        By data node: `text` (names of the folders of packed text, which end in a digest of its sources; null if the
+        data module does not provide them), `tokens_crc32` (CRC-32 of the packed tokens, independent of their folder),
+        `blocks`, `batch_size`, `steps` per fit, and `fits` per round. Nodes with held-out text also have
+        `held_out_text`, `held_out_tokens_crc32`, and `held_out_blocks`, the number of blocks that are evaluated.
     """
     loop, fits, facts = trainer.fit_loop, trainer.num_visits, {}
     for name, loader in loop.loaders.items():
@@ -95,8 +99,8 @@ def data_facts(trainer: WorldTrainer) -> dict[str, dict[str, Any]]:
     for (name, loader), limit in zip(held_out.items(), trainer.num_val_batches if held_out else (), strict=True):
         size, blocks = getattr(loader.batch_sampler, "batch_size", None), _length(loader.dataset)
         used = blocks if size is None or blocks is None or math.isinf(limit) else min(blocks, int(limit) * size)
-        told = {"held_out_text": _text(loader.dataset), "held_out_tokens_crc32": _checksums(loader.dataset)}
-        facts.setdefault(name, {}).update(told, held_out_blocks=used)
+        text = {"held_out_text": _text(loader.dataset), "held_out_tokens_crc32": _checksums(loader.dataset)}
+        facts.setdefault(name, {}).update(text, held_out_blocks=used)
     return facts
 
 
@@ -107,9 +111,9 @@ def _text(blocks: Any) -> list[str] | None:
 
 
 def _checksums(blocks: Any) -> list[str] | None:
-    found = [getattr(packed, "crc32", None) for packed in _packed(blocks)]
-    told = [f"{one:08x}" for one in found if one is not None]
-    return told if len(told) == len(found) else None
+    checksums = [getattr(packed, "crc32", None) for packed in _packed(blocks)]
+    known = [f"{checksum:08x}" for checksum in checksums if checksum is not None]
+    return known if len(known) == len(checksums) else None
 
 
 def _packed(blocks: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What every node's model writes, on the run's TensorBoard."""
+"""Text samples of every node's model in TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from worldlm.rounds import Context
 from worldlm.trainer import FederationCallback, WorldTrainer
 
 MAX_NODES = 24
-"""Nodes that write, the first ones from the root down: a text takes as long as some local steps."""
+"""Largest number of nodes with samples, from the root down; a sample takes as long as a few local steps."""
 
 
 class Samples(FederationCallback):
-    """Lets every node continue the same prompt every few rounds: a leaf once it trained, a federation once it merged.
+    """Generates a continuation of the same prompt with every node's model, every few rounds.
 
-    The texts stand on the TensorBoard under Text, in the order of rounds. They are those of the nodes' own models,
-    which never left them: what a private node's model writes is not covered by its privacy, as is nothing else that the
-    run's own folder holds. The draws change nothing else of a run.
+    A leaf generates after it has trained, a federation after it has merged. TensorBoard shows the samples under Text,
+    by round. Sampling does not change the rest of the run.
+
+    The samples come from the nodes' own models, before any noise is added. A private node's sample is not covered by
+    its privacy guarantee, and neither is anything else in the run folder.
 
     Args:
-        prompt: What is continued. It should be public: every node reads it.
-        num_new_tokens: Tokens that a node adds, at least 1.
-        every_n_rounds: Rounds between two texts; by default as for `Pictures`.
+        prompt: Text to continue. It should be public, since every node gets it.
+        num_new_tokens: Tokens to generate, at least 1.
+        every_n_rounds: Rounds between two samples, at least 1. None uses the default of `Pictures`.
         temperature: As in `worldlm.models.generate`.
         top_k: As in `worldlm.models.generate`.
 
     Raises:
-        ValueError: If the prompt is empty, or num_new_tokens or every_n_rounds is below 1.
+        ValueError: If the prompt is empty, or `num_new_tokens` or `every_n_rounds` is below 1.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class Samples(FederationCallback):
     ) -> None:
         if not prompt or num_new_tokens < 1 or (every_n_rounds is not None and every_n_rounds < 1):
             raise ValueError(
-                f"Samples need a prompt, got {prompt!r}, and num_new_tokens and every_n_rounds of at least 1, got "
+                f"Samples needs a prompt, got {prompt!r}, and num_new_tokens and every_n_rounds of at least 1, got "
                 f"{num_new_tokens} and {every_n_rounds}"
             )
         self.prompt = prompt
@@ -68,7 +70,7 @@ class Samples(FederationCallback):
 
     def _write(self, context: Context) -> None:
         trainer = self._trainer
-        assert trainer is not None, "set up before the first round"
+        assert trainer is not None, "setup runs before the first round"
         if context.node.name not in islice(trainer.topology.nodes, MAX_NODES):
             return
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
@@ -78,7 +80,7 @@ class Samples(FederationCallback):
         module: Any = trainer.lightning_module
         try:
             with trainer.precision_plugin.forward_context():
-                text = generate(
+                tokens = generate(
                     module,
                     torch.tensor(list(tokenizer.encode_batch([self.prompt])[0]), dtype=torch.int64),
                     num_new_tokens=self.num_new_tokens,
@@ -86,12 +88,12 @@ class Samples(FederationCallback):
                     top_k=self.top_k,
                     generator=torch.Generator().manual_seed(context.seed("samples")),
                 )
-            told = _verbatim(tokenizer.decode(text.tolist()))
+            text = _verbatim(tokenizer.decode(tokens.tolist()))
         except NotFiniteError as error:
-            told = f"no text: {error}"
-        context.log_text(f"samples/{context.node.name}", told)
+            text = f"no text: {error}"
+        context.log_text(f"samples/{context.node.name}", text)
 
 
 def _verbatim(text: str) -> str:
-    """Indent a text, so that Markdown shows it as it is."""
+    """Indent a text so that Markdown shows it verbatim."""
     return "\n".join(f"    {line}" for line in text.splitlines() or [""])

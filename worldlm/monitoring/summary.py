@@ -1,4 +1,4 @@
-"""What a run came to: the closing table, and the board's first page."""
+"""The summary of a run: its closing table, and its description in TensorBoard."""
 
 from typing import Any
 
@@ -15,18 +15,22 @@ from worldlm.topology import Node, draw_tree
 from worldlm.trainer import FederationCallback, WorldTrainer
 
 _MAX_NODES = 24
-"""Nodes whose final figures stand beside the settings."""
+"""Largest number of nodes whose final figures are logged with the settings."""
 
 
 class Summary(FederationCallback):
-    """Describes the run on the board when it starts, and closes it with a table per node and the run's folder."""
+    """Logs a description of the run to TensorBoard at its start, and prints a table of all nodes at its end.
+
+    Below the table it prints the attention weights, the routes and rejections of residuals, and a legend. The settings
+    of the run and its final perplexities are logged as hyperparameters.
+    """
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if trainer.is_global_zero:
             trainer.run_log.text("topology", "```text\n" + draw_tree(trainer.topology) + "\n```")
             if changes := trainer.world.changes:
-                told = [*changes.lines(), *changes.warnings()]
-                trainer.run_log.text("changes", "  \n".join(told), trainer.world.changed_after)
+                lines = [*changes.lines(), *changes.warnings()]
+                trainer.run_log.text("changes", "  \n".join(lines), trainer.world.changed_after)
 
     def on_train_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:
@@ -44,27 +48,29 @@ class Summary(FederationCallback):
             cells = [_cell(name, figures) for name in shown]
             table.add_row("  " * depth + node.name, *cells)
         console = Console()
-        if not console.is_terminal:  # a file has no edge to wrap at
+        if not console.is_terminal:  # a file or pipe has no width
             console.width = 160
         console.print(table)
         for name, state in trainer.world.states.items():
             if state.attention:
-                weights = ", ".join(f"{one} {weight:.2f}" for one, weight in state.attention.items())
+                weights = ", ".join(f"{participant} {weight:.2f}" for participant, weight in state.attention.items())
                 console.print(f"{name} attended to {weights}", highlight=False)
         if routes := trainer.method.routes(trainer.world):
             counts = ", ".join(f"{path} ({count})" for path, count in routes.most_common())
-            console.print(f"residuals went {counts}", highlight=False)
+            console.print(f"residual routes: {counts}", highlight=False)
         if refusals := trainer.method.refusals(trainer.world):
             counts = "; ".join(f"{reason} ({count})" for reason, count in refusals.most_common())
-            console.print(f"residuals refused: {counts}", highlight=False)
-        for line in (*_LEGEND, *(told for column, told in _LEGENDS.items() if column in shown)):
+            console.print(f"residuals rejected: {counts}", highlight=False)
+        for line in (*_LEGEND, *(line for column, line in _LEGENDS.items() if column in shown)):
             console.print(line, highlight=False)
 
     @staticmethod
     def _log_hparams(trainer: WorldTrainer, module: LightningModule, rows: dict[str, dict[str, float]]) -> None:
-        method = [type(one).__name__ for one in trainer.callbacks if getattr(one, "parts", None)]  # type: ignore[attr-defined]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         settings: dict[str, Any] = {
-            "Merged by": ", ".join(method),
+            "Merged by": ", ".join(
+                type(callback).__name__ for callback in callbacks if getattr(callback, "parts", None)
+            ),
             "Rounds": trainer.world.round + 1,
             "Seed": trainer.seed,
             "Topology": trainer.topology.name,
@@ -79,8 +85,8 @@ class Summary(FederationCallback):
         data = {node.name: rows[node.name] for node in trainer.topology.data_nodes}
         metrics: dict[str, float] = {}
         for moment in MOMENTS:
-            found = [figures[moment] for figures in data.values() if moment in figures]
-            metrics |= {f"hp/mean/{moment}": sum(found) / len(found)} if found else {}
+            values = [figures[moment] for figures in data.values() if moment in figures]
+            metrics |= {f"hp/mean/{moment}": sum(values) / len(values)} if values else {}
         for name, figures in list(rows.items())[:_MAX_NODES]:
             metrics |= {f"hp/{name}/{moment}": figures[moment] for moment in MOMENTS if moment in figures}
         for logger in trainer.loggers:
@@ -89,7 +95,7 @@ class Summary(FederationCallback):
 
 
 def headline(trainer: WorldTrainer, module: LanguageModule) -> str:
-    """Say in a line what is about to be trained, and with how many processes and threads."""
+    """Describe in one line what will be trained, and with how many processes and threads."""
     tree, threads = trainer.topology, torch.get_num_threads()
     sizes: dict[str, int] = dict.fromkeys(PARTS, 0)
     for name, part in module.partition().items():
@@ -105,13 +111,13 @@ def headline(trainer: WorldTrainer, module: LanguageModule) -> str:
 
 
 _LEGEND = (
-    "perplexity per token (bits per byte) on held-out text: before, as all nodes started; after_merge, as its",
-    "federation made the node; after_fit, after its own steps; passes over its own text; MB from and to its parent",
+    "before, after_merge, after_fit: perplexity per token (bits per byte) on held-out text of the initial weights,",
+    "after merging, and after local training; passes: over the node's own text; MB: from and to the parent",
 )
 
 _LEGENDS = {
-    "missed": "missed: sub-rounds in which it took part, and nothing of it arrived",
-    "refused": "refused: uploads of it that were unfit to be merged",
+    "missed": "missed: sub-rounds in which the node took part and its upload did not arrive",
+    "refused": "refused: uploads of the node that were rejected before merging",
 }
 
 _COLUMNS = {
@@ -132,24 +138,25 @@ _COLUMNS = {
 def _cell(column: str, figures: dict[str, float]) -> str:
     if column not in figures:
         return ""
-    told = _COLUMNS[column].format(figures[column])
+    text = _COLUMNS[column].format(figures[column])
     bits = figures.get(f"{column} bits")
-    return told if bits is None else f"{told} ({bits:.2f})"
+    return text if bits is None else f"{text} ({bits:.2f})"
 
 
 def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
-    """Gather a node's figures, by column; what does not apply to it is missing."""
+    """Return a node's figures by column; columns that do not apply to it are omitted."""
     name, state = node.name, trainer.world.states[node.name]
     figures = trainer.method.node_figures(node, state)
     if node.holds_data:
         figures["tokens"] = state.num_tokens
-        text: Any = trainer.fit_loop.loaders[name].dataset
-        figures["passes"] = state.num_tokens / (len(text) * getattr(text, "seq_len", 1))
-    if trainer.topology.parent(name) is not None:
+        dataset: Any = trainer.fit_loop.loaders[name].dataset
+        figures["passes"] = state.num_tokens / (len(dataset) * getattr(dataset, "seq_len", 1))
+    parent = trainer.topology.parent(name)
+    if parent is not None:
         figures["MB down"] = state.bytes_down / 1e6
         figures["MB up"] = state.bytes_up / 1e6
         figures |= {"missed": state.num_missed} if state.num_missed else {}
-    at = [state, *(trainer.world.states[above.name] for above in [trainer.topology.parent(name)] if above)]
-    refused = sum(one.refused.get(name, 0) for one in at)
-    figures |= {"refused": refused} if refused else {}
+    receivers = [state] if parent is None else [state, trainer.world.states[parent.name]]
+    rejected = sum(receiver.refused.get(name, 0) for receiver in receivers)
+    figures |= {"refused": rejected} if rejected else {}
     return figures

@@ -1,4 +1,4 @@
-"""Bytes on every edge, and how long its link would take for them."""
+"""Bytes sent over every edge, and the seconds they would take on its link."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +12,17 @@ from worldlm.trainer import FederationCallback, WorldTrainer
 
 
 class Traffic(FederationCallback):
-    """Logs, once a round, the bytes sent over every edge in each direction since the run began.
+    """Logs, once per round, the bytes sent over every edge in each direction since the run began.
 
-    Where the topology describes a node's `link`, also the seconds that its messages of the round would take: latency
-    once per message, plus bytes over bandwidth, slowed down by its jitter. And how often nothing of a node arrived,
-    from the first time on.
+    If the topology describes a node's `link`, it also logs the seconds that the node's messages of the round would
+    take: latency per message, plus bytes divided by bandwidth, slowed down by jitter. It logs how many uploads of a
+    node did not arrive, as soon as there is one.
     """
 
     enforces = frozenset({"link"})
 
     def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}  # up to the last round's end
+        self._seconds: dict[str, float] = {}  # up to the end of the last round
 
     def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         self._seconds = {name: seconds for name, seconds in self._seconds.items() if name not in changes.left}
