@@ -1,4 +1,4 @@
-"""The pieces of a federated method: a method is a list of these in a recipe."""
+"""The callbacks that a recipe lists: the parts of a federated method, and those that record and show a run."""
 
 from worldlm.callbacks.attention import AttentionAggregation
 from worldlm.callbacks.averaging import Averaging

@@ -1,4 +1,4 @@
-"""Attention over key layers, upward and downward."""
+"""Attention over key layers, in aggregation and on download."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
@@ -17,29 +17,30 @@ Query: TypeAlias = Literal["own", "mean"]
 
 
 class AttentionAggregation(FederationCallback):
-    """Lets every node attend over the key layers it meets, and take the keys and values that fit (arXiv 2405.14446).
+    """Merges key and value layers by attention over the keys of the candidates (arXiv 2405.14446).
 
-    Upward, a federation attends over its participants' uploads; downward, a child over its own layers and its
-    parent's. Delivered residuals are one more candidate each, once: at a leaf when it receives, at a federation when
-    it aggregates.
+    Upward, a federation attends over its participants' uploads. Downward, a child attends over its own layers and its
+    parent's. Each delivered residual is one more candidate and is used once: a leaf uses it on download, a federation
+    when it aggregates.
 
     Args:
-        temperature: Above 0; small is selective, large averages.
-        query: What a federation asks with, upward: the `mean` of its participants' keys, or its `own` keys of the last
-            round. Those are mostly the keys of the child that was heard most, which is then heard more and more.
-        similarity: `cosine`, `dot` or `distance` of what was learnt since the common initial keys.
+        temperature: Temperature of the softmax, above 0. A small one selects few candidates, a large one averages them.
+        query: Query of a federation, upward: the `mean` of its participants' keys, or its `own` keys of the last round.
+            With `own`, the child with the largest weight dominates the next query, so its weight tends to grow.
+        similarity: `cosine`, `dot` or `distance`, between the changes since the common initial keys.
         granularity: One weight per candidate for the whole `model`, or one per `block`.
         downward: Whether children attend to their parent's layers.
-        self_similarity: How like itself a node counts its own layers when it attends downward. By default as they are:
-            with `cosine` that is 1, and nobody else comes near it, however much there is to learn. Less lets a node
-            follow a parent that is more like it than this, and keep its own beside one that is less.
-        download_rate: How far a federation moves, on download, from its own layers to what it attended to; above 0, at
-            most 1, which takes it. Two are those of the first and of the last round.
+        self_similarity: Similarity of a node to itself in downward attention. None computes it: with `cosine` it is 1,
+            and no parent comes near it. With a smaller value a node follows a parent whose similarity is larger than
+            this, and keeps its own layers if it is smaller.
+        download_rate: How far a federation moves on download from its own layers to the attended ones; above 0 and at
+            most 1, which replaces its own. Two values are the rates of the first and of the last round.
         leaf_download_rate: The same for a leaf.
 
     Raises:
-        ValueError: If an argument is out of its range, or a rate moves in a run without an end; or if an attentive
-            `Averaging` comes after this, when the keys have moved, or there is no downward attention for it.
+        ValueError: If an argument is out of its range, or a rate changes over a run without a last round. Also if an
+            attentive `Averaging` is listed after this callback, which would then use keys that have already moved, or
+            if there is no downward attention for it.
     """
 
     parts: frozenset[Part] = frozenset({"keys", "values"})
@@ -77,18 +78,18 @@ class AttentionAggregation(FederationCallback):
             raise ValueError("an attentive Averaging needs an AttentionAggregation with downward: true")
 
     def must_follow(self, other: RoundCallback) -> str:
-        if isinstance(other, Averaging) and other.attentive:  # it asks before the keys move
-            return "an attentive Averaging must come before the AttentionAggregation that it asks"
+        if isinstance(other, Averaging) and other.attentive:  # it needs the keys before they change
+            return "list an attentive Averaging before AttentionAggregation: it needs the keys before they change"
         return ""
 
     def parent_weight(self, context: Context, download: Download) -> float:
-        """Return the weight that a node's keys give to its parent's beside its own, in (0, 1)."""
+        """Return the attention weight of the parent's keys against the node's own keys, in (0, 1)."""
         query = context.part("keys")
-        by_block = attention_weights(query, [query, download.parts["keys"]], **self._how(context, down=True))
+        by_block = attention_weights(query, [query, download.parts["keys"]], **self._options(context, down=True))
         return sum(parent for _, parent in by_block.values()) / len(by_block)
 
-    def _how(self, context: Context, *, down: bool) -> dict[str, Any]:
-        """Return how a node attends, upward or downward, as keyword arguments."""
+    def _options(self, context: Context, *, down: bool) -> dict[str, Any]:
+        """Return the keyword arguments of upward or downward attention at a node."""
         return {
             "reference": {name: context.world.reference[name] for name in context.part("keys")},
             "temperature": self.temperature,
@@ -105,18 +106,18 @@ class AttentionAggregation(FederationCallback):
         if leaf:
             candidates |= self._residuals(context)
         if len(candidates) > 1:
-            attended = attend(context.part("keys"), [*candidates.values()], **self._how(context, down=True))
+            attended = attend(context.part("keys"), [*candidates.values()], **self._options(context, down=True))
             rate = in_round(self.leaf_download_rate if leaf else self.download_rate, context.round, context.num_rounds)
             move_towards_(context.state.parameters, {**attended.keys, **attended.values}, rate)
             self._log(context, "attention_down", candidates, attended)
 
     def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
-        candidates = {one.node: KeyValue(one.parts["keys"], one.parts["values"]) for one in uploads}
+        candidates = {upload.node: KeyValue(upload.parts["keys"], upload.parts["values"]) for upload in uploads}
         residuals = self._residuals(context)
         query = context.part("keys")
         if self.query == "mean":
-            query = weighted_mean([one.keys for one in candidates.values()], [1.0] * len(candidates))
-        attended = attend(query, [*candidates.values(), *residuals.values()], **self._how(context, down=False))
+            query = weighted_mean([candidate.keys for candidate in candidates.values()], [1.0] * len(candidates))
+        attended = attend(query, [*candidates.values(), *residuals.values()], **self._options(context, down=False))
         copy_(context.state.parameters, {**attended.keys, **attended.values})
         weights = dict(zip(candidates, attended.mean_weights, strict=False))
         context.state.attention = weights
@@ -124,8 +125,11 @@ class AttentionAggregation(FederationCallback):
 
     @staticmethod
     def _residuals(context: Context) -> dict[str, KeyValue]:
-        inbox, context.state.inbox = context.state.inbox, []
-        return {f"residual_{i}_{one.origin}": KeyValue(one.keys, one.values) for i, one in enumerate(inbox)}
+        residuals, context.state.inbox = context.state.inbox, []
+        return {
+            f"residual_{i}_{residual.origin}": KeyValue(residual.keys, residual.values)
+            for i, residual in enumerate(residuals)
+        }
 
     @staticmethod
     def _log(context: Context, tag: str, names: dict[str, Any], attended: Attended) -> None:

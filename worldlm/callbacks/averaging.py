@@ -1,4 +1,4 @@
-"""Weighted averaging of chosen parts, with any outer optimizer."""
+"""Weighted averaging of chosen parts of the model, with any outer optimizer."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,48 +29,51 @@ class _Memory(TypedDict, total=False):
 
 @runtime_checkable
 class WeighsParent(Protocol):
-    """A callback that weighs a node's parent against the node itself, as `AttentionAggregation`."""
+    """A callback that weighs a node's parent against the node itself, as `AttentionAggregation` does."""
 
     def parent_weight(self, context: Context, download: Download) -> float:
-        """Return the weight of the parent's keys beside the node's own, in (0, 1)."""
+        """Return the weight of the parent's keys; the node's own keys have the rest. In (0, 1)."""
 
 
 @runtime_checkable
 class WeighsRows(Protocol):
-    """A callback that weighs every row of a tensor by itself, as `TokenRows`."""
+    """A callback that weighs each row of a tensor separately, as `TokenRows` does."""
 
     part: Part
     """The part that the tensor belongs to."""
 
     def row_shares(self, context: Context, upload: Upload) -> Tensors:
-        """Return how an upload's weight is spread over the rows, float64 [rows] summing to 1, by the tensor's name."""
+        """Return the distribution of an upload's weight over the rows: float64 [rows] summing to 1, by tensor name."""
 
 
 class Averaging(FederationCallback):
-    """Averages parts of the model over a federation's participants, and steps an outer optimizer with the result.
+    """Averages parts of the model over a federation's participants and steps an outer optimizer with the result.
 
-    On download a node overwrites these parts with its parent's, or moves only part of the way towards them (a soft
-    download): `B_q <- (1 - rate) B_q + rate B_p`. What a federation then holds is what its own children get, and where
-    its pseudo-gradients start. With SGD(lr=1), the default, and all parts, this is
-    FedAvg (McMahan et al., arXiv 1602.05629); on a tree HierFAVG (Liu et al., arXiv 1905.06641); with the backbone
-    alone FedPer (Arivazhagan et al., arXiv 1912.00818); with Nesterov SGD(0.7, 0.9) DiLoCo (arXiv 2311.08105).
+    On download, a node overwrites these parts with its parent's. In a soft download it moves only part of the way
+    towards them: `B_q <- (1 - rate) B_q + rate B_p`. A federation sends the resulting weights to its own children, and
+    its pseudo-gradients start from them.
+
+    With SGD(lr=1), the default, and all parts, this is FedAvg (McMahan et al., arXiv 1602.05629), and on a tree
+    HierFAVG (Liu et al., arXiv 1905.06641). With the backbone alone it is FedPer (Arivazhagan et al., arXiv
+    1912.00818). With Nesterov SGD(0.7, 0.9) it is DiLoCo (arXiv 2311.08105).
 
     Args:
         parts: Parts to average: backbone, keys, values.
-        weights: `num_tokens` weighs a participant by the tokens it trained on, `uniform` all alike. A node's
+        weights: `num_tokens` weighs a participant by the tokens it trained on; `uniform` weighs all equally. A node's
             `weight` in the topology replaces its number of tokens.
-        optimizer: Name of a class of `torch.optim`; a federation's `outer_optimizer` in the topology wins.
-        arguments: Its keyword arguments.
-        download_rate: How far a federation moves towards its parent on download; above 0, at most 1, which copies. Two
-            are those of the first and of the last round: `[1.0, 0.1]` shares all at first and little in the end.
+        optimizer: Name of a class of `torch.optim`. A federation's `outer_optimizer` in the topology takes precedence.
+        arguments: Keyword arguments of the optimizer.
+        download_rate: How far a federation moves towards its parent on download; above 0 and at most 1, which copies
+            the parent. Two values are the rates of the first and of the last round: `[1.0, 0.1]` starts with a copy
+            and ends with a small step.
         leaf_download_rate: The same for a leaf.
         attentive: Whether these rates are multiplied by the weight that downward attention gives to the parent's keys
-            beside the node's own: a parent that is unlike the node, as one that noise has carried away, is not
-            followed.
+            relative to the node's own. A node then ignores a parent that is unlike it, for example one with too much
+            privacy noise.
 
     Raises:
-        ValueError: If a rate is out of its range, or moves in a run without an end; a part or an optimizer does not
-            exist; the optimizer refuses its arguments; or there is no attention to ask.
+        ValueError: If a rate is out of its range or changes over a run without a last round, a part or an optimizer
+            does not exist, the optimizer rejects its arguments, or `attentive` is set without attention.
     """
 
     enforces = frozenset({"outer_optimizer", "weight"})
@@ -136,18 +139,19 @@ class Averaging(FederationCallback):
         mean = self._mean(context, uploads, weights)
         optimizer, arguments = self._optimizer(context.node)
         kind = _kind(optimizer, arguments)
-        if memory.get("optimizer_kind", kind) != kind:  # in the checkpoint that the run goes on from
-            log.warning("the outer optimizer of %s was %s: %s begins anew", name, memory["optimizer_kind"], kind)
+        if memory.get("optimizer_kind", kind) != kind:  # the checkpoint has the state of another optimizer
+            log.warning("outer optimizer of %s changed from %s to %s: its saved state is not used",
+                        name, memory["optimizer_kind"], kind)  # fmt: skip
             del memory["optimizer"]
         memory["optimizer_kind"] = kind
-        memory["optimizer"], length = outer_step_(
+        memory["optimizer"], gradient_norm = outer_step_(
             context.state.parameters,
             mean,
             find_optimizer(optimizer, arguments),
             arguments,
             memory.get("optimizer"),
         )
-        context.log({f"{name}/pseudo_gradient_norm": length})
+        context.log({f"{name}/pseudo_gradient_norm": gradient_norm})
 
     def _mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:
         models = [self._tensors(upload) for upload in uploads]
@@ -167,23 +171,23 @@ class Averaging(FederationCallback):
 
 
 def find_optimizer(name: str, arguments: Mapping[str, Any]) -> type[Optimizer]:
-    """Return a class of `torch.optim`, having tried its arguments.
+    """Return a class of `torch.optim` after one trial step with its arguments.
 
     Raises:
-        ValueError: If there is no such class, or it refuses the arguments.
+        ValueError: If there is no such class, or it rejects the arguments.
     """
-    found = getattr(torch.optim, name, None)
-    if not (isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer):
+    optimizer = getattr(torch.optim, name, None)
+    if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer) and optimizer is not Optimizer):
         raise ValueError(f"torch.optim has no optimizer {name!r}; try SGD, Adam or AdamW")
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
     try:
-        found([parameter], **arguments).step()
+        optimizer([parameter], **arguments).step()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}({dict(arguments)}): {error}") from error
-    return found
+    return optimizer
 
 
 def _kind(name: str, arguments: Mapping[str, Any]) -> str:
-    """Describe an optimizer by all but its learning rate: what is alike in this can take up each other's state."""
+    """Describe an optimizer without its learning rate. Optimizers with equal descriptions can share saved state."""
     return f"{name}({', '.join(f'{key}={arguments[key]}' for key in sorted(arguments) if key != 'lr')})"

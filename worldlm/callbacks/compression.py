@@ -1,4 +1,4 @@
-"""Fewer bytes on every edge: what travels is rounded by chance to bfloat16 or int8."""
+"""Compressed messages: weights are rounded stochastically to bfloat16 or int8."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,29 +32,29 @@ class _Memory(TypedDict, total=False):
 
 
 class Compression(FederationCallback):
-    """Sends weights in 2 bytes or in one, rounded up or down by chance, without bias.
+    """Sends each weight in two bytes or one, by unbiased stochastic rounding.
 
-    Upward it is the difference to what the node was sent that is rounded (for parts that it was not sent, to the common
-    initial weights), after all sanitising. With error feedback (Karimireddy et al., arXiv 1901.09847) the node keeps
-    what rounding took away, and adds it to its next upload, whenever that is: all updates that ever arrived add up to
-    all that were meant, but for the last error. Downward it is the weights, as their difference to the common initial
-    ones for keys and values; all children are sent the same rounding. The parent adds the differences to its weights as
-    they are, not as they were rounded for the children: no rounding of a download is averaged into a model that the
-    children copied, and downloads need no error feedback, unlike those of a server that sends updates alone
-    (DoubleSqueeze, Tang et al., arXiv 1905.05957). Residuals are rounded as their difference to the common initial
-    keys and values.
+    Uploads: after sanitising, the node encodes the difference from its last download, or from the common initial
+    weights for parts that the download did not contain. With error feedback (Karimireddy et al., arXiv 1901.09847) the
+    node keeps the rounding error and adds it to its next upload, however much later. The sum of all received updates
+    then equals the sum of the exact ones, except for the last error.
 
-    Counts of tokens and figures travel as they are. Error feedback keeps one model more, in float32, per sender in
-    memory and in checkpoints.
+    Downloads: the parent encodes its weights as the difference from the common initial weights, with the same rounding
+    for all children. It adds the received differences to its exact weights, not to the rounded ones. Download rounding
+    is therefore never averaged into the model, and downloads need no error feedback, unlike those of a server that
+    sends only updates (DoubleSqueeze, Tang et al., arXiv 1905.05957).
+
+    Residuals are encoded as the difference from the common initial keys and values. Token counts and metrics are not
+    compressed. Error feedback keeps one more model per sender, in float32, in memory and in checkpoints.
 
     Args:
-        down: Encoding of downloads: none, bf16, int8.
-        up: Encoding of uploads.
-        error_feedback: Whether uploads carry what rounding took from the node's last one.
+        down: Encoding of downloads: `none`, `bf16` or `int8`.
+        up: Encoding of uploads: the same choices.
+        error_feedback: Whether each upload includes the rounding error of the node's previous one.
 
     Raises:
-        ValueError: If there is no such encoding, nothing travels, `Compression` is listed twice, or weights that have 2
-            bytes would be sent in 2.
+        ValueError: If an encoding does not exist, no part of the model travels, `Compression` is listed twice, or
+            weights that already have 2 bytes would be sent in 2.
     """
 
     memory_schema = _Memory
@@ -69,23 +69,23 @@ class Compression(FederationCallback):
 
     def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
         if sum(isinstance(other, Compression) for other in callbacks) > 1:
-            raise ValueError("Compression is among trainer.callbacks more than once: it would round twice")
+            raise ValueError("trainer.callbacks lists Compression more than once; weights would be rounded twice")
         if not topology.root.children:
-            raise ValueError(f"Compression has nothing to do: {topology.name} is one node, which sends nothing")
+            raise ValueError(f"Compression has no effect: {topology.name} has one node, which sends no messages")
         if not any(other.parts for other in callbacks):
-            raise ValueError("Compression has nothing to do: no other callback lets a part of the model travel")
+            raise ValueError("Compression has no effect: no other callback sends a part of the model")
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        kinds = {value.dtype for value in pl_module.parameters()}
+        dtypes = {value.dtype for value in pl_module.parameters()}
         for name, encoding in (("down", self.down), ("up", self.up)):
-            if encoding == "bf16" and kinds <= {torch.bfloat16, torch.float16}:
-                kind = ", ".join(sorted(str(one).removeprefix("torch.") for one in kinds))
-                raise ValueError(f"Compression: {name} is bf16, but weights of {kind} have 2 bytes already; use int8")
+            if encoding == "bf16" and dtypes <= {torch.bfloat16, torch.float16}:
+                names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+                raise ValueError(f"Compression: {name} is bf16, but {names} weights already have 2 bytes; use int8")
 
     def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         for child, parent in changes.parted:
             states[parent].memory.get(self.state_key, {}).get("sent", {}).pop(child, None)
-        for name in changes.moved:  # what rounding took from its uploads is owed to its former parent
+        for name in changes.moved:  # the error belongs to uploads to the former parent
             states[name].memory.get(self.state_key, {}).pop("error", None)
 
     # ------------------------------------------------------------------ both ways
@@ -106,33 +106,33 @@ class Compression(FederationCallback):
         like = context.state.parameters
         parts = {part: restore(decode(tensors), known, like) for part, tensors in message.parts.items()}
         encoding = self.up if is_upload else self.down
-        residuals = tuple(_unpack(context, one, encoding) for one in message.residuals)
+        residuals = tuple(_unpack(context, residual, encoding) for residual in message.residuals)
         return replace(message, parts=parts, residuals=residuals)
 
     # ------------------------------------------------------------------ down
 
     def _sent(self, context: Context, child: Node) -> Tensors:
-        """Return, and forget, what a child's upload is the difference to."""
+        """Remove and return the weights that a child's upload is the difference from."""
         sent: dict[str, Tensors] = self.memory(context.state).get("sent", {})
         if child.name not in sent:
             raise ValueError(
-                f"Compression was not there when {context.node.name} sent its weights to {child.name}: add it to a run "
-                "that goes on from a checkpoint of the end of a round"
+                f"{context.node.name} sent its weights to {child.name} without Compression; add Compression only when "
+                "you resume from a checkpoint of the end of a round"
             )
         return sent.pop(child.name)
 
     def _send_down(self, context: Context, child: Node, download: Download) -> Download:
-        if not child.listens:  # its upload will be the difference to this
+        if not child.listens:  # the child's upload will be the difference from these weights
             self.memory(context.state).setdefault("sent", {})[child.name] = joined(download.parts)
         if self.down == "none":
             return download
-        generator = _generator(context, "download rounding")  # not of the child: all are sent the same
+        generator = _generator(context, "download rounding")  # independent of the child: all get the same rounding
         parts = {
             part: encode(difference(tensors, context.world.reference), self.down, generator)
             for part, tensors in download.parts.items()
         }
         generator = _generator(context, f"residual rounding {child.name}")
-        residuals = tuple(_pack(context, one, self.down, generator) for one in download.residuals)
+        residuals = tuple(_pack(context, residual, self.down, generator) for residual in download.residuals)
         return replace(download, parts=parts, residuals=residuals)
 
     # ------------------------------------------------------------------ up
@@ -140,23 +140,23 @@ class Compression(FederationCallback):
     def packed_bytes(self, context: Context, receiver: Node, message: Upload, num_bytes: int) -> int:
         packed = [
             *message.parts.values(),
-            *(one for residual in message.residuals for one in (residual.keys, residual.values)),
+            *(part for residual in message.residuals for part in (residual.keys, residual.values)),
         ]
         tensors = [tensor for named in packed for tensor in named.values()]
         return num_bytes - encoded_bytes(tensors, "none") + encoded_bytes(tensors, self.up)
 
     def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
-        kept = context.state.memory.get(self.state_key, {})
-        kept.pop("sent", None)  # whoever has not answered by now missed this sub-round
+        memory = context.state.memory.get(self.state_key, {})
+        memory.pop("sent", None)  # children without an upload missed this sub-round
 
     def _send_up(self, context: Context, upload: Upload) -> Upload:
-        assert context.state.download is not None, "who takes part was sent something"
+        assert context.state.download is not None, "a participant has received a download"
         known = {**context.world.reference, **joined(context.state.download.parts)}
         generator = _generator(context, "upload rounding")
         parts = {
             part: self._encode_update(context, tensors, known, generator) for part, tensors in upload.parts.items()
         }
-        residuals = tuple(_pack(context, one, self.up, generator) for one in upload.residuals)
+        residuals = tuple(_pack(context, residual, self.up, generator) for residual in upload.residuals)
         return replace(upload, parts=parts, residuals=residuals)
 
     def _encode_update(self, context: Context, tensors: Tensors, known: Tensors, generator: Generator) -> Tensors:
@@ -166,8 +166,8 @@ class Compression(FederationCallback):
         if not self.error_feedback:
             return encode(update, self.up, generator)
         errors = self.memory(context.state).setdefault("error", {})
-        encoded, left = encode_with_feedback(update, errors, self.up, generator)
-        errors.update(left)
+        encoded, new_errors = encode_with_feedback(update, errors, self.up, generator)
+        errors.update(new_errors)
         return encoded
 
 
@@ -175,7 +175,7 @@ def _pack(context: Context, residual: Residual, encoding: Encoding, generator: G
     if encoding == "none":
         return residual
     known = context.world.reference
-    keys, values = (encode(difference(one, known), encoding, generator) for one in (residual.keys, residual.values))
+    keys, values = (encode(difference(part, known), encoding, generator) for part in (residual.keys, residual.values))
     return replace(residual, keys=keys, values=values)
 
 
@@ -183,7 +183,7 @@ def _unpack(context: Context, residual: Residual, encoding: Encoding) -> Residua
     if encoding == "none":
         return residual
     known, like = context.world.reference, context.state.parameters
-    keys, values = (restore(decode(one), known, like) for one in (residual.keys, residual.values))
+    keys, values = (restore(decode(part), known, like) for part in (residual.keys, residual.values))
     return replace(residual, keys=keys, values=values)
 
 

@@ -1,4 +1,4 @@
-"""Whether a run goes on with the text that it began with, and all of its processes read the same."""
+"""Checks that a run resumes with the same text, and that all of its processes read the same text."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ log = logging.getLogger(__name__)
 
 
 class DataConsistencyCheck(FederationCallback):
-    """Says which nodes go on with other text than they had before the checkpoint: corpora may change, not unseen.
+    """Compares the text of every node with the text before the checkpoint, and between processes.
 
-    Processes of one run that have other text than the others, on another machine, end it.
+    After a resume, a warning names the nodes whose text has changed, and training continues. If the text differs
+    between the processes of a run, for example because they run on different machines, the run ends with an error.
 
-    Text is known by the checksum of its packed tokens, so that it may lie elsewhere. The text of a node that joined, or
-    whose data module does not tell checksums, is not held against anything.
+    Texts are compared by the checksums of their packed tokens, so the files may be in different folders. Nodes that
+    have joined, and nodes whose data module provides no checksums, are not compared.
     """
 
     def __init__(self) -> None:
@@ -30,13 +31,12 @@ class DataConsistencyCheck(FederationCallback):
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         facts = data_facts(trainer)
-        texts = {f"the text of {name}": str(_checksums(one)) for name, one in facts.items()}
+        texts = {f"the text of {name}": str(_checksums(entry)) for name, entry in facts.items()}
         check_consistent(gather_objects((this_process(trainer.global_rank), texts)))
-        now = {name: one["tokens_crc32"] for name, one in facts.items() if one.get("tokens_crc32")}
+        now = {name: entry["tokens_crc32"] for name, entry in facts.items() if entry.get("tokens_crc32")}
         changed = [name for name in now if self._before.get(name, now[name]) != now[name]]
         if changed and trainer.is_global_zero:
-            told = "other text than before the checkpoint is read at %s: the run goes on with it"
-            log.warning(told, join_names(changed))
+            log.warning("the text of %s changed since the checkpoint; training continues with it", join_names(changed))
         self._before = now
 
     def state_dict(self) -> dict[str, Any]:
@@ -46,5 +46,5 @@ class DataConsistencyCheck(FederationCallback):
         self._before = dict(state_dict["tokens_crc32"])
 
 
-def _checksums(facts: dict[str, Any]) -> list[list[str] | None]:
-    return [facts.get("tokens_crc32"), facts.get("held_out_tokens_crc32")]
+def _checksums(entry: dict[str, Any]) -> list[list[str] | None]:
+    return [entry.get("tokens_crc32"), entry.get("held_out_tokens_crc32")]

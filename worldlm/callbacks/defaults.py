@@ -1,4 +1,4 @@
-"""The callbacks that a command brings along, unless the recipe lists its own of that kind."""
+"""Default callbacks of each command; a callback of the same type in the recipe replaces the default one."""
 
 from __future__ import annotations
 

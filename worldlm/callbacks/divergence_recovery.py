@@ -1,4 +1,4 @@
-"""A node that diverged takes part again."""
+"""Recovery of nodes whose training diverged."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ class _Memory(TypedDict, total=False):
 
 
 class DivergenceRecovery(FederationCallback):
-    """Lets a node whose fit ended in weights that are not finite start anew from what its federation sends it next.
+    """Restarts a node whose fit ended with weights that are not finite, from the next download of its federation.
 
-    Else it would be lost for good: its federation refuses what it sends, while its own weights, where a soft download
-    moves them only part of the way, and its optimizer's moments stay what they are. The node takes all that it is sent
-    as it is; its own keys and values, where they do not travel, are again those that all nodes started from; the
-    moments of its next fit are new. A federation that trains on data of its own goes on from what it merged.
+    Without it the node would never recover. Its federation rejects its uploads, a soft download moves its weights only
+    part of the way, and its optimizer keeps the broken moments.
+
+    The node copies every part of the next download. Parts that do not travel, such as its own keys and values, are
+    reset to the common initial weights. Its next fit starts with new optimizer moments. A federation that trains on
+    data of its own continues from its merged weights.
     """
 
     memory_schema = _Memory
 
     def on_local_fit_end(self, context: Context) -> None:
         node = context.node
-        lone = node.is_leaf and context.world.topology.parent(node.name) is None
-        if lone or not self._travels(context) or is_finite(context.state.parameters):
+        is_single = node.is_leaf and context.world.topology.parent(node.name) is None
+        if is_single or not self._sends_parts(context) or is_finite(context.state.parameters):
             return
         self.memory(context.state)["diverged"] = True
-        told = "round %d: %s diverged: it starts anew from what its federation sends it next"
-        log.warning(told, context.round, node.name)
+        log.warning("round %d: %s diverged; it will restart from its next download", context.round, node.name)
 
     def on_route(self, context: Context, download: Download) -> Download:
         if self._has_diverged(context) and not is_finite(context.state.parameters):
@@ -49,8 +50,8 @@ class DivergenceRecovery(FederationCallback):
                 optimizer.state.clear()
 
     @staticmethod
-    def _travels(context: Context) -> bool:
-        """Return whether a federation sends anything."""
+    def _sends_parts(context: Context) -> bool:
+        """Return whether federations send any part of the model."""
         return any(isinstance(callback, RoundCallback) and callback.parts for callback in context.callbacks)
 
     def _has_diverged(self, context: Context) -> bool:

@@ -1,4 +1,4 @@
-"""Example-level differential privacy: DP-SGD within a node's fit, by Opacus."""
+"""Example-level differential privacy: DP-SGD during a node's fit, with Opacus."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 class ExamplePrivacy(PrivacyLedgers):
-    """Trains with DP-SGD (Abadi et al., arXiv 1607.00133) wherever the topology sets `example_privacy`.
+    """Trains with DP-SGD (Abadi et al., arXiv 1607.00133) at every node for which the topology sets `example_privacy`.
 
-    The unit of privacy is one block of text, of the model's length. Every step clips each block's gradient, adds
-    noise to their sum, and divides by the expected batch size; batches are Poisson-sampled, as the accountant
-    assumes. Opacus computes per-sample gradients, clips, and adds noise; the node's own optimizer then steps with the
-    result, so that schedules, precision and Lightning's hooks work as ever. A node whose next fit would pass its
-    `max_epsilon` takes no more part, and says so.
+    The unit of privacy is one block of text of the model's sequence length. Each step clips the gradient of each block,
+    adds noise to their sum, and divides by the expected batch size. Batches are Poisson-sampled, as the accountant
+    assumes. Opacus computes per-sample gradients, clips, and adds noise. The node's own optimizer then steps with the
+    result, so schedules, precision and Lightning's hooks work as usual. A node whose next fit would exceed its
+    `max_epsilon` no longer takes part; this is logged once.
 
     Raises:
-        ValueError: If gradients are accumulated over batches, or scaled for float16, or if a node's batches are not
-            Poisson-sampled.
+        ValueError: If gradients are accumulated over batches or scaled for float16, several devices share a node, or a
+            node's batches are not Poisson-sampled.
     """
 
     enforces = frozenset({"example_privacy"})
@@ -51,34 +51,34 @@ class ExamplePrivacy(PrivacyLedgers):
         if private and trainer.accumulate_grad_batches > 1:
             raise ValueError(
                 f"accumulate_grad_batches is {trainer.accumulate_grad_batches}, but example_privacy at "
-                f"{', '.join(private)} needs 1: Poisson sampling draws every step's batch anew"
+                f"{', '.join(private)} needs 1, because Poisson sampling draws a new batch for every step"
             )
         if private and trainer.devices_per_node > 1:
             raise ValueError(
-                f"devices_per_node is {trainer.devices_per_node}, but example_privacy at {', '.join(private)} needs 1: "
-                "its noise is drawn for a whole batch"
+                f"devices_per_node is {trainer.devices_per_node}, but example_privacy at {', '.join(private)} needs 1, "
+                "because noise is drawn once for the whole batch"
             )
         if private and trainer.scaler is not None:
             raise ValueError(
-                f"precision is {trainer.precision}, but example_privacy at {', '.join(private)} would clip gradients "
-                "that are scaled; use bf16-mixed or 32-true"
+                f"precision is {trainer.precision}, so example_privacy at {', '.join(private)} would clip scaled "
+                "gradients; use bf16-mixed or 32-true"
             )
 
     def participates(self, context: Context) -> bool:
         name, privacy = context.node.name, context.node.settings.example_privacy
         if privacy is None or privacy.max_epsilon is None or not context.node.holds_data:
             return True
-        assert self._trainer is not None, "set up before the first round"
+        assert self._trainer is not None, "setup runs before the first round"
         steps, rate = self._trainer.plan.num_batches(name), _sample_rate(self._trainer, name)
         return self._may_go_on(context, privacy, "fit", rate, steps)
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         private = [node.name for node in trainer.topology.data_nodes if node.fits and node.settings.example_privacy]
         samplers = {name: trainer.fit_loop.loaders[name].batch_sampler for name in private}
-        if wrong := [name for name, sampler in samplers.items() if not hasattr(sampler, "sample_rate")]:
+        if names := [name for name, sampler in samplers.items() if not hasattr(sampler, "sample_rate")]:
             raise ValueError(
-                f"example_privacy is asked for at {', '.join(wrong)}, and its account holds for Poisson-sampled "
-                "batches only; use worldlm.data.PoissonBatchSampler"
+                f"example_privacy at {', '.join(names)} needs Poisson-sampled batches, which its accountant assumes; "
+                "use worldlm.data.PoissonBatchSampler"
             )
 
     def on_local_fit_start(self, context: Context, fit: LocalFit) -> None:
@@ -106,8 +106,8 @@ class ExamplePrivacy(PrivacyLedgers):
             return
         state, name, privacy = self._context.state, self._context.node.name, self._context.node.settings.example_privacy
         assert privacy is not None and self._optimizer.generator is not None
-        taken = sum(steps for _, _, steps in self.ledger(state).history)
-        self._optimizer.generator.manual_seed(derive_seed(trainer.seed, name, taken, "gradient noise"))
+        num_steps = sum(steps for _, _, steps in self.ledger(state).history)
+        self._optimizer.generator.manual_seed(derive_seed(trainer.seed, name, num_steps, "gradient noise"))
         self._optimizer.pre_step()  # p.grad becomes the clipped, noised mean
         self._spend(state, privacy.noise_multiplier, _sample_rate(trainer, name))
 
@@ -117,11 +117,11 @@ class ExamplePrivacy(PrivacyLedgers):
 
     def on_local_fit_end(self, context: Context) -> None:
         if (privacy := context.node.settings.example_privacy) is not None:
-            self._take_off()
+            self._remove_hooks()
             self._log_epsilon(context, privacy, "example_epsilon")
 
     def on_sanitise(self, context: Context, upload: Upload, download: Download) -> Upload:
-        """Strip what tells of the text beside the model, which the noise of its steps protects."""
+        """Remove metrics and token counts: they reveal the text, and only the model is protected by noise."""
         if context.node.settings.example_privacy is None:
             return upload
         return replace(upload, metrics={}, row_counts={})
@@ -133,11 +133,11 @@ class ExamplePrivacy(PrivacyLedgers):
         return {"example epsilon": self.ledger(state).epsilon(privacy.delta)}
 
     def on_exception(self, trainer: Any, pl_module: LightningModule, exception: BaseException) -> None:
-        self._take_off()
+        self._remove_hooks()
 
-    def _take_off(self) -> None:
+    def _remove_hooks(self) -> None:
         if self._samples is not None:
-            self._samples.to_standard_module()  # takes the hooks off again
+            self._samples.to_standard_module()  # removes Opacus' hooks
         self._samples = self._optimizer = self._context = None
 
 

@@ -1,4 +1,4 @@
-"""FedAMP: every child gets a mixture of its own."""
+"""FedAMP: the parent sends each child a mixture of models computed for that child."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,20 +22,21 @@ class _Memory(TypedDict, total=False):
 
 
 class FedAMP(FederationCallback):
-    """Sends every child of a star its own mixture of all last uploads (after Huang et al., arXiv 2007.03797).
+    """Sends every child of a star its own mixture of the last uploads of all children (Huang et al., arXiv 2007.03797).
 
-    The nearer a model is, the more it weighs: see `worldlm.federation.mixture.mixture_weights`. The child takes the
-    mixture in the place of its whole model; `Proximal` adds the pull towards it that the paper's clients have. A child
-    that never uploaded gets the federation's own model, which is the mean of the last uploads by their tokens, or, if
-    the federation holds data, the mixture of its own. Keeps one more model per child in memory and in checkpoints, and
-    another per child while messages are under way.
+    Nearer models get larger weights, see `worldlm.federation.mixture.mixture_weights`. The child replaces its whole
+    model by the mixture. In the paper the clients are also pulled towards it: add `Proximal` for that term.
+
+    A child that has never uploaded gets the federation's own model. That is the mean of the last uploads, weighted by
+    tokens, or the federation's own mixture if the federation holds data. FedAMP keeps one more model per child in
+    memory and in checkpoints, and another one per child while messages are in flight.
 
     Args:
-        self_weight: What a child keeps of its own last upload; at least 0, below 1.
-        sigma: Scale of the squared distance, over its mean of all pairs, at which a weight falls by e; above 0.
+        self_weight: Weight of a child's own last upload in its mixture; at least 0 and below 1.
+        sigma: Squared distance, relative to its mean over all pairs, at which a weight falls by a factor of e; above 0.
 
     Raises:
-        ValueError: If an argument is out of its range, or the topology is no star.
+        ValueError: If an argument is out of its range, or the topology is not a star.
     """
 
     parts: frozenset[Part] = frozenset(PARTS)
@@ -51,12 +52,14 @@ class FedAMP(FederationCallback):
 
     def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
         if topology.depth != 2:
-            raise ValueError(f"FedAMP needs a star, a root and its leaves: {topology.name} has {topology.depth} levels")
+            raise ValueError(
+                f"FedAMP needs a star (a root and its leaves), but {topology.name} has {topology.depth} levels"
+            )
 
     def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         for child, parent in changes.parted:
-            for known in self.memory(states[parent]).values():
-                known.pop(child, None)
+            for by_child in self.memory(states[parent]).values():
+                by_child.pop(child, None)
         for parent in {parent for _, parent in changes.parted}:
             memory = self.memory(states[parent])
             if memory.get("models"):

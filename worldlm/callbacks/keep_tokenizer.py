@@ -1,4 +1,4 @@
-"""The tokenizer in the run's folder, so that a run can be used where its text is not."""
+"""Saves the tokenizer in the run folder, so that trained models can be used without the training text."""
 
 import json
 import logging
@@ -16,17 +16,16 @@ log = logging.getLogger(__name__)
 
 
 class KeepTokenizer(FederationCallback):
-    """Writes `tokenizer.json` into the run's folder when it starts, where the data module has a tokenizer.
+    """Writes `tokenizer.json` into the run folder at the start of training, if the data module has a tokenizer.
 
-    Where the model starts from weights (`init_from`) whose own `tokenizer.json` is another, it says so: what they know
-    of tokens will not hold.
+    Logs a warning if the model starts from weights (`init_from`) that were trained with another tokenizer.
     """
 
     def __init__(self) -> None:
-        self._goes_on = False
+        self._resumed = False
 
     def on_load_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._goes_on = True
+        self._resumed = True
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         tokenizer: Any = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
@@ -35,26 +34,26 @@ class KeepTokenizer(FederationCallback):
         text = tokenizer.to_json()
         write_text(trainer.folder / FILE, text)
         module: Any = pl_module
-        if not self._goes_on and getattr(module, "init_from", None) is not None:
-            there = find_origin(module.init_from, module.architecture).folder / FILE
-            if told := _difference(there, text):
-                log.warning("init_from is %s: %s", module.init_from, told)
+        if not self._resumed and getattr(module, "init_from", None) is not None:
+            path = find_origin(module.init_from, module.architecture).folder / FILE
+            if message := _difference(path, text):
+                log.warning("init_from is %s: %s", module.init_from, message)
 
 
-def _difference(there: Path, here: str) -> str:
-    """Say how the tokenizer that weights come with differs from the one in use; nothing if they are alike."""
-    if not there.is_file():
-        return f"no {FILE} is beside the weights: whether they know the tokens of this run cannot be told"
+def _difference(path: Path, text: str) -> str:
+    """Describe how the tokenizer file of the weights differs from the run's `tokenizer.json`; empty if it does not."""
+    if not path.is_file():
+        return f"there is no {FILE} beside the weights, so their tokenizer cannot be compared with this run's"
     try:
-        other = FileTokenizer(there).to_json()
+        other = FileTokenizer(path).to_json()
     except ValueError as error:
         return str(error)
-    if _tokens(other) == _tokens(here):
+    if _tokens(other) == _tokens(text):
         return ""
-    return "the weights come with another tokenizer than this run's: what they know of its tokens will not hold"
+    return "the weights were trained with another tokenizer, so their embeddings do not fit the tokens of this run"
 
 
 def _tokens(text: str) -> Any:
-    """Take from a `tokenizer.json` what decides which tokens there are."""
+    """Return the fields of a `tokenizer.json` that define the vocabulary."""
     content = json.loads(text)
-    return content["model"], [(one["id"], one["content"]) for one in content["added_tokens"]]
+    return content["model"], [(token["id"], token["content"]) for token in content["added_tokens"]]

@@ -1,4 +1,4 @@
-"""The checkpoint a run continues from."""
+"""Writes the checkpoint from which a run resumes."""
 
 import logging
 import os
@@ -18,21 +18,22 @@ log = logging.getLogger(__name__)
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps one `checkpoints/last.ckpt` in the run's folder: the whole world, as it last stood.
+    """Writes the latest state of the whole world to `checkpoints/last.ckpt` in the run folder.
 
-    Where a run goes on from there with another topology, the world as it was stays beside it, as `until_round_N.ckpt`:
-    what left is in no other.
+    It is written at the end of rounds, between two steps when enough time has passed, and on SIGTERM. If several
+    processes share the world, it is written at the end of rounds only. The checkpoints of some rounds can be kept
+    beside it, as `checkpoints/round_N.ckpt`.
 
-    Written at the end of rounds, between steps once enough time has gone by, and on SIGTERM; where several processes
-    share the world, at the end of rounds only. Some rounds' may be kept beside it, as `checkpoints/round_N.ckpt`.
+    If a run resumes from `last.ckpt` with another topology, the old checkpoint is kept as `until_round_N.ckpt`. It
+    still contains the departed nodes, which no later checkpoint does.
 
     Args:
-        every_n_rounds: Rounds between two checkpoints.
-        every_n_minutes: Minutes after which one is written between two steps, in rounds that take long.
-        keep_every_n_rounds: Keep the checkpoint of every so many rounds for good; by default of none.
+        every_n_rounds: Rounds between two checkpoints, at least 1.
+        every_n_minutes: In long rounds, minutes after which a checkpoint is written between two steps; above 0.
+        keep_every_n_rounds: Keep the checkpoint of every n-th round, at least 1. None keeps none.
 
     Raises:
-        ValueError: If every_n_rounds or keep_every_n_rounds is below 1 or every_n_minutes is not above 0.
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(
@@ -52,23 +53,23 @@ class LastCheckpoint(Checkpoint):
 
     @staticmethod
     def path(trainer: WorldTrainer) -> Path:
-        """Return where the checkpoint of a run lies."""
+        """Return the path of a run's checkpoint."""
         return trainer.folder / "checkpoints" / "last.ckpt"
 
     def _save(self, trainer: WorldTrainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return  # leaves nothing behind
+            return  # a trial run writes no files
         trainer.save_checkpoint(self.path(trainer), weights_only=False)
         self._saved_at = time.monotonic()
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         self._saved_at = time.monotonic()
         path, world = self.path(trainer), trainer.world
-        goes_on = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == path.resolve()
-        if world.changes and goes_on and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            kept = path.with_name(f"until_round_{world.changed_after}.ckpt")
-            keep(path, kept.name)
-            log.info("the world as it was stays in %s", kept)
+        is_resumed = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == path.resolve()
+        if world.changes and is_resumed and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            old = path.with_name(f"until_round_{world.changed_after}.ckpt")
+            keep(path, old.name)
+            log.info("the checkpoint before the topology change is kept as %s", old)
 
     def on_train_batch_end(self, trainer: WorldTrainer, *args: Any) -> None:  # type: ignore[override]
         if trainer.num_ranks == 1 and time.monotonic() - self._saved_at > 60 * self.every_n_minutes:
@@ -76,23 +77,23 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         finished = trainer.world.round + 1
-        keeps = self.keep_every_n_rounds is not None and finished % self.keep_every_n_rounds == 0
+        is_kept = self.keep_every_n_rounds is not None and finished % self.keep_every_n_rounds == 0
         is_last = finished == trainer.max_epochs or trainer.should_stop or trainer.stop_after_round
-        if keeps or is_last or finished % self.every_n_rounds == 0:
+        if is_kept or is_last or finished % self.every_n_rounds == 0:
             self._save(trainer)
-        if keeps and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if is_kept and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             keep(self.path(trainer), f"round_{finished}.ckpt")
 
     def on_exception(  # type: ignore[override]
         self, trainer: WorldTrainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        # raised between two steps, where everything is in order if all of the world is here
+        # raised between two steps: the state is consistent if this process holds all nodes
         if trainer.num_ranks == 1 and isinstance(exception, SIGTERMException):
             self._save(trainer)
 
 
 def keep(path: Path, name: str) -> None:
-    """Keep a file under another name too: one file on disk with two names, or a copy where there are no such."""
+    """Keep a file under a second name: a hard link, or a copy where the file system has no hard links."""
     with atomic_write(path.with_name(name)) as partial:
         try:
             os.link(path, partial)

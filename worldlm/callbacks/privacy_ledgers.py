@@ -1,4 +1,4 @@
-"""What both kinds of privacy share: a ledger per node, and the end of a budget."""
+"""Privacy ledgers and budgets of nodes, for both kinds of privacy."""
 
 import logging
 import math
@@ -20,16 +20,17 @@ class _Memory(TypedDict, total=False):
 
 
 class PrivacyLedgers(FederationCallback):
-    """Keeps every node's ledger over restarts, logs what it says, and ends the part of a node that may not go on.
+    """Keeps a privacy ledger per node, logs its epsilon, and excludes nodes that have used up their budget.
 
-    A node that left the world and comes back takes its ledger up again: what it released before is still out there.
+    Ledgers are saved in checkpoints. A node that left the topology and joins again gets its old ledger back, because
+    its earlier releases cannot be taken back.
     """
 
     memory_schema = _Memory
 
     def __init__(self) -> None:
         self._stopped: set[str] = set()
-        self._left: dict[str, list[list[float]]] = {}  # ledgers of nodes that are not in the world now
+        self._left: dict[str, list[list[float]]] = {}  # ledgers of nodes that have left the topology
 
     def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         for name in changes.left:
@@ -39,8 +40,8 @@ class PrivacyLedgers(FederationCallback):
             if name in self._left:
                 self.memory(states[name])["history"] = self._left.pop(name)
                 spent = sum(steps for *_, steps in self.ledger(states[name]).history)
-                if world.transport.is_local(world.topology.root.name):  # all processes do this, one logs it
-                    log.warning("%s was here before: it takes up its ledger, of %d releases", name, spent)
+                if world.transport.is_local(world.topology.root.name):  # all processes run this, one logs it
+                    log.warning("%s was in the topology before: its ledger of %d releases is restored", name, spent)
 
     def state_dict(self) -> dict[str, Any]:
         return {"left": dict(self._left)} if self._left else {}
@@ -49,17 +50,17 @@ class PrivacyLedgers(FederationCallback):
         self._left = dict(state_dict.get("left", {}))
 
     def ledger(self, state: NodeState) -> PrivacyLedger:
-        """Return a copy of a node's account: what it has released so far."""
+        """Return a copy of a node's ledger, with all its releases so far."""
         return PrivacyLedger([(noise, rate, steps) for noise, rate, steps in self.memory(state).get("history", ())])
 
     def _spend(self, state: NodeState, noise_multiplier: float, sample_rate: float = 1.0) -> None:
-        """Write down one release."""
+        """Add one release to a node's ledger."""
         ledger = self.ledger(state)
         ledger.step(noise_multiplier, sample_rate)
         self.memory(state)["history"] = [list(run) for run in ledger.history]
 
     def _may_go_on(self, context: Context, privacy: Privacy, what: str, rate: float = 1.0, steps: int = 1) -> bool:
-        """Whether `what`, so many releases, keeps to the node's `max_epsilon`; if not, say so once."""
+        """Return whether the next `what`, of `steps` releases, fits the node's `max_epsilon`; log once if not."""
         if privacy.max_epsilon is None:
             return True
         name, ledger = context.node.name, self.ledger(context.state)
@@ -67,17 +68,16 @@ class PrivacyLedgers(FederationCallback):
         if after > privacy.max_epsilon and name not in self._stopped:
             self._stopped.add(name)
             log.warning(
-                "%s takes no more part from round %d: its next %s would bring it to epsilon %.2f, beyond its "
+                "%s no longer takes part, from round %d on: its next %s would raise its epsilon to %.2f, above its "
                 "max_epsilon of %g (spent so far: %.2f)",
                 name, context.round, what, after, privacy.max_epsilon, ledger.epsilon(privacy.delta),
             )  # fmt: skip
         return after <= privacy.max_epsilon
 
     def _log_epsilon(self, context: Context, privacy: Privacy, tag: str) -> None:
-        """Log what a node has spent, by both accounts, where it is finite, and its budget."""
+        """Log a node's epsilon by both accountants, where it is finite, and its budget."""
         ledger = self.ledger(context.state)
-        spent = {tag: ledger.epsilon(privacy.delta), f"{tag}_rdp": ledger.epsilon_rdp(privacy.delta)}
+        scalars = {tag: ledger.epsilon(privacy.delta), f"{tag}_rdp": ledger.epsilon_rdp(privacy.delta)}
         if privacy.max_epsilon is not None:
-            spent[f"max_{tag}"] = privacy.max_epsilon
-        scalars = {f"{context.node.name}/{one}": value for one, value in spent.items() if math.isfinite(value)}
-        context.log(scalars)
+            scalars[f"max_{tag}"] = privacy.max_epsilon
+        context.log({f"{context.node.name}/{name}": value for name, value in scalars.items() if math.isfinite(value)})

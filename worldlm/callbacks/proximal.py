@@ -1,4 +1,4 @@
-"""FedProx: local steps are drawn back to where they began."""
+"""FedProx: a proximal term pulls local training towards its initial weights."""
 
 from typing import Any
 
@@ -13,30 +13,32 @@ from worldlm.trainer import FederationCallback, WorldTrainer
 
 
 class Proximal(FederationCallback):
-    """Adds `mu / 2 * |w - w_start|^2` to the loss of every fit (FedProx, Li et al., arXiv 1812.06127).
+    """Adds the term `mu / 2 * |w - w_start|^2` to the loss of every fit (FedProx, Li et al., arXiv 1812.06127).
 
-    `w_start` is what the node held when its fit began: what its parent sent, in all parts that another callback copies
-    on download. It is the gradient, `mu * (w - w_start)`, that is added: once per optimizer step, to the accumulated
-    gradient, before Lightning clips it, so that what is clipped is the gradient of the whole loss; the loss that is
-    logged is without it. With `ExamplePrivacy`, list `Proximal` after it: the term tells nothing of the text, and is
-    added to the noised gradient.
+    `w_start` is the node's weights at the start of its fit. In all parts that another callback copies on download,
+    these are the parent's weights. The callback adds the gradient of the term, `mu * (w - w_start)`, to the accumulated
+    gradient once per optimizer step. Lightning clips afterwards, so it clips the gradient of the whole loss. The logged
+    loss does not include the term.
+
+    With `ExamplePrivacy`, list `Proximal` after it. The term is then added to the noised gradient; it depends on the
+    weights only, so it reveals nothing more about the text.
 
     Args:
-        mu: Strength of the pull, at least 0; 0 changes nothing.
+        mu: Strength of the pull, at least 0; 0 adds nothing.
 
     Raises:
-        ValueError: If `mu` is negative, or `ExamplePrivacy` would overwrite what is added.
+        ValueError: If `mu` is negative or not finite, or `ExamplePrivacy` is listed after this callback.
     """
 
     def __init__(self, mu: float) -> None:
         if not 0 <= mu < float("inf"):
             raise ValueError(f"mu must be at least 0, got {mu}")
         self.mu = mu
-        self._anchor: Tensors = {}  # of the fit that runs
+        self._anchor: Tensors = {}  # the initial weights of the current fit
 
     def must_follow(self, other: RoundCallback) -> str:
         if isinstance(other, ExamplePrivacy):
-            return "ExamplePrivacy comes after Proximal and would overwrite its term: list Proximal after it"
+            return "ExamplePrivacy is listed after Proximal and would overwrite its term: list Proximal after it"
         return ""
 
     def on_local_fit_start(self, context: Context, fit: LocalFit) -> None:
@@ -52,7 +54,7 @@ class Proximal(FederationCallback):
         if self.mu == 0:
             return
         live = dict(pl_module.named_parameters())
-        gradients = {name: one.grad for name, one in live.items() if one.grad is not None}
+        gradients = {name: parameter.grad for name, parameter in live.items() if parameter.grad is not None}
         add_proximal_gradient_(gradients, live, self._anchor, self.mu)
 
     def on_local_fit_end(self, context: Context) -> None:

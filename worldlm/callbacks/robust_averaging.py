@@ -1,4 +1,4 @@
-"""Averaging that a few bad participants cannot take wherever they like."""
+"""Averaging that is robust against a minority of bad participants."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ Rule = Literal["median", "trimmed_mean", "norm_bound"]
 
 
 class RobustAveraging(Averaging):
-    """Averages as `Averaging` does, but for what counts as the participants' mean.
+    """Averages like `Averaging`, with a robust rule in place of the weighted mean.
 
-    `median` and `trimmed_mean` take every coordinate by itself, and all participants for equals, whatever their tokens
-    (Yin et al., arXiv 1803.01498); `norm_bound` draws back who moved too far, and then takes the weighted mean (Sun et
-    al., arXiv 1911.07963). All hold without knowing who is bad, as long as fewer than half are, and fewer than `trim`
-    leaves out: the better the participants agree, the less is lost. What is broken outright never comes this far: an
-    upload that is not finite, or does not fit, is refused before.
+    `median` and `trimmed_mean` work on each coordinate separately and weigh all participants equally, whatever their
+    tokens (Yin et al., arXiv 1803.01498). `norm_bound` scales large updates down to a maximum norm and then takes the
+    weighted mean (Sun et al., arXiv 1911.07963). No rule needs to identify the bad participants. All require that fewer
+    than half are bad, and `trimmed_mean` that `trim` leaves all of them out. They cost less accuracy the better the
+    participants agree. Uploads that are not finite or do not fit the model are rejected earlier, by the parent.
 
     Args:
         rule: `median`, `trimmed_mean` or `norm_bound`.
-        trim: Of `trimmed_mean`: share of the participants that is left out at each end, rounded down, in [0, 0.5).
-        max_norm: Of `norm_bound`: largest L2 norm of what a participant changed; above 0. None takes the median of
-            their norms.
-        **kwargs: As `Averaging`.
+        trim: For `trimmed_mean`: share of the participants that is left out at each end, rounded down; in [0, 0.5).
+            None is 0.2.
+        max_norm: For `norm_bound`: largest L2 norm of a participant's update; above 0. None takes the median of the
+            participants' norms.
+        **kwargs: As for `Averaging`.
 
     Raises:
         ValueError: If an argument is out of range, or has no effect under the rule.
@@ -46,9 +47,9 @@ class RobustAveraging(Averaging):
         super().__init__(parts, **kwargs)
         if rule not in get_args(Rule):
             raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
-        for name, value, only in (("trim", trim, "trimmed_mean"), ("max_norm", max_norm, "norm_bound")):
-            if value is not None and rule != only:
-                raise ValueError(f"{name} has no effect under the rule {rule}: it is for {only}")
+        for name, value, its_rule in (("trim", trim, "trimmed_mean"), ("max_norm", max_norm, "norm_bound")):
+            if value is not None and rule != its_rule:
+                raise ValueError(f"{name} has no effect with the rule {rule}; it belongs to {its_rule}")
         self.trim = 0.2 if trim is None else trim
         if not 0 <= self.trim < 0.5 or not (max_norm is None or max_norm > 0):
             raise ValueError(f"trim must be in [0, 0.5), got {trim}, and max_norm above 0, got {max_norm}")
@@ -58,7 +59,9 @@ class RobustAveraging(Averaging):
     def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
         super().check_method(callbacks, topology)
         if any(isinstance(other, WeighsRows) and other.part in self.parts for other in callbacks):
-            raise ValueError("RobustAveraging knows no rows: leave TokenRows out, or let Averaging merge the embedding")
+            raise ValueError(
+                "RobustAveraging does not support TokenRows: remove TokenRows, or merge the embedding with Averaging"
+            )
 
     def _mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:
         models = [self._tensors(upload) for upload in uploads]

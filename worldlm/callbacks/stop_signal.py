@@ -1,4 +1,4 @@
-"""SIGUSR1: a run that stops where nothing is lost, to go on later."""
+"""Stops a run on SIGUSR1 so that it can resume without losing work."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from worldlm.trainer import WorldTrainer
 
 
 class StopSignal(Callback):
-    """Stops a run on SIGUSR1 where nothing of it is lost; a scheduler sends it some time before it kills.
+    """Stops a run on SIGUSR1 at a point where it can be saved; a scheduler sends the signal before it kills the run.
 
-    One process saves between two steps, as on SIGTERM. Several finish the round first, at whose end alone they can
-    save: SIGTERM, which may follow, loses what was done since the last one.
+    A run of one process saves a checkpoint between two steps, as on SIGTERM. Several processes can save at the end of a
+    round only, so they finish the round first. If SIGTERM follows earlier, the work since the last round is lost.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._requested = False
         self._before: Any = None
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGUSR1, lambda *_: self._ask(trainer))
+            self._before = signal.signal(signal.SIGUSR1, lambda *_: self._stop(trainer))
 
     def teardown(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
         if self._before is not None:
             signal.signal(signal.SIGUSR1, self._before)
             self._before = None
 
-    def _ask(self, trainer: WorldTrainer) -> None:
-        self._asked = True
+    def _stop(self, trainer: WorldTrainer) -> None:
+        self._requested = True
         if trainer.num_ranks == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if trainer.num_ranks > 1:
-            trainer.stop_after_round = trainer.strategy.reduce_boolean_decision(self._asked, all=False)
+            trainer.stop_after_round = trainer.strategy.reduce_boolean_decision(self._requested, all=False)
 
     def on_train_epoch_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if trainer.stop_after_round:

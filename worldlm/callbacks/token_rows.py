@@ -1,4 +1,4 @@
-"""Rows of the embedding, weighted by how often their token was read."""
+"""Averaging of embedding rows, weighted by how often each participant read the token."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,22 +28,23 @@ class _Memory(TypedDict, total=False):
 
 
 class TokenRows(FederationCallback):
-    """Lets `Averaging` average the embedding row by row (this project's reading; not in arXiv 2405.14446).
+    """Makes `Averaging` average the embedding row by row (this project's interpretation; not in arXiv 2405.14446).
 
-    Row r is averaged over the participants in proportion to how often token r occurred in what each of them, with all
-    below it, trained on since its last upload; a row that nobody met stays the federation's own. A participant's weight
-    in the mean stays what `Averaging` and the topology make it: the counts say how it is spread over the rows. The
-    outer optimizer then steps the embedding as it does all else.
+    For row r, each participant is weighted by how often token r occurred in the text that it, and all nodes below it,
+    trained on since its last upload. A row whose token no participant read keeps the federation's value. The total
+    weight of a participant is still set by `Averaging` and the topology; the counts only distribute it over the rows.
+    The outer optimizer then steps the embedding like all other tensors.
 
-    The counts of all tokens of the batches, inputs and targets, travel in the upload: 4 bytes a row. They tell what was
-    read, so they stay at home where a node's settings ask for `privacy` or `example_privacy`: its weight is then spread
-    alike over all rows, which is logged once.
+    Each upload contains the counts of all tokens of the batches, inputs and targets: 4 bytes per row. The counts reveal
+    the text, so a node with `privacy` or `example_privacy` does not send them. Its weight is then distributed equally
+    over all rows, which is logged once.
 
     Args:
-        parameter: Name of the tensor whose rows are tokens, or the end of its name from a dot on.
+        parameter: Name of the tensor with one row per token, or the last dot-separated components of its name.
 
     Raises:
-        ValueError: If there is no such tensor, no `Averaging` of the part it belongs to, or a second `TokenRows`.
+        ValueError: If there is not exactly one such tensor, no `Averaging` merges the part it belongs to, or
+            `TokenRows` is listed twice.
     """
 
     memory_schema = _Memory
@@ -54,11 +55,11 @@ class TokenRows(FederationCallback):
         self.part: Part = "backbone"
         """The part that the tensor belongs to."""
         self._num_rows = 0
-        self._tally: Tally | None = None  # of the fit that runs
-        self._told: set[str] = set()
+        self._tally: Tally | None = None  # of the current fit
+        self._logged: set[str] = set()
 
     def find(self, names: Iterable[str]) -> list[str]:
-        """Return the names of parameters that are meant; in a model that this can be used with, one."""
+        """Return the parameter names that match; a suitable model has exactly one."""
         return [name for name in names if f".{name}".endswith(f".{self.parameter}")]
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
@@ -66,28 +67,28 @@ class TokenRows(FederationCallback):
         parts = module.partition()
         names = self.find(parts)
         if len(names) != 1:
-            found = f"{len(names)} parameters are" if names else "no parameter is"
-            raise ValueError(f"TokenRows: {found} called {self.parameter!r}; parameters are {', '.join(parts)}")
+            matching = f"{len(names)} parameters are" if names else "no parameter is"
+            raise ValueError(f"TokenRows: {matching} named {self.parameter!r}; parameters: {', '.join(parts)}")
         self._name, self.part = names[0], parts[names[0]]
         self._num_rows = module.get_parameter(self._name).shape[0]
         callbacks = trainer.method.callbacks
         if not any(isinstance(other, Averaging) and self.part in other.parts for other in callbacks):
-            raise ValueError(f"TokenRows needs an Averaging of the {self.part}, the part that {self._name} belongs to")
+            raise ValueError(f"TokenRows needs an Averaging of the {self.part}, the part that contains {self._name}")
 
     def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
         if sum(isinstance(other, TokenRows) for other in callbacks) > 1:
-            raise ValueError("TokenRows is among trainer.callbacks more than once")
+            raise ValueError("trainer.callbacks lists TokenRows more than once")
 
     def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         for name in changes.moved:
-            states[name].memory.get(self.state_key, {}).pop("unsent", None)  # as its `unsent_tokens`
+            states[name].memory.get(self.state_key, {}).pop("unsent", None)  # `unsent_tokens` is dropped as well
 
     def row_shares(self, context: Context, upload: Upload) -> Tensors:
-        """Return how an upload's say is spread over the rows, float64 [vocab] summing to 1, by the tensor's name."""
+        """Return the distribution of an upload's weight over the rows: float64 [vocab] summing to 1, by tensor name."""
         return {self._name: row_shares(self._counts(context, upload), self._num_rows)}
 
     def _counts(self, context: Context, upload: Upload) -> Tensor | None:
-        """Return what is known of an upload's tokens: in the message, or here if it is the federation's own fit."""
+        """Return the token counts of an upload, or None: those of the federation's own fit are in its memory."""
         if upload.node == context.node.name:
             own_fit: Tensor | None = self.memory(context.state).get("own_fit")
             return own_fit
@@ -97,8 +98,8 @@ class TokenRows(FederationCallback):
 
     def on_local_fit_start(self, context: Context, fit: LocalFit) -> None:
         if context.node.settings.example_privacy is not None:
-            self._tally = None  # the federation's model would tell the tokens to whoever sees it
-            self._tell(context)
+            self._tally = None  # with counts, the federation's model would reveal which tokens occur
+            self._log_withheld(context)
         elif self._tally is None or not fit.resumed:
             self._tally = Tally.empty(self._num_rows, fit.device)
         else:
@@ -114,22 +115,22 @@ class TokenRows(FederationCallback):
         tally, self._tally = self._tally, None
         if tally is None:
             return
-        if all(child.listens for child in context.node.children):  # nobody to aggregate with
+        if all(child.listens for child in context.node.children):  # this node does not aggregate
             self._add(context, tally.total)
         else:
             self.memory(context.state)["own_fit"] = tally.total.cpu()
 
     def _add(self, context: Context, counts: Tensor) -> None:
-        """Count tokens that the node's next upload will tell of."""
+        """Add token counts to those of the node's next upload."""
         exact, memory = counts.to("cpu").double(), self.memory(context.state)
         memory["unsent"] = memory["unsent"].to("cpu") + exact if "unsent" in memory else exact
 
-    # ------------------------------------------------------------------ sending on
+    # ------------------------------------------------------------------ uploads
 
     def on_upload(self, context: Context, upload: Upload) -> Upload:
         counts, settings = self.memory(context.state).pop("unsent", None), context.node.settings
         if settings.is_private:
-            self._tell(context)
+            self._log_withheld(context)
             return upload
         if counts is None:
             return upload
@@ -144,14 +145,13 @@ class TokenRows(FederationCallback):
             return
         for upload in uploads:
             counts = self._counts(context, upload)
-            known = upload.num_tokens * row_shares(None, self._num_rows) if counts is None else counts
-            self._add(context, known)
+            self._add(context, upload.num_tokens * row_shares(None, self._num_rows) if counts is None else counts)
 
-    def _tell(self, context: Context) -> None:
-        if context.node.name not in self._told:
-            self._told.add(context.node.name)
+    def _log_withheld(self, context: Context) -> None:
+        if context.node.name not in self._logged:
+            self._logged.add(context.node.name)
             log.info(
-                "%s: its privacy keeps its token counts at home; it weighs alike on all rows of %s",
+                "%s is private and does not send token counts; all rows of %s get the same share of its weight",
                 context.node.name, self._name,
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Update-level differential privacy at every edge whose topology asks for it."""
+"""Update-level differential privacy for the nodes whose settings require it."""
 
 import logging
 import math
@@ -18,14 +18,15 @@ log = logging.getLogger(__name__)
 
 
 class UpdatePrivacy(PrivacyLedgers):
-    """Clips and noises what leaves a node, as the node's `privacy` in the topology says, and keeps its ledger.
+    """Clips and noises the uploads of every node for which the topology sets `privacy`, and keeps its ledger.
 
-    The unit of privacy is the node with all that is below it. What is sanitised is the whole upload, as one vector:
-    `upload - what the parent sent`, and for parts that the parent does not send, `upload - the common initial
-    weights`. The node's own keys and values stay as they are at home. Every upload is one release of sample rate 1.
-    A residual that climbs with it is clipped and noised too, and one release more: its origin sanitised it for its own
-    guarantee, not for that of the federation it leaves. One that the budget forbids stays, and a node whose
-    next upload would pass its `max_epsilon` takes no more part; both say so.
+    The unit of privacy is the node together with all nodes below it. The whole update is sanitised as one vector:
+    `upload - download`, and for parts that the parent does not send, `upload - common initial weights`. The weights
+    that the node itself keeps are not changed. Each upload is one release with sample rate 1.
+
+    Each residual in an upload is clipped and noised too, as one more release: its origin sanitised it for its own
+    guarantee, not for that of the federation it leaves. A residual that the budget does not allow is not sent. A node
+    whose next upload would exceed its `max_epsilon` no longer takes part. Both are logged.
     """
 
     enforces = frozenset({"privacy"})
@@ -41,7 +42,7 @@ class UpdatePrivacy(PrivacyLedgers):
         if privacy is None:
             return upload
         upload = replace(upload, metrics={}, row_counts={})
-        if not any(upload.parts.values()):  # what sends nothing spends nothing
+        if not any(upload.parts.values()):  # no weights are released
             return upload
         start = {**context.world.reference, **joined(download.parts)}
         model = joined(upload.parts)
@@ -66,18 +67,18 @@ class UpdatePrivacy(PrivacyLedgers):
         return {"epsilon": ledger.epsilon(privacy.delta)} if ledger.history else {}
 
     def _release(self, context: Context, privacy: Privacy, model: Tensors, start: Tensors, purpose: str) -> Sanitised:
-        """Clip and noise what is about to leave, and write it down."""
+        """Clip and noise weights before they are sent, and add the release to the ledger."""
         self._spend(context.state, privacy.noise_multiplier)
         generator = torch.Generator().manual_seed(context.seed(purpose))
         bounds = {"clip_norm": privacy.clip_norm, "noise_multiplier": privacy.noise_multiplier}
         safe = sanitise(model, start, **bounds, generator=generator)
         if not math.isfinite(safe.update_norm):
-            told = "round %d: what %s would send holds NaN or infinite values: it sends its noise alone"
-            log.warning(told, context.round, context.node.name)
+            message = "round %d: the update of %s has NaN or infinite values; only noise is sent"
+            log.warning(message, context.round, context.node.name)
         return safe
 
     def _release_residual(self, context: Context, privacy: Privacy, residual: Residual, start: Tensors) -> Residual:
-        """Sanitise a residual that leaves with the upload: its origin did so for itself, not for the federation."""
+        """Sanitise a residual for this node's guarantee; its origin sanitised it for its own guarantee only."""
         model = {**residual.keys, **residual.values}
         purpose = f"residual noise {residual.origin} {residual.round}"
         safe = self._release(context, privacy, model, start, purpose).tensors
@@ -90,7 +91,7 @@ class UpdatePrivacy(PrivacyLedgers):
         after = self.ledger(context.state).epsilon_after(privacy.noise_multiplier, privacy.delta)
         if after > privacy.max_epsilon:
             log.warning(
-                "residual of %s stays in %s: it would bring it to epsilon %.2f, beyond its max_epsilon of %g",
+                "the residual of %s is not sent: it would raise the epsilon of %s to %.2f, above its max_epsilon of %g",
                 residual.origin, context.node.name, after, privacy.max_epsilon,
             )  # fmt: skip
         return after <= privacy.max_epsilon
