@@ -1,4 +1,4 @@
-"""Uploads that must not be merged are refused, the others go on; robust means hold under poison."""
+"""Invalid uploads are rejected and the others are merged; robust means limit the effect of poisoned uploads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Make = Callable[..., Any]
 
 
 class Spoil(FederationCallback):
-    """Makes what some nodes send unfit, in some rounds."""
+    """Makes the uploads of some nodes invalid in some rounds."""
 
     def __init__(self, change: Callable[[Any], Any], names: str, rounds: tuple[int, ...] = (0, 1)) -> None:
         self.change, self.names, self.rounds = change, names, rounds
@@ -31,7 +31,7 @@ class Spoil(FederationCallback):
 
 def each(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], Any]:
     def spoil(upload: Any) -> Any:
-        parts = {part: {name: change(one) for name, one in own.items()} for part, own in upload.parts.items()}
+        parts = {part: {name: change(tensor) for name, tensor in own.items()} for part, own in upload.parts.items()}
         return replace(upload, parts=parts)
 
     return spoil
@@ -42,16 +42,16 @@ def fedavg() -> Averaging:
 
 
 BAD = {
-    "nan": each(lambda one: one * torch.nan),
-    "huge": each(lambda one: one + 1e9),
-    "shape": each(lambda one: one.reshape(1, *one.shape)),
+    "nan": each(lambda tensor: tensor * torch.nan),
+    "huge": each(lambda tensor: tensor + 1e9),
+    "shape": each(lambda tensor: tensor.reshape(1, *tensor.shape)),
     "stale": lambda upload: replace(upload, round=upload.round - 1),
     "missing": lambda upload: replace(upload, parts={**upload.parts, "keys": {}}),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_the_others_average_as_if_the_bad_one_were_not_there(
+def test_a_bad_upload_does_not_change_the_average_of_the_others(
     kind: str, star: Make, fit: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -62,29 +62,29 @@ def test_the_others_average_as_if_the_bad_one_were_not_there(
         assert torch.equal(tensor, expected["world"].parameters[name])
         assert torch.equal(uploads["a"][name], expected["a"].parameters[name])
     assert trainer.world.states["world"].refused == {"b": 1}
-    assert any(one.getMessage().startswith("round 0: world refused the upload of b: ") for one in caplog.records)
+    assert any(record.getMessage().startswith("round 0: world refused the upload of b: ") for record in caplog.records)
 
 
-def test_it_is_taken_in_again_and_its_refusals_are_told(
+def test_a_rejected_node_takes_part_again_and_rejections_are_reported(
     star: Make, fit: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoilt = Spoil(BAD["nan"], "b", (0,))
     trainer = fit(star("ab"), [fedavg(), spoilt, NodeMetrics(), record := Record(), Summary()], max_epochs=2)
     assert trainer.world.states["world"].refused == {"b": 1}
-    assert [one["nodes"]["b"]["refused"] for one in record.rounds] == [1, 1]
+    assert [entry["nodes"]["b"]["refused"] for entry in record.rounds] == [1, 1]
     assert "refused" not in record.rounds[1]["nodes"]["a"]
-    assert "refused: uploads of it that were unfit to be merged" in capsys.readouterr().out
-    assert all(bool(one.isfinite().all()) for one in trainer.world.states["world"].parameters.values())
+    assert "refused: uploads of the node that were rejected before merging" in capsys.readouterr().out
+    assert all(bool(tensor.isfinite().all()) for tensor in trainer.world.states["world"].parameters.values())
 
 
-def test_an_update_beyond_the_norm_of_the_topology(star: Make, fit: Make) -> None:
+def test_an_update_above_max_update_norm_is_rejected(star: Make, fit: Make) -> None:
     trainer = fit(star("ab", "max_update_norm: 1.0e-3"), [fedavg()], max_epochs=1)
     assert trainer.world.states["world"].refused == {"a": 1, "b": 1}
     initial = trainer.world.states["a"].download
-    assert initial is None  # answered, though it was refused
+    assert initial is None  # the exchange is complete, although the upload was rejected
 
 
-def test_a_federation_that_trains_itself_refuses_its_own_broken_fit(fit: Make) -> None:
+def test_a_federation_with_data_rejects_its_own_diverged_fit(fit: Make) -> None:
     text = "name: t\nsettings: {num_local_steps: 1, batch_size: 2}\n"
     tree = parse_topology(text + "root: {name: w, corpus: w, children: [{name: a, corpus: a}]}\n", "t.yaml")
 
@@ -95,16 +95,16 @@ def test_a_federation_that_trains_itself_refuses_its_own_broken_fit(fit: Make) -
 
     trainer = fit(tree, [fedavg(), Diverge()], max_epochs=2)
     assert trainer.world.states["w"].refused == {"w": 2}
-    assert all(bool(one.isfinite().all()) for one in trainer.world.states["w"].parameters.values())
+    assert all(bool(tensor.isfinite().all()) for tensor in trainer.world.states["w"].parameters.values())
 
 
-def test_the_run_ends_only_with_fewer_than_min_participants(star: Make, fit: Make) -> None:
+def test_the_run_ends_below_min_participants(star: Make, fit: Make) -> None:
     fit(star("abc", "min_participants: 2"), [fedavg(), Spoil(BAD["nan"], "b")])
     with pytest.raises(TooFewParticipants, match=r"round 1: 1 participants of world are left \(a\), and its min_part"):
         fit(star("abc", "min_participants: 2"), [fedavg(), Spoil(BAD["nan"], "b"), Spoil(BAD["nan"], "c", (1,))])
 
 
-def test_a_federation_cannot_ask_for_more_than_it_has() -> None:
+def test_min_participants_cannot_exceed_the_number_of_participants() -> None:
     text = "name: t\nsettings: {num_local_steps: 1}\nroot:\n  name: w\n  settings: {min_participants: 3}\n"
     text += "  children: [{name: a, corpus: a}, {name: b, corpus: b}, "
     text += "{name: l, corpus: a, settings: {num_local_steps: 0}}]\n"
@@ -114,32 +114,35 @@ def test_a_federation_cannot_ask_for_more_than_it_has() -> None:
 
 @pytest.mark.parametrize("bad", ["b", "bd"])
 @pytest.mark.parametrize("rule", [{"rule": "median"}, {"rule": "trimmed_mean", "trim": 0.4}, {"rule": "norm_bound"}])
-def test_one_and_two_poisoned_of_five(bad: str, rule: dict[str, Any], star: Make, fit: Make) -> None:
-    """What stands at the root after a round lies near the honest ones, though the poison is finite and fits."""
-    poison = Spoil(each(lambda one: one + 100.0), bad)
+def test_robust_rules_with_one_or_two_poisoned_uploads_of_five(
+    bad: str, rule: dict[str, Any], star: Make, fit: Make
+) -> None:
+    """The root's weights stay near the honest uploads, although the poisoned ones are finite and have valid shapes."""
+    poison = Spoil(each(lambda tensor: tensor + 100.0), bad)
 
     class Honest(FederationCallback):
         def __init__(self) -> None:
             self.sent: dict[str, dict[str, torch.Tensor]] = {}
 
         def on_upload(self, context: Any, upload: Any) -> Any:
-            self.sent[upload.node] = clone({name: one for own in upload.parts.values() for name, one in own.items()})
+            tensors = {name: tensor for own in upload.parts.values() for name, tensor in own.items()}
+            self.sent[upload.node] = clone(tensors)
             return upload
 
     honest = Honest()
     robust = fit(star("abcde"), [RobustAveraging(**rule, parts=PARTS), honest, poison], max_epochs=1)
-    sent = [one for name, one in honest.sent.items() if name not in bad]
+    sent = [upload for name, upload in honest.sent.items() if name not in bad]
     for name, tensor in robust.world.states["world"].parameters.items():
-        low, high = torch.stack([one[name] for one in sent]).aminmax(dim=0)
+        low, high = torch.stack([upload[name] for upload in sent]).aminmax(dim=0)
         assert bool((tensor >= low - 0.05).all())
         assert bool((tensor <= high + 0.05).all())
         if rule["rule"] != "norm_bound":
             assert bool(((tensor >= low - 1e-6) & (tensor <= high + 1e-6)).all())  # start - (start - mean) rounds
     plain = fit(star("abcde"), [fedavg(), poison], max_epochs=1).world.states["world"].parameters
-    assert all(float(one.mean()) > 15 for one in plain.values())
+    assert all(float(tensor.mean()) > 15 for tensor in plain.values())
 
 
-def test_without_poison_a_norm_bound_that_nobody_reaches_is_averaging(star: Make, fit: Make) -> None:
+def test_a_norm_bound_that_no_update_reaches_equals_averaging(star: Make, fit: Make) -> None:
     bounded = fit(star("abc"), [RobustAveraging("norm_bound", max_norm=1e6, parts=PARTS)]).world.states["world"]
     plain = fit(star("abc"), [fedavg()]).world.states["world"]
     for name, tensor in plain.parameters.items():
@@ -147,20 +150,20 @@ def test_without_poison_a_norm_bound_that_nobody_reaches_is_averaging(star: Make
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"rule": "mode"}, "rule must be one of median, trimmed_mean, norm_bound, got 'mode'"),
-        ({"trim": 0.1}, "trim has no effect under the rule median"),
-        ({"max_norm": 1.0}, "max_norm has no effect under the rule median"),
+        ({"trim": 0.1}, "trim has no effect with the rule median"),
+        ({"max_norm": 1.0}, "max_norm has no effect with the rule median"),
         ({"rule": "trimmed_mean", "trim": 0.5}, r"trim must be in \[0, 0.5\), got 0.5"),
         ({"rule": "norm_bound", "max_norm": 0.0}, "max_norm above 0, got 0.0"),
     ],
 )
-def test_wrong_arguments(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_bad_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         RobustAveraging(**arguments)
 
 
-def test_rows_are_not_told_apart(star: Make, fit: Make) -> None:
-    with pytest.raises(ValueError, match="RobustAveraging knows no rows"):
+def test_robust_averaging_rejects_token_rows(star: Make, fit: Make) -> None:
+    with pytest.raises(ValueError, match="RobustAveraging does not support TokenRows"):
         fit(star("ab"), [RobustAveraging(), TokenRows()])

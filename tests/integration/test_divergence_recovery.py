@@ -1,4 +1,4 @@
-"""A node whose fit diverged takes part again, from what its federation sends it next."""
+"""A node whose fit diverged takes part again, from its next download."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Make = Callable[..., Any]
 
 
 class Diverge(Callback):
-    """Spoils all gradients of one node in its fits of one round, from a batch on."""
+    """Sets all gradients of a node to NaN in one round, from a given batch on."""
 
     def __init__(self, node: str, round_: int = 1, batch: int = 0) -> None:
         self.where, self.batch = (node, round_), batch
@@ -59,45 +59,47 @@ METHODS: dict[str, Callable[[], list[Callback]]] = {
 
 def all_finite(trainer: Any, name: str) -> bool:
     moments = trainer.fit_loop.on_save_checkpoint()["optimizers"][name]["optimizer"]["state"]
-    tensors = [*trainer.world.states[name].parameters.values(), *(one["exp_avg"] for one in moments.values())]
-    return all(bool(one.isfinite().all()) for one in tensors)
+    tensors = [*trainer.world.states[name].parameters.values(), *(moment["exp_avg"] for moment in moments.values())]
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 @pytest.mark.parametrize("batch", [0, 1])
 @pytest.mark.parametrize("method", METHODS)
-def test_it_takes_part_again(method: str, batch: int, star: Make, fit: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_diverged_node_takes_part_again(
+    method: str, batch: int, star: Make, fit: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         trainer = fit(star("abc"), [*METHODS[method](), DivergenceRecovery(), Diverge("b", batch=batch)], max_epochs=4)
     assert trainer.world.states["world"].refused == {"b": 1}
     assert all_finite(trainer, "b")
-    told = [one.getMessage() for one in caplog.records if "start" in one.getMessage()]
-    assert told == ["round 1: b diverged: it starts anew from what its federation sends it next"]
+    messages = [record.getMessage() for record in caplog.records if "restart" in record.getMessage()]
+    assert messages == ["round 1: b diverged; it will restart from its next download"]
 
 
 @pytest.mark.parametrize("method", ["fedavg", "worldlm"])
-def test_without_it_a_node_would_be_lost(method: str, star: Make, fit: Make) -> None:
+def test_without_recovery_a_diverged_node_stays_rejected(method: str, star: Make, fit: Make) -> None:
     trainer = fit(star("abc"), [*METHODS[method](), Diverge("b")], max_epochs=4)
     assert trainer.world.states["world"].refused == {"b": 3}
 
 
-def test_it_starts_from_what_it_was_sent_with_new_moments(star: Make, fit: Make) -> None:
-    """In the round after, the node is where one is that begins there; its own K and V are those of the start."""
-    found: dict[str, Any] = {}
+def test_a_diverged_node_restarts_from_its_download_with_new_moments(star: Make, fit: Make) -> None:
+    """In the next round the node starts with its download, new moments, and the initial keys and values."""
+    starts: dict[str, Any] = {}
 
     class Look(FederationCallback):
         def on_local_fit_start(self, context: Any, fit: Any) -> None:
             if context.node.name == "b":
                 sent = context.state.download.parts["backbone"]
                 expected = {**context.world.reference, **sent}
-                same = all(torch.equal(one, expected[name]) for name, one in context.state.parameters.items())
-                found[context.round] = (same, len(fit.optimizers[0].state))
+                same = all(torch.equal(tensor, expected[name]) for name, tensor in context.state.parameters.items())
+                starts[context.round] = (same, len(fit.optimizers[0].state))
 
     method = [Averaging(), DivergenceRecovery(), Diverge("b"), Look()]
     number = len(dict(fit(star("abc"), method, max_epochs=4).lightning_module.named_parameters()))
-    assert found == {0: (True, 0), 1: (False, number), 2: (True, 0), 3: (False, number)}
+    assert starts == {0: (True, 0), 1: (False, number), 2: (True, 0), 3: (False, number)}
 
 
-def test_a_private_node_sends_its_noise_and_starts_anew(star: Make, fit: Make) -> None:
+def test_a_private_node_sends_noise_and_restarts(star: Make, fit: Make) -> None:
     private = star("abc", b="settings: {privacy: {clip_norm: 0.5, noise_multiplier: 0.1}}")
     trainer = fit(private, [Averaging(PARTS), UpdatePrivacy(), DivergenceRecovery(), Diverge("b")], max_epochs=4)
     assert trainer.world.states["world"].refused == {}
@@ -117,7 +119,7 @@ root:
 
 
 @pytest.mark.parametrize("node", ["world", "q"])
-def test_a_federation_goes_on_from_what_it_merged(node: str, fit: Make) -> None:
+def test_a_federation_continues_from_its_merged_weights(node: str, fit: Make) -> None:
     merged: dict[int, Any] = {}
 
     class Look(FederationCallback):
@@ -128,7 +130,9 @@ def test_a_federation_goes_on_from_what_it_merged(node: str, fit: Make) -> None:
         def on_route(self, context: Any, download: Any) -> Any:
             if context.node.name == node:
                 own = context.part("values")
-                assert all(torch.equal(own[name], one) for name, one in merged.get(context.round - 1, own).items())
+                assert all(
+                    torch.equal(own[name], tensor) for name, tensor in merged.get(context.round - 1, own).items()
+                )
             return download
 
     soft = Averaging(PARTS, download_rate=0.5)
@@ -150,8 +154,8 @@ def test_resume_from_every_step(star: Make, resume_from_all: Make) -> None:
     assert saved == 4 * (3 * 2 + 1)
 
 
-def test_on_disk(star: Make, fit: Make, snapshot: Make, differences: Make) -> None:
-    """With pages, and the weights that all started from among them, all comes to the same."""
+def test_paging_does_not_change_the_result(star: Make, fit: Make, snapshot: Make, differences: Make) -> None:
+    """Paging, also of the common initial weights, does not change the result."""
 
     def run(**options: Any) -> Any:
         method = [*METHODS["fedper"](), DivergenceRecovery(), Diverge("b")]
@@ -160,8 +164,8 @@ def test_on_disk(star: Make, fit: Make, snapshot: Make, differences: Make) -> No
     assert differences(run(paging=Paging(cache_gb=0.0)), run()) == []
 
 
-def test_alone_nothing_is_done(single: Topology, fit: Make, caplog: pytest.LogCaptureFixture) -> None:
-    """One node is plain training, whatever comes of it; so is a node that nobody sends anything."""
+def test_a_node_without_downloads_is_not_reset(single: Topology, fit: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """A single node is plain training, also if it diverges; so is a node without downloads of parameters."""
     for topology, method in [(single, [Averaging(PARTS)]), (parse_topology(HOLDS_DATA, "t.yaml"), [])]:
         fit(topology, [*method, DivergenceRecovery(), Diverge(topology.data_nodes[0].name, 0)])
-    assert [one for one in caplog.records if "anew" in one.getMessage()] == []
+    assert [record for record in caplog.records if "restart" in record.getMessage()] == []

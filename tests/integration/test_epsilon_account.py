@@ -1,4 +1,4 @@
-"""What ledgers say is what happened: every release, and no other, over resumes, misses, draws and sub-rounds."""
+"""Ledgers contain exactly the releases that happened, with resumes, misses, sampling and sub-rounds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DELTA = 1e-5
 
 @cache
 def _opacus(history: History, kind: type) -> float:
-    """Ask Opacus itself what these releases come to."""
+    """Compute epsilon of these releases with Opacus directly."""
     if any(noise == 0 for noise, _, _ in history):
         return math.inf
     accountant = kind()
@@ -49,7 +49,7 @@ def _opacus(history: History, kind: type) -> float:
 
 @cache
 def _independent(history: History) -> float:
-    """Work out epsilon with no code of ours: by scipy where all took part in everything, else by Opacus' PRV."""
+    """Compute epsilon without WorldLM: with scipy if every sample rate is 1, else with Opacus' PRV accountant."""
     if not history or any(noise == 0 or rate != 1.0 for noise, rate, _ in history):
         return _opacus(history, PRVAccountant)
     mu = math.sqrt(sum(steps / noise**2 for noise, _, steps in history))
@@ -62,16 +62,16 @@ def _independent(history: History) -> float:
 
 
 class Auditor(FederationCallback):
-    """Counts by itself what leaves every node, and the steps that it takes; asks the ledgers after every round."""
+    """Counts every node's releases and steps independently, and compares them with the ledgers after every round."""
 
     def __init__(self) -> None:
         self.releases: dict[str, list[tuple[float, float]]] = {}
         self.steps: dict[str, list[tuple[float, float]]] = {}
-        self.told: dict[str, float] = {}
+        self.epsilons: dict[str, float] = {}
         self.num_rounds = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"releases": self.releases, "steps": self.steps, "told": self.told}
+        return {"releases": self.releases, "steps": self.steps, "epsilons": self.epsilons}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
@@ -93,13 +93,13 @@ class Auditor(FederationCallback):
     def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
         self.num_rounds += 1
         for kind, counted in ((UpdatePrivacy, self.releases), (ExamplePrivacy, self.steps)):
-            (keeper,) = [one for one in trainer.callbacks if isinstance(one, kind)]
+            (callback,) = [callback for callback in trainer.callbacks if isinstance(callback, kind)]
             for name, state in trainer.world.states.items():
-                ledger = keeper.ledger(state)
+                ledger = callback.ledger(state)
                 assert tuple(ledger.history) == _runs(counted.get(name, [])), (kind, name)
-                now, before = ledger.epsilon(DELTA), self.told.get(f"{kind.__name__} {name}", 0.0)
+                now, before = ledger.epsilon(DELTA), self.epsilons.get(f"{kind.__name__} {name}", 0.0)
                 assert now >= before, (kind, name)
-                self.told[f"{kind.__name__} {name}"] = now
+                self.epsilons[f"{kind.__name__} {name}"] = now
                 self._hold_budget(trainer.topology.nodes[name], kind is UpdatePrivacy, now)
 
     @staticmethod
@@ -108,17 +108,17 @@ class Auditor(FederationCallback):
         assert privacy is None or privacy.max_epsilon is None or epsilon <= privacy.max_epsilon
 
     def check(self, trainer: Any) -> None:
-        """Ask Opacus itself about all that was counted."""
+        """Compare the ledgers with Opacus' accountants on the counted releases and steps."""
         for kind, counted in ((UpdatePrivacy, self.releases), (ExamplePrivacy, self.steps)):
-            (keeper,) = [one for one in trainer.callbacks if isinstance(one, kind)]
+            (callback,) = [callback for callback in trainer.callbacks if isinstance(callback, kind)]
             for name, state in trainer.world.states.items():
-                history, ledger = _runs(counted.get(name, [])), keeper.ledger(state)
+                history, ledger = _runs(counted.get(name, [])), callback.ledger(state)
                 assert ledger.epsilon(DELTA) == pytest.approx(_independent(history), abs=1e-9)
                 assert ledger.epsilon_rdp(DELTA) == pytest.approx(_opacus(history, RDPAccountant), abs=1e-9)
 
 
 def _runs(steps: list[tuple[float, float]]) -> History:
-    return tuple((*one, len(list(group))) for one, group in groupby(map(tuple, steps)))  # type: ignore[misc]
+    return tuple((*step, len(list(group))) for step, group in groupby(map(tuple, steps)))  # type: ignore[misc]
 
 
 def _pieces() -> list[Any]:
@@ -135,7 +135,7 @@ def _with_budget(node: Node, most: float | None) -> Node:
     return replace(node, settings=own, children=tuple(_with_budget(child, most) for child in node.children))
 
 
-def few(num: int) -> Any:
+def examples(num: int) -> Any:
     quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(max_examples=num, suppress_health_check=quiet, phases=[Phase.generate])
 
@@ -146,24 +146,24 @@ def _check(data: st.DataObject, worlds: Make, fit: Make, save_everywhere: Make, 
     saver = save_everywhere("on_train_batch_start", "on_train_batch_end", "on_train_epoch_end")
     whole, auditor = fit(topology, [*_pieces(), (first := Auditor()), saver], limit_val_batches=0), Auditor()
     first.check(whole)
-    if not saver.saved:  # nobody was drawn, or dared
+    if not saver.saved:  # no node was drawn, or the budgets allow nothing
         return
     resumed = fit(topology, [*_pieces(), auditor], resume=data.draw(st.sampled_from(saver.saved)), limit_val_batches=0)
-    assert (auditor.releases, auditor.steps, auditor.told) == (first.releases, first.steps, first.told)
+    assert (auditor.releases, auditor.steps, auditor.epsilons) == (first.releases, first.steps, first.epsilons)
     auditor.check(resumed)
 
 
-@few(4)
+@examples(4)
 @given(data=st.data())
-def test_ledgers_tell_what_happened(data: st.DataObject, worlds: Make, fit: Make, save_everywhere: Make) -> None:
-    _check(data, worlds, fit, save_everywhere, max_nodes=5, noises=(1.0,))  # accounts of other kinds take long
+def test_ledgers_match_the_releases(data: st.DataObject, worlds: Make, fit: Make, save_everywhere: Make) -> None:
+    _check(data, worlds, fit, save_everywhere, max_nodes=5, noises=(1.0,))  # other accountants are slow
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@few(60)
+@examples(60)
 @given(data=st.data())
-def test_ledgers_tell_what_happened_in_many_worlds(
+def test_ledgers_match_the_releases_in_many_worlds(
     data: st.DataObject, worlds: Make, fit: Make, save_everywhere: Make
 ) -> None:
     _check(data, worlds, fit, save_everywhere, examples=True)
@@ -173,8 +173,8 @@ def test_ledgers_tell_what_happened_in_many_worlds(
 
 
 def _ledgers(trainer: Any, kind: type) -> dict[str, list[tuple[float, float, int]]]:
-    (keeper,) = [one for one in trainer.callbacks if isinstance(one, kind)]
-    return {name: keeper.ledger(state).history for name, state in trainer.world.states.items()}
+    (callback,) = [callback for callback in trainer.callbacks if isinstance(callback, kind)]
+    return {name: callback.ledger(state).history for name, state in trainer.world.states.items()}
 
 
 def test_every_upload_of_a_round_counts(star: Make, fit: Make) -> None:
@@ -184,7 +184,7 @@ def test_every_upload_of_a_round_counts(star: Make, fit: Make) -> None:
     assert _ledgers(trainer, UpdatePrivacy) == {"world": [], "a": [(1.0, 1.0, 6)], "b": [(1.0, 1.0, 6)]}
 
 
-def test_an_upload_that_its_parent_refuses_has_left_and_counts(star: Make, fit: Make) -> None:
+def test_a_rejected_upload_counts_as_a_release(star: Make, fit: Make) -> None:
     topology = star("ab", "privacy: {clip_norm: 0.5, noise_multiplier: 1.0}")
     root = replace(topology.root, settings=replace(topology.root.settings, max_update_norm=1e-3))
     trainer = fit(replace(topology, root=root), [Averaging(), UpdatePrivacy()], limit_val_batches=0)
@@ -192,16 +192,16 @@ def test_an_upload_that_its_parent_refuses_has_left_and_counts(star: Make, fit: 
     assert _ledgers(trainer, UpdatePrivacy)["a"] == [(1.0, 1.0, 2)]
 
 
-def test_what_was_learnt_counts_though_its_upload_is_lost(star: Make, fit: Make) -> None:
-    """A node that drops out sends nothing, and spends nothing for it; its weights keep what its steps learnt."""
+def test_training_steps_count_even_if_the_upload_is_lost(star: Make, fit: Make) -> None:
+    """A dropped upload is not a release, but the node's training steps are, since its weights keep their result."""
     both = "example_privacy: {clip_norm: 0.5, noise_multiplier: 1.0}, privacy: {clip_norm: 0.5, noise_multiplier: 1.0}"
     topology = star("ab", both, b="settings: {dropout: 0.9}")
-    keeper = ExamplePrivacy()
-    trainer = fit(topology, [Averaging(), UpdatePrivacy(), keeper], limit_val_batches=0)
+    callback = ExamplePrivacy()
+    trainer = fit(topology, [Averaging(), UpdatePrivacy(), callback], limit_val_batches=0)
     missed = trainer.world.states["b"].num_missed
     assert missed > 0
     assert Counter(_ledgers(trainer, ExamplePrivacy)) == {"world": [], "a": [(1.0, 2 / 13, 4)], "b": [(1.0, 2 / 13, 4)]}
     sent = [(1.0, 1.0, 2 - missed)] if missed < 2 else []
     assert _ledgers(trainer, UpdatePrivacy) == {"world": [], "a": [(1.0, 1.0, 2)], "b": sent}
-    spent = keeper.ledger(trainer.world.states["b"]).epsilon(DELTA)
+    spent = callback.ledger(trainer.world.states["b"]).epsilon(DELTA)
     assert spent == pytest.approx(_opacus(((1.0, 2 / 13, 4),), PRVAccountant), abs=1e-9)

@@ -1,4 +1,4 @@
-"""DP-SGD within a fit: right without noise, noisy with it, gone afterwards."""
+"""DP-SGD during a fit: exact without noise, noisy with it, and removed afterwards."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def test_without_noise_it_is_plain_training_on_the_same_batches(
     options = {"max_epochs": 2, "precision": precision}
     expected = fit(star("a"), [Averaging()], module=plain, data=Poisson(), **options)
     private = make_module(lr=1e-3)
-    found = fit(star("a", _private(1e6)), [Averaging(), ExamplePrivacy()], module=private, **options)
-    assert len(set(seen)) > 1  # batches vary in size, as chance has it
+    trained = fit(star("a", _private(1e6)), [Averaging(), ExamplePrivacy()], module=private, **options)
+    assert len(set(seen)) > 1  # Poisson-sampled batches vary in size
     tolerance = 1e-5 if precision == "32-true" else 2e-3  # AdamW's first steps amplify rounding
     for name, value in _weights(expected, "a").items():
-        torch.testing.assert_close(_weights(found, "a")[name], value, rtol=1e-3, atol=tolerance)
+        torch.testing.assert_close(_weights(trained, "a")[name], value, rtol=1e-3, atol=tolerance)
 
 
 def test_clipping_bounds_a_step(star: Make, fit: Make) -> None:
@@ -66,7 +66,7 @@ def test_clipping_bounds_a_step(star: Make, fit: Make) -> None:
 
     gradient = Gradient()
     fit(star("a", _private(0.1)), [Averaging(), ExamplePrivacy(), gradient], max_epochs=4)
-    # at most 6 blocks of an expected 2 in a batch, each of length 0.1 at most
+    # a batch has at most 6 blocks (2 are expected), each with a gradient norm of at most 0.1
     assert len(gradient.lengths) == 8
     assert max(gradient.lengths) <= 0.1 * 6 / 2
     assert max(gradient.lengths) > 0.05
@@ -88,12 +88,12 @@ def test_noise_reaches_the_weights_and_the_ledger_counts_steps(star: Make, fit: 
 
 
 def _no_traces(module: torch.nn.Module) -> bool:
-    hooks = [one for part in module.modules() for one in (part._forward_hooks, part._backward_hooks)]
+    hooks = [hook for part in module.modules() for hook in (part._forward_hooks, part._backward_hooks)]
     marks = [hasattr(parameter, "grad_sample") for parameter in module.parameters()]
     return not any(hooks) and not any(marks)
 
 
-def test_the_next_node_trains_as_if_nothing_had_been(star: Make, fit: Make, make_module: Make) -> None:
+def test_the_next_node_is_not_affected(star: Make, fit: Make, make_module: Make) -> None:
     module = make_module()
     mixed = star("ab", a=f"settings: {{{_private(0.1, 1.0)}}}")
     private = fit(mixed, [Averaging(), ExamplePrivacy()], module=module, max_epochs=1)
@@ -123,7 +123,7 @@ def test_resume_from_every_step_and_after_sigterm(
         assert differences(snapshot(resumed), whole) == [], path.name
 
 
-def test_a_spent_budget_ends_a_nodes_part(star: Make, fit: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_node_without_budget_no_longer_takes_part(star: Make, fit: Make, caplog: pytest.LogCaptureFixture) -> None:
     alone = ExamplePrivacy()
     world = fit(star("ab", _private(0.1, 2.0)), [Averaging(), alone], max_epochs=2).world
     spent = alone.ledger(world.states["a"]).epsilon(1e-5)
@@ -131,10 +131,10 @@ def test_a_spent_budget_ends_a_nodes_part(star: Make, fit: Make, caplog: pytest.
     with caplog.at_level(logging.WARNING, "worldlm"):
         trainer = fit(limited, [Averaging(), ExamplePrivacy()], max_epochs=4)
     assert {name: trainer.world.states[name].num_visits for name in "ab"} == {"a": 2, "b": 4}
-    assert "a takes no more part from round 2" in caplog.text
+    assert "a no longer takes part, from round 2 on" in caplog.text
 
 
-def test_what_the_account_does_not_hold_for_is_refused(star: Make, fit: Make, make_data: Any) -> None:
+def test_settings_that_break_the_accounting_are_rejected(star: Make, fit: Make, make_data: Any) -> None:
     topology = star("ab", _private(0.1))
     with pytest.raises(ValueError, match="accumulate_grad_batches is 2, but example_privacy at a, b needs 1"):
         fit(topology, [Averaging(), ExamplePrivacy()], accumulate_grad_batches=2)
@@ -145,5 +145,5 @@ def test_what_the_account_does_not_hold_for_is_refused(star: Make, fit: Make, ma
                 Node(name=node.name, corpus=node.corpus, settings=star("a").nodes["a"].settings)
             )
 
-    with pytest.raises(ValueError, match="example_privacy is asked for at a, b, .* Poisson"):
+    with pytest.raises(ValueError, match="example_privacy at a, b needs Poisson-sampled batches"):
         fit(topology, [Averaging(), ExamplePrivacy()], data=Shuffled())

@@ -1,4 +1,4 @@
-"""A run that goes on with a changed topology carries over all that still applies, and nothing else."""
+"""A run that resumes with a changed topology keeps all state that still applies, and nothing else."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def whole_average() -> list[Callback]:
     return [Averaging(["backbone", "keys", "values"]), UpdatePrivacy(), NodeMetrics()]
 
 
-_KEPT: dict[str, bytes] = {}
+_CHECKPOINTS: dict[str, bytes] = {}
 
 
 @pytest.fixture
@@ -82,18 +82,18 @@ def after(fit: Make, whole_method: Make, tmp_path: Path) -> Callable[..., Path]:
     def run(topology: Topology, make: Make = whole_method, rounds: int = 2, **options: Any) -> Path:
         path = tmp_path / "before.ckpt"
         key = repr((topology, make.__qualname__, rounds, options))
-        if key not in _KEPT:
+        if key not in _CHECKPOINTS:
             trainer = fit(topology, [*make(), StopAfter(rounds, path)], **{"max_epochs": rounds, **options})
             assert trainer.current_epoch == rounds
-            _KEPT[key] = path.read_bytes()
-        path.write_bytes(_KEPT[key])
+            _CHECKPOINTS[key] = path.read_bytes()
+        path.write_bytes(_CHECKPOINTS[key])
         return path
 
     return run
 
 
 class StopAfter(Callback):
-    """Saves the end of a round, and stops there."""
+    """Saves a checkpoint at the end of a round and stops there."""
 
     def __init__(self, rounds: int, path: Path) -> None:
         self.rounds = rounds
@@ -106,12 +106,12 @@ class StopAfter(Callback):
 
 
 def saved(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(path, weights_only=True)["loops"]["fit_loop"]["state_dict"]
-    return found
+    state: dict[str, Any] = torch.load(path, weights_only=True)["loops"]["fit_loop"]["state_dict"]
+    return state
 
 
-class Look(Callback):
-    """Keeps all that the nodes are before the first step."""
+class StateCopy(Callback):
+    """Copies the state of all nodes before the first step."""
 
     def __init__(self) -> None:
         self.found: dict[str, Any] = {}
@@ -123,14 +123,14 @@ class Look(Callback):
 
 @pytest.fixture
 def loaded(fit: Make, whole_method: Make, make_module: Make) -> Callable[..., dict[str, Any]]:
-    """Return a function that goes on with another topology for a round; gives back what the nodes were before it."""
+    """Return a function that resumes with another topology for one round and returns the nodes' state before it."""
 
     def run(path: Path, topology: Topology, callbacks: list[Callback] | None = None, **options: Any) -> dict[str, Any]:
-        look = Look()
-        ours = [look, *(whole_method() if callbacks is None else callbacks)]
+        copied = StateCopy()
+        ours = [copied, *(whole_method() if callbacks is None else callbacks)]
         options = {"max_epochs": 3, "limit_val_batches": 0, **options}
         trainer = fit(topology, ours, resume=path, module=make_module(99, warmup_steps=0), **options)
-        return {**look.found, "trainer": trainer}
+        return {**copied.found, "trainer": trainer}
 
     return run
 
@@ -149,7 +149,7 @@ def test_a_node_joins(after: Make, loaded: Make, differences: Make) -> None:
     assert (state.num_visits, state.num_steps, state.num_batches) == (1, 2, 2)
 
 
-def test_what_joined_shares_no_memory_with_its_parent(after: Make, loaded: Make) -> None:
+def test_a_joined_node_shares_no_memory_with_its_parent(after: Make, loaded: Make) -> None:
     trainer = loaded(after(tree()), LARGER)["trainer"]
     places = {name: {t.data_ptr() for t in state.parameters.values()} for name, state in trainer.world.states.items()}
     assert not places["e"] & places["north"]
@@ -169,74 +169,76 @@ def test_a_node_leaves(after: Make, loaded: Make, differences: Make) -> None:
     del old["b"], old["north"]["attention"]["b"], old["north"]["memory"][key]["children_keys"]["b"]
     for state in old.values():
         state["participants"] = tuple(name for name in state["participants"] if name != "b")
-        state["inbox"] = [one for one in state["inbox"] if one["origin"] != "b"]
-        kept = state["memory"].get(key, {})
-        kept.get("outbox", {}).pop("b", None)
-        for waiting in [*kept.get("outbox", {}).values(), kept.get("climbing", [])]:
-            waiting[:] = [one for one in waiting if one["origin"] != "b"]
+        state["inbox"] = [residual for residual in state["inbox"] if residual["origin"] != "b"]
+        memory = state["memory"].get(key, {})
+        memory.get("outbox", {}).pop("b", None)
+        for waiting in [*memory.get("outbox", {}).values(), memory.get("climbing", [])]:
+            waiting[:] = [residual for residual in waiting if residual["origin"] != "b"]
     assert differences(found["states"], old) == []
     assert sorted(found["optimizers"]) == ["a", "c", "d"]
 
 
-def test_the_next_round_is_that_of_a_world_without_it(
+def test_the_next_round_equals_that_of_a_world_without_the_departed_node(
     after: Make, fit: Make, make_module: Make, snapshot: Make, differences: Make, tmp_path: Path
 ) -> None:
-    """Nothing that is left of it has an effect: a checkpoint from which it was cut by hand goes on alike."""
+    """Resuming gives the same result as from a checkpoint from which the node was removed by hand."""
     path = after(tree(), whole_average)
     checkpoint = torch.load(path, weights_only=True)
     loop = checkpoint["loops"]["fit_loop"]["state_dict"]
-    for held in ("states", "nodes", "topology", "steps"):
-        del loop["world"][held]["b"]
+    for field in ("states", "nodes", "topology", "steps"):
+        del loop["world"][field]["b"]
     del loop["optimizers"]["b"]
     loop["world"]["topology"]["north"] = ["a"]
     loop["world"]["states"]["north"]["participants"] = ("a",)
     torch.save(checkpoint, tmp_path / "cut.ckpt")
 
     def run(resume: Path) -> Any:
-        found = snapshot(fit(SMALLER, whole_average(), resume=resume, module=make_module(99), max_epochs=3))
-        return {name: found[name] for name in ("world", "optimizers", "live")}
+        snapshots = snapshot(fit(SMALLER, whole_average(), resume=resume, module=make_module(99), max_epochs=3))
+        return {name: snapshots[name] for name in ("world", "optimizers", "live")}
 
     assert differences(run(path), run(tmp_path / "cut.ckpt")) == []
 
 
-def test_another_federation_does_not_notice(
+def test_another_federation_is_not_affected(
     after: Make, fit: Make, make_module: Make, snapshot: Make, differences: Make
 ) -> None:
-    """What changed in the north reaches the south with a download that was made of it, and not before."""
+    """A change in the north affects the south only with the next download."""
     path = after(tree(), whole_average)
 
     def run(topology: Topology) -> Any:
         return snapshot(fit(topology, whole_average(), resume=path, module=make_module(99), max_epochs=3))
 
     same, changed = run(tree()), run(SMALLER)
-    one, other = ({name: found["world"]["states"][name] for name in ("south", "c", "d")} for found in (same, changed))
-    assert differences(one, other) == []
+    expected, actual = (
+        {name: content["world"]["states"][name] for name in ("south", "c", "d")} for content in (same, changed)
+    )
+    assert differences(expected, actual) == []
     for name in "acd":
         assert differences(same["optimizers"][name], changed["optimizers"][name]) == []
-    both = [found["world"]["states"]["world"]["parameters"] for found in (same, changed)]
+    both = [content["world"]["states"]["world"]["parameters"] for content in (same, changed)]
     assert differences(*both) != []
 
 
-def test_a_node_that_came_back_is_new_but_for_its_ledger(after: Make, loaded: Make, differences: Make, fit: Make,
+def test_a_node_that_rejoins_is_new_except_for_its_ledger(after: Make, loaded: Make, differences: Make, fit: Make,
     whole_method: Make, save_everywhere: Make, make_module: Make) -> None:  # fmt: skip
     path, without = after(tree()), tree(south="{name: c, corpus: c}")
     spent = saved(path)["world"]["states"]["d"]["memory"][UpdatePrivacy().state_key]["history"]
     saver = save_everywhere("on_train_epoch_end")
     fit(without, [*whole_method(), saver], resume=path, module=make_module(99, warmup_steps=0), max_epochs=3)
-    look = Look()
+    copied = StateCopy()
     fit(
         tree(),
-        [look, *whole_method()],
+        [copied, *whole_method()],
         resume=saver.saved[-1],
         module=make_module(98, warmup_steps=0),
         max_epochs=4,
         limit_val_batches=0,
     )
-    d = look.found["states"]["d"]
+    d = copied.found["states"]["d"]
     between = saved(saver.saved[-1])["world"]["states"]
     assert differences(d["parameters"], between["south"]["parameters"]) == []
     assert (d["num_steps"], d["bytes_up"], d["num_batches"]) == (0, 0, 0)
-    assert "d" not in look.found["optimizers"]
+    assert "d" not in copied.found["optimizers"]
     assert d["memory"] == {UpdatePrivacy().state_key: {"history": spent}}
 
 
@@ -276,7 +278,7 @@ root:
 """
     path = after(old)
     found, before = loaded(path, parse_topology(text, "earth.yaml")), saved(path)["world"]["states"]
-    assert before["world"]["unsent_tokens"] > 0  # which nobody above has ever waited for
+    assert before["world"]["unsent_tokens"] > 0  # the old root had no parent to send them to
     for name in ("earth", "mars", "e"):
         assert differences(found["states"][name]["parameters"], before["world"]["parameters"]) == []
     assert found["states"]["earth"]["takes_part"]
@@ -287,7 +289,7 @@ root:
     assert world.states["earth"].unsent_tokens == (2 + 1 + 2 + 2 + 2) * 2 * 8  # a round's
 
 
-def test_a_part_of_a_world_goes_on_alone(after: Make, loaded: Make) -> None:
+def test_a_part_of_a_world_continues_alone(after: Make, loaded: Make) -> None:
     text = "name: n\nsettings: {num_local_steps: 2, batch_size: 2}\nroot:\n  name: north\n  " + NORTH
     trainer = loaded(after(tree()), parse_topology(text, "n.yaml"))["trainer"]
     assert {name: state.num_visits for name, state in trainer.world.states.items()} == {"north": 0, "a": 3, "b": 3}
@@ -310,7 +312,7 @@ def test_a_leaf_becomes_a_federation_and_a_federation_a_leaf(after: Make, loaded
     assert sorted(found["trainer"].fit_loop.slot.state_dict()) == ["d", "north", "x"]
 
 
-def test_another_corpus_is_read_from_its_beginning(after: Make, loaded: Make) -> None:
+def test_a_new_corpus_is_read_from_its_beginning(after: Make, loaded: Make) -> None:
     found = loaded(after(tree()), tree("children: [{name: a, corpus: z}, {name: b, corpus: b}]"))
     a = found["states"]["a"]
     assert (a["num_batches"], a["num_steps"], a["num_visits"]) == (0, 4, 2)
@@ -346,7 +348,7 @@ def test_a_spent_budget_stays_spent(after: Make, loaded: Make) -> None:
     assert visits == {1000: [3, 3, 3], 10: [3, 2, 2]}
 
 
-def test_within_a_round_nothing_can_change(
+def test_the_topology_cannot_change_within_a_round(
     fit: Make, whole_method: Make, save_everywhere: Make, make_module: Make
 ) -> None:
     saver = save_everywhere("on_train_epoch_start", "on_train_batch_end")
@@ -360,7 +362,7 @@ def test_within_a_round_nothing_can_change(
     assert (trainer.world.changed_after, trainer.world.states["a"].num_visits) == (1, 2)
 
 
-def test_a_checkpoint_that_does_not_describe_its_nodes(
+def test_an_older_checkpoint_without_node_descriptions(
     after: Make, fit: Make, whole_method: Make, snapshot: Make, differences: Make, tmp_path: Path
 ) -> None:
     path = after(tree())
@@ -370,14 +372,15 @@ def test_a_checkpoint_that_does_not_describe_its_nodes(
     for state in world["states"].values():
         del state["extra_steps"]
     torch.save(checkpoint, tmp_path / "older.ckpt")
-    one, other = (fit(tree(), whole_method(), resume=each, max_epochs=3) for each in (path, tmp_path / "older.ckpt"))
-    assert differences(snapshot(one), snapshot(other)) == []
+    checkpoints = (path, tmp_path / "older.ckpt")
+    expected, actual = (fit(tree(), whole_method(), resume=each, max_epochs=3) for each in checkpoints)
+    assert differences(snapshot(expected), snapshot(actual)) == []
     with pytest.raises(ValueError, match="it does not say what its nodes were"):
         fit(SMALLER, whole_method(), resume=tmp_path / "older.ckpt")
 
 
 def test_the_schedule_ends_where_the_run_ends(after: Make, fit: Make, make_module: Make) -> None:
-    """What joined decays from the peak to the end; who takes other steps now goes on from where its schedule was."""
+    """A node that joined decays from the peak to the end; a node with other steps continues its schedule."""
     path = after(tree(privacy=""), average, max_epochs=4)
     rates: dict[str, list[float]] = {}
 
@@ -402,14 +405,14 @@ def test_the_schedule_ends_where_the_run_ends(after: Make, fit: Make, make_modul
         "a": 2 * (2 - 4), "b": 0, "e": -2 * 2,
     }  # fmt: skip
     assert rates["e"][0] == 1e-2
-    assert {name: len(found) - 1 for name, found in rates.items()} == {"a": 8, "b": 2, "c": 4, "d": 4, "e": 4}
-    for name, found in rates.items():
-        assert found[1:] == sorted(found[1:], reverse=True), name  # the first is still that of the old schedule
-        assert found[-1] == pytest.approx(lowest), name
-        assert found[-2] > lowest * 1.01, name
+    assert {name: len(lrs) - 1 for name, lrs in rates.items()} == {"a": 8, "b": 2, "c": 4, "d": 4, "e": 4}
+    for name, lrs in rates.items():
+        assert lrs[1:] == sorted(lrs[1:], reverse=True), name  # the first value is from the old schedule
+        assert lrs[-1] == pytest.approx(lowest), name
+        assert lrs[-2] > lowest * 1.01, name
 
 
-def test_compression_rows_and_fedamp_forget(after: Make, loaded: Make, star: Make) -> None:
+def test_compression_rows_and_fedamp_drop_state_of_departed_children(after: Make, loaded: Make, star: Make) -> None:
     def pieces() -> list[Callback]:
         return [TokenRows("wte.weight"), Averaging(), Compression(), Traffic(), UpdatePrivacy()]
 
@@ -430,21 +433,21 @@ def test_compression_rows_and_fedamp_forget(after: Make, loaded: Make, star: Mak
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
 
 
-def test_an_outer_optimizer_of_another_kind_starts_anew(after: Make, loaded: Make) -> None:
+def test_an_outer_optimizer_of_another_class_starts_without_state(after: Make, loaded: Make) -> None:
     def with_outer(name: str, arguments: str) -> Topology:
         outer = f"settings: {{outer_optimizer: {{name: {name}, {arguments}}}}}"
         return tree(f"{outer}\n      {NORTH}", privacy="")
 
     path = after(with_outer("SGD", "lr: 0.7, momentum: 0.9"), average)
-    for arguments, kept in (("SGD", "lr: 0.5, momentum: 0.9"), {"momentum_buffer"}), (("Adam", "lr: 0.5"), ADAM):
+    for arguments, names in (("SGD", "lr: 0.5, momentum: 0.9"), {"momentum_buffer"}), (("Adam", "lr: 0.5"), ADAM):
         found = loaded(path, with_outer(*arguments), [Averaging()])
         state = found["trainer"].world.states["north"].memory[Averaging().state_key]["optimizer"][0]
-        assert set(state) == kept
+        assert set(state) == names
         assert state.get("step", 1) == 1  # of one round
         assert found["trainer"].current_epoch == 3
 
 
-def test_what_is_told(
+def test_changes_are_logged_and_recorded(
     fit: Make,
     whole_method: Make,
     make_module: Make,
@@ -460,27 +463,29 @@ def test_what_is_told(
     with caplog.at_level(logging.INFO, "worldlm"):
         fit(tree("children: [{name: a, corpus: a}, {name: e, corpus: e}]"), pieces(), resume=path,
             module=make_module(99, warmup_steps=0), max_epochs=3)  # fmt: skip
-    told = [record.getMessage() for record in caplog.records if record.name.startswith("worldlm")]
-    kept = path.with_name("until_round_2.ckpt")
-    assert told[:3] == ["after round 2: joined: e (from north)", "after round 2: left: b",
-                        f"the world as it was stays in {kept}"]  # fmt: skip
-    assert kept.read_bytes() == before != path.read_bytes()
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("worldlm")]
+    old = path.with_name("until_round_2.ckpt")
+    assert messages[:3] == ["after round 2: joined: e (from north)", "after round 2: left: b",
+                            f"the checkpoint before the topology change is kept as {old}"]  # fmt: skip
+    assert old.read_bytes() == before != path.read_bytes()
     content = json.loads((first.folder / "results.json").read_text())
     expected = {"round": 2, "joined": {"e": "north"}, "left": ["b"], "moved": {}, "changed": {}}
     assert content["changes"] == [expected]
-    assert ["b" in one["nodes"] for one in content["rounds"]] == [True, True, False]
+    assert ["b" in entry["nodes"] for entry in content["rounds"]] == [True, True, False]
     assert content["rounds"][2]["nodes"]["e"]["tokens"] == 2 * 2 * 8
-    routes = next(one for one in first.callbacks if isinstance(one, ResidualExchange)).routes(first.world)
-    assert sum(routes.values()) == sum(sum(one["routes"].values()) for one in content["rounds"][:2])
-    assert all(number > 0 for one in content["rounds"] for number in one["routes"].values())
+    routes = next(callback for callback in first.callbacks if isinstance(callback, ResidualExchange)).routes(
+        first.world
+    )
+    assert sum(routes.values()) == sum(sum(entry["routes"].values()) for entry in content["rounds"][:2])
+    assert all(number > 0 for entry in content["rounds"] for number in entry["routes"].values())
     capsys.readouterr()
     fit(LARGER, pieces(), resume=path, module=make_module(99, warmup_steps=0), max_epochs=4)
     content = json.loads((first.folder / "results.json").read_text())
-    assert [one["round"] for one in content["changes"]] == [2, 3]
+    assert [entry["round"] for entry in content["changes"]] == [2, 3]
     assert content["changes"][1]["joined"] == {"b": "north"}
 
 
-def test_nodes_on_disk_change_alike(
+def test_paged_nodes_give_the_same_result(
     after: Make, fit: Make, whole_method: Make, make_module: Make, snapshot: Make, differences: Make
 ) -> None:
     path = after(tree())

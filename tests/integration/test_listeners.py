@@ -1,4 +1,4 @@
-"""Nodes that only listen, and trees in other shapes: who trains on what, and what nobody must notice."""
+"""Nodes that only listen, and trees in other shapes: what each node trains on, and what must not change."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def fedavg() -> list[Callback]:
 
 
 def with_listener(star: Make, settings: str = "") -> Topology:
-    """A star of c, which listens, a and b."""
+    """A star of c, which listens, and of a and b."""
     return star("cab", settings, c=LISTENS)  # type: ignore[no-any-return]
 
 
 class Start(Callback):
-    """Keeps the root's weights as they were before the last round."""
+    """Copies the root's weights before the last round."""
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         self.world = {name: value.clone() for name, value in weights(trainer, "world").items()}
@@ -42,20 +42,22 @@ def weights(trainer: WorldTrainer, name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("settings", ["", "participation: 0.7"])
-def test_nobody_notices_a_listener(star: Make, fit: Make, whole_method: Make, differences: Make, settings: str) -> None:
-    """Three of four children are drawn, not four of five, and weights, moments and bytes are those without it."""
-    quiet = fit(star("abde", settings), whole_method(), max_epochs=3)
-    heard = fit(star("abcde", settings, c=LISTENS), whole_method(), max_epochs=3)
+def test_a_listener_does_not_affect_other_nodes(
+    star: Make, fit: Make, whole_method: Make, differences: Make, settings: str
+) -> None:
+    """Three of four children are drawn, not four of five; weights, moments and bytes are the same without c."""
+    without_c = fit(star("abde", settings), whole_method(), max_epochs=3)
+    with_c = fit(star("abcde", settings, c=LISTENS), whole_method(), max_epochs=3)
     for name in ("world", *"abde"):
-        left, right = heard.world.states[name].state_dict(), quiet.world.states[name].state_dict()
-        if name == "world":  # measured on all text below it, a listener's too
+        left, right = with_c.world.states[name].state_dict(), without_c.world.states[name].state_dict()
+        if name == "world":  # evaluated on the text of all nodes below it, including the listener
             assert left["memory"].pop("NodeMetrics").keys() == right["memory"].pop("NodeMetrics").keys()
         assert differences(left, right) == [], name
-    assert differences(heard.fit_loop.slot.state_dict(), quiet.fit_loop.slot.state_dict()) == []
-    assert heard.global_step == quiet.global_step
+    assert differences(with_c.fit_loop.slot.state_dict(), without_c.fit_loop.slot.state_dict()) == []
+    assert with_c.global_step == without_c.global_step
 
 
-def test_a_listener_receives_and_is_measured_and_sends_nothing(star: Make, fit: Make) -> None:
+def test_a_listener_receives_and_is_evaluated_but_sends_nothing(star: Make, fit: Make) -> None:
     callbacks = [*fedavg(), Traffic(), Summary(), RoundProgress(), start := Start()]
     trainer = fit(with_listener(star), callbacks, enable_progress_bar=True)
     assert all(torch.equal(value, start.world[name]) for name, value in weights(trainer, "c").items())
@@ -63,14 +65,14 @@ def test_a_listener_receives_and_is_measured_and_sends_nothing(star: Make, fit: 
     assert (state.num_visits, state.num_steps, state.num_tokens, state.num_batches) == (0, 0, 0, 0)
     assert state.bytes_down == other.bytes_down > 0
     assert state.bytes_up == 0
-    assert all(one.download is None for one in trainer.world.states.values())
-    (metrics,) = (one for one in callbacks if isinstance(one, NodeMetrics))
+    assert all(state.download is None for state in trainer.world.states.values())
+    (metrics,) = (callback for callback in callbacks if isinstance(callback, NodeMetrics))
     scores = metrics.scores(state)
     assert set(scores) == {"before", "after_merge"}
     assert scores["after_merge"].perplexity < scores["before"].perplexity
 
 
-def test_a_listener_changes_no_schedule(star: Make, fit: Make) -> None:
+def test_a_listener_does_not_change_the_schedule(star: Make, fit: Make) -> None:
     for limit in (None, 0.5, 1):
         trainer = fit(with_listener(star), fedavg(), limit_train_batches=limit)
         expected = fit(star("ab"), fedavg(), limit_train_batches=limit)
@@ -81,7 +83,7 @@ def test_a_listener_changes_no_schedule(star: Make, fit: Make) -> None:
         ]
 
 
-def test_a_federation_of_listeners_hands_on_what_it_receives(fit: Make) -> None:
+def test_a_federation_of_listeners_passes_on_its_download(fit: Make) -> None:
     text = """
 name: t
 settings: {num_local_steps: 2, batch_size: 2}
@@ -114,7 +116,7 @@ def test_resume_with_listeners(star: Make, whole_method: Make, resume_from_all: 
 # ---------------------------------------------------------------------- shapes
 
 
-def test_fedavg_on_a_flattened_tree_is_fedavg_on_a_star(
+def test_fedavg_on_a_flattened_tree_equals_fedavg_on_a_star(
     tree: Topology, star: Make, fit: Make, differences: Make
 ) -> None:
     flat = star("abcd", b="settings: {num_local_steps: 1}", c="settings: {num_local_steps: 1}")
@@ -150,14 +152,14 @@ root:
     ids=str,
 )
 def test_tokens_of_every_shape(options: dict[str, Any], world: int, leaves: tuple[int, ...], fit: Make) -> None:
-    """Two rounds of batches of 2 blocks of 8 tokens; as many in all, but for the step-matched model."""
+    """Two rounds of batches of 2 blocks of 8 tokens; the total is equal except for the step-matched model."""
     trainer = fit(parse_topology(TREE_WITHOUT_PRIVACY, "t.yaml"), fedavg(), **options)
-    found = {name: state.num_tokens for name, state in trainer.world.states.items()}
+    tokens = {name: state.num_tokens for name, state in trainer.world.states.items()}
     steps = {"world": world} | dict(zip("abcd", leaves, strict=True))
-    assert {name: found[name] for name in steps} == {name: number * 2 * 8 for name, number in steps.items()}
+    assert {name: tokens[name] for name in steps} == {name: number * 2 * 8 for name, number in steps.items()}
 
 
-def test_sub_rounds_take_no_more_tokens(fit: Make) -> None:
+def test_sub_rounds_do_not_change_the_number_of_tokens(fit: Make) -> None:
     text = TREE_WITHOUT_PRIVACY.replace("num_local_steps: 1", "num_local_steps: 4")
     trainer = fit(parse_topology(text, "t.yaml"), fedavg(), num_subrounds=2)
     states = trainer.world.states
@@ -166,23 +168,23 @@ def test_sub_rounds_take_no_more_tokens(fit: Make) -> None:
     assert states["a"].bytes_up == 2 * states["north"].bytes_up
 
 
-def test_listeners_of_a_single_model_hold_it_as_it_was_before_the_round(star: Make, fit: Make) -> None:
+def test_listeners_of_a_single_model_have_its_weights_before_the_round(star: Make, fit: Make) -> None:
     start = Start()
     trainer = fit(star("ab"), [*(metrics := fedavg()), start], shape="single")
     for name in "ab":
         assert all(torch.equal(value, start.world[key]) for key, value in weights(trainer, name).items())
     assert not any(torch.equal(value, start.world[key]) for key, value in weights(trainer, "world").items())
     scores = [metrics[1].scores(trainer.world.states[name]) for name in ("world", "a")]  # type: ignore[attr-defined]
-    assert [set(found) for found in scores] == [{"before", "after_fit"}, {"before", "after_merge"}]
+    assert [set(moments) for moments in scores] == [{"before", "after_fit"}, {"before", "after_merge"}]
     assert not any(state.bytes_up for state in trainer.world.states.values())
 
 
-def test_a_single_model_must_reach_its_listeners_whole(star: Make, trainer_for: Make) -> None:
+def test_a_single_model_needs_a_callback_that_merges_all_parts(star: Make, trainer_for: Make) -> None:
     with pytest.raises(ValueError, match="shape single measures one whole model at every node: let one callback merge"):
         trainer_for(star("ab"), [Averaging()], shape="single")
 
 
-def test_one_corpus_in_one_node_is_plain_training(
+def test_one_corpus_in_one_node_equals_plain_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: Make, differences: Make
 ) -> None:
     """`single` over one data node, with a listener and the corpus `all`, is that node alone, bit for bit."""
@@ -205,5 +207,5 @@ def test_one_corpus_in_one_node_is_plain_training(
     assert plain.world.states["world"].num_steps == 6
     assert differences(weights(pooled, "world"), weights(plain, "world")) == []
     assert differences(pooled.fit_loop.slot.state_dict(), plain.fit_loop.slot.state_dict()) == []
-    left, right = (one.callbacks[1].scores(one.world.states["world"]) for one in (pooled, plain))  # type: ignore[attr-defined]
+    left, right = (trainer.callbacks[1].scores(trainer.world.states["world"]) for trainer in (pooled, plain))  # type: ignore[attr-defined]
     assert left["after_fit"] == right["after_fit"]

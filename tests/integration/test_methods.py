@@ -1,4 +1,4 @@
-"""Methods that are laid over any recipe: each says what it is to be, and runs."""
+"""Method overlays: each replaces the method of any recipe, and runs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from worldlm.trainer.method_checks import check_settings
 
 BASES = ("quickstart", "pile_tiny")
 FOLDER = find_file("recipes", "methods/fedavg").parent
-NONE = ("private", "lr_", "compressed_")  # go over a method
+NONE = ("private", "lr_", "compressed_")  # overlays on top of a method
 METHODS = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith(NONE))
 PARTS = {"backbone", "keys", "values"}
 BACKBONE_ALONE = {"fedper", "fedper_tree", "fedper_fading"}
 
 
-def laid(cli: Any, *recipes: str, given: tuple[str, ...] = ()) -> Any:
-    """The settings that recipes come to, laid over one another."""
+def combine(cli: Any, *recipes: str, given: tuple[str, ...] = ()) -> Any:
+    """Return the settings of several recipes, each of which overrides the ones before it."""
     paths = [find_file("recipes", name) for name in recipes]
     for path in paths:
         read_recipe(path, cli.known)
@@ -37,7 +37,7 @@ def laid(cli: Any, *recipes: str, given: tuple[str, ...] = ()) -> Any:
 
 
 def build(cli: Any, settings: Any) -> Any:
-    """The trainer that settings come to."""
+    """Build a trainer from settings."""
     options = settings.clone()
     options.trainer.logger = False
     options.data.tokenizer = "bytes"  # others may need the network
@@ -48,59 +48,58 @@ def build(cli: Any, settings: Any) -> Any:
 
 
 def ours(trainer: Any) -> list[FederationCallback]:
-    return [one for one in trainer.callbacks if isinstance(one, FederationCallback)]
+    return [callback for callback in trainer.callbacks if isinstance(callback, FederationCallback)]
 
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_over_a_recipe(base: str, method: str, reading: Any) -> None:
-    """Nothing is left of the recipe's own callbacks; model, text and steps are the recipe's."""
-    plain, over = laid(reading, base), laid(reading, base, f"methods/{method}")
-    listed = [
-        one["class_path"] for one in yaml.safe_load((FOLDER / f"{method}.yaml").read_text())["trainer"]["callbacks"]
-    ]
-    assert [one.class_path for one in over.trainer.callbacks] == listed
-    assert (over.model, over.data) == (plain.model, plain.data)
-    assert over.federation.topology == plain.federation.topology
-    assert over.federation.settings == plain.federation.settings
-    trainer = build(reading, over)
-    tree = load_topology(over.federation.topology, over.federation.settings)
+def test_a_method_replaces_that_of_a_recipe(base: str, method: str, reading: Any) -> None:
+    """The method replaces the recipe's callbacks; model, text and steps remain the recipe's."""
+    plain, combined = combine(reading, base), combine(reading, base, f"methods/{method}")
+    recipe = yaml.safe_load((FOLDER / f"{method}.yaml").read_text())
+    listed = [callback["class_path"] for callback in recipe["trainer"]["callbacks"]]
+    assert [callback.class_path for callback in combined.trainer.callbacks] == listed
+    assert (combined.model, combined.data) == (plain.model, plain.data)
+    assert combined.federation.topology == plain.federation.topology
+    assert combined.federation.settings == plain.federation.settings
+    trainer = build(reading, combined)
+    tree = load_topology(combined.federation.topology, combined.federation.settings)
     each = steps_per_round(tree)
     if method.startswith("centralized"):
         total = max(each.values()) if method == "centralized_steps" else sum(each.values())
         assert steps_per_round(trainer.topology) == {trainer.topology.root.name: total} | dict.fromkeys(each, 0)
     else:
         assert steps_per_round(trainer.topology) == each
-    parts = frozenset().union(*(one.parts for one in ours(trainer)))
+    parts = frozenset().union(*(callback.parts for callback in ours(trainer)))
     assert parts == (set() if method == "local" else {"backbone"} if method in BACKBONE_ALONE else PARTS)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_privacy_over_every_method(method: str, reading: Any) -> None:
-    over = laid(reading, "pile_tiny", f"methods/{method}", "methods/private")
-    assert over.federation.settings == {
+def test_privacy_can_be_added_to_every_method(method: str, reading: Any) -> None:
+    combined = combine(reading, "pile_tiny", f"methods/{method}", "methods/private")
+    assert combined.federation.settings == {
         "num_local_steps": 25,
         "privacy": {"clip_norm": 0.5, "noise_multiplier": 1.0},
     }
     if method.startswith("centralized"):
         with pytest.raises(ValueError, match="shape single pools .* but these nodes are private: cc, wk, pba, pbc"):
-            build(reading, over)
+            build(reading, combined)
         return
-    trainer = build(reading, over)
+    trainer = build(reading, combined)
     assert {node.settings.privacy.clip_norm for node in trainer.topology.data_nodes} == {0.5}
     for kind in ("privacy", "example_privacy"):
         given = (f"--federation.settings.{kind}", json.dumps({"clip_norm": 0.5, "noise_multiplier": 1.0}))
-        asking = laid(reading, "pile_tiny", f"methods/{method}", given=given).federation.settings
+        asking = combine(reading, "pile_tiny", f"methods/{method}", given=given).federation.settings
         assert asking["num_local_steps"] == 25
         check_settings(load_topology("pile_three_level", asking), ours(trainer))
 
 
 @pytest.mark.parametrize("kind", ["privacy", "example_privacy"])
-def test_a_method_of_ones_own_without_privacy_is_refused(kind: str, reading: Any, tmp_path: Path) -> None:
-    """By what `fit` builds, and with it every run of `compare`."""
+def test_an_own_method_without_privacy_is_rejected(kind: str, reading: Any, tmp_path: Path) -> None:
+    """The trainer of `fit` rejects it, and therefore every run of `compare`."""
     (tmp_path / "mine.yaml").write_text("trainer: {callbacks: [{class_path: worldlm.callbacks.Averaging}]}\n")
     given = (f"--federation.settings.{kind}", "{clip_norm: 0.5}")
-    mine = laid(reading, "quickstart", str(tmp_path / "mine.yaml"), given=given)
+    mine = combine(reading, "quickstart", str(tmp_path / "mine.yaml"), given=given)
     with pytest.raises(
         ValueError, match=rf"quickstart asks for {kind} at world, .* add worldlm\.callbacks\..*Privacy to"
     ):
@@ -111,65 +110,63 @@ def test_a_method_of_ones_own_without_privacy_is_refused(kind: str, reading: Any
     ("name", "down", "up"), [("compressed_bf16", "bf16", "bf16"), ("compressed_int8", "bf16", "int8")]
 )
 @pytest.mark.parametrize("method", ["worldlm", "fedavg", "fedamp", "centralized_steps", "local"])
-def test_compression_over_a_method(method: str, name: str, down: str, up: str, reading: Any) -> None:
-    plain, over = (laid(reading, "pile_tiny", f"methods/{method}", *more) for more in ((), (f"methods/{name}",)))
-    assert over.trainer.callbacks[:-1] == plain.trainer.callbacks
-    assert over.federation == plain.federation
-    trainer = build(reading, over)
-    (added,) = (one for one in ours(trainer) if isinstance(one, callbacks.Compression))
+def test_compression_can_be_added_to_a_method(method: str, name: str, down: str, up: str, reading: Any) -> None:
+    plain, combined = (combine(reading, "pile_tiny", f"methods/{method}", *more) for more in ((), (f"methods/{name}",)))
+    assert combined.trainer.callbacks[:-1] == plain.trainer.callbacks
+    assert combined.federation == plain.federation
+    trainer = build(reading, combined)
+    (added,) = (callback for callback in ours(trainer) if isinstance(callback, callbacks.Compression))
     assert (added.down, added.up, added.error_feedback) == (down, up, True)
     if method != "local":
         trainer.method.check(trainer.topology)
         return
-    with pytest.raises(ValueError, match="nothing to do: no other callback lets a part of the model travel"):
+    with pytest.raises(ValueError, match="no effect: no other callback sends a part of the model"):
         trainer.method.check(trainer.topology)
 
 
-def test_the_order_of_fragments_does_not_matter(reading: Any) -> None:
-    one = laid(reading, "pile_tiny", "methods/fedper", "methods/private")
-    other = laid(reading, "pile_tiny", "methods/private", "methods/fedper")
-    assert one.federation == other.federation
-    assert one.trainer == other.trainer
+def test_the_order_of_overlays_does_not_matter(reading: Any) -> None:
+    expected = combine(reading, "pile_tiny", "methods/fedper", "methods/private")
+    other = combine(reading, "pile_tiny", "methods/private", "methods/fedper")
+    assert expected.federation == other.federation
+    assert expected.trainer == other.trainer
 
 
-def test_the_command_line_wins_over_a_fragment(reading: Any) -> None:
+def test_the_command_line_overrides_an_overlay(reading: Any) -> None:
     given = ("--federation.shape", "tree", "--federation.settings.num_local_steps", "7")
-    over = laid(reading, "pile_tiny", "methods/fedavg", "methods/private", given=given).federation
-    assert (over.shape, over.settings["num_local_steps"], set(over.settings)) == (
+    combined = combine(reading, "pile_tiny", "methods/fedavg", "methods/private", given=given).federation
+    assert (combined.shape, combined.settings["num_local_steps"], set(combined.settings)) == (
         "tree",
         7,
         {"num_local_steps", "privacy"},
     )
 
 
-def test_a_method_inherits_no_arguments_of_the_recipe(reading: Any, tmp_path: Path) -> None:
-    """Not even where it has as many callbacks, of the same classes."""
+def test_a_method_does_not_inherit_arguments_from_the_recipe(reading: Any, tmp_path: Path) -> None:
+    """Not even if it has the same number of callbacks, of the same classes."""
     (recipe := tmp_path / "one.yaml").write_text(
         "trainer:\n  callbacks: [{class_path: Averaging, init_args: {download_rate: 0.5, leaf_download_rate: 0.5}}]\n"
     )
     (method := tmp_path / "two.yaml").write_text("trainer:\n  callbacks: [{class_path: Averaging}]\n")
     rates = [
-        laid(reading, "quickstart", *map(str, names)).trainer.callbacks[0].init_args.download_rate
+        combine(reading, "quickstart", *map(str, names)).trainer.callbacks[0].init_args.download_rate
         for names in ([recipe], [recipe, method])
     ]
     assert rates == [0.5, 1.0]
-    kept = laid(reading, "quickstart", str(recipe), "methods/lr_1.5e-3").trainer.callbacks
-    assert kept[0].init_args.download_rate == 0.5
+    loaded = combine(reading, "quickstart", str(recipe), "methods/lr_1.5e-3").trainer.callbacks
+    assert loaded[0].init_args.download_rate == 0.5
     (more := tmp_path / "more.yaml").write_text("trainer:\n  callbacks+: [{class_path: TokenRows}]\n")
-    added = laid(reading, "quickstart", str(recipe), str(more)).trainer.callbacks
-    assert [one.class_path.rpartition(".")[2] for one in added] == ["Averaging", "TokenRows"]
+    added = combine(reading, "quickstart", str(recipe), str(more)).trainer.callbacks
+    assert [callback.class_path.rpartition(".")[2] for callback in added] == ["Averaging", "TokenRows"]
     assert added[0].init_args.download_rate == 0.5
 
 
-def test_servers(reading: Any) -> None:
-    """Every server optimizer takes its arguments as a recipe writes them, and is the one that is meant."""
+def test_server_optimizers(reading: Any) -> None:
+    """Every server optimizer is the intended one and accepts its arguments as written in the recipe."""
 
     def server(method: str) -> tuple[str, dict[str, Any]]:
-        (one,) = (c for c in ours(build(reading, laid(reading, "quickstart", f"methods/{method}"))) if is_averaging(c))
-        return one.default  # type: ignore[attr-defined,no-any-return]
-
-    def is_averaging(one: Any) -> bool:
-        return isinstance(one, callbacks.Averaging)
+        trainer = build(reading, combine(reading, "quickstart", f"methods/{method}"))
+        (averaging,) = (callback for callback in ours(trainer) if isinstance(callback, callbacks.Averaging))
+        return averaging.default
 
     assert server("fedavg") == ("SGD", {"lr": 1.0})
     assert server("fedavgm") == ("SGD", {"lr": 1.0, "momentum": 0.3})
@@ -188,7 +185,7 @@ trainer:
   accelerator: cpu
   max_epochs: 1
   log_every_n_steps: 1
-  callbacks: [{class_path: worldlm.callbacks.ResidualExchange}] # what no method is left with
+  callbacks: [{class_path: worldlm.callbacks.ResidualExchange}] # replaced by every method
 """
 )
 
@@ -225,27 +222,29 @@ def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_round_of_a_method(shore: None, method: str, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--recipe", "tiny.yaml", "--recipe", f"methods/{method}", *more]) == 0
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     name = f"tiny-{method}-private" if more else f"tiny-{method}"
-    assert told.out.splitlines()[-1].startswith(f"done. results: runs/{name}/version_0")
+    assert output.out.splitlines()[-1].startswith(f"done. results: runs/{name}/version_0")
     state = torch.load(f"runs/{name}/version_0/checkpoints/last.ckpt", weights_only=True)
     world = state["loops"]["fit_loop"]["state_dict"]["world"]
-    tokens = {node: one["num_tokens"] // (4 * 16) for node, one in world["states"].items() if one["num_tokens"]}
+    tokens = {node: state["num_tokens"] // (4 * 16) for node, state in world["states"].items() if state["num_tokens"]}
     assert tokens == ({"world": 15} if method == "centralized_tokens" else {"hills": 5, "woods": 5, "sea": 5})
 
 
-def test_a_fragment_that_cannot_be_laid_is_told_in_a_line(shore: None, capsys: pytest.CaptureFixture[str]) -> None:
-    def refused(*arguments: str) -> str:
+def test_an_overlay_that_does_not_fit_ends_with_a_one_line_error(
+    shore: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error_line(*arguments: str) -> str:
         assert main(["fit", "--recipe", "tiny.yaml", *arguments]) == 2
-        (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("worldlm: ")]
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("worldlm: ")]
         return line.removeprefix("worldlm: ")
 
-    told = refused("--recipe", "methods/centralized_steps", "--recipe", "methods/private")
-    assert "centralized_steps.yaml:2: shape single pools the text of all nodes, but these nodes are " in told
-    assert told.endswith(": hills, woods, sea")
-    assert refused("--recipe", "methods/fedavgs").endswith("did you mean 'methods/fedavg'?")
-    told = refused("--recipe", "methods/hierfavg", "--federation.num_subrounds", "2")
-    assert told == "num_subrounds is 2, which does not divide the local steps: 5 of hills, 5 of woods"
-    told = refused("--recipe", "methods/fedavg", "--federation.num_subrounds", "2")
-    assert told == "num_subrounds is 2: shore has no federation below its root"
-    assert "shape" in refused("--federation.shape", "ring")
+    message = error_line("--recipe", "methods/centralized_steps", "--recipe", "methods/private")
+    assert "centralized_steps.yaml:2: shape single pools the text of all nodes, but these nodes are " in message
+    assert message.endswith(": hills, woods, sea")
+    assert error_line("--recipe", "methods/fedavgs").endswith("did you mean 'methods/fedavg'?")
+    message = error_line("--recipe", "methods/hierfavg", "--federation.num_subrounds", "2")
+    assert message == "num_subrounds is 2, which does not divide the local steps: 5 of hills, 5 of woods"
+    message = error_line("--recipe", "methods/fedavg", "--federation.num_subrounds", "2")
+    assert message == "num_subrounds is 2: shore has no federation below its root"
+    assert "shape" in error_line("--federation.shape", "ring")

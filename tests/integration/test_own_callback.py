@@ -1,4 +1,4 @@
-"""The callback that docs/how-to/write_a_callback.md shows does what it says."""
+"""The callback in docs/how-to/write_a_callback.md works as described."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Privacy that a topology demands, and that nobody keeps, or two keep, is an error before the first step."""
+"""Privacy in the topology that no callback, or more than one, enforces is an error before the first step."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from worldlm.trainer.method_checks import check_listed_once
 
 Make = Callable[..., Any]
 
-KEEPERS: dict[str, type[Callback]] = {"privacy": UpdatePrivacy, "example_privacy": ExamplePrivacy}
-HELD: dict[str, tuple[str, ...]] = {"world": ("world", "south", "c", "d"), "south": ("south", "c"), "c": ("c",)}
-"""Where something is demanded, and where it then holds."""
+CALLBACKS: dict[str, type[Callback]] = {"privacy": UpdatePrivacy, "example_privacy": ExamplePrivacy}
+APPLIES_TO: dict[str, tuple[str, ...]] = {"world": ("world", "south", "c", "d"), "south": ("south", "c"), "c": ("c",)}
+"""The node that sets privacy, and the nodes to which it then applies."""
 
 
 class Steps(Callback):
@@ -43,52 +43,55 @@ class Steps(Callback):
 
 
 def _demanding(kind: str, where: str, **demand: float) -> Topology:
-    """A tree of three levels in which a node, and what is below it, asks for privacy of a kind."""
+    """A tree of three levels in which a node and all nodes below it require one kind of privacy."""
 
     def node(name: str, *children: Node) -> Node:
-        asked = {kind: Privacy(**{"clip_norm": 0.5, **demand})} if name in HELD[where] else {}
-        own = Settings(num_local_steps=2, batch_size=2, **asked)  # type: ignore[arg-type]
+        privacy = {kind: Privacy(**{"clip_norm": 0.5, **demand})} if name in APPLIES_TO[where] else {}
+        own = Settings(num_local_steps=2, batch_size=2, **privacy)  # type: ignore[arg-type]
         return Node(name=name, corpus=None if children else name, settings=own, children=children)
 
     return Topology(name="three", root=node("world", node("south", node("c")), node("d")))
 
 
-@pytest.mark.parametrize("where", HELD)
-@pytest.mark.parametrize("kind", KEEPERS)
+@pytest.mark.parametrize("where", APPLIES_TO)
+@pytest.mark.parametrize("kind", CALLBACKS)
 @pytest.mark.parametrize("demand", [{}, {"noise_multiplier": 1.0}, {"noise_multiplier": 1.0, "max_epsilon": 8.0}])
-def test_nobody_keeps_it(kind: str, where: str, demand: dict[str, float], trainer_for: Make) -> None:
-    (other,) = KEEPERS.keys() - {kind}
-    told = (
-        f"asks for {kind} at {', '.join(HELD[where])}, and no callback provides it: add .*{KEEPERS[kind].__name__} to"
-    )
-    for callbacks in ([Averaging()], [Averaging(), KEEPERS[other]()]):
-        with pytest.raises(ValueError, match=told):
+def test_privacy_without_a_callback_is_an_error(
+    kind: str, where: str, demand: dict[str, float], trainer_for: Make
+) -> None:
+    (other,) = CALLBACKS.keys() - {kind}
+    names, needed = ", ".join(APPLIES_TO[where]), CALLBACKS[kind].__name__
+    message = f"asks for {kind} at {names}, and no callback provides it: add .*{needed} to"
+    for callbacks in ([Averaging()], [Averaging(), CALLBACKS[other]()]):
+        with pytest.raises(ValueError, match=message):
             trainer_for(_demanding(kind, where, **demand), callbacks)
-    trainer_for(_demanding(kind, where, **demand), [Averaging(), KEEPERS[kind]()])
+    trainer_for(_demanding(kind, where, **demand), [Averaging(), CALLBACKS[kind]()])
 
 
-def test_a_single_node_asks_too(trainer_for: Make) -> None:
+def test_a_single_node_can_require_privacy(trainer_for: Make) -> None:
     own = Settings(num_local_steps=2, example_privacy=Privacy(clip_norm=0.5, noise_multiplier=1.0))
     alone = Topology(name="single", root=Node(name="alone", corpus="a", settings=own))
     with pytest.raises(ValueError, match="asks for example_privacy at alone"):
         trainer_for(alone, [])
 
 
-@pytest.mark.parametrize("kind", KEEPERS)
-def test_it_is_taken_away_before_the_fit(kind: str, trainer_for: Make, make_module: Make, make_data: Make) -> None:
-    keeper, steps = KEEPERS[kind](), Steps()
-    trainer = trainer_for(_demanding(kind, "c"), [Averaging(), keeper, steps], limit_val_batches=0, max_epochs=1)
-    trainer.callbacks.remove(keeper)
+@pytest.mark.parametrize("kind", CALLBACKS)
+def test_the_callback_is_removed_before_the_fit(
+    kind: str, trainer_for: Make, make_module: Make, make_data: Make
+) -> None:
+    callback, steps = CALLBACKS[kind](), Steps()
+    trainer = trainer_for(_demanding(kind, "c"), [Averaging(), callback, steps], limit_val_batches=0, max_epochs=1)
+    trainer.callbacks.remove(callback)
     for _ in range(2):
         with pytest.raises(ValueError, match=f"asks for {kind} at c, and no callback provides it"):
             trainer.fit(make_module(warmup_steps=0), datamodule=make_data())
     assert steps.number == 0
-    trainer.callbacks.append(keeper)
+    trainer.callbacks.append(callback)
     trainer.fit(make_module(warmup_steps=0), datamodule=make_data())
     assert steps.number == 4
 
 
-def test_a_resumed_run_needs_it_too(fit: Make, save_everywhere: Make) -> None:
+def test_a_resumed_run_needs_the_callback_too(fit: Make, save_everywhere: Make) -> None:
     saver, topology = save_everywhere("on_train_epoch_end"), _demanding("privacy", "south", noise_multiplier=1.0)
     fit(topology, [Averaging(), UpdatePrivacy(), saver], limit_val_batches=0)
     with pytest.raises(ValueError, match="asks for privacy at south, c"):
@@ -99,11 +102,11 @@ def test_a_resumed_run_needs_it_too(fit: Make, save_everywhere: Make) -> None:
 
 
 class Mine(UpdatePrivacy):
-    """A user's own."""
+    """A callback of a user."""
 
 
 @pytest.mark.parametrize(
-    ("callbacks", "told"),
+    ("callbacks", "message"),
     [
         ([UpdatePrivacy, UpdatePrivacy], "UpdatePrivacy is among trainer.callbacks more than once"),
         ([ExamplePrivacy, ExamplePrivacy], "ExamplePrivacy is among trainer.callbacks more than once"),
@@ -111,18 +114,20 @@ class Mine(UpdatePrivacy):
         ([Record, Record], "Record is among trainer.callbacks more than once"),
     ],
 )
-def test_it_is_listed_twice(callbacks: list[type[Callback]], told: str, trainer_for: Make) -> None:
-    with pytest.raises(ValueError, match=told):
-        trainer_for(_demanding("privacy", "c"), [Averaging(), *(one() for one in callbacks)])
+def test_a_callback_listed_twice_is_an_error(callbacks: list[type[Callback]], message: str, trainer_for: Make) -> None:
+    with pytest.raises(ValueError, match=message):
+        trainer_for(_demanding("privacy", "c"), [Averaging(), *(cls() for cls in callbacks)])
 
 
-def test_both_kinds_stand_beside_each_other(trainer_for: Make) -> None:
+def test_both_kinds_can_be_combined(trainer_for: Make) -> None:
     trainer_for(_demanding("privacy", "c"), [Averaging(), UpdatePrivacy(), ExamplePrivacy()])
-    check_listed_once(UpdatePrivacy())  # as Lightning, one that is no list
+    check_listed_once(UpdatePrivacy())  # Lightning also accepts a single callback
 
 
-def test_no_order_of_the_pieces_is_a_wrong_one(tree: Topology, fit: Make, snapshot: Make, differences: Make) -> None:
-    """Hooks say what comes when: what is sent is clipped, then noised, then rounded, wherever a piece is listed."""
+def test_the_order_of_the_callbacks_does_not_matter(
+    tree: Topology, fit: Make, snapshot: Make, differences: Make
+) -> None:
+    """The hooks fix the order: messages are clipped, then noised, then rounded, wherever a callback is listed."""
 
     def pieces() -> list[Callback]:
         residuals = ResidualExchange(min_similarity=-2.0)
@@ -137,10 +142,10 @@ def test_no_order_of_the_pieces_is_a_wrong_one(tree: Topology, fit: Make, snapsh
     assert all(differences(run(order), expected) == [] for order in others)
 
 
-# ---------------------------------------------------------------------- what the account does not hold for
+# ---------------------------------------------------------------------- settings that break the accounting
 
 
-def test_batches_that_are_not_poisson_sampled(fit: Make, make_data: Any) -> None:
+def test_batches_that_are_not_poisson_sampled_are_rejected(fit: Make, make_data: Any) -> None:
     class Shuffled(make_data):  # type: ignore[misc]
         def train_loader(self, node: Node) -> DataLoader[Tensor]:
             loader: DataLoader[Tensor] = super().train_loader(node)
@@ -151,7 +156,7 @@ def test_batches_that_are_not_poisson_sampled(fit: Make, make_data: Any) -> None
 
     steps = Steps()
     for demand in ({}, {"noise_multiplier": 1.0, "max_epsilon": 8.0}):
-        with pytest.raises(ValueError, match="example_privacy is asked for at d, .* use worldlm.data.PoissonBatchSamp"):
+        with pytest.raises(ValueError, match="example_privacy at d needs .* use worldlm.data.PoissonBatchSampler"):
             fit(
                 _demanding("example_privacy", "world", **demand),
                 [Averaging(), ExamplePrivacy(), steps],
@@ -163,13 +168,11 @@ def test_batches_that_are_not_poisson_sampled(fit: Make, make_data: Any) -> None
 # ---------------------------------------------------------------------- other shapes
 
 
-def test_a_star_tells_of_a_federation_that_was_private_as_one(
-    trainer_for: Make, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_flattening_a_private_federation_logs_a_warning(trainer_for: Make, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "worldlm"):
         trainer_for(_demanding("privacy", "south"), [Averaging(), UpdatePrivacy()])
         trainer_for(_demanding("privacy", "c"), [Averaging(), UpdatePrivacy()], shape="star")
         assert caplog.messages == []
         trainer_for(_demanding("privacy", "south"), [Averaging(), UpdatePrivacy()], shape="star")
-    told = "shape star has no south, whose privacy held for all below it as one: what is left is that of every node"
-    assert caplog.messages == [told]
+    message = "shape star has no south, whose privacy held for all below it as one: what is left is that of every node"
+    assert caplog.messages == [message]

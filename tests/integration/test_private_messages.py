@@ -1,8 +1,8 @@
-"""No message tells more of a private node than its privacy allows, in whatever world, by whatever way.
+"""No message reveals more about a private node than its privacy allows, in any world and by any route.
 
-Every node with `privacy` learns a mark that nobody else can: a long step on coordinates of its own. What crosses the
-node's border may hold of it what clipping and noise let through, and no more, whether it left with an upload, an
-average, attention, a residual, or with what compression owed.
+The tests plant a marker at every node with `privacy`: a large step on coordinates that no other node changes. They
+search every message that leaves the node for the marker. A message may contain no more of it than clipping and noise
+let through, whether it is in an upload, an average, attention, a residual, or the error feedback of compression.
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 
-EVERY = 7
-"""Nodes of a world, at most: of every tensor, each marks the coordinates that are its own modulo this."""
+MAX_NODES = 7
+"""Largest number of nodes: node i marks the coordinates of each tensor that equal i modulo this number."""
 STEP = 30.0
-"""How far a mark moves a coordinate from its start: 1000 in L2, where clipping lets through 0.5 a release."""
-MOST = 15.0
-"""What may be found of a mark outside of its node: all releases of a test together, and their noise."""
+"""How far a marker moves a coordinate from its initial value: 1000 in L2, while clipping allows 0.5 per release."""
+MAX_LENGTH = 15.0
+"""Largest length of a marker that is allowed outside its node: all releases of a test together, and their noise."""
 
 
-def _mine(tensor: Tensor, number: int) -> Tensor:
-    """Return the coordinates of a node's mark."""
-    return tensor.view(-1)[number::EVERY]
+def _marked(tensor: Tensor, number: int) -> Tensor:
+    """Return the coordinates of a node's marker."""
+    return tensor.view(-1)[number::MAX_NODES]
 
 
-class Customs(FederationCallback):
-    """Marks private nodes; stands at every border, last in the list, and remembers what should not have passed."""
+class LeakDetector(FederationCallback):
+    """Plants markers at private nodes and records every leak in a message; must be listed last."""
 
     def __init__(self, initial: Mapping[str, Tensor]) -> None:
         self.initial = initial
-        self.raw: dict[str, Tensors] = {}  # what a node held before its upload was made safe
+        self.raw: dict[str, Tensors] = {}  # a node's weights before its upload was sanitised
         self.secrets: list[Tensor] = []
         self.noises: list[Tensor] = []
         self.leaks: list[str] = []
         self.num_seen = 0
 
-    # ------------------------------------------------------------------ what must not leave
+    # ------------------------------------------------------------------ planting markers
 
     def _mark(self, context: Any) -> None:
         if context.node.settings.privacy is not None:
             number = _number(context.node.name)
             for name, tensor in context.state.parameters.items():
-                _mine(tensor, number).copy_(_mine(self.initial[name], number) + STEP)
+                _marked(tensor, number).copy_(_marked(self.initial[name], number) + STEP)
             self.secrets += clone(context.state.parameters).values()
 
     def on_local_fit_end(self, context: Any) -> None:
@@ -79,12 +79,12 @@ class Customs(FederationCallback):
             self.raw[upload.node] = clone(context.state.parameters)
         return replace(upload, metrics={"loss": 1.0})
 
-    # ------------------------------------------------------------------ what leaves
+    # ------------------------------------------------------------------ sent messages
 
     def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
-        told = bool(upload.metrics) or any(bool(counts.any()) for counts in upload.row_counts.values())
-        if told and context.node.settings.is_private:
-            self.leaks.append(f"{upload.node} tells of its text")
+        reveals = bool(upload.metrics) or any(bool(counts.any()) for counts in upload.row_counts.values())
+        if reveals and context.node.settings.is_private:
+            self.leaks.append(f"{upload.node} reveals its text")
         privacy = context.node.settings.privacy
         if privacy is not None and privacy.noise_multiplier > 0 and upload.parts:
             start = {**context.world.reference, **joined(download.parts)}
@@ -93,26 +93,26 @@ class Customs(FederationCallback):
         return upload
 
     def _see_noise(self, name: str, sent: Tensors, start: Tensors, clip_norm: float, deviation: float) -> None:
-        """Take off what clipping leaves of the update: the rest must be noise that is blind to it."""
-        update = subtract({one: self.raw[name][one] for one in sent}, start)
+        """Subtract the clipped update from the upload; the rest must be noise that does not depend on the update."""
+        update = subtract({key: self.raw[name][key] for key in sent}, start)
         scale = min(1.0, clip_norm / max(norm(update), 1e-9))
-        rest = _flat({one: tensor - start[one] - scale * update[one] for one, tensor in sent.items()}) / deviation
+        rest = _flat({key: tensor - start[key] - scale * update[key] for key, tensor in sent.items()}) / deviation
         self.noises.append(rest)
         chance = 6 / len(rest) ** 0.5
         if abs(float(rest.std()) - 1) > chance or abs(float(rest.mean())) > chance:
-            self.leaks.append(f"{name} has noise of another kind: {float(rest.std()):.3f}")
+            self.leaks.append(f"{name} has noise of the wrong scale: {float(rest.std()):.3f}")
         if abs(_correlation(rest, _flat(update))) > chance:
-            self.leaks.append(f"{name} has noise that knows its update")
+            self.leaks.append(f"{name} has noise that depends on its update")
 
     def on_send(self, context: Any, receiver: Any, message: Any) -> Any:
         tensors = [tensor for each in _models(message) for tensor in each.values()]
         crosses = not isinstance(message, Download) or context.node.settings.privacy is None
         for tensor in tensors if crosses else ():
-            if any(tensor.shape == one.shape and torch.equal(tensor, one) for one in self.secrets):
-                self.leaks.append(f"{context.node.name} sends a tensor as it is")
+            if any(tensor.shape == secret.shape and torch.equal(tensor, secret) for secret in self.secrets):
+                self.leaks.append(f"{context.node.name} sends an unprotected tensor")
         return message
 
-    # ------------------------------------------------------------------ what arrives
+    # ------------------------------------------------------------------ received messages
 
     def on_receive(self, context: Any, download: Any) -> None:
         self._inspect(context.world.topology.parent(context.node.name).name, False, download, context)
@@ -123,15 +123,15 @@ class Customs(FederationCallback):
                 self._inspect(upload.node, True, upload, context)
 
     def _inspect(self, sender: str, goes_up: bool, message: Any, context: Any) -> None:
-        for private in _borders(context.world.topology, sender, goes_up):
+        for private in _nodes_left(context.world.topology, sender, goes_up):
             for model in filter(None, _models(message)):
                 self.num_seen += 1
-                if (found := self.marked(private, model)) > MOST:
-                    self.leaks.append(f"{found:.1f} of {private} in a {type(message).__name__} of {sender}")
+                if (length := self.marked(private, model)) > MAX_LENGTH:
+                    self.leaks.append(f"{length:.1f} of {private} in a {type(message).__name__} of {sender}")
 
     def marked(self, name: str, model: Tensors) -> float:
-        """Return the length of a node's mark in a model, in L2, along the mark."""
-        rest = [_mine(tensor - self.initial[one], _number(name)) for one, tensor in model.items()]
+        """Return the L2 length of a node's marker in a model."""
+        rest = [_marked(tensor - self.initial[key], _number(name)) for key, tensor in model.items()]
         return abs(float(torch.cat(rest).double().sum())) / sum(map(len, rest)) ** 0.5
 
 
@@ -154,8 +154,8 @@ def _models(message: Any) -> Iterator[Tensors]:
         yield {**residual.keys, **residual.values}
 
 
-def _borders(topology: Topology, sender: str, goes_up: bool) -> Iterator[str]:
-    """Name the private nodes whose border a message crosses: all but those that the sender is below, or is."""
+def _nodes_left(topology: Topology, sender: str, goes_up: bool) -> Iterator[str]:
+    """Yield the private nodes that a message leaves: not the sender's ancestors, nor the sender if it sends down."""
     around = {node.name for node in topology.path(sender)} - ({sender} if goes_up else set())
     for node in topology.nodes.values():
         if node.settings.privacy is not None and node.name not in around and node is not topology.root:
@@ -163,7 +163,7 @@ def _borders(topology: Topology, sender: str, goes_up: bool) -> Iterator[str]:
 
 
 def _method(draw: Callable[..., Any]) -> list[Any]:
-    """Draw a method; the order of its pieces must not matter."""
+    """Draw a method; the order of its callbacks must not matter."""
     attention = draw(st.booleans())
     pieces: list[Any] = [Averaging(parts=("backbone",) if attention else PARTS), UpdatePrivacy()]
     if attention:
@@ -182,14 +182,14 @@ def _initial(make_module: Make) -> Tensors:
 
 
 def _check(data: st.DataObject, topology: Topology, fit: Make, make_module: Make, more: list[Any]) -> None:
-    customs = Customs(_initial(make_module))
-    fit(topology, [*more, *_method(data.draw), customs], limit_val_batches=0)
-    assert customs.leaks == []
-    assert not _shares_noise(customs.noises)
+    detector = LeakDetector(_initial(make_module))
+    fit(topology, [*more, *_method(data.draw), detector], limit_val_batches=0)
+    assert detector.leaks == []
+    assert not _shares_noise(detector.noises)
 
 
 def _shares_noise(noises: list[Tensor]) -> bool:
-    """Whether two releases of one world were hidden by the same noise, which their difference would be without."""
+    """Return whether two releases used the same noise, which would cancel in their difference."""
     for left, right in combinations(noises, 2):
         size = min(len(left), len(right))
         if abs(_correlation(left[:size], right[:size])) > 6 / size**0.5:
@@ -197,22 +197,22 @@ def _shares_noise(noises: list[Tensor]) -> bool:
     return False
 
 
-def few(num: int) -> Any:
+def examples(num: int) -> Any:
     quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(max_examples=num, suppress_health_check=quiet, phases=[Phase.generate])
 
 
-@few(6)
+@examples(6)
 @given(data=st.data())
-def test_nothing_private_crosses_a_border(data: st.DataObject, worlds: Make, fit: Make, make_module: Make) -> None:
+def test_no_message_contains_a_marker(data: st.DataObject, worlds: Make, fit: Make, make_module: Make) -> None:
     _check(data, data.draw(worlds()), fit, make_module, [])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@few(400)
+@examples(400)
 @given(data=st.data())
-def test_nothing_private_crosses_a_border_in_many_worlds(
+def test_no_message_contains_a_marker_in_many_worlds(
     data: st.DataObject, worlds: Make, fit: Make, make_module: Make
 ) -> None:
     examples = data.draw(st.booleans())
@@ -220,7 +220,7 @@ def test_nothing_private_crosses_a_border_in_many_worlds(
     _check(data, data.draw(worlds(examples=examples)), fit, make_module, more)
 
 
-# ---------------------------------------------------------------------- that the customs see what they should
+# ---------------------------------------------------------------------- the detector finds leaks
 
 
 DEEP = """
@@ -240,22 +240,22 @@ def _deep(privacy: str) -> Topology:
     return parse_topology(DEEP.replace("PRIVACY", privacy), "deep.yaml")
 
 
-class Forgets(UpdatePrivacy):
-    """Leaves residuals as their origin made them."""
+class SkipsResiduals(UpdatePrivacy):
+    """Does not sanitise residuals."""
 
     def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
         return replace(super().on_sanitise(context, upload, download), residuals=upload.residuals)
 
 
-class Repeats(UpdatePrivacy):
+class RepeatsNoise(UpdatePrivacy):
     """Draws the same noise in every round."""
 
     def _release(self, context: Any, *args: Any, **kwargs: Any) -> Any:
         return super()._release(replace(context, round=0), *args, **kwargs)
 
 
-class Late(FederationCallback):
-    """Puts a node's own tensors back into its upload, after all sanitising."""
+class AddsWeights(FederationCallback):
+    """Adds a node's own weights to its upload after sanitising."""
 
     def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
         half = {
@@ -268,34 +268,34 @@ BOUND = "privacy: {clip_norm: 0.5, noise_multiplier: 0.5}"
 
 
 @pytest.mark.parametrize(
-    ("privacy", "pieces", "told"),
+    ("privacy", "pieces", "expected"),
     [
         (BOUND, lambda: [UpdatePrivacy()], ""),
         (BOUND, lambda: [UpdatePrivacy(), Compression()], ""),
-        ("privacy: {clip_norm: 1.0e+9}", lambda: [UpdatePrivacy()], "n1 sends a tensor as it is"),
+        ("privacy: {clip_norm: 1.0e+9}", lambda: [UpdatePrivacy()], "n1 sends an unprotected tensor"),
         ("privacy: {clip_norm: 1.0e+9}", lambda: [UpdatePrivacy(), Compression()], " of n2 in a Upload of n2"),
-        (BOUND, lambda: [Forgets()], " of n1 in a Upload of n1"),
-        (BOUND, lambda: [Repeats()], "share their noise"),
-        (BOUND, lambda: [UpdatePrivacy(), Late()], "n1 has noise of another kind"),
+        (BOUND, lambda: [SkipsResiduals()], " of n1 in a Upload of n1"),
+        (BOUND, lambda: [RepeatsNoise()], "share their noise"),
+        (BOUND, lambda: [UpdatePrivacy(), AddsWeights()], "n1 has noise of the wrong scale"),
     ],
     ids=[
-        "kept",
-        "kept in int8",
-        "not bound",
-        "not bound, in int8",
-        "residuals forgotten",
+        "private",
+        "private in int8",
+        "no bound",
+        "no bound, in int8",
+        "residuals not sanitised",
         "noise repeated",
-        "added late",
+        "weights added after sanitising",
     ],
 )
-def test_what_would_be_found(
-    privacy: str, pieces: Callable[[], list[Any]], told: str, fit: Make, make_module: Make
+def test_the_detector_finds_leaks(
+    privacy: str, pieces: Callable[[], list[Any]], expected: str, fit: Make, make_module: Make
 ) -> None:
-    customs = Customs(_initial(make_module))
+    detector = LeakDetector(_initial(make_module))
     method = [Averaging(), AttentionAggregation(temperature=0.5), ResidualExchange(min_similarity=-2.0), *pieces()]
-    fit(_deep(privacy), [*method, customs], limit_val_batches=0)
-    found = [*customs.leaks, *(["share their noise"] if _shares_noise(customs.noises) else [])]
-    assert any(told in leak for leak in found) if told else found == []
+    fit(_deep(privacy), [*method, detector], limit_val_batches=0)
+    leaks = [*detector.leaks, *(["share their noise"] if _shares_noise(detector.noises) else [])]
+    assert any(expected in leak for leak in leaks) if expected else leaks == []
 
 
 @pytest.mark.parametrize(
@@ -304,20 +304,20 @@ def test_what_would_be_found(
         ("example_privacy: {clip_norm: 0.5, noise_multiplier: 1.0}", lambda: [Averaging(), ExamplePrivacy()]),
         (BOUND, lambda: [UpdatePrivacy()]),  # no part of the model travels
     ],
-    ids=["in examples", "nothing travels"],
+    ids=["example privacy", "no parts sent"],
 )
-def test_figures_of_a_private_node_stay_at_home(
+def test_metrics_of_a_private_node_are_not_sent(
     privacy: str, pieces: Callable[[], list[Any]], fit: Make, make_module: Make
 ) -> None:
-    told: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
 
-    class Look(FederationCallback):
+    class MetricsRecorder(FederationCallback):
         def on_send(self, context: Any, receiver: Any, message: Any) -> Any:
             if not isinstance(message, Download):
-                told[message.node] = dict(message.metrics)
+                metrics[message.node] = dict(message.metrics)
             return message
 
-    customs = Customs(_initial(make_module))
-    fit(_deep(privacy), [*pieces(), customs, Look()], limit_val_batches=0)
-    assert customs.leaks == []
-    assert told == {"n1": {}, "n2": {}, "n3": {}, "n4": {"loss": 1.0}}
+    detector = LeakDetector(_initial(make_module))
+    fit(_deep(privacy), [*pieces(), detector, MetricsRecorder()], limit_val_batches=0)
+    assert detector.leaks == []
+    assert metrics == {"n1": {}, "n2": {}, "n3": {}, "n4": {"loss": 1.0}}

@@ -1,4 +1,4 @@
-"""FedProx: against local steps written by hand."""
+"""FedProx, compared with local steps written by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Make = Callable[..., Any]
 
 @pytest.mark.parametrize("clip", [None, 0.5], ids=["unclipped", "clipped"])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_fit_is_adamw_on_the_loss_with_the_term(
+def test_a_fit_equals_adamw_on_the_loss_with_the_term(
     accumulate: int,
     clip: float | None,
     star: Make,
@@ -51,9 +51,9 @@ def test_a_fit_is_adamw_on_the_loss_with_the_term(
             torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
         optimizer.step()
 
-    found = trainer.world.states["a"].parameters
+    trained = trainer.world.states["a"].parameters
     for name, value in module.named_parameters():
-        torch.testing.assert_close(found[name], value.detach(), rtol=1e-5, atol=tolerance)
+        torch.testing.assert_close(trained[name], value.detach(), rtol=1e-5, atol=tolerance)
 
 
 def test_mu_of_zero_changes_nothing(
@@ -64,8 +64,8 @@ def test_mu_of_zero_changes_nothing(
     assert differences(plain, nothing) == []
 
 
-def test_every_fit_is_drawn_to_where_it_began(star: Make, fit: Make) -> None:
-    """The stronger the pull, the nearer two fits of one start end to each other."""
+def test_every_fit_is_pulled_towards_its_initial_weights(star: Make, fit: Make) -> None:
+    """With a stronger pull, two fits from the same weights end closer to each other."""
     moved = {}
     for mu in (0.0, 100.0):
         states = fit(star("ab"), [Averaging(parts=PARTS), Proximal(mu)], limit_val_batches=0).world.states

@@ -1,4 +1,4 @@
-"""What a run writes down for programs to read."""
+"""The machine-readable record of a run."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Make = Callable[..., Any]
 
 
 def read(path: Path) -> dict[str, Any]:
-    def refuse(constant: str) -> NoReturn:
-        raise AssertionError(f"{constant} is no JSON")
+    def reject(constant: str) -> NoReturn:
+        raise AssertionError(f"{constant} is not valid JSON")
 
-    content: dict[str, Any] = json.loads(path.read_text(), parse_constant=refuse)
+    content: dict[str, Any] = json.loads(path.read_text(), parse_constant=reject)
     return content
 
 
@@ -48,7 +48,7 @@ def test_the_record_of_a_run(
     initial = {name: value.detach() for name, value in make_module().named_parameters()}
     assert content["initial_weights"] == weights_digest(initial)
     root = content["topology"]["root"]
-    assert [one["name"] for one in root["children"]] == ["north", "south"]
+    assert [node["name"] for node in root["children"]] == ["north", "south"]
     b = root["children"][0]["children"][1]
     assert (b["name"], b["corpus"], b["noise_multiplier"], b["max_epsilon"]) == ("b", "b", None, None)
     c = root["children"][1]["children"][0]
@@ -70,7 +70,7 @@ def test_the_record_of_a_run(
     assert (first["nodes"]["a"]["tokens"], a["tokens"]) == (2 * 2 * 8, 2 * 2 * 2 * 8)
     assert a["passes"] == 2 * 2 * 2 / 13
     assert a["bytes_down"] == 2 * first["nodes"]["a"]["bytes_down"] > 0
-    metrics = next(one for one in trainer.callbacks if isinstance(one, NodeMetrics))
+    metrics = next(callback for callback in trainer.callbacks if isinstance(callback, NodeMetrics))
     score = metrics.scores(trainer.world.states["a"])["after_fit"]
     assert a["after_fit"] == {"perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
     assert "after_fit" not in second["nodes"]["world"]
@@ -78,13 +78,13 @@ def test_the_record_of_a_run(
     assert "epsilon" not in a
     assert sorted(second["attention"]) == ["north", "south", "world"]
     assert math.isclose(sum(second["attention"]["north"].values()), 1.0, abs_tol=1e-6)
-    exchange = next(one for one in trainer.callbacks if type(one).__name__ == "ResidualExchange")
+    exchange = next(callback for callback in trainer.callbacks if type(callback).__name__ == "ResidualExchange")
     routes = exchange.routes(trainer.world)
     assert routes == {path: first["routes"].get(path, 0) + second["routes"].get(path, 0) for path in routes}
     assert sum(second["routes"].values()) > 0
 
 
-def test_a_resumed_run_writes_what_an_undisturbed_one_does(
+def test_a_resumed_run_writes_the_same_record_as_an_uninterrupted_one(
     tree: Topology, fit: Make, make_module: Make, whole_method: Make, save_everywhere: Make
 ) -> None:
     saver = save_everywhere("on_train_batch_end", "on_train_epoch_end")
@@ -99,20 +99,20 @@ def test_a_resumed_run_writes_what_an_undisturbed_one_does(
 def test_an_earlier_checkpoint_drops_the_rounds_after_it(
     tree: Topology, fit: Make, whole_method: Make, tmp_path: Path
 ) -> None:
-    """In the same folder, at its end and on the way."""
+    """In the same folder, at the end of the run and before it."""
     keep = LastCheckpoint(keep_every_n_rounds=1)
     whole = fit(tree, [*whole_method(), Record(), keep], max_epochs=4)
     expected = read(whole.folder / "results.json")
     stop = StopAfter(3)
     fit(tree, [*whole_method(), Record(), stop], resume=tmp_path / "checkpoints/round_2.ckpt", max_epochs=4)
-    found = read(whole.folder / "results.json")
-    assert (found["rounds_done"], found["rounds"]) == (3, expected["rounds"][:3])
+    content = read(whole.folder / "results.json")
+    assert (content["rounds_done"], content["rounds"]) == (3, expected["rounds"][:3])
     fit(tree, [*whole_method(), Record()], resume=tmp_path / "checkpoints/round_2.ckpt", max_epochs=4)
     assert without_time(read(whole.folder / "results.json")) == without_time(expected)
 
 
 class StopAfter(Callback):
-    """Ends a run after a round, before its time."""
+    """Ends a run early, after a given round."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -121,44 +121,46 @@ class StopAfter(Callback):
         trainer.should_stop = trainer.world.round + 1 == self.number
 
 
-def test_a_checkpoint_does_not_hold_the_rounds(tree: Topology, fit: Make, whole_method: Make, tmp_path: Path) -> None:
-    """One that was moved away from its record goes on without, and says so; one of another record is not taken in."""
+def test_a_checkpoint_does_not_contain_the_rounds(
+    tree: Topology, fit: Make, whole_method: Make, tmp_path: Path
+) -> None:
+    """Without the matching results.json, a run resumes without the earlier rounds and logs a warning."""
     first = fit(tree, [*whole_method(), record := Record(), LastCheckpoint()])
     state = torch.load(LastCheckpoint.path(first), weights_only=True)["callbacks"]["Record"]
     assert sorted(state) == ["initial_weights", "num_rounds", "rounds_digest", "routes"]
     assert state["num_rounds"] == 2
-    assert Counter(state["routes"]) == sum((Counter(one["routes"]) for one in record.rounds), Counter())
+    assert Counter(state["routes"]) == sum((Counter(entry["routes"]) for entry in record.rounds), Counter())
     for content in ("", json.dumps({**read(tmp_path / "results.json"), "rounds": [{}, {}]})):
         away = tmp_path / "away" / str(len(content))
         (away / "checkpoints").mkdir(parents=True)
         shutil.copy(LastCheckpoint.path(first), away / "checkpoints" / "last.ckpt")
         (away / "results.json").write_text(content)
-        with logs("worldlm.monitoring.round_lines") as told:
+        with logs("worldlm.monitoring.round_lines") as messages:
             more = fit(
                 tree, [*whole_method(), Record()], resume=away / "checkpoints/last.ckpt", max_epochs=3,
                 default_root_dir=away,
             )  # fmt: skip
-        assert [one["round"] for one in read(more.folder / "results.json")["rounds"]] == [2]
-        assert told == [
-            "the 2 rounds before the checkpoint are in no results.json beside it: the record begins with the next"
+        assert [entry["round"] for entry in read(more.folder / "results.json")["rounds"]] == [2]
+        assert messages == [
+            "no results.json beside the checkpoint contains the 2 rounds before it; the record starts with the next one"
         ]
 
 
 @contextmanager
 def logs(name: str) -> Iterator[list[str]]:
-    """Collect what a logger is told."""
-    told: list[str] = []
+    """Collect the messages of a logger."""
+    messages: list[str] = []
     handler, logger = logging.Handler(), logging.getLogger(name)
-    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logger.addHandler(handler)
-    yield told
+    yield messages
     logger.removeHandler(handler)
 
 
-def test_a_checkpoint_that_holds_the_rounds_is_read(
+def test_an_older_checkpoint_that_contains_the_rounds_is_read(
     tree: Topology, fit: Make, whole_method: Make, tmp_path: Path
 ) -> None:
-    """As versions before wrote it."""
+    """Older versions wrote such checkpoints."""
     first = fit(tree, [*whole_method(), record := Record(), LastCheckpoint()])
     checkpoint = torch.load(LastCheckpoint.path(first), weights_only=True)
     checkpoint["callbacks"]["Record"] = {"initial_weights": record.initial_weights, "rounds": record.rounds}
@@ -172,7 +174,7 @@ def test_a_checkpoint_that_holds_the_rounds_is_read(
     assert content["rounds"][2]["routes"] == read(tmp_path / "anew" / "results.json")["rounds"][2]["routes"]
 
 
-def test_the_seconds_of_all_starts_count(tree: Topology, fit: Make, whole_method: Make, tmp_path: Path) -> None:
+def test_seconds_include_all_starts(tree: Topology, fit: Make, whole_method: Make, tmp_path: Path) -> None:
     trainer = fit(tree, [*whole_method(), Record(), LastCheckpoint()])
     checkpoint = torch.load(LastCheckpoint.path(trainer), weights_only=True)
     checkpoint["worldlm_seconds"] = 1000.0
@@ -181,39 +183,37 @@ def test_the_seconds_of_all_starts_count(tree: Topology, fit: Make, whole_method
     assert 1000 < read(more.folder / "results.json")["seconds"] < 1300
 
 
-def test_a_run_that_goes_on_without_a_record_has_no_initial_weights(
-    tree: Topology, fit: Make, whole_method: Make
-) -> None:
+def test_a_run_resumed_without_a_record_has_no_initial_weights(tree: Topology, fit: Make, whole_method: Make) -> None:
     first = fit(tree, [*whole_method(), LastCheckpoint()])
     more = fit(tree, [*whole_method(), Record()], resume=LastCheckpoint.path(first), max_epochs=3)
     content = read(more.folder / "results.json")
     assert content["initial_weights"] is None
-    assert [one["round"] for one in content["rounds"]] == [2]
+    assert [entry["round"] for entry in content["rounds"]] == [2]
 
 
-def test_what_was_not_measured_is_missing_and_what_is_no_number_null(
+def test_missing_evaluations_are_omitted_and_nan_is_null(
     tree: Topology, fit: Make, make_data: Make, whole_method: Make
 ) -> None:
     data = make_data()
-    data.nodes = lambda: data.trainer.topology.data_nodes  # nobody knows the bytes of a token
+    data.nodes = lambda: data.trainer.topology.data_nodes  # without bytes per token
     trainer = fit(tree, [*whole_method(), Record()], data=data, max_epochs=3, check_val_every_n_epoch=2)
     content = read(trainer.folder / "results.json")
-    measured = [sorted(one["nodes"]["a"].keys() & {"after_merge", "after_fit"}) for one in content["rounds"]]
+    measured = [sorted(entry["nodes"]["a"].keys() & {"after_merge", "after_fit"}) for entry in content["rounds"]]
     assert measured == [[], ["after_fit", "after_merge"], ["after_fit", "after_merge"]]
     assert content["rounds"][1]["nodes"]["a"]["after_fit"]["bits_per_byte"] is None
 
 
-def test_a_digest_tells_names_shapes_and_types_apart() -> None:
-    one = torch.zeros(2, 3)
-    variants = [{"a": one}, {"b": one}, {"a": one.T}, {"a": one.double()}, {"a": one, "b": one}, {"a": one + 1}]
-    assert len({weights_digest(each) for each in variants}) == len(variants)
-    assert weights_digest({"a": one, "b": one + 1}) == weights_digest({"b": one + 1, "a": one})
+def test_a_digest_depends_on_names_shapes_and_dtypes() -> None:
+    w = torch.zeros(2, 3)
+    variants = [{"a": w}, {"b": w}, {"a": w.T}, {"a": w.double()}, {"a": w, "b": w}, {"a": w + 1}]
+    assert len({weights_digest(weights) for weights in variants}) == len(variants)
+    assert weights_digest({"a": w, "b": w + 1}) == weights_digest({"b": w + 1, "a": w})
     assert weights_digest({"a": torch.arange(6).reshape(2, 3).T}) == weights_digest(
         {"a": torch.tensor([[0, 3], [1, 4], [2, 5]])}
     )
 
 
-def test_a_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
+def test_a_file_is_written_atomically(tmp_path: Path) -> None:
     write_json(tmp_path / "it.json", {"a": 1})
     with pytest.raises(ValueError):
         write_json(tmp_path / "it.json", {"a": math.nan})
@@ -221,7 +221,7 @@ def test_a_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["it.json"]
 
 
-def test_a_round_is_a_line_of_the_record(tmp_path: Path) -> None:
+def test_each_round_is_one_line_of_the_record(tmp_path: Path) -> None:
     content = {
         "seed": 7,
         "rounds": [{"round": 0, "nodes": {"a": [1.5, None]}}, {"round": 1}],

@@ -1,4 +1,4 @@
-"""No residual reaches a node whose rules refuse it, or leaves one that does not share, in any world, at any time."""
+"""No residual reaches a node whose rules reject it, or leaves a node that does not share, in any world."""
 
 from __future__ import annotations
 
@@ -20,44 +20,45 @@ from worldlm.trainer import FederationCallback
 Make = Callable[..., Any]
 
 
-class Watch(FederationCallback):
-    """Sees every residual that arrives, and every one that lies at a node to be used; keeps what the rules forbid.
+class RuleCheck(FederationCallback):
+    """Checks every residual that a node receives or is about to use, and records violations of the rules.
 
     Args:
-        rules: The tree whose rules must be obeyed; by default the world's.
+        rules: The topology whose rules apply; by default that of the world.
     """
 
     def __init__(self, rules: Topology | None = None) -> None:
         self.rules = rules
-        self.wrong: list[str] = []
+        self.violations: list[str] = []
         self.num_arrived = 0
 
-    def _see(self, context: Any, residual: Residual, *, from_above: bool) -> None:
+    def _check_residual(self, context: Any, residual: Residual, *, from_above: bool) -> None:
         topology = self.rules or context.world.topology
         node = topology.nodes[context.node.name]
-        laws = node.settings.residuals.accept_from
-        if from_above and laws is not None and residual.jurisdiction not in laws:
-            self.wrong.append(f"{residual.origin} of {residual.jurisdiction} is at {node.name}, which accepts {laws}")
-        here = {one.name for one in topology.path(node.name)}
-        for left in (one for one in topology.path(residual.origin) if one.name not in here):
+        accepted = node.settings.residuals.accept_from
+        if from_above and accepted is not None and residual.jurisdiction not in accepted:
+            origin = f"{residual.origin} of {residual.jurisdiction}"
+            self.violations.append(f"{origin} is at {node.name}, which accepts {accepted}")
+        ancestors = {ancestor.name for ancestor in topology.path(node.name)}
+        for left in (ancestor for ancestor in topology.path(residual.origin) if ancestor.name not in ancestors):
             if not left.settings.residuals.share:
-                self.wrong.append(f"{residual.origin} is at {node.name}, but {left.name} does not share")
+                self.violations.append(f"{residual.origin} is at {node.name}, but {left.name} does not share")
 
     def on_unpack(self, context: Any, sender: Any, message: Any) -> Any:
         for residual in message.residuals:
             self.num_arrived += 1
-            self._see(context, residual, from_above=context.node in sender.children)
+            self._check_residual(context, residual, from_above=context.node in sender.children)
         return message
 
-    def _see_inbox(self, context: Any) -> None:
+    def _check_inbox(self, context: Any) -> None:
         for residual in context.state.inbox:
-            self._see(context, residual, from_above=True)
+            self._check_residual(context, residual, from_above=True)
 
     def on_receive(self, context: Any, download: Any) -> None:
-        self._see_inbox(context)
+        self._check_inbox(context)
 
     def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
-        self._see_inbox(context)
+        self._check_inbox(context)
 
 
 def _pieces(compress: bool = False) -> list[Any]:
@@ -72,22 +73,22 @@ def _with_rules(node: Node, rules: Callable[[Node], Residuals]) -> Node:
 
 
 def _open(topology: Topology) -> Topology:
-    """The same tree, in which everybody shares, and accepts from anywhere."""
+    """The same tree without rules: every node shares, and accepts residuals from any jurisdiction."""
     return replace(topology, root=_with_rules(topology.root, lambda _: Residuals()))
 
 
-def few(num: int) -> Any:
+def examples(num: int) -> Any:
     quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(max_examples=num, suppress_health_check=quiet, phases=[Phase.generate])
 
 
 def _check(data: st.DataObject, worlds: Make, fit: Make) -> None:
-    topology, watch = data.draw(worlds(noises=data.draw(st.sampled_from([(), (0.0, 1.0)])))), Watch()
-    fit(topology, [*_pieces(data.draw(st.booleans())), watch], limit_val_batches=0, max_epochs=3)
-    assert watch.wrong == []
+    topology, rule_check = data.draw(worlds(noises=data.draw(st.sampled_from([(), (0.0, 1.0)])))), RuleCheck()
+    fit(topology, [*_pieces(data.draw(st.booleans())), rule_check], limit_val_batches=0, max_epochs=3)
+    assert rule_check.violations == []
 
 
-@few(5)
+@examples(5)
 @given(data=st.data())
 def test_rules_are_obeyed_in_any_world(data: st.DataObject, worlds: Make, fit: Make) -> None:
     _check(data, worlds, fit)
@@ -95,35 +96,37 @@ def test_rules_are_obeyed_in_any_world(data: st.DataObject, worlds: Make, fit: M
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@few(300)
+@examples(300)
 @given(data=st.data())
 def test_rules_are_obeyed_in_many_worlds(data: st.DataObject, worlds: Make, fit: Make) -> None:
     _check(data, worlds, fit)
 
 
-# ---------------------------------------------------------------------- rules that change on the way
+# ---------------------------------------------------------------------- rules that change when a run resumes
 
 
 def _check_change(data: st.DataObject, worlds: Make, fit: Make, save_everywhere: Make) -> None:
-    """What waits when a run goes on obeys the rules that hold from then on."""
-    saver, watch, topology = save_everywhere("on_train_epoch_end"), Watch(), data.draw(worlds(noises=()))
+    """Residuals queued in a checkpoint obey the rules of the topology with which the run resumes."""
+    saver, rule_check, topology = save_everywhere("on_train_epoch_end"), RuleCheck(), data.draw(worlds(noises=()))
     fit(_open(topology), [*_pieces(), saver], limit_val_batches=0)
     path: Path = data.draw(st.sampled_from(saver.saved))
-    fit(topology, [*_pieces(), watch], resume=path, limit_val_batches=0, max_epochs=4)
-    assert watch.wrong == []
+    fit(topology, [*_pieces(), rule_check], resume=path, limit_val_batches=0, max_epochs=4)
+    assert rule_check.violations == []
 
 
-@few(4)
+@examples(4)
 @given(data=st.data())
-def test_new_rules_hold_for_what_waits(data: st.DataObject, worlds: Make, fit: Make, save_everywhere: Make) -> None:
+def test_new_rules_apply_to_queued_residuals(
+    data: st.DataObject, worlds: Make, fit: Make, save_everywhere: Make
+) -> None:
     _check_change(data, worlds, fit, save_everywhere)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@few(200)
+@examples(200)
 @given(data=st.data())
-def test_new_rules_hold_for_what_waits_in_many_worlds(
+def test_new_rules_apply_to_queued_residuals_in_many_worlds(
     data: st.DataObject, worlds: Make, fit: Make, save_everywhere: Make
 ) -> None:
     _check_change(data, worlds, fit, save_everywhere)
@@ -162,32 +165,34 @@ RULES = {
 
 
 @pytest.mark.parametrize("what", RULES)
-def test_what_would_be_found(what: str, fit: Make) -> None:
-    rules, told = RULES[what]
-    strict, lax = Watch(rules), Watch()
+def test_violations_are_found(what: str, fit: Make) -> None:
+    rules, message = RULES[what]
+    strict, lax = RuleCheck(rules), RuleCheck()
     fit(_two(), [*_pieces(), strict, lax], limit_val_batches=0, max_epochs=3)
-    assert any(told in one for one in strict.wrong)
-    assert (lax.wrong, lax.num_arrived > 0) == ([], True)
+    assert any(message in violation for violation in strict.violations)
+    assert (lax.violations, lax.num_arrived > 0) == ([], True)
 
 
 @pytest.mark.parametrize("what", RULES)
-def test_what_waits_is_dropped_by_a_new_rule(what: str, fit: Make, save_everywhere: Make) -> None:
-    """After a round, one of A's residuals waits for B; the next round would bring it there."""
+def test_a_new_rule_drops_queued_residuals(what: str, fit: Make, save_everywhere: Make) -> None:
+    """After a round, a residual of A is queued for B, and the next round would send it."""
     saver, (rules, _) = save_everywhere("on_train_epoch_end"), RULES[what]
     fit(_two(), [*_pieces(), saver], limit_val_batches=0, max_epochs=1)
     for topology, is_wrong in ((_two(), True), (rules, False)):
-        watch = Watch(rules)
-        fit(topology, [*_pieces(), watch], resume=saver.saved[-1], limit_val_batches=0, max_epochs=2)
-        assert (watch.wrong != []) == is_wrong
+        rule_check = RuleCheck(rules)
+        fit(topology, [*_pieces(), rule_check], resume=saver.saved[-1], limit_val_batches=0, max_epochs=2)
+        assert (rule_check.violations != []) == is_wrong
 
 
-def test_a_node_refuses_what_its_parent_should_not_have_sent(fit: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_rejects_a_residual_that_its_parent_should_not_have_sent(
+    fit: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(residuals_of_federation, "refusal", lambda residual, receiver: None)
     rules, _ = RULES["accept"]
-    pieces, watch = _pieces(), Watch()
-    world = fit(rules, [*pieces, watch], limit_val_batches=0, max_epochs=3).world
-    assert watch.wrong != []  # it came
-    exchange = next(one for one in pieces if isinstance(one, ResidualExchange))
+    pieces, rule_check = _pieces(), RuleCheck()
+    world = fit(rules, [*pieces, rule_check], limit_val_batches=0, max_epochs=3).world
+    assert rule_check.violations != []  # B received it
+    exchange = next(callback for callback in pieces if isinstance(callback, ResidualExchange))
     assert all(reason.endswith(": B accepts no residuals") for reason in exchange.refusals(world))
-    assert sum(exchange.refusals(world).values()) == len(watch.wrong)
+    assert sum(exchange.refusals(world).values()) == len(rule_check.violations)
     assert not any(route.startswith("a") and not route.endswith("dropped") for route in exchange.routes(world))

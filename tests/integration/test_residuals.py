@@ -1,4 +1,4 @@
-"""A residual climbs, crosses the root, descends, is used once, and obeys the rules."""
+"""A residual is sent up to the root and down to another branch, is used once, and obeys the rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 
-# What every leaf learns: one coordinate of its keys. a1 is at odds with a2, and at home with b2.
+# The coordinate of its keys that each leaf learns: a1 is unlike a2, and like b2.
 LEARNT = {"a1": 1, "a2": 0, "b1": 2, "b2": 1}
 
 TREE = """
@@ -33,7 +33,7 @@ root:
 
 
 class Learn(FederationCallback):
-    """Sets what a leaf's keys learnt, by hand; remembers the residuals that lie at a node when it trains."""
+    """Sets what a leaf's keys learnt, by hand; records the number of unused residuals at a node when it trains."""
 
     def __init__(self) -> None:
         self.inboxes: list[tuple[str, int]] = []
@@ -63,30 +63,31 @@ def _run(fit: Make, max_epochs: int, logger: Any = False, **settings: str) -> tu
 
 
 def _outbox(trainer: Any, residuals: ResidualExchange, name: str = "world") -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = residuals.memory(trainer.world.states[name]).get("outbox", {})
-    return found
+    outbox: dict[str, list[dict[str, Any]]] = residuals.memory(trainer.world.states[name]).get("outbox", {})
+    return outbox
 
 
 def _in_flight(trainer: Any, residuals: ResidualExchange) -> list[tuple[str, str, int]]:
     boxes = [_outbox(trainer, residuals, name) for name in trainer.world.states]
-    return [(child, one["origin"], one["round"]) for box in boxes for child, found in box.items() for one in found]
+    queues = [(child, queue) for box in boxes for child, queue in box.items()]
+    return [(child, residual["origin"], residual["round"]) for child, queue in queues for residual in queue]
 
 
-def test_it_climbs_and_waits_at_the_root(fit: Make) -> None:
+def test_a_residual_is_sent_up_and_queued_at_the_root(fit: Make) -> None:
     trainer, residuals, _ = _run(fit, 1)
-    # nothing was learnt before round 0, so that all weights are alike and the first name is chosen
+    # nothing was learnt before round 0, so all weights are equal and the first name is selected
     assert trainer.world.states["A"].attention == pytest.approx({"a1": 0.5, "a2": 0.5})
     assert _in_flight(trainer, residuals) == [("B", "a1", 0)]
-    assert residuals.routes(trainer.world) == {"b1 > dropped": 1}  # b1 is like nobody in A
-    kept = _outbox(trainer, residuals)["B"][0]
-    assert kept["federation"] == "A"
+    assert residuals.routes(trainer.world) == {"b1 > dropped": 1}  # b1 is unlike all nodes of A
+    waiting = _outbox(trainer, residuals)["B"][0]
+    assert waiting["federation"] == "A"
     sent = trainer.world.states["a1"].parameters
-    assert all(torch.equal(kept["keys"][name], sent[name]) for name in kept["keys"])
-    assert all(kept["keys"][name].data_ptr() != sent[name].data_ptr() for name in kept["keys"])
-    assert set(kept["values"]) == {name for name, part in trainer.world.partition.items() if part == "values"}
+    assert all(torch.equal(waiting["keys"][name], sent[name]) for name in waiting["keys"])
+    assert all(waiting["keys"][name].data_ptr() != sent[name].data_ptr() for name in waiting["keys"])
+    assert set(waiting["values"]) == {name for name, part in trainer.world.partition.items() if part == "values"}
 
 
-def test_it_descends_to_the_leaf_it_fits_and_is_used_once(fit: Make, recorder: Any) -> None:
+def test_a_residual_is_delivered_to_the_leaf_it_fits_and_used_once(fit: Make, recorder: Any) -> None:
     trainer, residuals, learn = _run(fit, 3, recorder)
     assert residuals.routes(trainer.world)["a1 > b2"] >= 1
     used = [(tag, step) for tag, _, step in recorder.scalars if "/residual_" in tag]
@@ -94,17 +95,19 @@ def test_it_descends_to_the_leaf_it_fits_and_is_used_once(fit: Make, recorder: A
     assert sum(tag.endswith("_a1") for tag, _ in used) == residuals.routes(trainer.world)["a1 > b2"]
     assert all(waiting == 0 for _, waiting in learn.inboxes)
     assert all(not state.inbox for state in trainer.world.states.values())
-    assert all(number == 2 for _, _, number in _in_flight(trainer, residuals))  # those of earlier rounds are gone
+    assert all(
+        number == 2 for _, _, number in _in_flight(trainer, residuals)
+    )  # residuals of earlier rounds are used up
     assert not residuals.refusals(trainer.world)
 
 
-def test_it_brings_its_values_along(fit: Make, recorder: Any) -> None:
+def test_a_residual_contains_its_values(fit: Make, recorder: Any) -> None:
     with_residual, _, _ = _run(fit, 2, recorder)
     weights = {tag: value for tag, value, step in recorder.scalars if tag.startswith("b2/attention_down") and step == 1}
     assert sum(weights.values()) == pytest.approx(1.0)
     assert weights["b2/attention_down/residual_0_a1"] == pytest.approx(weights["b2/attention_down/self"])
     without, _, _ = _run(fit, 2, a1="residuals: {share: false}")
-    left, right = (one.world.states["b2"].parameters for one in (with_residual, without))
+    left, right = (trainer.world.states["b2"].parameters for trainer in (with_residual, without))
     values = [name for name, part in with_residual.world.partition.items() if part == "values"]
     assert any(not torch.equal(left[name], right[name]) for name in values)
 
@@ -125,11 +128,11 @@ def test_it_brings_its_values_along(fit: Make, recorder: Any) -> None:
         ({"a1": "residuals: {share: false}"}, "a1 does not share residuals", ""),
         ({"A": "residuals: {share: false}", "a1": "residuals: {share: true}"}, "A does not share residuals", ""),
     ],
-    ids=["federation refuses", "leaf refuses", "origin keeps", "federation keeps"],
+    ids=["federation rejects", "leaf rejects", "origin does not share", "federation does not share"],
 )
 def test_rules_are_obeyed_and_counted(settings: dict[str, str], reason: str, route: str, fit: Make) -> None:
     trainer, residuals, _ = _run(fit, 2, **settings)
-    assert any(found.startswith(reason) and count >= 1 for found, count in residuals.refusals(trainer.world).items())
+    assert any(text.startswith(reason) and count >= 1 for text, count in residuals.refusals(trainer.world).items())
     assert residuals.routes(trainer.world)["a1 > b2"] == 0
     if route:
         assert residuals.routes(trainer.world)[route] >= 1

@@ -1,4 +1,4 @@
-"""What a round comes to: against a loop written by hand, whatever the order of the children, byte by byte."""
+"""The result of a round: compared with a loop written by hand, in any order of the children, and its bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def fedavg() -> Averaging:
     return Averaging(parts=PARTS)
 
 
-def test_fedavg_on_a_star_is_local_adamw_and_a_weighted_mean(
+def test_fedavg_on_a_star_equals_local_adamw_and_a_weighted_mean(
     star: Make, fit: Make, make_module: Make, make_data: Make, tolerance: float
 ) -> None:
     sizes = {"a": 2, "b": 4, "c": 3}
@@ -45,10 +45,10 @@ def test_fedavg_on_a_star_is_local_adamw_and_a_weighted_mean(
             part = value.detach() * (size / sum(sizes.values()))
             mean[key] = mean[key] + part if key in mean else part
 
-    found = trainer.world.states["world"].parameters
-    assert found.keys() == mean.keys()
+    actual = trainer.world.states["world"].parameters
+    assert actual.keys() == mean.keys()
     for key, value in mean.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-6, atol=tolerance)
+        torch.testing.assert_close(actual[key], value, rtol=1e-6, atol=tolerance)
     assert trainer.world.states["world"].unsent_tokens == sum(size * 2 * 8 for size in sizes.values())
 
 
@@ -76,12 +76,12 @@ def test_the_order_of_children_does_not_matter(
     other = Topology(name="mirrored", root=_mirrored(busy_tree.root))
     assert [*other.nodes] != [*busy_tree.nodes]
     left, right = (snapshot(fit(topology, whole_method())) for topology in (busy_tree, other))
-    for one in (left, right):
-        one["world"]["topology"] = {name: sorted(names) for name, names in one["world"]["topology"].items()}
+    for content in (left, right):
+        content["world"]["topology"] = {name: sorted(names) for name, names in content["world"]["topology"].items()}
     assert differences(left, right) == []
 
 
-def test_copied_weights_give_what_shared_weights_give(
+def test_copied_weights_give_the_same_result_as_shared_weights(
     tree: Topology, fit: Make, whole_method: Make, snapshot: Make, differences: Make
 ) -> None:
     shared, copied = (snapshot(fit(tree, whole_method(), share_memory=share)) for share in (True, False))
@@ -100,26 +100,27 @@ def _sizes(module: Any) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("parts", [("backbone",), ("keys", "values"), PARTS], ids=str)
-def test_bytes_are_the_parts_that_travel(parts: Any, star: Make, fit: Make, make_module: Make) -> None:
+def test_bytes_equal_the_size_of_the_sent_parts(parts: Any, star: Make, fit: Make, make_module: Make) -> None:
     states = fit(star("ab"), [Averaging(parts=parts)]).world.states
     expected = 2 * sum(_sizes(make_module())[part] for part in parts)
-    found = {name: (state.bytes_down, state.bytes_up) for name, state in states.items()}
-    assert found == {"world": (0, 0), "a": (expected, expected), "b": (expected, expected)}
+    traffic = {name: (state.bytes_down, state.bytes_up) for name, state in states.items()}
+    assert traffic == {"world": (0, 0), "a": (expected, expected), "b": (expected, expected)}
 
 
 def test_bytes_of_residuals(tree: Topology, fit: Make, make_module: Make, recorder: Any, whole_method: Make) -> None:
     exchange_callback = ResidualExchange(min_similarity=-2.0)
-    callbacks = [exchange_callback if isinstance(one, ResidualExchange) else one for one in whole_method()]
+    others = [callback for callback in whole_method() if not isinstance(callback, ResidualExchange)]
+    callbacks = [*others[:2], exchange_callback, *others[2:]]
     world = fit(tree, callbacks, logger=recorder).world
     states = world.states
     size = _sizes(make_module())
     model, residual = sum(size.values()), size["keys"] + size["values"]
     routes = exchange_callback.routes(world).items()
-    homes = {name: sum(n for r, n in routes if r.endswith(f" > {name}")) for name in "abcd"}
+    received = {name: sum(n for r, n in routes if r.endswith(f" > {name}")) for name in "abcd"}
     for name in "abcd":  # leaves send no residuals
         assert states[name].bytes_up == 2 * model
-        assert states[name].bytes_down == 2 * model + homes[name] * residual
-    for name in ("north", "south"):  # each sends one a round, and the other's of round 0 arrives in round 1
+        assert states[name].bytes_down == 2 * model + received[name] * residual
+    for name in ("north", "south"):  # each sends one per round, and receives the other's of round 0 in round 1
         assert states[name].bytes_up == 2 * (model + residual)
         assert states[name].bytes_down == 2 * model + residual
     total = sum(state.bytes_up + state.bytes_down for state in states.values())
@@ -127,8 +128,8 @@ def test_bytes_of_residuals(tree: Topology, fit: Make, make_module: Make, record
     assert recorder.last("a/bytes_up") == states["a"].bytes_up
 
 
-class Tap(FederationCallback):
-    """Remembers what travels."""
+class MessageRecorder(FederationCallback):
+    """Records downloads and uploads."""
 
     def __init__(self) -> None:
         self.downloads: list[Any] = []
@@ -143,9 +144,9 @@ class Tap(FederationCallback):
 
 
 def test_fedper_never_sends_keys_and_values(star: Make, fit: Make, make_module: Make) -> None:
-    tap = Tap()
-    trainer = fit(star("ab"), [Averaging(parts=["backbone"]), tap])
-    messages = [*tap.downloads, *tap.uploads]
+    recorder_ = MessageRecorder()
+    trainer = fit(star("ab"), [Averaging(parts=["backbone"]), recorder_])
+    messages = [*recorder_.downloads, *recorder_.uploads]
     assert len(messages) == 8
     assert all(set(message.parts) == {"backbone"} for message in messages)
     a, b = (trainer.world.states[name].parameters for name in "ab")
@@ -153,11 +154,11 @@ def test_fedper_never_sends_keys_and_values(star: Make, fit: Make, make_module: 
     assert all(not torch.equal(a[name], b[name]) for name in parts if parts[name] == "keys")
 
 
-# ---------------------------------------------------------------------- who takes part
+# ---------------------------------------------------------------------- participation
 
 
 class Visits(FederationCallback):
-    """Remembers the fits, and lets nobody of a list take part."""
+    """Records the fits, and keeps the nodes of a list from taking part."""
 
     def __init__(self, absent: str = "") -> None:
         self.absent = absent
@@ -174,7 +175,7 @@ class Visits(FederationCallback):
         self.draws[(trainer.world.round, trainer.active_node, batch_idx)] = float(torch.rand(()))
 
 
-def test_participation_is_drawn_from_the_seed_alone(star: Make, fit: Make) -> None:
+def test_participation_depends_on_the_seed_only(star: Make, fit: Make) -> None:
     def run(leaves: str, seed: int) -> list[tuple[int, str]]:
         visits = Visits()
         fit(star(leaves, "participation: 0.5"), [fedavg(), visits], max_epochs=6, seed=seed, limit_val_batches=0)
@@ -187,7 +188,7 @@ def test_participation_is_drawn_from_the_seed_alone(star: Make, fit: Make) -> No
     assert len({name for _, name in drawn}) > 2
 
 
-def test_federations_that_are_not_drawn_rest_with_all_below(tree: Topology, fit: Make) -> None:
+def test_nodes_below_a_federation_that_is_not_drawn_do_not_train(tree: Topology, fit: Make) -> None:
     from dataclasses import replace
 
     root = replace(tree.root, settings=replace(tree.root.settings, participation=0.5))
@@ -210,7 +211,7 @@ def _without_privacy(node: Node) -> Node:
     return replace(node, children=children, settings=replace(node.settings, privacy=None))
 
 
-def test_where_nobody_takes_part_the_model_stays(
+def test_without_participants_the_model_does_not_change(
     star: Make, fit: Make, make_module: Make, differences: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "worldlm"):
@@ -221,18 +222,18 @@ def test_where_nobody_takes_part_the_model_stays(
     assert trainer.current_epoch == 2
 
 
-# ---------------------------------------------------------------------- state and chance
+# ---------------------------------------------------------------------- state and randomness
 
 
 class OptimizerSteps(Callback):
-    """Keeps how many steps the moments of node a hold, after each of its steps."""
+    """Records the step count in the optimizer state of node a after each of its steps."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
         if trainer.active_node == "a":
-            (steps,) = {int(one["step"]) for one in trainer.optimizers[0].state.values()}
+            (steps,) = {int(entry["step"]) for entry in trainer.optimizers[0].state.values()}
             self.seen.append(steps)
 
 
@@ -242,12 +243,12 @@ def test_optimizer_state(setting: str, steps: list[int], star: Make, fit: Make) 
     trainer = fit(star("ab", f"optimizer_state: {setting}"), [fedavg(), watch])
     assert watch.seen == steps
     state = trainer.fit_loop.slot.state_dict()["a"]
-    assert bool(state["optimizer"]["state"]) == (setting == "keep")  # a node that waits keeps no more than it needs
+    assert bool(state["optimizer"]["state"]) == (setting == "keep")  # with reset, no state is stored
     assert all(parameter.grad is None for parameter in trainer.lightning_module.parameters())
-    assert state["schedulers"][0]["last_epoch"] == 4  # the schedule is of the run, not of a visit
+    assert state["schedulers"][0]["last_epoch"] == 4  # the schedule spans the run, not one fit
 
 
-def test_global_randomness_does_not_know_the_number_of_nodes(star: Make, fit: Make) -> None:
+def test_global_randomness_does_not_depend_on_the_number_of_nodes(star: Make, fit: Make) -> None:
     states = []
     for leaves in ("ab", "abcde"):
         torch.manual_seed(5)
@@ -256,22 +257,22 @@ def test_global_randomness_does_not_know_the_number_of_nodes(star: Make, fit: Ma
     assert torch.equal(*states)
 
 
-def test_draws_within_a_fit_are_a_function_of_seed_node_and_round(star: Make, fit: Make) -> None:
+def test_draws_within_a_fit_depend_on_seed_node_and_round(star: Make, fit: Make) -> None:
     def run(leaves: str, seed: int = 7) -> dict[tuple[int, str, int], float]:
         visits = Visits()
         torch.manual_seed(len(leaves))
         fit(star(leaves), [fedavg(), visits], seed=seed)
         return visits.draws
 
-    few, many = run("ab"), run("cba")
-    assert len(few) == 8
-    assert few == {key: value for key, value in many.items() if key[1] in "ab"}
-    assert len(set(few.values())) == 8  # no two nodes, rounds or steps draw the same
-    assert few != run("ab", seed=8)
+    small, large = run("ab"), run("cba")
+    assert len(small) == 8
+    assert small == {key: value for key, value in large.items() if key[1] in "ab"}
+    assert len(set(small.values())) == 8  # no two nodes, rounds or steps draw the same
+    assert small != run("ab", seed=8)
 
 
-def test_a_node_alone_below_a_federation_that_averages_keeps_its_fit(star: Make, fit: Make, differences: Make) -> None:
-    """Local training through the federation's eyes: with one child, FedAvg is the child."""
+def test_fedavg_with_one_child_equals_the_child(star: Make, fit: Make, differences: Make) -> None:
+    """With one child, FedAvg returns the weights of the child."""
     trainer = fit(star("a"), [fedavg()])
     states = trainer.world.states
     for name, value in states["a"].parameters.items():
@@ -291,7 +292,7 @@ def test_no_checkpoint_while_nodes_exchange_messages(star: Make, fit: Make, tmp_
     assert not (tmp_path / "half.ckpt").exists()
 
 
-def test_a_parents_own_fit_takes_its_place_by_name(fit: Make) -> None:
+def test_a_parents_own_fit_is_ordered_by_name(fit: Make) -> None:
     text = """
 name: middle
 settings: {num_local_steps: 1, batch_size: 2}

@@ -20,8 +20,8 @@ from worldlm.trainer import FederationCallback
 Make = Callable[..., Any]
 
 
-class Around(FederationCallback):
-    """Remembers a node's weights, or what it is sent, at a receive; and a federation's at an aggregate."""
+class Recorder(FederationCallback):
+    """Records a node's weights or its download in `on_receive`, and a federation's weights in `on_aggregate`."""
 
     def __init__(self, sent: bool = False) -> None:
         self.sent = sent
@@ -31,7 +31,7 @@ class Around(FederationCallback):
     def on_receive(self, context: Any, download: Any) -> None:
         tensors = context.state.parameters
         if self.sent:
-            tensors = {name: one for part in download.parts.values() for name, one in part.items()}
+            tensors = {name: tensor for part in download.parts.values() for name, tensor in part.items()}
         self.seen[context.round, context.node.name] = clone(tensors)
 
     def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
@@ -39,29 +39,29 @@ class Around(FederationCallback):
 
 
 @pytest.mark.parametrize(("rate", "leaf_rate"), [(0.25, 1.0), (1.0, 0.5), (0.25, 0.5)], ids=str)
-def test_what_a_node_holds_after_a_download(rate: float, leaf_rate: float, tree: Topology, fit: Make) -> None:
-    before, sent, after = Around(), Around(sent=True), Around()
+def test_weights_after_a_download(rate: float, leaf_rate: float, tree: Topology, fit: Make) -> None:
+    before, sent, after = Recorder(), Recorder(sent=True), Recorder()
     averaging = Averaging(parts=PARTS, download_rate=rate, leaf_download_rate=leaf_rate)
     fit(tree, [before, sent, averaging, after, UpdatePrivacy()])
     moved = 0
-    for (number, name), found in after.seen.items():
+    for (number, name), merged in after.seen.items():
         share = leaf_rate if name in "abcd" else rate
         for key, own in before.seen[number, name].items():
             expected = own + share * (sent.seen[number, name][key] - own)
-            torch.testing.assert_close(found[key], expected, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(merged[key], expected, rtol=1e-6, atol=1e-7)
             if share == 1.0:
-                assert torch.equal(found[key], sent.seen[number, name][key])
-            moved += not torch.equal(found[key], own)
+                assert torch.equal(merged[key], sent.seen[number, name][key])
+            moved += not torch.equal(merged[key], own)
     assert moved > 0
 
 
-def test_a_federation_hands_on_and_starts_from_what_it_mixed(tree: Topology, fit: Make, differences: Make) -> None:
-    sent, around = Around(sent=True), Around()
-    fit(tree, [sent, Averaging(parts=PARTS, download_rate=0.25), around, UpdatePrivacy()])
+def test_a_federation_sends_and_starts_from_its_merged_weights(tree: Topology, fit: Make, differences: Make) -> None:
+    sent, recorded = Recorder(sent=True), Recorder()
+    fit(tree, [sent, Averaging(parts=PARTS, download_rate=0.25), recorded, UpdatePrivacy()])
     for child in "ab":
-        assert differences(sent.seen[1, child], around.seen[1, "north"]) == []
-    assert differences(sent.starts[1, "north"], around.seen[1, "north"]) == []
-    assert differences(sent.seen[1, "north"], around.seen[1, "north"]) != []
+        assert differences(sent.seen[1, child], recorded.seen[1, "north"]) == []
+    assert differences(sent.starts[1, "north"], recorded.seen[1, "north"]) == []
+    assert differences(sent.seen[1, "north"], recorded.seen[1, "north"]) != []
 
 
 def test_a_rate_of_one_is_the_default(
@@ -76,8 +76,8 @@ def test_a_rate_of_one_is_the_default(
     assert differences(default, explicit) == []
 
 
-def test_a_private_update_is_counted_from_what_the_parent_sent(tree: Topology, fit: Make, recorder: Any) -> None:
-    """What a node kept of its own is part of its update, and is clipped with it."""
+def test_a_private_update_is_relative_to_the_download(tree: Topology, fit: Make, recorder: Any) -> None:
+    """The difference that a soft download leaves is part of the update, and is clipped with it."""
     uploads: dict[str, Any] = {}
 
     class Last(FederationCallback):
@@ -88,7 +88,7 @@ def test_a_private_update_is_counted_from_what_the_parent_sent(tree: Topology, f
                     for part, tensors in upload.parts.items()
                     for name, tensor in tensors.items()
                 ]
-                uploads["norm"] = float(torch.cat([one.flatten() for one in update]).norm())
+                uploads["norm"] = float(torch.cat([tensor.flatten() for tensor in update]).norm())
             return upload
 
     callbacks = [Averaging(parts=PARTS, leaf_download_rate=0.5), Last(), UpdatePrivacy()]
@@ -96,17 +96,17 @@ def test_a_private_update_is_counted_from_what_the_parent_sent(tree: Topology, f
     assert recorder.last("c/update_norm") == pytest.approx(uploads["norm"], rel=1e-5)
 
 
-# ---------------------------------------------------------------------- as far as attention says
+# ---------------------------------------------------------------------- rates from attention
 
 
 @pytest.mark.parametrize("granularity", ["model", "block"])
 @pytest.mark.parametrize("similarity", ["cosine", "distance"])
 @pytest.mark.parametrize("own", [None, 0.5])
-def test_attention_says_how_far_a_node_moves(
+def test_the_download_rate_is_multiplied_by_the_attention_weight(
     own: float | None, similarity: Any, granularity: Any, tree: Topology, fit: Make, recorder: Any
 ) -> None:
-    """The weight of the parent's keys beside a node's own, before either has moved, times the rate of the round."""
-    before, sent, after = Around(), Around(sent=True), Around()
+    """The attention weight of the parent's keys against the node's own, before they change, times the round's rate."""
+    before, sent, after = Recorder(), Recorder(sent=True), Recorder()
     options = {"similarity": similarity, "granularity": granularity}
     attention = AttentionAggregation(temperature=0.3, self_similarity=own, **options)
     averaging = Averaging(download_rate=(1.0, 0.2), leaf_download_rate=0.4, attentive=True)
@@ -127,18 +127,18 @@ def test_attention_says_how_far_a_node_moves(
             torch.testing.assert_close(after.seen[number, name][key], expected, rtol=1e-5, atol=1e-7)
         if number == 2:
             assert recorder.last(f"{name}/download_rate") == pytest.approx(rate)
-    assert 0.5 in weights  # all alike before anything was learnt
+    assert 0.5 in weights  # equal weights before anything was learnt
     assert len(weights) > 2
 
 
 def test_keys_and_values_move_part_of_the_way_too(tree: Topology, fit: Make) -> None:
-    before, sent, after = Around(), Around(sent=True), Around()
+    before, sent, after = Recorder(), Recorder(sent=True), Recorder()
     attention = AttentionAggregation(temperature=1e6, download_rate=(1.0, 0.5), leaf_download_rate=(0.5, 0.25))
     trainer = fit(tree, [before, sent, attention, after, UpdatePrivacy()])
     rates = {"federation": (1.0, 0.5), "leaf": (0.5, 0.25)}
     moved = 0
     for (number, name), own in before.seen.items():
-        rate = rates["leaf" if name in "abcd" else "federation"][number] / 2  # half is its own, at this temperature
+        rate = rates["leaf" if name in "abcd" else "federation"][number] / 2  # at this temperature both weights are 1/2
         for key in (key for key, part in trainer.world.partition.items() if part != "backbone"):
             expected = own[key] + rate * (sent.seen[number, name][key] - own[key])
             torch.testing.assert_close(after.seen[number, name][key], expected, rtol=1e-5, atol=1e-6)
@@ -151,21 +151,24 @@ def test_keys_and_values_move_part_of_the_way_too(tree: Topology, fit: Make) -> 
     [
         (lambda: [Averaging(attentive=True)], "needs an AttentionAggregation among trainer.callbacks"),
         (lambda: [Averaging(attentive=True), AttentionAggregation(downward=False)], "with downward: true"),
-        (lambda: [AttentionAggregation(), Averaging(attentive=True)], "must come before the AttentionAggregation"),
+        (
+            lambda: [AttentionAggregation(), Averaging(attentive=True)],
+            "list an attentive Averaging before AttentionAgg",
+        ),
     ],
 )
-def test_attention_must_be_there_to_be_asked(callbacks: Any, message: str, tree: Topology, fit: Make) -> None:
+def test_attentive_averaging_needs_attention(callbacks: Any, message: str, tree: Topology, fit: Make) -> None:
     with pytest.raises(ValueError, match=message):
         fit(tree, [*callbacks(), UpdatePrivacy()])
 
 
-def test_a_rate_that_moves_needs_an_end(tree: Topology, fit: Make) -> None:
+def test_a_changing_rate_needs_a_last_round(tree: Topology, fit: Make) -> None:
     with pytest.raises(ValueError, match=r"a rate of \[1.0, 0.1\] changes until the last round: .*max_epochs"):
         fit(tree, [Averaging(download_rate=(1.0, 0.1)), UpdatePrivacy()], max_epochs=-1)
 
 
-def test_rates_of_rounds_by_hand() -> None:
+def test_rates_of_rounds() -> None:
     assert [in_round((1.0, 0.1), number, 4) for number in range(4)] == pytest.approx([1.0, 0.7, 0.4, 0.1])
     assert in_round((1.0, 0.1), 0, 1) == 1.0
-    assert in_round((1.0, 0.1), 9, 4) == pytest.approx(0.1)  # a run that goes on beyond what was planned
+    assert in_round((1.0, 0.1), 9, 4) == pytest.approx(0.1)  # a run that is longer than planned
     assert in_round(0.3, 5, None) == 0.3

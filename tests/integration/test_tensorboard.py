@@ -1,4 +1,4 @@
-"""What a run shows on its TensorBoard: pictures, an order of curves, and what the nodes write."""
+"""A run in TensorBoard: pictures, the layout of charts, and text samples."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Make = Callable[..., Any]
 
 
 class Letters:
-    """A tokenizer of the tiny world: 32 tokens, a letter each."""
+    """A tokenizer with 32 tokens, one letter each."""
 
     vocab_size, end_of_text = 32, 31
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [[ord(one) % 32 for one in text] for text in texts]
+        return [[ord(letter) % 32 for letter in text] for text in texts]
 
     def decode(self, tokens: list[int]) -> str:
-        return "".join(chr(64 + one) for one in tokens)
+        return "".join(chr(64 + token) for token in tokens)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def logger(tmp_path: Path) -> TensorBoardLogger:
     return TensorBoardLogger(tmp_path, name="board", version="")
 
 
-def test_the_run_is_drawn_every_few_rounds(
+def test_pictures_are_drawn_every_n_rounds(
     tree: Topology, fit: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
 ) -> None:
     fit(tree, [*whole_method(), Record(), Pictures(every_n_rounds=2)], max_epochs=3, logger=logger)
@@ -56,12 +56,12 @@ def test_the_run_is_drawn_every_few_rounds(
     names = ["attention", "bytes", "perplexity", "privacy", "residuals"]
     assert sorted(events.Tags()["images"]) == [f"pictures/{name}" for name in names]
     for name in names:
-        assert [one.step for one in events.Images(f"pictures/{name}")] == [1, 2]
+        assert [event.step for event in events.Images(f"pictures/{name}")] == [1, 2]
     picture = events.Images("pictures/perplexity")[0]
     assert picture.encoded_image_string.startswith(b"\x89PNG")
 
 
-def test_curves_are_laid_out_from_the_world_to_its_nodes(
+def test_charts_are_laid_out_by_federation(
     tree: Topology, fit: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
 ) -> None:
     fit(tree, [*whole_method(), Record(), Pictures(every_n_rounds=9)], max_epochs=2, logger=logger, log_every_n_steps=1)
@@ -72,11 +72,11 @@ def test_curves_are_laid_out_from_the_world_to_its_nodes(
     ]  # fmt: skip
     known = set(events.Tags()["scalars"])
     wanted = {tag.strip("^$") for section in stored.category for chart in section.chart for tag in chart.multiline.tag}
-    missing = {tag for tag in wanted - known if not tag.endswith("/max_epsilon")}  # this world sets no budget
+    missing = {tag for tag in wanted - known if not tag.endswith("/max_epsilon")}  # this topology sets no budget
     assert missing == set()
 
 
-def test_pictures_need_the_record(tree: Topology, fit: Make, whole_method: Make) -> None:
+def test_pictures_need_a_record(tree: Topology, fit: Make, whole_method: Make) -> None:
     with pytest.raises(ValueError, match="Pictures needs Record"):
         fit(tree, [*whole_method(), Pictures()])
 
@@ -86,10 +86,10 @@ def test_pictures_need_the_record(tree: Topology, fit: Make, whole_method: Make)
     [
         *[(1, 100, 1), (5, 100, 1), (6, 100, 2), (20, 100, 4)],  # a fifth of the run
         *[(5, 99, 2), (5, 20, 5), (20, 20, 5), (5, 1, 100), (20, 0, 100)],  # a hundred steps
-        *[(100, 20, 20), (1000, 1, 200), (None, 500, 10), (-1, 500, 10), (-1, 2, 50)],  # whichever is more
+        *[(100, 20, 20), (1000, 1, 200), (None, 500, 10), (-1, 500, 10), (-1, 2, 50)],  # the larger of both
     ],
 )
-def test_five_looks_at_a_run_but_a_hundred_steps_apart(rounds: int | None, steps: int, expected: int) -> None:
+def test_rounds_between_pictures(rounds: int | None, steps: int, expected: int) -> None:
     trainer = SimpleNamespace(max_epochs=rounds, steps_per_round=lambda: {"a": steps, "b": steps // 2})
     assert rounds_between(trainer) == expected  # type: ignore[arg-type]
 
@@ -97,14 +97,14 @@ def test_five_looks_at_a_run_but_a_hundred_steps_apart(rounds: int | None, steps
 def test_by_default_a_short_run_is_drawn_once(
     tree: Topology, with_letters: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
 ) -> None:
-    method = [one for one in whole_method() if not isinstance(one, NodeMetrics)]
+    method = [callback for callback in whole_method() if not isinstance(callback, NodeMetrics)]
     with_letters(tree, [*method, Record(), Pictures(), Samples("AB", num_new_tokens=2)], max_epochs=2, logger=logger)
     events = board()
-    assert [one.step for one in events.Images("pictures/perplexity")] == [1]
-    assert {one.step for one in events.Tensors("samples/world/text_summary")} == {1}
+    assert [event.step for event in events.Images("pictures/perplexity")] == [1]
+    assert {event.step for event in events.Tensors("samples/world/text_summary")} == {1}
 
 
-def test_a_budget_has_a_curve_beside_what_is_spent() -> None:
+def test_epsilon_and_max_epsilon_share_a_chart() -> None:
     text = "name: t\nsettings: {num_local_steps: 1}\nroot: {name: w, children: [{name: a, corpus: a, settings: "
     tree = parse_topology(text + "{privacy: {clip_norm: 1, noise_multiplier: 1, max_epsilon: 9}}}]}", "t.yaml")
     assert layout(tree)["w"]["epsilon, and max_epsilon"] == ["Multiline", ["^a/epsilon$", "^a/max_epsilon$"]]
@@ -123,18 +123,18 @@ def with_letters(fit: Make) -> Make:
 def test_every_node_continues_the_prompt(
     tree: Topology, with_letters: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
 ) -> None:
-    method = [one for one in whole_method() if not isinstance(one, NodeMetrics)]
+    method = [callback for callback in whole_method() if not isinstance(callback, NodeMetrics)]
     with_letters(tree, [*method, Samples(prompt="AB", num_new_tokens=6, every_n_rounds=1)], max_epochs=2, logger=logger)
     events = board()
     for name in tree.nodes:
         texts = events.Tensors(f"samples/{name}/text_summary")
-        assert sorted({one.step for one in texts}) == [0, 1]
+        assert sorted({event.step for event in texts}) == [0, 1]
         written = texts[-1].tensor_proto.string_val[0].decode().removeprefix("    ")
         assert written.startswith("AB")
         assert len(written) == 8
 
 
-def test_a_node_that_has_diverged_writes_no_text(
+def test_a_diverged_node_has_no_sample(
     tree: Topology, with_letters: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
 ) -> None:
     class Diverge(Callback):
@@ -143,7 +143,7 @@ def test_a_node_that_has_diverged_writes_no_text(
                 with torch.no_grad():
                     next(pl_module.parameters()).fill_(torch.nan)
 
-    method = [one for one in whole_method() if not isinstance(one, NodeMetrics)]
+    method = [callback for callback in whole_method() if not isinstance(callback, NodeMetrics)]
     with_letters(tree, [*method, Samples("AB", num_new_tokens=2), Diverge()], max_epochs=2, logger=logger)
     events = board()
     texts = {
@@ -154,29 +154,29 @@ def test_a_node_that_has_diverged_writes_no_text(
     assert diverged == ["a"]
 
 
-def test_samples_change_nothing_else(tree: Topology, with_letters: Make, whole_method: Make, tmp_path: Path) -> None:
-    method = [one for one in whole_method() if not isinstance(one, NodeMetrics)]
+def test_samples_do_not_change_the_run(tree: Topology, with_letters: Make, whole_method: Make, tmp_path: Path) -> None:
+    method = [callback for callback in whole_method() if not isinstance(callback, NodeMetrics)]
     logger = TensorBoardLogger(tmp_path, name="board", version="")
     writing = with_letters(tree, [*method, Samples()], logger=logger).world.states
-    method = [one for one in whole_method() if not isinstance(one, NodeMetrics)]
+    method = [callback for callback in whole_method() if not isinstance(callback, NodeMetrics)]
     silent = with_letters(tree, method).world.states
     for name, state in writing.items():
         for key, tensor in state.parameters.items():
             assert torch.equal(tensor, silent[name].parameters[key])
 
 
-@pytest.mark.parametrize("wrong", [{"prompt": ""}, {"num_new_tokens": 0}, {"every_n_rounds": 0}])
-def test_samples_refuse_what_they_cannot_do(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="Samples need a prompt"):
-        Samples(**wrong)
+@pytest.mark.parametrize("arguments", [{"prompt": ""}, {"num_new_tokens": 0}, {"every_n_rounds": 0}])
+def test_samples_reject_bad_arguments(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Samples needs a prompt"):
+        Samples(**arguments)
 
 
-def test_final_figures_stand_beside_the_settings(
+def test_final_figures_are_logged_with_the_settings(
     tree: Topology, fit: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
 ) -> None:
     trainer = fit(tree, [*whole_method(), Summary()], logger=logger)
     events = board()
-    metrics = next(one for one in trainer.callbacks if isinstance(one, NodeMetrics))
+    metrics = next(callback for callback in trainer.callbacks if isinstance(callback, NodeMetrics))
     scores = [metrics.scores(trainer.world.states[node.name])["after_fit"].perplexity for node in tree.data_nodes]
     (mean,) = events.Scalars("hp/mean/after_fit")
     assert mean.value == pytest.approx(sum(scores) / len(scores), rel=1e-6)

@@ -1,4 +1,4 @@
-"""Token-aware embedding rows: against a loop written by hand, up the tree, and in private."""
+"""Averaging of embedding rows: compared with a loop written by hand, in deep trees, and with privacy."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ VOCAB_SIZE = 32
 ROWS = "model.transformer.wte.weight"
 
 
-class Tap(FederationCallback):
-    """Remembers the uploads as they leave, by round and sender."""
+class UploadRecorder(FederationCallback):
+    """Records the sent uploads, by round and sender."""
 
     def __init__(self) -> None:
         self.uploads: list[tuple[int, str, Any]] = []
@@ -32,13 +32,13 @@ class Tap(FederationCallback):
         return upload
 
     def counts(self, number: int, name: str) -> Tensor:
-        (found,) = [one for at, node, one in self.uploads if (at, node) == (number, name)]
-        counts: Tensor = found.row_counts[ROWS]
+        (upload,) = [upload for at, node, upload in self.uploads if (at, node) == (number, name)]
+        counts: Tensor = upload.row_counts[ROWS]
         return counts
 
 
 def counted(make_data: Make, corpus: str, batch_size: int, start: int, stop: int, name: str | None = None) -> Tensor:
-    """Tokens of a node's batches from `start` to `stop`, one by one."""
+    """Count the tokens of a node's batches from `start` to `stop`."""
     blocks = make_data().blocks(corpus, "train")
     sampler = BlockBatchSampler(len(blocks), batch_size, 7, name or corpus)
     sampler.start, sampler.length = start, stop - start
@@ -49,11 +49,11 @@ def counted(make_data: Make, corpus: str, batch_size: int, start: int, stop: int
     return counts
 
 
-def rows_by_hand(models: list[Tensor], says: list[Tensor], start: Tensor) -> Tensor:
+def rows_by_hand(models: list[Tensor], shares: list[Tensor], start: Tensor) -> Tensor:
     rows = []
     for r in range(VOCAB_SIZE):
-        total = sum(float(say[r]) for say in says)
-        parts = [model[r] * (float(say[r]) / total) for model, say in zip(models, says, strict=True) if total]
+        total = sum(float(share[r]) for share in shares)
+        parts = [model[r] * (float(share[r]) / total) for model, share in zip(models, shares, strict=True) if total]
         rows.append(torch.stack(parts).sum(0) if total else start[r])
     return torch.stack(rows)
 
@@ -62,12 +62,18 @@ def rows_by_hand(models: list[Tensor], says: list[Tensor], start: Tensor) -> Ten
 
 
 @pytest.mark.parametrize(
-    ("weights", "own", "says"),
+    ("weights", "own", "shares"),
     [("num_tokens", {}, (2, 4, 3)), ("uniform", {}, (1, 1, 1)), ("num_tokens", {"a": "weight: 96"}, (96, 64, 48))],
     ids=["num_tokens", "uniform", "weight"],
 )
-def test_a_round_by_hand(
-    weights: Any, own: dict[str, str], says: tuple[int, ...], star: Make, fit: Make, make_module: Make, make_data: Make
+def test_a_round_equals_a_computation_by_hand(
+    weights: Any,
+    own: dict[str, str],
+    shares: tuple[int, ...],
+    star: Make,
+    fit: Make,
+    make_module: Make,
+    make_data: Make,
 ) -> None:
     sizes = {"a": 2, "b": 4, "c": 3}
     settings = {name: f"settings: {{batch_size: {size}}}" for name, size in sizes.items()}
@@ -75,18 +81,18 @@ def test_a_round_by_hand(
     trainer = fit(star("abc", **both), [TokenRows(), Averaging(parts=PARTS, weights=weights)], max_epochs=1)
     states = trainer.world.states
     counts = [counted(make_data, name, size, 0, 2) for name, size in sizes.items()]
-    assert [float(one.sum()) for one in counts] == [2 * size * 9 for size in sizes.values()]
-    spread = [say * one / one.sum() for say, one in zip(says, counts, strict=True)]
+    assert [float(tokens.sum()) for tokens in counts] == [2 * size * 9 for size in sizes.values()]
+    spread = [share * tokens / tokens.sum() for share, tokens in zip(shares, counts, strict=True)]
     start = dict(make_module().named_parameters())[ROWS].detach()
     leaves = [states[name].parameters[ROWS] for name in sizes]
-    found = states["world"].parameters[ROWS]
-    torch.testing.assert_close(found, rows_by_hand(leaves, spread, start), rtol=1e-6, atol=1e-6)
+    actual = states["world"].parameters[ROWS]
+    torch.testing.assert_close(actual, rows_by_hand(leaves, spread, start), rtol=1e-6, atol=1e-6)
     unseen = sum(counts) == 0
     assert 0 < int(unseen.sum()) < VOCAB_SIZE
-    assert torch.equal(found[unseen], start[unseen])
+    assert torch.equal(actual[unseen], start[unseen])
 
 
-def test_all_other_tensors_are_averaged_as_without_it(star: Make, fit: Make) -> None:
+def test_other_tensors_are_averaged_as_without_token_rows(star: Make, fit: Make) -> None:
     topology = star("ab", b="settings: {batch_size: 4}")
     with_rows, without = (
         fit(topology, [Averaging(parts=PARTS), *rows], max_epochs=1).world.states["world"].parameters
@@ -96,7 +102,7 @@ def test_all_other_tensors_are_averaged_as_without_it(star: Make, fit: Make) -> 
     assert differ == [ROWS]
 
 
-def test_rows_go_through_the_outer_optimizer(star: Make, fit: Make, make_module: Make, make_data: Make) -> None:
+def test_the_outer_optimizer_steps_the_rows(star: Make, fit: Make, make_module: Make, make_data: Make) -> None:
     nesterov = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
     callbacks = [Averaging(parts=PARTS, arguments=nesterov), TokenRows()]
     states = fit(star("ab"), callbacks, max_epochs=1).world.states
@@ -107,7 +113,7 @@ def test_rows_go_through_the_outer_optimizer(star: Make, fit: Make, make_module:
     torch.testing.assert_close(states["world"].parameters[ROWS], expected, rtol=1e-5, atol=1e-6)
 
 
-# ---------------------------------------------------------------------- counts on their way up
+# ---------------------------------------------------------------------- counts in deep trees
 
 
 def _public(tree: Topology) -> Topology:
@@ -130,37 +136,37 @@ root:
 def test_a_federation_sends_the_sum_since_its_last_upload(
     accumulate: int, tree: Topology, fit: Make, make_data: Make
 ) -> None:
-    tap = Tap()
-    fit(_public(tree), [Averaging(), TokenRows(), tap], accumulate_grad_batches=accumulate)
+    recorder = UploadRecorder()
+    fit(_public(tree), [Averaging(), TokenRows(), recorder], accumulate_grad_batches=accumulate)
     for number in range(2):
-        first = number * 2 * accumulate  # two sub-rounds of one step a round
+        first = number * 2 * accumulate  # two sub-rounds of one step per round
         expected = sum(counted(make_data, name, 2, first, first + 2 * accumulate) for name in "ab")
         expected = expected + counted(make_data, "e", 2, first, first + 2 * accumulate, "north")
-        assert torch.equal(tap.counts(number, "north"), expected)
+        assert torch.equal(recorder.counts(number, "north"), expected)
         begin = number * 3 * accumulate
         leaf = counted(make_data, "c", 2, begin, begin + 3 * accumulate)
-        assert torch.equal(tap.counts(number, "c"), leaf)
-    assert all(one.row_counts[ROWS].dtype == torch.float32 for _, _, one in tap.uploads)
+        assert torch.equal(recorder.counts(number, "c"), leaf)
+    assert all(upload.row_counts[ROWS].dtype == torch.float32 for _, _, upload in recorder.uploads)
 
 
 def test_a_federation_merges_its_own_fit_by_its_own_counts(tree: Topology, fit: Make, make_data: Make) -> None:
-    kept: dict[str, Tensor] = {}
+    seen: dict[str, Tensor] = {}
 
-    class Keep(FederationCallback):
+    class MergeRecorder(FederationCallback):
         def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
-            if context.node.name == "north" and "start" not in kept:
-                kept["start"] = context.state.parameters[ROWS].clone()
-                kept.update({one.node: one.parts["backbone"][ROWS].clone() for one in uploads})
+            if context.node.name == "north" and "start" not in seen:
+                seen["start"] = context.state.parameters[ROWS].clone()
+                seen.update({upload.node: upload.parts["backbone"][ROWS].clone() for upload in uploads})
 
         def after_aggregate(self, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "north":
-                kept.setdefault("merged", context.state.parameters[ROWS].clone())
+                seen.setdefault("merged", context.state.parameters[ROWS].clone())
 
-    fit(_public(tree), [Keep(), Averaging(), TokenRows()], max_epochs=1)
+    fit(_public(tree), [MergeRecorder(), Averaging(), TokenRows()], max_epochs=1)
     corpora = {"a": "a", "b": "b", "north": "e"}
     counts = [counted(make_data, corpus, 2, 0, 1, name) for name, corpus in corpora.items()]
-    expected = rows_by_hand([kept[name] for name in corpora], counts, kept["start"])
-    torch.testing.assert_close(kept["merged"], expected, rtol=1e-6, atol=1e-6)
+    expected = rows_by_hand([seen[name] for name in corpora], counts, seen["start"])
+    torch.testing.assert_close(seen["merged"], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_parent_of_listeners_sends_its_own_counts(fit: Make, make_data: Make) -> None:
@@ -173,25 +179,25 @@ root:
     - {name: a, corpus: a, children: [{name: c, corpus: c, settings: {num_local_steps: 0}}]}
     - {name: b, corpus: b}
 """
-    tap = Tap()
-    fit(parse_topology(text, "listeners.yaml"), [Averaging(), TokenRows(), tap])
+    recorder = UploadRecorder()
+    fit(parse_topology(text, "listeners.yaml"), [Averaging(), TokenRows(), recorder])
     for number in range(2):
-        assert torch.equal(tap.counts(number, "a"), counted(make_data, "a", 2, 2 * number, 2 * number + 2))
+        assert torch.equal(recorder.counts(number, "a"), counted(make_data, "a", 2, 2 * number, 2 * number + 2))
 
 
-def test_who_takes_no_part_has_no_say(star: Make, fit: Make, make_data: Make) -> None:
+def test_absent_nodes_are_not_counted(star: Make, fit: Make, make_data: Make) -> None:
     class Absent(FederationCallback):
         def participates(self, context: Any) -> bool:
             return not (context.node.name == "b" and context.round == 0)
 
-    tap = Tap()
-    fit(star("ab"), [Averaging(), TokenRows(), Absent(), tap])
-    assert [(number, name) for number, name, _ in tap.uploads] == [(0, "a"), (1, "a"), (1, "b")]
-    assert torch.equal(tap.counts(1, "a"), counted(make_data, "a", 2, 2, 4))
-    assert torch.equal(tap.counts(1, "b"), counted(make_data, "b", 2, 0, 2))
+    recorder = UploadRecorder()
+    fit(star("ab"), [Averaging(), TokenRows(), Absent(), recorder])
+    assert [(number, name) for number, name, _ in recorder.uploads] == [(0, "a"), (1, "a"), (1, "b")]
+    assert torch.equal(recorder.counts(1, "a"), counted(make_data, "a", 2, 2, 4))
+    assert torch.equal(recorder.counts(1, "b"), counted(make_data, "b", 2, 0, 2))
 
 
-def test_bytes_are_the_parts_and_four_a_row(star: Make, fit: Make) -> None:
+def test_counts_add_four_bytes_per_row(star: Make, fit: Make) -> None:
     plain, rows = (fit(star("ab"), [Averaging(), *more]).world.states for more in ([], [TokenRows()]))
     for name in "ab":
         assert rows[name].bytes_down == plain[name].bytes_down
@@ -201,37 +207,37 @@ def test_bytes_are_the_parts_and_four_a_row(star: Make, fit: Make) -> None:
 # ---------------------------------------------------------------------- privacy
 
 
-def test_counts_stay_where_updates_are_private(
+def test_private_nodes_do_not_send_counts(
     tree: Topology, fit: Make, make_data: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tap, kept = Tap(), {}
+    recorder, seen = UploadRecorder(), {}
 
-    class Keep(FederationCallback):
+    class MergeRecorder(FederationCallback):
         def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
-            if context.node.name == "world" and not kept:
-                kept.update({one.node: one for one in uploads}, start=context.state.parameters[ROWS].clone())
-                kept["parts"] = {one.node: one.parts["backbone"][ROWS].clone() for one in uploads}
+            if context.node.name == "world" and not seen:
+                seen.update({upload.node: upload for upload in uploads}, start=context.state.parameters[ROWS].clone())
+                seen["parts"] = {upload.node: upload.parts["backbone"][ROWS].clone() for upload in uploads}
 
         def after_aggregate(self, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "world":
-                kept.setdefault("merged", context.state.parameters[ROWS].clone())
+                seen.setdefault("merged", context.state.parameters[ROWS].clone())
 
     with caplog.at_level(logging.INFO, "worldlm"):
-        fit(tree, [Keep(), Averaging(), TokenRows(), UpdatePrivacy(), tap])
-    assert {name for _, name, one in tap.uploads if one.row_counts} == {"a", "b", "north"}
+        fit(tree, [MergeRecorder(), Averaging(), TokenRows(), UpdatePrivacy(), recorder])
+    assert {name for _, name, upload in recorder.uploads if upload.row_counts} == {"a", "b", "north"}
     for name in ("south", "c", "d"):
-        told = [record for record in caplog.messages if record.startswith(f"{name}: its privacy keeps its token")]
-        assert len(told) == 1
-    north, south = (kept["parts"][name] for name in ("north", "south"))
+        messages = [text for text in caplog.messages if text.startswith(f"{name} is private and does not send token")]
+        assert len(messages) == 1
+    north, south = (seen["parts"][name] for name in ("north", "south"))
     counts = counted(make_data, "a", 2, 0, 2) + counted(make_data, "b", 2, 0, 1)
-    tokens = {name: kept[name].num_tokens for name in ("north", "south")}
+    tokens = {name: seen[name].num_tokens for name in ("north", "south")}
     assert tokens == {"north": 48, "south": 48}
-    says = [tokens["north"] * counts / counts.sum(), torch.full((VOCAB_SIZE,), tokens["south"] / VOCAB_SIZE)]
-    expected = rows_by_hand([north, south], says, kept["start"])
-    torch.testing.assert_close(kept["merged"], expected, rtol=1e-6, atol=1e-6)
+    shares = [tokens["north"] * counts / counts.sum(), torch.full((VOCAB_SIZE,), tokens["south"] / VOCAB_SIZE)]
+    expected = rows_by_hand([north, south], shares, seen["start"])
+    torch.testing.assert_close(seen["merged"], expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_federation_counts_private_children_as_if_they_read_all_tokens_alike(fit: Make, make_data: Make) -> None:
+def test_private_children_count_equally_for_all_tokens(fit: Make, make_data: Make) -> None:
     text = """
 name: mixed
 settings: {num_local_steps: 1, batch_size: 2}
@@ -243,10 +249,10 @@ root:
         - {name: a, corpus: a}
         - {name: b, corpus: b, settings: {privacy: {clip_norm: 0.5}}}
 """
-    tap = Tap()
-    fit(parse_topology(text, "mixed.yaml"), [Averaging(), TokenRows(), UpdatePrivacy(), tap])
+    recorder = UploadRecorder()
+    fit(parse_topology(text, "mixed.yaml"), [Averaging(), TokenRows(), UpdatePrivacy(), recorder])
     expected = counted(make_data, "a", 2, 0, 1) + 16 / VOCAB_SIZE
-    assert torch.equal(tap.counts(0, "north"), expected)
+    assert torch.equal(recorder.counts(0, "north"), expected)
 
 
 def test_text_under_example_privacy_is_not_counted(fit: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -260,11 +266,11 @@ root:
       corpus: e
       children: [{name: a, corpus: a}, {name: b, corpus: b}]
 """
-    tap, rows = Tap(), TokenRows()
+    recorder, rows = UploadRecorder(), TokenRows()
     with caplog.at_level(logging.INFO, "worldlm"):
-        callbacks = [Averaging(), rows, ExamplePrivacy(), NodeMetrics(), tap]
+        callbacks = [Averaging(), rows, ExamplePrivacy(), NodeMetrics(), recorder]
         world = fit(parse_topology(text, "mixed.yaml"), callbacks).world
-    assert not any(one.row_counts for _, _, one in tap.uploads)
+    assert not any(upload.row_counts for _, _, upload in recorder.uploads)
     assert rows.state_dict() == {"tally": None}
     assert not any(rows.memory(state) for state in world.states.values())
-    assert sum("keeps its token counts at home" in message for message in caplog.messages) == 3
+    assert sum("does not send token counts" in message for message in caplog.messages) == 3

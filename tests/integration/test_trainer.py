@@ -1,4 +1,4 @@
-"""What a Lightning user sets on the trainer does what it does there, or is refused with the reason."""
+"""Trainer options work as in Lightning, or are rejected with a reason."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def fedavg() -> Averaging:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
-def test_options_without_meaning_are_refused(
+def test_options_without_meaning_are_rejected(
     options: dict[str, Any], reason: str, star: Make, trainer_for: Make
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         trainer_for(star("ab"), [fedavg()], **options)
 
 
-def test_defaults_of_lightning_are_not_refused(star: Make, trainer_for: Make) -> None:
+def test_defaults_of_lightning_are_not_rejected(star: Make, trainer_for: Make) -> None:
     options = {"max_steps": -1, "min_steps": None, "val_check_interval": 1.0, "overfit_batches": 0.0, "devices": 1}
     assert trainer_for(star("ab"), [fedavg()], **options).max_epochs == 2
 
@@ -92,7 +92,7 @@ def test_max_time_stops_at_the_end_of_a_round(star: Make, fit: Make) -> None:
 
 
 class Scripted(NodeMetrics):
-    """Follows a script instead of evaluating: the perplexity of each round."""
+    """Uses given perplexities for the rounds instead of evaluating."""
 
     def __init__(self, *script: float) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Scripted(NodeMetrics):
         self.memory(context.state)[moment] = [self.script[context.round], math.nan]
 
 
-def test_early_stopping_follows_the_rounds(star: Make, fit: Make) -> None:
+def test_early_stopping_monitors_rounds(star: Make, fit: Make) -> None:
     stopping = EarlyStopping(monitor="perplexity_after_fit", patience=2)
     trainer = fit(star("ab"), [fedavg(), Scripted(5, 4, 6, 6, 1, 1), stopping], max_epochs=6)
     assert trainer.current_epoch == 4
@@ -161,7 +161,7 @@ def test_rounds_without_evaluation(star: Make, fit: Make, recorder: Any) -> None
     assert [step for tag, _, step in recorder.scalars if tag == "a/loss"] == [*range(1, 11)]
 
 
-def test_what_all_nodes_start_from_is_evaluated_once_on_each_text(
+def test_the_initial_weights_are_evaluated_once_on_each_text(
     tree: Topology, fit: Make, make_module: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluated: list[Any] = []
@@ -174,7 +174,7 @@ def test_what_all_nodes_start_from_is_evaluated_once_on_each_text(
     monkeypatch.setattr(LanguageModule, "evaluate", counting)
     metrics = NodeMetrics()
     trainer = fit(tree, [fedavg(), metrics, UpdatePrivacy()], check_val_every_n_epoch=2)
-    in_the_last_round = 2 * 4 + (2 + 2 + 4)  # leaves twice, federations on the text of all below
+    in_the_last_round = 2 * 4 + (2 + 2 + 4)  # leaves twice, federations on the text of all nodes below
     assert len(evaluated) == 4 + in_the_last_round
     start, loaders = make_module(), trainer.fit_loop.val_loaders()
     for name, below in {"a": "a", "north": "ab", "world": "abcd"}.items():
@@ -195,11 +195,11 @@ def test_metrics_are_the_mean_of_the_data_nodes(star: Make, fit: Make) -> None:
     module, world = trainer.lightning_module, scores["world"]
     loaders = trainer.fit_loop.val_loaders()
     pooled = [module.evaluate(loaders[name]) for name in "ab"]  # the live module is the root's
-    assert world["after_merge"].perplexity == pytest.approx(math.exp(sum(one.nats for one in pooled) / 2))
+    assert world["after_merge"].perplexity == pytest.approx(math.exp(sum(evaluation.nats for evaluation in pooled) / 2))
     assert "after_fit" not in world
 
 
-def test_fast_dev_run_leaves_nothing_behind(star: Make, fit: Make, make_module: Make, tmp_path: Path) -> None:
+def test_fast_dev_run_writes_no_files(star: Make, fit: Make, make_module: Make, tmp_path: Path) -> None:
     everything = [fedavg(), NodeMetrics(), RoundProgress(), Summary(), LastCheckpoint()]
     trainer = fit(
         star("ab"), everything, fast_dev_run=True, enable_progress_bar=True, module=make_module(warmup_steps=0)
@@ -209,7 +209,7 @@ def test_fast_dev_run_leaves_nothing_behind(star: Make, fit: Make, make_module: 
     assert [*tmp_path.rglob("*.ckpt")] == []
 
 
-def test_a_second_fit_goes_on(star: Make, trainer_for: Make, make_module: Make, make_data: Make) -> None:
+def test_a_second_fit_continues(star: Make, trainer_for: Make, make_module: Make, make_data: Make) -> None:
     trainer, module = trainer_for(star("ab"), [fedavg()]), make_module()
     trainer.fit(module, datamodule=make_data())
     before = trainer.world.states["a"].parameters["model.transformer.wte.weight"].clone()
@@ -220,10 +220,10 @@ def test_a_second_fit_goes_on(star: Make, trainer_for: Make, make_module: Make, 
     assert (state.num_visits, state.num_steps, state.num_batches) == (3, 6, 6)
     assert not torch.equal(state.parameters["model.transformer.wte.weight"], before)
     optimizer = trainer.fit_loop.slot.state_dict()["a"]["optimizer"]
-    assert {int(one["step"]) for one in optimizer["state"].values()} == {6}
+    assert {int(entry["step"]) for entry in optimizer["state"].values()} == {6}
 
 
-def test_an_interrupted_fit_goes_on_in_the_same_process(
+def test_an_interrupted_fit_continues_in_the_same_process(
     star: Make, trainer_for: Make, make_module: Make, make_data: Make, fit: Make, snapshot: Make, differences: Make
 ) -> None:
     class Stumble(FederationCallback):
@@ -241,7 +241,7 @@ def test_an_interrupted_fit_goes_on_in_the_same_process(
     assert differences(snapshot(trainer), snapshot(fit(star("ab"), [fedavg()]))) == []
 
 
-def test_loaders_that_cannot_go_on_are_refused(star: Make, fit: Make, make_data: Any) -> None:
+def test_loaders_that_cannot_resume_are_rejected(star: Make, fit: Make, make_data: Any) -> None:
     class Plain(make_data):  # type: ignore[misc]
         def train_dataloader(self) -> Any:
             return self.val_dataloader()
@@ -259,7 +259,7 @@ def test_loaders_that_cannot_go_on_are_refused(star: Make, fit: Make, make_data:
 
 def test_float16_and_example_privacy_exclude_each_other(star: Make, fit: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WorldTrainer, "scaler", property(lambda _: object()))
-    with pytest.raises(ValueError, match="would clip gradients that are scaled"):
+    with pytest.raises(ValueError, match="would clip scaled gradients"):
         fit(star("ab", "example_privacy: {clip_norm: 1.0}"), [fedavg(), ExamplePrivacy()])
 
 

@@ -1,4 +1,4 @@
-"""What leaves a private node is clipped and noised; what stays is not; the budget ends its part."""
+"""Uploads of a private node are clipped and noised, its own weights are not, and its budget excludes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worldlm.trainer import FederationCallback
 Make = Callable[..., Any]
 
 
-class Boast(FederationCallback):
+class AddMetrics(FederationCallback):
     """Adds metrics to every upload."""
 
     def on_upload(self, context: Any, upload: Any) -> Any:
@@ -27,23 +27,23 @@ class Boast(FederationCallback):
 
 
 def _frozen(message: Any) -> Any:
-    """Copy a message, whose tensors may be the sender's own."""
+    """Copy a message, which may share tensors with its sender."""
     return replace(message, parts={part: clone(tensors) for part, tensors in message.parts.items()})
 
 
-class Border(FederationCallback):
-    """Stands last, and sees what leaves and what stays."""
+class UploadRecorder(FederationCallback):
+    """Listed last: records each upload and download, and the node's own weights."""
 
     def __init__(self) -> None:
         self.passed: list[tuple[Any, Any, dict[str, torch.Tensor]]] = []
 
     def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
-        home = {name: tensor.clone() for name, tensor in context.state.parameters.items()}
-        self.passed.append((_frozen(upload), _frozen(download), home))
+        own = {name: tensor.clone() for name, tensor in context.state.parameters.items()}
+        self.passed.append((_frozen(upload), _frozen(download), own))
         return upload
 
     def of(self, name: str) -> list[tuple[Any, Any, dict[str, torch.Tensor]]]:
-        return [one for one in self.passed if one[0].node == name]
+        return [entry for entry in self.passed if entry[0].node == name]
 
 
 def _flat(parts: Mapping[Any, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -59,42 +59,42 @@ def _history(privacy: UpdatePrivacy, world: World) -> dict[str, list[tuple[float
     return {name: ledger.history for name, ledger in ledgers.items() if ledger.history}
 
 
-def _method(border: Border) -> list[Any]:
-    return [Averaging(), AttentionAggregation(), Boast(), UpdatePrivacy(), border]
+def _method(recorder: UploadRecorder) -> list[Any]:
+    return [Averaging(), AttentionAggregation(), AddMetrics(), UpdatePrivacy(), recorder]
 
 
-def test_what_leaves_is_clipped_and_what_stays_is_not(star: Make, fit: Make) -> None:
-    border = Border()
+def test_uploads_are_clipped_and_own_weights_are_not(star: Make, fit: Make) -> None:
+    recorder = UploadRecorder()
     tighter = "settings: {privacy: {clip_norm: 0.05}}"
-    fit(star("ab", "privacy: {clip_norm: 0.2}", b=tighter), _method(border))
-    assert len(border.passed) == 4
-    for upload, download, home in border.passed:
+    fit(star("ab", "privacy: {clip_norm: 0.2}", b=tighter), _method(recorder))
+    assert len(recorder.passed) == 4
+    for upload, download, own in recorder.passed:
         clip_norm = {"a": 0.2, "b": 0.05}[upload.node]
         sent, start = _flat(upload.parts), _flat(download.parts)
-        assert sent.keys() == home.keys()
-        assert _length(home, start) > clip_norm  # or there was nothing to clip
+        assert sent.keys() == own.keys()
+        assert _length(own, start) > clip_norm  # otherwise clipping has no effect
         assert 0.99 * clip_norm < _length(sent, start) <= clip_norm * (1 + 1e-5)
         for part in ("keys", "values"):
-            assert all(not torch.equal(sent[name], home[name]) for name in upload.parts[part])
+            assert all(not torch.equal(sent[name], own[name]) for name in upload.parts[part])
         assert upload.metrics == {}
 
 
-def test_who_is_not_private_sends_as_it_is(star: Make, fit: Make) -> None:
-    border = Border()
-    fit(star("ab", b="settings: {privacy: {clip_norm: 0.05}}"), _method(border))
-    for upload, _, home in border.of("a"):
-        assert all(torch.equal(tensor, home[name]) for name, tensor in _flat(upload.parts).items())
+def test_uploads_of_public_nodes_are_not_changed(star: Make, fit: Make) -> None:
+    recorder = UploadRecorder()
+    fit(star("ab", b="settings: {privacy: {clip_norm: 0.05}}"), _method(recorder))
+    for upload, _, own in recorder.of("a"):
+        assert all(torch.equal(tensor, own[name]) for name, tensor in _flat(upload.parts).items())
         assert upload.metrics == {"loss": 1.0}
 
 
-def test_noise_is_in_what_leaves_and_in_nothing_else(star: Make, fit: Make) -> None:
-    clipped, noised = Border(), Border()
+def test_only_uploads_are_noised(star: Make, fit: Make) -> None:
+    clipped, noised = UploadRecorder(), UploadRecorder()
     fit(star("ab", "privacy: {clip_norm: 0.2}"), _method(clipped), max_epochs=2)
     trainer = fit(star("ab", "privacy: {clip_norm: 0.2, noise_multiplier: 0.5}"), _method(noised), max_epochs=2)
     noises = []
     for name in "ab":
-        (plain, _, home), (sent, _, home_too) = clipped.of(name)[0], noised.of(name)[0]
-        assert all(torch.equal(home[key], home_too[key]) for key in home)
+        (plain, _, own), (sent, _, own_too) = clipped.of(name)[0], noised.of(name)[0]
+        assert all(torch.equal(own[key], own_too[key]) for key in own)
         difference = [
             (sent.parts[part][key] - plain.parts[part][key]).flatten() for part in PARTS for key in sent.parts[part]
         ]
@@ -102,36 +102,36 @@ def test_noise_is_in_what_leaves_and_in_nothing_else(star: Make, fit: Make) -> N
         assert float(noises[-1].std()) == pytest.approx(0.5 * 0.2, rel=0.05)
         assert abs(float(noises[-1].mean())) < 5 * 0.1 / len(noises[-1]) ** 0.5
     assert not torch.allclose(*noises)
-    privacy = next(one for one in trainer.callbacks if isinstance(one, UpdatePrivacy))
-    assert _history(privacy, trainer.world) == {"a": [(0.5, 1.0, 2)], "b": [(0.5, 1.0, 2)]}  # the root sends to nobody
+    privacy = next(callback for callback in trainer.callbacks if isinstance(callback, UpdatePrivacy))
+    assert _history(privacy, trainer.world) == {"a": [(0.5, 1.0, 2)], "b": [(0.5, 1.0, 2)]}  # the root sends no uploads
 
 
-def test_a_spent_budget_ends_a_nodes_part_and_the_world_goes_on(
+def test_a_node_without_budget_is_excluded_and_the_run_continues(
     star: Make, fit: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     private = "settings: {privacy: {clip_norm: 1.0, noise_multiplier: 1.0, max_epsilon: 5.5}}"
-    border = Border()
+    recorder = UploadRecorder()
     with caplog.at_level(logging.WARNING, "worldlm"):
-        trainer = fit(star("ab", a=private), _method(border), max_epochs=3)
+        trainer = fit(star("ab", a=private), _method(recorder), max_epochs=3)
     assert {name: trainer.world.states[name].num_visits for name in "ab"} == {"a": 1, "b": 3}
-    assert len(border.of("a")) == 1
+    assert len(recorder.of("a")) == 1
     assert trainer.current_epoch == 3
-    warnings = [one.getMessage() for one in caplog.records if "takes no more part" in one.getMessage()]
+    warnings = [message for message in caplog.messages if "no longer takes part" in message]
     assert len(warnings) == 1
-    assert warnings[0].startswith("a takes no more part from round 1")
-    privacy = next(one for one in trainer.callbacks if isinstance(one, UpdatePrivacy))
+    assert warnings[0].startswith("a no longer takes part, from round 1 on")
+    privacy = next(callback for callback in trainer.callbacks if isinstance(callback, UpdatePrivacy))
     assert 0 < privacy.ledger(trainer.world.states["a"]).epsilon(1e-5) <= 5.5
 
 
-def test_a_climbing_residual_is_a_release_of_its_own(tree: Topology, fit: Make) -> None:
+def test_each_sent_residual_is_one_more_release(tree: Topology, fit: Make) -> None:
     privacy = UpdatePrivacy()
     callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(min_similarity=-2.0), privacy]
-    found = _history(privacy, fit(tree, callbacks).world)
+    history = _history(privacy, fit(tree, callbacks).world)
     # two uploads, each with one child's residual
-    assert found == {"south": [(0.3, 1.0, 4)], "c": [(0.3, 1.0, 2)], "d": [(0.3, 1.0, 2)]}
+    assert history == {"south": [(0.3, 1.0, 4)], "c": [(0.3, 1.0, 2)], "d": [(0.3, 1.0, 2)]}
 
 
-def test_a_residual_beyond_the_budget_stays(fit: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_residual_above_the_budget_is_not_sent(fit: Make, caplog: pytest.LogCaptureFixture) -> None:
     text = """
 name: tight
 settings: {num_local_steps: 2, batch_size: 2}
@@ -143,18 +143,18 @@ root:
       settings: {privacy: {clip_norm: 0.5, noise_multiplier: 1.0, max_epsilon: 5.5}}
       children: [{name: c, corpus: c}, {name: d, corpus: d}]
 """
-    privacy, border = UpdatePrivacy(), Border()
-    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(min_similarity=-2.0), privacy, border]
+    privacy, recorder = UpdatePrivacy(), UploadRecorder()
+    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(min_similarity=-2.0), privacy, recorder]
     with caplog.at_level(logging.WARNING, "worldlm"):
         trainer = fit(parse_topology(text, "tight.yaml"), callbacks, max_epochs=1)
-    ((upload, _, _),) = border.of("south")
+    ((upload, _, _),) = recorder.of("south")
     assert upload.residuals == ()
     assert _history(privacy, trainer.world)["south"] == [(1.0, 1.0, 1)]
-    assert "stays in south" in caplog.text
+    assert "is not sent: it would raise the epsilon of south" in caplog.text
     assert trainer.world.states["south"].bytes_up == num_bytes(trainer.world.states["south"].parameters)
 
 
-def test_a_private_node_that_diverged_sends_noise_and_the_world_goes_on(
+def test_a_diverged_private_node_sends_noise_and_the_run_continues(
     star: Make, fit: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Diverge(FederationCallback):
@@ -164,13 +164,13 @@ def test_a_private_node_that_diverged_sends_noise_and_the_world_goes_on(
 
     topology = star("ab", "privacy: {clip_norm: 0.2, noise_multiplier: 1.0}")
     trainer = fit(topology, [Averaging(), privacy := UpdatePrivacy(), Diverge()], limit_val_batches=0, max_epochs=3)
-    told = "round 1: what b would send holds NaN or infinite values: it sends its noise alone"
-    assert [one for one in caplog.messages if "NaN" in one] == [told]
-    assert _history(privacy, trainer.world)["b"] == [(1.0, 1.0, 3)]  # nobody learns that it diverged
+    expected = "round 1: the update of b has NaN or infinite values; only noise is sent"
+    assert [message for message in caplog.messages if "NaN" in message] == [expected]
+    assert _history(privacy, trainer.world)["b"] == [(1.0, 1.0, 3)]  # its uploads do not reveal the divergence
     assert all(bool(tensor.isfinite().all()) for tensor in trainer.world.states["world"].parameters.values())
 
 
-def test_privacy_that_nobody_provides_is_an_error_before_the_first_step(star: Make, trainer_for: Make) -> None:
+def test_privacy_without_a_callback_is_an_error_before_the_first_step(star: Make, trainer_for: Make) -> None:
     topology = star("ab", "privacy: {clip_norm: 0.2}")
     with pytest.raises(ValueError, match=r"asks for privacy at world, a, b.*worldlm\.callbacks\.UpdatePrivacy"):
         trainer_for(topology, [Averaging()])
@@ -179,7 +179,7 @@ def test_privacy_that_nobody_provides_is_an_error_before_the_first_step(star: Ma
         trainer_for(topology, [Averaging(), UpdatePrivacy()])
 
 
-def test_a_climbing_residual_is_clipped_once_more(fit: Make) -> None:
+def test_a_sent_residual_is_clipped_again(fit: Make) -> None:
     text = """
 name: clipped
 settings: {num_local_steps: 3, batch_size: 2}
@@ -191,29 +191,27 @@ root:
       settings: {privacy: {clip_norm: 0.05}}
       children: [{name: c, corpus: c}, {name: d, corpus: d}]
 """
-    border = Border()
-    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(min_similarity=-2.0), UpdatePrivacy(), border]
+    recorder = UploadRecorder()
+    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(min_similarity=-2.0), UpdatePrivacy(), recorder]
     fit(parse_topology(text, "clipped.yaml"), callbacks)
     lengths = [
         _length({**residual.keys, **residual.values}, _flat(download.parts))
-        for upload, download, _ in border.of("south")
+        for upload, download, _ in recorder.of("south")
         for residual in upload.residuals
     ]
     assert len(lengths) == 2
     assert all(0 < length <= 0.05 * (1 + 1e-5) for length in lengths)
 
 
-def test_what_sends_nothing_spends_nothing(star: Make, fit: Make) -> None:
+def test_without_uploaded_parts_nothing_is_spent(star: Make, fit: Make) -> None:
     privacy = UpdatePrivacy()
     trainer = fit(star("ab", "privacy: {clip_norm: 0.5, noise_multiplier: 1.0}"), [privacy])
     assert [trainer.world.states[name].bytes_up for name in "ab"] == [0, 0]
     assert _history(privacy, trainer.world) == {}
 
 
-def test_noise_that_drowns_a_parent_leaves_every_node_as_if_it_trained_alone(
-    star: Make, fit: Make, differences: Make
-) -> None:
-    """Keys by distance follow no parent that noise carried away: not a bit of it gets into a leaf."""
+def test_with_too_much_noise_every_node_trains_as_if_alone(star: Make, fit: Make, differences: Make) -> None:
+    """With similarity by distance, leaves ignore a parent with too much noise entirely."""
 
     def leaves(*callbacks: Any) -> dict[str, Any]:
         topology = star("abc", "privacy: {clip_norm: 0.5, noise_multiplier: 10.0}")

@@ -1,4 +1,4 @@
-"""A callback says at once what is wrong with its arguments, or with its company."""
+"""A callback rejects bad arguments, and callbacks that it cannot be combined with, before training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _topology(settings: Settings | None = None) -> Topology:
     return Topology(name="star", root=root)
 
 
-def test_two_callbacks_must_not_merge_one_part() -> None:
+def test_two_callbacks_cannot_merge_the_same_part() -> None:
     attention = AttentionAggregation()
     with pytest.raises(ValueError, match="keys: merged by Averaging and by AttentionAggregation too"):
         check_parts([Averaging(parts=["backbone", "keys"]), ResidualExchange(), attention])
@@ -49,21 +49,21 @@ def test_two_callbacks_must_not_merge_one_part() -> None:
     check_parts([Averaging(parts=["backbone"]), ResidualExchange(), attention])
 
 
-def test_a_federations_outer_optimizer_is_tried_before_the_run() -> None:
+def test_an_outer_optimizer_of_the_topology_is_checked_before_training() -> None:
     averaging = Averaging()
-    wrong = Settings(outer_optimizer=OuterOptimizer(name="SDG"))
+    settings = Settings(outer_optimizer=OuterOptimizer(name="SDG"))
     with pytest.raises(
         ValueError, match=r"star\.yaml:3: outer_optimizer of world: torch\.optim has no optimizer 'SDG'"
     ):
-        Method([averaging]).check(_topology(wrong))
+        Method([averaging]).check(_topology(settings))
 
 
-def test_residuals_need_attention() -> None:
+def test_residual_exchange_needs_attention() -> None:
     residuals = ResidualExchange()
     with pytest.raises(ValueError, match="ResidualExchange needs AttentionAggregation"):
         Method([residuals, Averaging(parts=["backbone", "values"])]).check(_topology())
     Method([residuals, AttentionAggregation()]).check(_topology())
 
 
-def test_two_averagings_keep_two_states() -> None:
+def test_averagings_of_different_parts_have_different_state_keys() -> None:
     assert Averaging(parts=["backbone"]).state_key != Averaging(parts=["values"]).state_key

@@ -1,4 +1,4 @@
-"""What a federation asks with decides whom it hears."""
+"""The query of a federation's attention: its own keys, or the mean of its participants' keys."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def _upload(node: str, keys: list[float]) -> Upload:
 
 
 @pytest.mark.parametrize(("query", "weight"), [("own", math.e**2 / (math.e**2 + 1)), ("mean", 0.5)])
-def test_a_federation_asks_with_its_own_keys_or_with_the_mean(query: Any, weight: float) -> None:
-    parameters = {"k": torch.tensor([3.0, 0.0]), "v": torch.zeros(1)}  # after a round in which it took those of a
+def test_the_query_is_the_federations_own_keys_or_the_mean(query: Any, weight: float) -> None:
+    parameters = {"k": torch.tensor([3.0, 0.0]), "v": torch.zeros(1)}  # similar to a, after an earlier round
     state = SimpleNamespace(parameters=parameters, inbox=[], attention={})
     world = SimpleNamespace(reference={"k": torch.zeros(2), "v": torch.zeros(1)})
     context: Any = SimpleNamespace(world=world, state=state, round=0, node=SimpleNamespace(name="q"))

@@ -1,4 +1,4 @@
-"""The pieces of other methods say at once what is wrong with their arguments, or with their company."""
+"""Callbacks of other methods reject bad arguments and bad combinations before training."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _topology(root: Node | None = None) -> Topology:
 
 
 class Module:
-    """Three parameters, of which two end alike."""
+    """Three parameters whose names have the same last component."""
 
     def partition(self) -> dict[str, str]:
         return {"model.wte.weight": "backbone", "model.other.weight": "keys", "model.norm.weight": "values"}
@@ -68,7 +68,7 @@ def _setup(rows: TokenRows, *others: Any) -> None:
     rows.setup(trainer, module, "fit")
 
 
-def test_token_rows_find_their_tensor_and_who_averages_it() -> None:
+def test_token_rows_finds_the_tensor_and_the_callback_that_averages_it() -> None:
     rows, averagings = TokenRows("wte.weight"), (Averaging(parts=["keys"]), Averaging(parts=["backbone"]))
     _setup(rows, *averagings)
     assert rows.part not in averagings[0].parts
@@ -79,25 +79,25 @@ def test_token_rows_find_their_tensor_and_who_averages_it() -> None:
 @pytest.mark.parametrize(
     ("parameter", "message"),
     [
-        ("te.weight", r"no parameter is called 'te\.weight'; parameters are model\.wte\.weight, model\.other\.weight"),
-        ("weight", r"3 parameters are called 'weight'; parameters are"),
+        ("te.weight", r"no parameter is named 'te\.weight'; parameters: model\.wte\.weight, model\.other\.weight"),
+        ("weight", r"3 parameters are named 'weight'; parameters:"),
     ],
 )
-def test_token_rows_without_a_tensor_of_that_name(parameter: str, message: str) -> None:
+def test_token_rows_needs_exactly_one_tensor_of_that_name(parameter: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _setup(TokenRows(parameter), Averaging())
 
 
-def test_token_rows_need_somebody_who_averages_them() -> None:
-    message = r"TokenRows needs an Averaging of the backbone, the part that model\.wte\.weight belongs to"
+def test_token_rows_needs_an_averaging_of_its_part() -> None:
+    message = r"TokenRows needs an Averaging of the backbone, the part that contains model\.wte\.weight"
     with pytest.raises(ValueError, match=message):
         _setup(TokenRows("wte.weight"), Averaging(parts=["keys"]), AttentionAggregation())
     with pytest.raises(ValueError, match="more than once"):
         _setup(TokenRows("wte.weight"), Averaging(), TokenRows("wte.weight"))
 
 
-def test_token_rows_leave_nothing_behind_in_an_averaging() -> None:
-    """The same object in another method, without TokenRows, averages whole tensors again."""
+def test_token_rows_does_not_change_the_averaging() -> None:
+    """The same Averaging in another method, without TokenRows, averages whole tensors again."""
     rows, averaging = TokenRows("wte.weight"), Averaging()
     before = dict(vars(averaging))
     _setup(rows, averaging)
@@ -117,7 +117,8 @@ def test_fedamp_needs_a_star() -> None:
     north = Node(name="north", children=(_leaf("a"), _leaf("b")))
     tree = Node(name="world", children=(north, _leaf("c")))
     for root, levels in ((tree, 3), (_leaf("alone"), 1)):
-        with pytest.raises(ValueError, match=f"^FedAMP needs a star, a root and its leaves: mine has {levels} levels$"):
+        message = rf"^FedAMP needs a star \(a root and its leaves\), but mine has {levels} levels$"
+        with pytest.raises(ValueError, match=message):
             Method([FedAMP()]).check(_topology(root))
     Method([FedAMP()]).check(_topology())
 

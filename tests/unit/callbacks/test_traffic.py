@@ -1,4 +1,4 @@
-"""Seconds on a link: latency once a message, and bytes over bandwidth."""
+"""Seconds on a link: latency once per message, plus bytes divided by bandwidth."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def test_seconds_of_a_link() -> None:
     restored = Traffic()
     _send(trainer, "a", 2)  # its federation had two sub-rounds
     restored.load_state_dict(traffic.state_dict())
-    for one in (traffic, restored):
+    for callback in (traffic, restored):
         logged.clear()
-        one.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+        callback.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
         assert logged["a/link_seconds"] == pytest.approx(4 * 0.05 + 8.0)
         assert logged["a/bytes_up"] == 3_000_000
 
     logged.clear()
     traffic.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
-    assert "a/link_seconds" not in logged  # it took no part
+    assert "a/link_seconds" not in logged  # a did not take part
