@@ -182,7 +182,7 @@ def test_another_tokenizer_is_told(
 
     theirs = folder / "tokenizer.json"
     assert warnings() == [
-        "no tokenizer.json is beside the weights: whether they know the tokens of this run cannot be told"
+        "there is no tokenizer.json beside the weights, so their tokenizer cannot be compared with this run's"
     ]
     theirs.write_text(ByteTokenizer().to_json())
     assert warnings() == []
@@ -190,5 +190,5 @@ def test_another_tokenizer_is_told(
     content["model"]["vocab"] |= {"a": 98, "b": 97}
     theirs.write_text(json.dumps(content))
     assert warnings() == [
-        "the weights come with another tokenizer than this run's: what they know of its tokens will not hold"
+        "the weights were trained with another tokenizer, so their embeddings do not fit the tokens of this run"
     ]
