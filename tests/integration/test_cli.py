@@ -155,8 +155,8 @@ def test_fit_go_on_and_validate(shore: Path, capsys: pytest.CaptureFixture[str])
 
 
 def documented_layout() -> dict[str, str]:
-    """When each file of a run is there, by its pattern, as docs/commands.md says."""
-    page = Path(__file__).parents[2] / "docs" / "commands.md"
+    """When each file of a run is there, by its pattern, as docs/reference/run_folder.md says."""
+    page = Path(__file__).parents[2] / "docs" / "reference" / "run_folder.md"
     (table,) = re.findall(r"\| file \| what it is \| there \|\n\|---\|---\|---\|\n((?:\|.*\n)+)", page.read_text())
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     return {name.strip("`"): when for name, _, when in rows}

@@ -140,7 +140,7 @@ def test_what_is_no_origin_is_refused(folder: Path, tmp_path: Path, pair: Topolo
     assert f"add a node of the run, as {run}:NODE" in told(run)[0]
     assert "has no node 'aa'; it has world, a, b" in told(f"{run}:aa")[0]
     assert "'x' is not a round" in told(f"{run}:a@x")[0]
-    assert "round 7 was not kept; only the last one is there" in told(f"{run}:a@7")[0]
+    assert "round 7 was not kept; there is only the last" in told(f"{run}:a@7")[0]
     (folder / "config.json").write_text('{"model_type": "llama"}')
     assert told(folder) == [f"{folder}: the type of the model is 'llama', not 'mpt'"]
 

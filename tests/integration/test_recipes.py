@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import re
+import textwrap
 import sys
 from pathlib import Path
 from typing import Any
@@ -204,13 +205,15 @@ def test_only_the_private_tree_asks_for_privacy() -> None:
 
 def test_corpora_of_the_documentation_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    page = find_file("recipes", "quickstart").parents[1] / "docs" / "data.md"
-    shown = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)]
+    page = find_file("recipes", "quickstart").parents[1] / "docs" / "how-to" / "read_your_own_text.md"
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    shown = [yaml.safe_load(textwrap.dedent(block)) for block in blocks]
+    shown = [block["data"]["corpora"] if "data" in block else block for block in shown]
     parser = RecipeParser()
     parser.add_argument("--corpora", type=dict[str, Corpus])
     settings = parser.parse_object({"corpora": {name: value for block in shown for name, value in block.items()}})
     corpora = parser.instantiate_classes(settings).corpora
-    kinds = {"letters": TextFiles, "it": HubDataset, "wikipedia": HubDataset, "text": Mixture}
+    kinds = {"letters": TextFiles, "reports": TextFiles, "it": HubDataset, "wikipedia": HubDataset, "text": Mixture}
     assert {name: type(corpus) for name, corpus in corpora.items()} == kinds
 
 
