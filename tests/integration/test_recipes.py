@@ -4,8 +4,8 @@ import gzip
 import json
 import random
 import re
-import textwrap
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
