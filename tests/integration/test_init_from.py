@@ -1,4 +1,4 @@
-"""Worlds that start from weights which somebody trained already."""
+"""Worlds that start from trained weights."""
 
 from __future__ import annotations
 
@@ -52,20 +52,19 @@ def folder(tmp_path: Path, make_module: Make) -> Path:
 
 
 def test_every_node_starts_from_a_folder(folder: Path, pair: Topology, fit: Make, make_module: Make) -> None:
-    wanted = weights_of(make_module(5))
-    one = fit(pair, [NodeMetrics(), Record()], module=starting_from(folder))
-    other = fit(pair, [NodeMetrics(), Record()], module=make_module(5))
-    content = json.loads((one.folder / "results.json").read_text())
-    assert content["initial_weights"] == weights_digest(wanted)
-    for name, tensor in one.world.reference.items():
-        assert torch.equal(tensor, wanted[name])
-    for name, state in other.world.states.items():
-        assert all(
-            torch.equal(one.world.states[name].parameters[key], value) for key, value in state.parameters.items()
-        )
+    expected = weights_of(make_module(5))
+    from_folder = fit(pair, [NodeMetrics(), Record()], module=starting_from(folder))
+    from_module = fit(pair, [NodeMetrics(), Record()], module=make_module(5))
+    content = json.loads((from_folder.folder / "results.json").read_text())
+    assert content["initial_weights"] == weights_digest(expected)
+    for name, tensor in from_folder.world.reference.items():
+        assert torch.equal(tensor, expected[name])
+    for name, state in from_module.world.states.items():
+        weights = from_folder.world.states[name].parameters
+        assert all(torch.equal(weights[key], value) for key, value in state.parameters.items())
 
 
-def test_sharded_weights_and_a_head_written_out_are_read(folder: Path, pair: Topology, fit: Make) -> None:
+def test_sharded_weights_with_an_explicit_head_are_read(folder: Path, pair: Topology, fit: Make) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["transformer.wte.weight"].clone()
     shards = {f"model-{i}.safetensors": names for i, names in enumerate((list(weights)[:5], list(weights)[5:]))}
@@ -79,27 +78,27 @@ def test_sharded_weights_and_a_head_written_out_are_read(folder: Path, pair: Top
     assert torch.equal(module.model.transformer.wte.weight, weights["lm_head.weight"])
 
 
-def test_a_node_of_a_run_at_any_round_kept(pair: Topology, fit: Make, tmp_path: Path) -> None:
+def test_a_node_of_a_run_at_any_kept_round(pair: Topology, fit: Make, tmp_path: Path) -> None:
     first = fit(pair, [LastCheckpoint(keep_every_n_rounds=1)], limit_val_batches=0)
     run = LastCheckpoint.path(first).parents[1]
-    wanted = {name: value.clone() for name, value in first.world.states["b"].parameters.items()}
+    expected = {name: value.clone() for name, value in first.world.states["b"].parameters.items()}
     for origin, same in ((f"{run}:b", True), (f"{run}:b@2", True), (f"{run}:b@1", False), (f"{run}:a", False)):
         module = starting_from(origin)
         fit(pair, [], module=module, limit_val_batches=0, max_epochs=0, default_root_dir=tmp_path / "second")
-        assert all(torch.equal(wanted[name], value) for name, value in module.named_parameters()) is same
+        assert all(torch.equal(expected[name], value) for name, value in module.named_parameters()) is same
 
 
-def test_a_run_that_goes_on_does_not_read_them_again(folder: Path, pair: Topology, fit: Make) -> None:
+def test_a_resumed_run_does_not_read_the_weights_again(folder: Path, pair: Topology, fit: Make) -> None:
     whole = fit(pair, [LastCheckpoint(keep_every_n_rounds=1)], module=starting_from(folder), limit_val_batches=0)
     (folder / "model.safetensors").unlink()
     first_round = LastCheckpoint.path(whole).with_name("round_1.ckpt")
     resumed = fit(pair, [], module=starting_from(folder), resume=first_round, limit_val_batches=0)
     for name, state in whole.world.states.items():
-        found = resumed.world.states[name].parameters
-        assert all(torch.equal(found[key], value) for key, value in state.parameters.items())
+        weights = resumed.world.states[name].parameters
+        assert all(torch.equal(weights[key], value) for key, value in state.parameters.items())
 
 
-def test_a_second_fit_of_a_module_goes_on(folder: Path, pair: Topology, trainer_for: Make, make_data: Make) -> None:
+def test_a_second_fit_of_a_module_continues(folder: Path, pair: Topology, trainer_for: Make, make_data: Make) -> None:
     module, trainer = starting_from(folder), trainer_for(pair, [], limit_val_batches=0, max_epochs=1)
     trainer.fit(module, datamodule=make_data())
     before = {name: value.clone() for name, value in trainer.world.states["a"].parameters.items()}
@@ -107,14 +106,14 @@ def test_a_second_fit_of_a_module_goes_on(folder: Path, pair: Topology, trainer_
     assert all(torch.equal(trainer.world.states["a"].parameters[name], value) for name, value in before.items())
 
 
-def test_checkpoints_say_where_they_began_and_those_that_do_not_load(folder: Path) -> None:
+def test_checkpoints_record_init_from_and_load_without_it(folder: Path) -> None:
     module = starting_from(folder)
     assert module.hparams["init_from"] == str(folder)
     old = {name: value for name, value in module.hparams.items() if name != "init_from"}
     assert LanguageModule.from_hyper_parameters(old).init_from is None
 
 
-def told(origin: Path | str, sizes: Architecture = SIZES) -> list[str]:
+def error_lines(origin: Path | str, sizes: Architecture = SIZES) -> list[str]:
     with pytest.raises(ValueError) as caught:
         starting_from(origin, sizes).check_init_from()
     lines = str(caught.value).splitlines()
@@ -122,30 +121,32 @@ def told(origin: Path | str, sizes: Architecture = SIZES) -> list[str]:
     return [line.removeprefix(f"init_from is {origin}: ") for line in lines]
 
 
-def test_another_architecture_is_refused_with_every_difference(folder: Path, pair: Topology, fit: Make) -> None:
-    assert told(folder, replace(SIZES, num_blocks=3, vocab_size=64, alibi_bias_max=4)) == [
-        f"{folder}: n_layers is 2, but num_blocks of the model is 3",
-        f"{folder}: vocab_size is 32, but vocab_size of the model is 64",
-        f"{folder}: alibi_bias_max is 8, but the model needs 4",
+def test_another_architecture_is_rejected_with_every_difference(folder: Path, pair: Topology, fit: Make) -> None:
+    assert error_lines(folder, replace(SIZES, num_blocks=3, vocab_size=64, alibi_bias_max=4)) == [
+        f"{folder}: n_layers is 2, num_blocks is 3 here",
+        f"{folder}: vocab_size is 32, vocab_size is 64 here",
+        f"{folder}: alibi_bias_max is 8, it is 4 here",
     ]
     run = LastCheckpoint.path(fit(pair, [LastCheckpoint()], limit_val_batches=0)).parents[1]
-    assert told(f"{run}:a", replace(SIZES, d_model=32)) == ["d_model is 16 in the saved model, but 32 in this one"]
+    assert error_lines(f"{run}:a", replace(SIZES, d_model=32)) == ["d_model is 16 there, and 32 here"]
     starting_from(folder, replace(SIZES, max_seq_len=99)).check_init_from()  # no weight depends on it
     starting_from(f"{run}:a", replace(SIZES, max_seq_len=99)).check_init_from()
 
 
-def test_what_is_no_origin_is_refused(folder: Path, tmp_path: Path, pair: Topology, fit: Make) -> None:
+def test_an_invalid_origin_is_rejected(folder: Path, tmp_path: Path, pair: Topology, fit: Make) -> None:
     run = LastCheckpoint.path(fit(pair, [LastCheckpoint()], limit_val_batches=0)).parents[1]
-    assert "there is no such folder; it must be a Hugging Face MPT folder, or RUN:NODE" in told(tmp_path / "none")[0]
-    assert f"add a node of the run, as {run}:NODE" in told(run)[0]
-    assert "has no node 'aa'; it has world, a, b" in told(f"{run}:aa")[0]
-    assert "'x' is not a round" in told(f"{run}:a@x")[0]
-    assert "round 7 was not kept; there is only the last" in told(f"{run}:a@7")[0]
+    assert (
+        "there is no such folder; it takes a Hugging Face MPT folder, or RUN:NODE" in error_lines(tmp_path / "none")[0]
+    )
+    assert f"name a node of the run too, as {run}:NODE" in error_lines(run)[0]
+    assert "has no node 'aa'; it has world, a, b" in error_lines(f"{run}:aa")[0]
+    assert "'x' is no round" in error_lines(f"{run}:a@x")[0]
+    assert "round 7 was not kept; only the last one is there" in error_lines(f"{run}:a@7")[0]
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    assert told(folder) == [f"{folder}: the type of the model is 'llama', not 'mpt'"]
+    assert error_lines(folder) == [f"{folder}: the model is of the type 'llama', and not 'mpt'"]
 
 
-def test_weights_that_do_not_fit_are_refused(folder: Path, pair: Topology, fit: Make) -> None:
+def test_weights_that_do_not_fit_are_rejected(folder: Path, pair: Topology, fit: Make) -> None:
     file = folder / "model.safetensors"
     weights = load_file(file)
     del weights["transformer.norm_f.weight"]
@@ -156,19 +157,18 @@ def test_weights_that_do_not_fit_are_refused(folder: Path, pair: Topology, fit: 
         fit(pair, [], module=starting_from(folder))
     assert [line.split(": ", 1)[1] for line in str(caught.value).splitlines()] == [
         "the weights model.transformer.norm_f.weight are missing",
-        "the model has no weights model.transformer.norm_f.bias",
-        "the weights model.transformer.blocks.0.ffn.up_proj.weight have the shape [3, 16], "
-        "but the model needs [64, 16]",
+        "the weights model.transformer.norm_f.bias have no place here",
+        "the weights model.transformer.blocks.0.ffn.up_proj.weight are of shape [3, 16], and [64, 16] here",
     ]
     file.write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="model.safetensors cannot be read as safetensors"):
         fit(pair, [], module=starting_from(folder))
     file.rename(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="does not exist; pytorch_model.bin is a pickle, which may run any code"):
+    with pytest.raises(ValueError, match="is not there; pytorch_model.bin is a pickle, which may run anything"):
         fit(pair, [], module=starting_from(folder))
 
 
-def test_another_tokenizer_is_told(
+def test_another_tokenizer_logs_a_warning(
     folder: Path, pair: Topology, fit: Make, make_data: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     def warnings() -> list[str]:
@@ -182,7 +182,7 @@ def test_another_tokenizer_is_told(
 
     theirs = folder / "tokenizer.json"
     assert warnings() == [
-        "there is no tokenizer.json beside the weights, so their tokenizer cannot be compared with this run's"
+        "no tokenizer.json is beside the weights: whether they know the tokens of this run cannot be told"
     ]
     theirs.write_text(ByteTokenizer().to_json())
     assert warnings() == []
@@ -190,5 +190,5 @@ def test_another_tokenizer_is_told(
     content["model"]["vocab"] |= {"a": 98, "b": 97}
     theirs.write_text(json.dumps(content))
     assert warnings() == [
-        "the weights were trained with another tokenizer, so their embeddings do not fit the tokens of this run"
+        "the weights come with another tokenizer than this run's: what they know of its tokens will not hold"
     ]

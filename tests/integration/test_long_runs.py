@@ -1,4 +1,4 @@
-"""Runs of many rounds: what a process and a run's folder hold does not grow with them, but by what a round says."""
+"""Runs of many rounds: memory and files do not grow with the rounds, except for the metrics of each round."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from worldlm.runs.results import RESULTS
 Make = Callable[..., Any]
 
 EVENT_BYTES = 1_000
-"""What TensorBoard's file may grow by for every node and round: some ten figures of some 70 bytes."""
+"""Allowed growth of TensorBoard's file for every node and round: some ten figures of some 70 bytes."""
 RECORD_BYTES = 500
-"""The same of results.json."""
+"""Allowed growth of results.json for every node and round."""
 
 
 class Watch(Checkpoint):
-    """Looks, after all others, at what there is at the end of every so many rounds."""
+    """Measures memory, files and time every `every` rounds, after all other callbacks."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -51,15 +51,15 @@ class Watch(Checkpoint):
         )
         self._since = time.process_time()
 
-    def of(self, what: str) -> list[float]:
-        return [one[what] for one in self.seen]
+    def of(self, name: str) -> list[float]:
+        return [measured[name] for measured in self.seen]
 
 
 @pytest.fixture
 def watched(star: Make, fit: Make, whole_method: Make, tmp_path: Path) -> Callable[..., Watch]:
-    """Return what trains two leaves below a root for so many rounds of two steps, and looks every so many."""
+    """Return a function that trains two leaves below a root for a number of rounds, and measures every n rounds."""
     if not Path("/proc/self/statm").exists():
-        pytest.skip("memory and open files are told by /proc")
+        pytest.skip("memory and open files are read from /proc")
 
     def run(number: int, every: int, *more: Callback) -> Watch:
         topology = star("ab")
@@ -91,11 +91,11 @@ def test_forty_rounds(watched: Callable[..., Watch]) -> None:
 def test_two_thousand_rounds(watched: Callable[..., Watch]) -> None:
     watch = watched(2_000, 100, Pictures(), Summary())  # five pictures, the first after 400 rounds
     sizes = watch.of("checkpoint")
-    assert max(sizes) - min(sizes) <= 512, sizes  # figures of more digits
+    assert max(sizes) - min(sizes) <= 512, sizes  # figures get more digits
     assert set(grown(watch.of("open files")[4:])) == {0}
     assert watch.of("record")[-1] <= RECORD_BYTES * 3 * 2_000
     assert watch.of("events")[-1] <= EVENT_BYTES * 3 * 2_000
     memory, seconds = watch.of("memory")[4:], watch.of("seconds")
-    growth = min(memory[-5:]) - min(memory[:5])  # what is drawn in some rounds is not there in all of five looks
-    assert growth < 16e6, memory  # of 500 MB; a kilobyte a round is its line of the record
+    growth = min(memory[-5:]) - min(memory[:5])  # minima, because pictures take memory in some rounds only
+    assert growth < 16e6, memory  # of 500 MB; the record takes a kilobyte a round
     assert sum(seconds[-5:]) < 2 * sum(seconds[1:4]) * 5 / 3, seconds

@@ -1,7 +1,4 @@
-"""The order of methods where nodes differ, small: WorldLM ends below FedAvg at every node.
-
-Large: docs/benchmarks/methods.md.
-"""
+"""A small comparison of methods on nodes with different text: WorldLM ends below FedAvg at every node."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from worldlm.commands.compare.records import read_runs
 from worldlm.data import StandardLibrary
 
 TEXT = os.environ.get("WORLDLM_MULTILINGUAL")
-"""A folder for the recipe `multilingual`; without one, that part is left out."""
+"""A folder of text for the recipe `multilingual`; without it, that part is skipped."""
 SHIFTS = {"topics": 0, "docstrings": 6, "network": 13, "tools": 19}
 
 
@@ -61,13 +58,13 @@ def test_worldlm_is_below_fedavg(
     methods = ("--methods", "methods/fedavg,methods/worldlm")
     options = ("--data.cache_dir", "cache", "--trainer.check_val_every_n_epoch", "8", *given)
     assert main(["compare", "--recipe", recipe, *methods, "--jobs", "2", "--name", "order", *options]) == 0
-    runs = {one.method: one for one in read_runs([Path("runs/order")])}
+    runs = {run.method: run for run in read_runs([Path("runs/order")])}
     for moment, margin in (("after_merge", 1.2), ("after_fit", 1.0)):
         scores = {
-            method: [score for node in one.data_nodes if (score := one.last(node, moment)) is not None]
-            for method, one in runs.items()
+            method: [score for node in run.data_nodes if (score := run.last(node, moment)) is not None]
+            for method, run in runs.items()
         }
         assert len(scores["fedavg"]) == len(scores["worldlm"]) == 4
         assert margin * statistics.fmean(scores["worldlm"]) < statistics.fmean(scores["fedavg"])
         if moment == "after_merge":
-            assert all(ours < theirs for ours, theirs in zip(scores["worldlm"], scores["fedavg"], strict=True))
+            assert all(worldlm < fedavg for worldlm, fedavg in zip(scores["worldlm"], scores["fedavg"], strict=True))

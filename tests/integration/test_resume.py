@@ -1,4 +1,4 @@
-"""A run that was interrupted anywhere ends as if it had not been."""
+"""A run that is interrupted at any time and resumed ends like a run that was not interrupted."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_resume_with_copied_weights(
 
 
 class Terminate(Callback):
-    """Receives SIGTERM while the n-th batch of the run is trained on."""
+    """Sends SIGTERM during the n-th batch of the run."""
 
     def __init__(self, batch: int, hook: str = "on_train_batch_end") -> None:
         self.batch = batch
@@ -132,7 +132,7 @@ def test_sigterm_with_dropout_and_copied_weights(
         assert differences(snapshot(resumed), expected) == [], f"SIGTERM during batch {batch}"
 
 
-def test_a_finished_run_resumes_into_nothing(
+def test_resuming_a_finished_run_changes_nothing(
     tree: Topology,
     fit: Make,
     make_module: Make,
@@ -148,7 +148,7 @@ def test_a_finished_run_resumes_into_nothing(
     assert differences(left, right) == []
 
 
-def test_a_run_can_be_prolonged(
+def test_a_run_can_be_extended_by_more_rounds(
     tree: Topology, fit: Make, make_module: Make, whole_method: Make, save_everywhere: Make, snapshot: Make
 ) -> None:
     saver = save_everywhere("on_train_epoch_end")

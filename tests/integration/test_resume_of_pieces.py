@@ -1,4 +1,4 @@
-"""A run of the other methods' pieces that was interrupted anywhere ends as if it had not been."""
+"""A run with the callbacks of other methods that is interrupted and resumed ends like one that was not interrupted."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_resume_from_every_step(
     callbacks = [saver, *soft_rows()] if saver_first else [*soft_rows(), saver]
     whole = snapshot(fit(busy_tree, callbacks, **options))
     assert len(saver.saved) == 2 * (2 * accumulate * (2 * 3 + 2) + 1)
-    for path in saver.saved[:: 2 * accumulate**2 - 1]:  # all, or every seventh
+    for path in saver.saved[:: 2 * accumulate**2 - 1]:  # all checkpoints, or every seventh
         resumed = fit(busy_tree, soft_rows(), resume=path, module=make_module(99), **options)
         assert differences(snapshot(resumed), whole) == [], path.name
 
@@ -66,7 +66,7 @@ def test_resume_within_a_longer_fit_with_copied_weights(
 ) -> None:
     saver = save_everywhere("on_train_batch_start", "on_train_batch_end")
     options: dict[str, Any] = {"limit_val_batches": 0, "accumulate_grad_batches": 2}
-    options |= {"share_memory": False, "limit_train_batches": 3}  # the last optimizer step is of one batch
+    options |= {"share_memory": False, "limit_train_batches": 3}  # the last optimizer step has a single batch
     whole = snapshot(fit(tree, [*soft_rows(), saver], **options))
     for path in saver.saved[::3]:
         resumed = fit(tree, soft_rows(), resume=path, module=make_module(99), **options)
@@ -114,7 +114,7 @@ root:
         assert differences(snapshot(resumed), whole) == [], path.name
 
 
-def test_a_run_told_to_stop_counts_every_token_once(
+def test_a_stopped_run_counts_every_token_once(
     tree: Topology, fit: Make, make_module: Make, snapshot: Make, differences: Make
 ) -> None:
     class Terminate(Callback):
@@ -136,17 +136,17 @@ def test_a_run_told_to_stop_counts_every_token_once(
 
 
 @pytest.mark.parametrize(
-    ("now", "told"),
+    ("now", "change"),
     [
         (("SGD", {"lr": 0.1, "momentum": 0.5}), None),
-        (("SGD", {"lr": 1.0, "momentum": 0.9}), "SGD(momentum=0.5) to SGD(momentum=0.9)"),
-        (("Adam", {"lr": 0.1}), "SGD(momentum=0.5) to Adam()"),
-        (("Adam", {"lr": 0.1, "amsgrad": True}), "SGD(momentum=0.5) to Adam(amsgrad=True)"),
+        (("SGD", {"lr": 1.0, "momentum": 0.9}), "SGD(momentum=0.5): SGD(momentum=0.9)"),
+        (("Adam", {"lr": 0.1}), "SGD(momentum=0.5): Adam()"),
+        (("Adam", {"lr": 0.1, "amsgrad": True}), "SGD(momentum=0.5): Adam(amsgrad=True)"),
     ],
 )
 def test_another_outer_optimizer_begins_anew(
     now: tuple[str, dict[str, Any]],
-    told: str | None,
+    change: str | None,
     star: Make,
     fit: Make,
     save_everywhere: Make,
@@ -159,11 +159,11 @@ def test_another_outer_optimizer_begins_anew(
     saver = save_everywhere("on_train_epoch_end")
     fit(star(), [*method("SGD", {"lr": 1.0, "momentum": 0.5}), saver])
     resumed = snapshot(fit(star(), method(*now), resume=saver.saved[0]))
-    kept = resumed["world"]["states"]["world"]["memory"][Averaging().state_key]["optimizer"][0]
-    adams = {"step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if "amsgrad" in now[1] else [])}
-    assert set(kept) == ({"momentum_buffer"} if now[0] == "SGD" else adams)
-    warned = [record.getMessage() for record in caplog.records if "saved state" in record.getMessage()]
-    assert warned == ([f"outer optimizer of world changed from {told}: its saved state is not used"] if told else [])
+    state = resumed["world"]["states"]["world"]["memory"][Averaging().state_key]["optimizer"][0]
+    of_adam = {"step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if "amsgrad" in now[1] else [])}
+    assert set(state) == ({"momentum_buffer"} if now[0] == "SGD" else of_adam)
+    warnings = [record.getMessage() for record in caplog.records if "begins anew" in record.getMessage()]
+    assert warnings == ([f"the outer optimizer of world was {change} begins anew"] if change else [])
 
 
 def test_an_outer_optimizer_that_keeps_more_begins_anew(star: Make, fit: Make, save_everywhere: Make) -> None:

@@ -1,4 +1,4 @@
-"""One node without a federation is Lightning's own Trainer, bit for bit."""
+"""One node without a federation gives the same result as Lightning's own Trainer, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worldlm.trainer import WorldTrainer
 
 
 class Onward(BlockBatchSampler):
-    """Goes on where the last epoch stopped, as Lightning asks for one iterator an epoch."""
+    """Continues where the last epoch stopped, because Lightning requests one iterator per epoch."""
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = [*super().__iter__()]
@@ -35,7 +35,7 @@ CASES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", CASES, ids=str)
-def test_one_node_is_lightnings_trainer(
+def test_one_node_gives_the_result_of_lightnings_trainer(
     options: dict[str, Any],
     accelerator: str,
     single: Topology,

@@ -11,11 +11,13 @@ class FederationCallback(RoundCallback, Callback):
     """One part of a federated method, in a recipe's list of callbacks.
 
     The hooks of a round (`worldlm.rounds.RoundCallback`) receive a `Context`. Lightning's own hooks run as in any
-    Lightning callback: `on_train_epoch_start` and `on_train_epoch_end` are the start and the end of a round, and the
-    hooks of a batch run within a node's fit. Where several processes share a world, the hooks of a round run in the
-    process that holds the node, and Lightning's hooks in all processes; `trainer.world.states` then has the nodes of
-    other processes without tensors, as of the last round.
+    Lightning callback: `on_train_epoch_start` and `on_train_epoch_end` run at the start and the end of a round, and
+    the hooks of a batch run within a node's fit.
 
-    State that belongs to the run, and not to a node, goes through `state_dict` and `load_state_dict`, as in any
+    If several processes share a world, the hooks of a round run in the process that holds the node, and Lightning's
+    hooks run in all processes. `trainer.world.states` then holds the nodes of other processes without tensors, as of
+    the end of the last round.
+
+    `state_dict` and `load_state_dict` save and restore state that belongs to the run and not to a node, as in any
     Lightning callback.
     """

@@ -1,6 +1,6 @@
 """The local steps of one node's fit as a Lightning epoch loop.
 
-With `fit_loop.py` the one place that touches Lightning's private loops (2.6), which is why it is pinned.
+Only this module and `fit_loop.py` use Lightning's private loops (2.6), which is why the dependency is pinned.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ class NodeEpochLoop(_TrainingEpochLoop):
         self._before_batch = before_batch
 
     def reset(self) -> None:
-        """Set the counters for a new fit, or take up an interrupted one at its last finished optimizer step."""
+        """Set the counters for a new fit, or resume an interrupted fit after its last finished optimizer step."""
         progress, optimizer = self.batch_progress, self.automatic_optimization.optim_progress
         if not self.restarting:
             progress.reset_on_run()
             self.scheduler_progress.reset_on_run()
             optimizer.reset_on_run()
         else:
-            both = trackers(progress)
-            finished = both[0].processed
-            if finished < self.trainer.num_training_batches:  # the last batch of a fit always steps
+            current, total = trackers(progress)
+            finished = current.processed
+            if finished < self.trainer.num_training_batches:  # the last batch of a fit always ends an optimizer step
                 finished -= finished % self.trainer.accumulate_grad_batches
-            again = both[0].ready - finished  # begun, but not part of a finished optimizer step
-            for tracker in both:
-                ready = tracker.ready - again
+            repeated = current.ready - finished  # begun, but not part of a finished optimizer step
+            for tracker in (current, total):
+                ready = tracker.ready - repeated
                 tracker.ready = tracker.started = tracker.processed = tracker.completed = ready
             progress.is_last_batch = finished == self.trainer.num_training_batches
             self.scheduler_progress.reset_on_restart()
@@ -47,14 +47,14 @@ class NodeEpochLoop(_TrainingEpochLoop):
         self._batches_that_stepped = self.global_step
 
     def count(self, num_steps: int, num_batches: int) -> None:
-        """Set the optimizer steps and batches of all nodes since the run began, which Lightning calls global."""
+        """Set Lightning's global counters: the optimizer steps and batches of all nodes since the run began."""
         _, batches = trackers(self.batch_progress)
         steps = self.automatic_optimization.optim_progress.optimizer.step.total
         batches.ready = batches.started = batches.processed = batches.completed = num_batches
         steps.ready = steps.completed = self._batches_that_stepped = num_steps
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
-        """Leave the fetcher alone: the sampler already starts at the first batch that is wanted."""
+        """Skip no batches: the sampler already starts at the first batch that is needed."""
         data_fetcher._start_profiler = self._on_before_fetch
         data_fetcher._stop_profiler = self._on_after_fetch
 
@@ -63,11 +63,11 @@ class NodeEpochLoop(_TrainingEpochLoop):
         super().advance(data_fetcher)
 
     def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
-        return False  # nodes are evaluated where the round says so, not wherever an epoch loop ends
+        return False  # the program of a round decides when nodes are evaluated, not the end of an epoch loop
 
 
 def trackers(progress: _Progress) -> tuple[_ProcessedTracker, _ProcessedTracker]:
-    """Return the current and the total counts, which are annotated as less than they are."""
+    """Return the current and the total counts. Lightning annotates both with a base class."""
     assert isinstance(progress.current, _ProcessedTracker)
     assert isinstance(progress.total, _ProcessedTracker)
     return progress.current, progress.total

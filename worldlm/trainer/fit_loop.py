@@ -1,20 +1,20 @@
-"""Federated rounds as a Lightning loop: one epoch is one round of the world, one run of the epoch loop one local fit.
+"""Federated rounds as a Lightning loop.
 
-`fit_loop.py` and `epoch_loop.py` are the only modules that use Lightning's private loops (2.6), which is why the
-dependency is pinned. All stepping (precision, gradient clipping, accumulation, schedulers, hooks, loggers) stays
-Lightning's. This loop chooses which batches, weights and optimizer Lightning sees, and how an interrupted run resumes.
+One epoch is one round of the world, and one run of the epoch loop is one local fit. Stepping stays Lightning's:
+precision, gradient clipping, accumulation, schedulers, hooks and loggers. This loop chooses the batches, the weights
+and the optimizer that Lightning sees, and it resumes an interrupted round.
+
+Only this module and `epoch_loop.py` use Lightning's private loops (2.6), which is why the dependency is pinned.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.fit_loop import RestartStage, _FitLoop
-from lightning.pytorch.trainer.connectors.data_connector import _process_dataloader, _request_dataloader
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
@@ -28,7 +28,7 @@ from worldlm.rounds.context import Context, LocalFit
 from worldlm.rounds.executor import FitCounts, RoundExecutor
 from worldlm.rounds.world import World
 from worldlm.trainer.epoch_loop import NodeEpochLoop, trackers
-from worldlm.trainer.loaders import check_loaders, num_tokens
+from worldlm.trainer.loaders import num_tokens, request_loaders
 from worldlm.trainer.make_world import log_changes, make_world
 from worldlm.trainer.metric_callbacks import MetricCallback, find_metric_callbacks, set_metric_callbacks
 from worldlm.trainer.node_slot import NodeSlot
@@ -37,7 +37,10 @@ from worldlm.trainer.run_settings import RunSettings
 
 
 class FederatedFitLoop(_FitLoop):
-    """Runs the program of a round step by step, and keeps what a restart needs: a cursor, a phase and the world."""
+    """Carries out the program of a round, step by step, and keeps what a restart needs.
+
+    A restart needs the cursor (the position in the program), the phase, and the world.
+    """
 
     def __init__(self, trainer: pl.Trainer, run: RunSettings, min_epochs: int | None, max_epochs: int | None) -> None:
         super().__init__(trainer, min_epochs=min_epochs, max_epochs=max_epochs)
@@ -69,29 +72,25 @@ class FederatedFitLoop(_FitLoop):
 
     @property
     def slot(self) -> NodeSlot:
-        """The live module's place for one node at a time."""
+        """Holds one node at a time in the live module."""
         assert self._slot is not None, "made together with the world"
         return self._slot
 
     # ------------------------------------------------------------------ data
 
     def setup_data(self) -> None:
-        """Make every data node's loader, once, and the world with its initial weights."""
+        """Request the loader of every data node, and make the world. Further calls do nothing."""
         if self._combined_loader is not None:
             return
-        names = [node.name for node in self.topology.data_nodes]
-        loaders = check_loaders(_request_dataloader(self._data_source), names, self.run_settings.devices_per_node)
-        stage = (self.trainer, TrainerFn.FITTING, RunningStage.TRAINING)
-        self.loaders = {
-            name: cast(DataLoader[Any], _process_dataloader(*stage, loader)) for name, loader in loaders.items()
-        }
+        run, names = self.run_settings, [node.name for node in self.topology.data_nodes]
+        self.loaders = request_loaders(self.trainer, self._data_source, names, run.devices_per_node)
         self._combined_loader = CombinedLoader(self.loaders, "sequential")
         self.max_batches = max(map(self.plan.num_batches, names))
         self.trainer.val_check_batch = float("inf")
         self._metric_callbacks = self._metric_callbacks or find_metric_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
         set_metric_callbacks(self._metric_callbacks, True)
-        self.run_settings.agree_on_folder()
-        self.val_loaders()  # Lightning wants all processes to request them at the same point
+        run.agree_on_folder()
+        self.val_loaders()  # Lightning requires all processes to request them at the same point
         self._make_world()
 
     @property
@@ -116,7 +115,7 @@ class FederatedFitLoop(_FitLoop):
     # ------------------------------------------------------------------ the world
 
     def _make_world(self) -> None:
-        """Make the world from the module's weights or from a checkpoint; a second fit keeps the first one's."""
+        """Make the world from the module's weights or from a checkpoint. A second fit keeps the first one's world."""
         module: Any = self.trainer.lightning_module
         run = self.run_settings
         if self._slot is not None and self._slot.module is module and not self._restored:
@@ -129,19 +128,19 @@ class FederatedFitLoop(_FitLoop):
         self._world = world = make_world(self.trainer, run, module, costs)
         self._executor = RoundExecutor(world, run.method)
         self._slot = NodeSlot(module, self.trainer.strategy, run.share_memory, world.store)
-        start = self.topology.root.name
+        active = self.topology.root.name
         if self._restored:
             with as_written(self.trainer.ckpt_path):
-                start = self._restore()
+                active = self._restore()
         self._restored = {}
         is_local = world.transport.is_local
         resumes_fit = self.phase is Phase.FITTING and is_local(self.executor.program[self.cursor].node)
         self.phase = Phase.FITTING if resumes_fit else Phase.IDLE
-        if is_local(start):
-            self._slot.load_weights(start, world.states[start])
+        if is_local(active):
+            self._slot.load_weights(active, world.states[active])
 
     def _restore(self) -> str:
-        """Restore the content of a checkpoint, and return whose weights were live."""
+        """Restore the content of a checkpoint, and return the name of the node that the live module is to hold."""
         world, saved = self.world, self._restored
         rounds, optimizers = trackers(self.epoch_progress)[0], saved["optimizers"]
         within_round = rounds.started > rounds.processed and self.cursor > 0
@@ -154,13 +153,13 @@ class FederatedFitLoop(_FitLoop):
             return self.topology.nodes[saved["active"]].name
         if self.trainer.is_global_zero:
             log_changes(world.changes, rounds.processed)
-        self._count_all()  # counts the nodes that are in the world now
+        self._count_all()  # only the nodes that are in the world now
         return self.topology.root.name
 
     # ------------------------------------------------------------------ starting and restarting
 
     def reset(self) -> None:
-        """Find out where an interrupted run stopped."""
+        """Set the counters of rounds, and find out whether an interrupted run stopped within a round."""
         torch.set_grad_enabled(True)
         current, total = trackers(self.epoch_progress)
         within_round = current.started > current.processed
@@ -192,7 +191,7 @@ class FederatedFitLoop(_FitLoop):
     # ------------------------------------------------------------------ one round
 
     def advance(self) -> None:
-        """Run one round of the world from the cursor on."""
+        """Run one round of the world, from the cursor on."""
         executor, device = self.executor, self.trainer.strategy.root_device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             executor.enter(self.cursor)
@@ -205,21 +204,21 @@ class FederatedFitLoop(_FitLoop):
                 self.phase = Phase.IDLE
                 if self.trainer.received_sigterm and self.cursor < len(executor.program):
                     raise SIGTERMException
-        root = self.topology.root.name  # what Lightning saves as the model is the root's
-        if self.world.transport.is_local(root):
+        root = self.topology.root.name
+        if self.world.transport.is_local(root):  # Lightning saves the live module as the model: the root's weights
             self.slot.load_weights(root, self.world.states[root])
         if self.run_settings.num_ranks > 1:
             self._sync_processes()
 
     def _sync_processes(self) -> None:
-        """Exchange the figures of all nodes, what was logged, and whether to stop."""
+        """Exchange between processes the figures of all nodes, pending log entries, and whether to stop."""
         world, trainer, run_log = self.world, self.trainer, self.run_settings.log
         world.transport.flush()
-        own = {"figures": world.figures(), "log": run_log.pending, "stop": trainer.should_stop}
-        for other in world.transport.gather(own):
-            world.take_figures(other["figures"])
-            trainer.should_stop = trainer.should_stop or other["stop"]
-            run_log.write(other["log"] if trainer.is_global_zero else ())
+        local = {"figures": world.figures(), "log": run_log.pending, "stop": trainer.should_stop}
+        for process in world.transport.gather(local):
+            world.take_figures(process["figures"])
+            trainer.should_stop = trainer.should_stop or process["stop"]
+            run_log.write(process["log"] if trainer.is_global_zero else ())
         self._count_all()
 
     def _count_all(self) -> None:
@@ -234,7 +233,7 @@ class FederatedFitLoop(_FitLoop):
         loop.restarting = resumed
         loop.reset()
         done = loop.batch_progress.current.ready
-        loop.restarting = done > 0  # `run` resets once more, and must keep what was found
+        loop.restarting = done > 0  # `run` calls `reset` again, which must then keep these counts
         seed_torch(context.seed("fit"), device)
         fit = LocalFit(
             module=self.trainer.lightning_module,
@@ -248,12 +247,13 @@ class FederatedFitLoop(_FitLoop):
             self._run_batches(name, done, num_batches)
         self.phase = Phase.EXCHANGING
         if not context.node.keeps_moments:
-            optimizer.optimizer.state.clear()  # at once, to free its memory while other nodes train
+            optimizer.optimizer.state.clear()  # at once, which frees its memory while other nodes train
         self.slot.unload()
         tokens = num_tokens(self.loaders[name], num_batches)
         return FitCounts(num_tokens=tokens, num_batches=num_batches, num_steps=self.plan.steps_per_fit(name))
 
     def _run_batches(self, name: str, done: int, num_batches: int) -> None:
+        """Run the epoch loop over the batches of a node's fit that are not done yet."""
         loader = self.loaders[name]
         sampler: Any = loader.batch_sampler
         sampler.start = self.world.states[name].num_batches + done
@@ -279,25 +279,20 @@ class FederatedFitLoop(_FitLoop):
             return {}
         if self.phase is Phase.EXCHANGING:
             raise RuntimeError(
-                "a checkpoint cannot be saved while nodes exchange messages, only within Lightning's own hooks of a "
-                "batch or a round"
+                "a checkpoint cannot be saved while nodes exchange messages: save it in one of Lightning's hooks of a "
+                "batch or an epoch"
             )
         if self.run_settings.num_ranks > 1 and self.cursor < len(self.executor.program):
-            raise RuntimeError("several processes can save a checkpoint at the end of a round only, where they meet")
-        if self.phase is Phase.FITTING:
+            raise RuntimeError("several processes can save a checkpoint only together, at the end of a round")
+        fitting = self.phase is Phase.FITTING
+        if fitting:
             self.slot.save_weights()
-        return loop_state(
-            self.world,
-            self.slot.state_dict(),
-            self.plan.steps_per_round(),
-            cursor=self.cursor,
-            fitting=self.phase is Phase.FITTING,
-            active=self.slot.name,
-        )
+        optimizers, steps = self.slot.state_dict(), self.plan.steps_per_round()
+        return loop_state(self.world, optimizers, steps, cursor=self.cursor, fitting=fitting, active=self.slot.name)
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         if "world" not in state_dict:
-            raise ValueError("the checkpoint holds no world of nodes: it is none that WorldTrainer saved while fitting")
+            raise ValueError("the checkpoint holds no world of nodes: WorldTrainer did not save it during a fit")
         check_format(state_dict["world"])
         self._restored = dict(state_dict)
         self.cursor, self.phase = state_dict["cursor"], Phase.FITTING if state_dict["fitting"] else Phase.IDLE

@@ -1,4 +1,4 @@
-"""How much every node trains in one fit and in one round."""
+"""The number of batches and optimizer steps that every node trains in one fit and in one round."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from worldlm.topology import Topology
 
 
 class FitPlan:
-    """Batches and optimizer steps of the data nodes, with all nodes participating.
+    """Batches and optimizer steps of the data nodes if all nodes participate.
 
     Args:
-        trainer: Its `accumulate_grad_batches` and `limit_train_batches` count.
-        topology: Its `num_local_steps` and sub-rounds count.
+        trainer: Provides `accumulate_grad_batches` and `limit_train_batches`.
+        topology: Provides `num_local_steps` and the sub-rounds.
     """
 
     def __init__(self, trainer: pl.Trainer, topology: Topology) -> None:
@@ -24,20 +24,20 @@ class FitPlan:
 
     @cached_property
     def num_visits(self) -> dict[str, int]:
-        """Fits of every data node in one round."""
-        return num_visits(self._topology)  # compiles the whole round
+        """Number of fits of every data node in one round, by name."""
+        return num_visits(self._topology)  # cached, because it compiles the whole round
 
     def num_batches(self, name: str) -> int:
-        """Return the batches of one fit of a node."""
+        """Return the number of batches in one fit of a data node."""
         steps = self._topology.nodes[name].settings.num_local_steps
         assert steps is not None, "checked when the topology was read"
-        number, limit = steps * self._trainer.accumulate_grad_batches, self._trainer.limit_train_batches
-        return min(number, limit if isinstance(limit, int) else max(1, int(number * limit)))
+        num_batches, limit = steps * self._trainer.accumulate_grad_batches, self._trainer.limit_train_batches
+        return min(num_batches, limit if isinstance(limit, int) else max(1, int(num_batches * limit)))
 
     def steps_per_fit(self, name: str) -> int:
-        """Return a data node's optimizer steps in one fit."""
+        """Return the number of optimizer steps in one fit of a data node."""
         return -(-self.num_batches(name) // self._trainer.accumulate_grad_batches)
 
     def steps_per_round(self) -> dict[str, int]:
-        """Return every data node's optimizer steps in one round."""
+        """Return the number of optimizer steps of every data node in one round, by name."""
         return {name: self.steps_per_fit(name) * visits for name, visits in self.num_visits.items()}

@@ -1,43 +1,73 @@
-"""What the loop asks of the nodes' training data."""
+"""Loaders of the nodes' training data, and what the fit loop requires of them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.connectors.data_connector import (
+    _DataLoaderSource,
+    _process_dataloader,
+    _request_dataloader,
+)
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch.utils.data import DataLoader
+
+
+def request_loaders(
+    trainer: pl.Trainer, source: _DataLoaderSource, names: Sequence[str], team_size: int = 1
+) -> dict[str, DataLoader[Any]]:
+    """Request the training loaders, check them, and prepare them as Lightning does.
+
+    Args:
+        trainer: Lightning's trainer.
+        source: The module or data module that has `train_dataloader`.
+        names: The data nodes.
+        team_size: Devices that share every batch of a node.
+
+    Returns:
+        One loader for each data node, in the order of the names.
+
+    Raises:
+        ValueError: As `check_loaders`.
+    """
+    loaders = check_loaders(_request_dataloader(source), names, team_size)
+    stage = (trainer, TrainerFn.FITTING, RunningStage.TRAINING)
+    return {name: cast(DataLoader[Any], _process_dataloader(*stage, loader)) for name, loader in loaders.items()}
 
 
 def check_loaders(loaders: Any, names: Sequence[str], team_size: int = 1) -> dict[str, DataLoader[Any]]:
     """Return one loader for each data node, in the order of the names.
 
     Args:
-        loaders: What `train_dataloader` gave.
+        loaders: What `train_dataloader` returned.
         names: The data nodes.
         team_size: Devices that share every batch of a node.
 
     Raises:
-        ValueError: If it is no dict of one loader for each, or a loader cannot go on where a node stopped, or its
-            batches cannot be shared alike.
+        ValueError: If `loaders` is not a dict with one loader for each node, a loader cannot continue where a node
+            stopped, or its batches cannot be divided evenly among the devices.
     """
     if not isinstance(loaders, dict) or sorted(loaders) != sorted(names):
-        found = ", ".join(loaders) if isinstance(loaders, dict) else type(loaders).__name__
+        received = ", ".join(loaders) if isinstance(loaders, dict) else type(loaders).__name__
         raise ValueError(
-            f"train_dataloader must give a dict with one loader for each of {', '.join(names)}, got {found}"
+            f"train_dataloader must return a dict with one loader for each of {', '.join(names)}, got {received}"
         )
     for name in names:
         sampler = getattr(loaders[name], "batch_sampler", None)
         if not (hasattr(sampler, "start") and hasattr(sampler, "length")):
             raise ValueError(
-                f"train_dataloader, {name}: a node goes on where it stopped, so its batch_sampler needs `start` and "
+                f"train_dataloader, {name}: a node continues where it stopped, so its batch_sampler needs `start` and "
                 "`length`, as worldlm.data.BlockBatchSampler has"
             )
         if (size := getattr(sampler, "batch_size", team_size)) % team_size:
             raise ValueError(
-                f"{name}: {team_size} devices cannot share its batches of {size} alike; see devices_per_node"
+                f"{name}: its batches of {size} cannot be divided evenly among {team_size} devices; "
+                "see devices_per_node"
             )
     return {name: loaders[name] for name in names}
 
 
 def num_tokens(loader: DataLoader[Any], num_batches: int) -> int:
-    """Return the tokens in so many batches of a node, on average where batches are drawn by chance."""
+    """Return the tokens in a number of batches of a node; an average where batches are drawn at random."""
     sampler: Any = loader.batch_sampler
     return num_batches * int(sampler.batch_size) * int(getattr(loader.dataset, "seq_len", 1))

@@ -1,4 +1,4 @@
-"""Making the world of a run: its nodes are placed on the processes, and start from the module's weights."""
+"""Makes the world of a run: places its nodes on the processes, and gives them the module's weights."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def make_world(trainer: pl.Trainer, run: RunSettings, module: Any, costs: Mappin
     """Make a world in which every node starts from the weights that the module has in process 0.
 
     Args:
-        trainer: Its strategy knows the other processes.
-        run: The federation.
+        trainer: Its strategy broadcasts the weights to the other processes.
+        run: The settings of the run.
         module: The live module, with `partition()`.
-        costs: What a data node's fits of one round cost, in any unit: by these the nodes are shared out over the
-            processes.
+        costs: Cost of each data node's fits in one round, by name and in any unit. The nodes are distributed over the
+            processes by these costs.
     """
     topology = run.topology
     weights = {name: parameter.detach().cpu() for name, parameter in module.named_parameters()}
     weights = trainer.strategy.broadcast(weights)
-    places = place(topology, costs, run.num_ranks // run.devices_per_node)
+    teams = place(topology, costs, run.num_ranks // run.devices_per_node)
     transport = ProcessTransport(
-        topology, places, trainer.global_rank, run.devices_per_node, lambda: trainer.received_sigterm
+        topology, teams, trainer.global_rank, run.devices_per_node, lambda: trainer.received_sigterm
     )
     store = run.make_store([name for name in topology.nodes if transport.is_local(name)])
     return World(topology, module.partition(), weights, seed=run.seed, store=store, transport=transport, log=run.log)
 
 
 def log_changes(changes: Changes, num_rounds: int) -> None:
-    """Log how the topology changed since the checkpoint that a run resumes from."""
+    """Log how the topology has changed since the checkpoint from which the run resumes."""
     for line in changes.lines():
         log.info("after round %d: %s", num_rounds, line)
     for line in changes.warnings():

@@ -1,4 +1,4 @@
-"""Checks that the callbacks of a trainer form one method, and that it enforces what the topology demands."""
+"""Checks that the callbacks of a trainer form one method, and that it enforces the settings of the topology."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ _PROVIDERS = {
 
 
 def check_listed_once(callbacks: pl.Callback | Iterable[pl.Callback]) -> None:
-    """Check that no callback which is saved, or keeps a node's privacy, is listed twice.
+    """Check that no callback that is saved in checkpoints, or that enforces privacy, is listed twice.
 
     Raises:
-        ValueError: Names the callback; or the two of them, where they keep the same kind of privacy.
+        ValueError: Names the callback, or two different callbacks that enforce the same kind of privacy.
     """
     seen: dict[str, str] = {}
-    for one in [callbacks] if isinstance(callbacks, pl.Callback) else callbacks:
-        name, kinds = type(one).__name__, frozenset(KINDS_OF_PRIVACY) & getattr(one, "enforces", frozenset())
-        is_saved = type(one).state_dict is not pl.Callback.state_dict
-        for what in (*sorted(kinds), *([one.state_key] if is_saved else ())):
-            other = seen.setdefault(what, "")
-            if other == name:
+    for callback in [callbacks] if isinstance(callbacks, pl.Callback) else callbacks:
+        name, kinds = type(callback).__name__, frozenset(KINDS_OF_PRIVACY) & getattr(callback, "enforces", frozenset())
+        is_saved = type(callback).state_dict is not pl.Callback.state_dict
+        for key in (*sorted(kinds), *([callback.state_key] if is_saved else ())):
+            earlier = seen.setdefault(key, "")
+            if earlier == name:
                 raise ValueError(f"{name} is among trainer.callbacks more than once")
-            if other:
-                raise ValueError(f"{what} is kept by {other} and by {name} too: let one callback keep it")
-            seen[what] = name
+            if earlier:
+                raise ValueError(f"{earlier} and {name} both provide {key}: list only one of them")
+            seen[key] = name
 
 
 def check_parts(callbacks: Sequence[RoundCallback]) -> None:
-    """Check that every part of the model is merged by one callback at most.
+    """Check that at most one callback merges each part of the model.
 
     Raises:
-        ValueError: Names a part and the callbacks that would both overwrite it.
+        ValueError: Names the parts, and two callbacks that would both overwrite them.
     """
-    for i, one in enumerate(callbacks):
-        for other in callbacks[i + 1 :]:
-            if shared := ", ".join(sorted(one.parts & other.parts)):
+    for i, callback in enumerate(callbacks):
+        for later in callbacks[i + 1 :]:
+            if shared := ", ".join(sorted(callback.parts & later.parts)):
                 raise ValueError(
-                    f"{shared}: merged by {type(one).__name__} and by {type(other).__name__} too; "
-                    "let one callback merge each part"
+                    f"{type(callback).__name__} and {type(later).__name__} both merge {shared}: "
+                    "only one callback may merge each part"
                 )
 
 
 def check_handed_out(topology: Topology, shape: Shape, callbacks: Sequence[RoundCallback]) -> None:
-    """Check that the one model of a centralised run reaches, as a whole, the nodes that it is measured at.
+    """Check that every node of a centralised run receives the whole model, at which it is measured.
 
     Raises:
         ValueError: If no callback merges all parts of the model.
@@ -68,27 +68,27 @@ def check_handed_out(topology: Topology, shape: Shape, callbacks: Sequence[Round
 
 
 def check_settings(topology: Topology, callbacks: Sequence[RoundCallback]) -> None:
-    """Check that some callback obeys every setting of the topology that asks for one.
+    """Check that a callback enforces every setting of the topology that requires one.
 
-    Rules on residuals and links ask for nothing where no residuals are exchanged, or no traffic is measured.
+    Rules on residuals and links require none: without residuals or traffic figures they have no effect.
 
     Raises:
-        ValueError: Names the settings, and the nodes that ask for them.
+        ValueError: Names the settings, and the nodes at which they are set.
     """
     enforced = frozenset().union(*(callback.enforces for callback in callbacks))
-    nothing = Settings()
-    asked: dict[str, list[str]] = {}
+    default = Settings()
+    missing: dict[str, list[str]] = {}
     for node in topology.nodes.values():
         for name in ("privacy", "example_privacy", "outer_optimizer"):
-            if getattr(node.settings, name) != getattr(nothing, name) and name not in enforced:
-                asked.setdefault(name, []).append(node.name)
+            if getattr(node.settings, name) != getattr(default, name) and name not in enforced:
+                missing.setdefault(name, []).append(node.name)
         if node.weight is not None and "weight" not in enforced:
-            asked.setdefault("weight", []).append(node.name)
-    if asked:
+            missing.setdefault("weight", []).append(node.name)
+    if missing:
         raise ValueError(
             "\n".join(
                 f"the topology {topology.name} asks for {name} at {', '.join(nodes)}, and no callback provides it: "
                 f"add {_PROVIDERS[name]} to trainer.callbacks"
-                for name, nodes in asked.items()
+                for name, nodes in missing.items()
             )
         )

@@ -1,4 +1,4 @@
-"""Lightning's callbacks that follow a metric, told when there is a new one."""
+"""Lightning's callbacks that monitor a metric: they act only in rounds that produce a new value."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,7 +11,7 @@ MetricCallback = EarlyStopping | ModelCheckpoint
 def find_metric_callbacks(callbacks: Iterable[Callback]) -> list[MetricCallback]:
     """Return the callbacks that would wait for Lightning's validation loop, which a world does not run.
 
-    A ModelCheckpoint with `save_on_train_epoch_end=True` saves every round, whatever is evaluated, and is none.
+    A ModelCheckpoint with `save_on_train_epoch_end=True` is left out: it saves every round, evaluated or not.
     """
     return [
         callback
@@ -21,10 +21,10 @@ def find_metric_callbacks(callbacks: Iterable[Callback]) -> list[MetricCallback]
     ]
 
 
-def set_metric_callbacks(followers: Sequence[MetricCallback], follow: bool) -> None:
-    """Let the callbacks look at their metric at the end of this round, or pass this round over."""
-    for callback in followers:
+def set_metric_callbacks(callbacks: Sequence[MetricCallback], active: bool) -> None:
+    """Make the callbacks check their metric at the end of this round, or skip this round."""
+    for callback in callbacks:
         if isinstance(callback, EarlyStopping):
-            callback._check_on_train_epoch_end = follow
+            callback._check_on_train_epoch_end = active
         else:
-            callback._save_on_train_epoch_end = follow
+            callback._save_on_train_epoch_end = active

@@ -1,4 +1,4 @@
-"""Lends the one live module and the trainer's one optimizer slot to one node after another."""
+"""Gives the nodes, one after the other, the use of the live module and of the trainer's optimizer."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from worldlm.trainer.strategy import WorldStrategy
 
 @dataclass(slots=True)
 class NodeOptimizer:
-    """A node's own optimizer and schedulers, over the live module's parameters."""
+    """The optimizer and the schedulers of one node, over the live module's parameters."""
 
     optimizer: Optimizer
     schedulers: list[Any]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a restart needs."""
+        """Return the states of the optimizer and the schedulers, for a restart."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedulers": [config.scheduler.state_dict() for config in self.schedulers],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`, for `move` to bring to the device.
+        """Restore what `state_dict` returned, in host memory; `onload` moves it to the device.
 
         Raises:
-            ValueError: If it is for other parameters or schedulers, or not built as `state_dict` builds it.
+            ValueError: If the state belongs to other parameters or schedulers, or has another structure.
         """
         try:
             self._load(state)
@@ -52,21 +52,21 @@ class NodeOptimizer:
             raise ValueError(reason(error)) from error
 
     def _load(self, state: dict[str, Any]) -> None:
-        parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
-        for group, one in zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
-            check_groups(group, one)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for group, saved_group in zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
+            check_groups(group, saved_group)
         self.optimizer.load_state_dict(shard_optimizer_state(state["optimizer"], parameters))
         check_moments(self.optimizer)
-        for config, one in zip(self.schedulers, state["schedulers"], strict=True):
-            check_groups(config.scheduler.state_dict(), one)
-            config.scheduler.load_state_dict(one)
+        for config, saved_scheduler in zip(self.schedulers, state["schedulers"], strict=True):
+            check_groups(config.scheduler.state_dict(), saved_scheduler)
+            config.scheduler.load_state_dict(saved_scheduler)
 
     def onload(self, device: torch.device) -> None:
-        """Move the optimizer's state to a device; steps are counted there only by optimizers that say so."""
-        counts = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
+        """Move the optimizer's state to a device. Only fused and capturable optimizers count their steps there."""
+        moves_step = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
         for parameter, state in self.optimizer.state.items():
             for name, value in state.items():
-                if counts or name != "step":
+                if moves_step or name != "step":
                     state[name] = onload(value, parameter, device)
 
     def offload(self) -> None:
@@ -76,16 +76,16 @@ class NodeOptimizer:
 
 
 class NodeSlot:
-    """Puts a node's weights and optimizer in place, and takes them back.
+    """Loads a node's weights and optimizer into the live module and the trainer, and unloads them.
 
-    Where nodes wait in the memory of the device that trains them, the live parameters point at the node's own: no
-    tensor is copied. Else nodes are copied in and out, also where a team has divided the live module.
+    If nodes wait in the memory of the device that trains them, the live parameters share the node's tensors, and
+    nothing is copied. Otherwise, and if a team shards the live module, weights are copied in and out.
 
     Args:
-        module: The one live module, whole; here the strategy divides it, if it is to be divided.
-        strategy: Lightning's strategy, which owns the optimizer slot.
-        share_memory: Whether to point instead of copying; by default where nodes wait on the module's device.
-        store: Where the nodes that wait are.
+        module: The live module, whole. If the strategy shards modules, it shards this one here.
+        strategy: Lightning's strategy, which holds the optimizer that steps.
+        share_memory: Whether to share tensors instead of copying them; by default if nodes wait on the module's device.
+        store: Holds the waiting nodes.
     """
 
     def __init__(
@@ -105,12 +105,12 @@ class NodeSlot:
         self._optimizers: dict[str, NodeOptimizer] = {}
         self._pending: dict[str, dict[str, Any]] = {}
         self._store = store or NodeStore()
-        whole_here = self._device == self._store.device and self._mesh is None
-        self._share = whole_here if share_memory is None else share_memory
+        can_share = self._device == self._store.device and self._mesh is None
+        self._share = can_share if share_memory is None else share_memory
 
     @torch.no_grad()
     def load_weights(self, name: str, state: NodeState) -> None:
-        """Let the live module be this node's model, for reading."""
+        """Load a node's weights into the live module, for reading."""
         self._store.load(name, to_write=False)
         for key, parameter in self._live.items():
             if self._share:
@@ -121,7 +121,7 @@ class NodeSlot:
         self.name, self._state = name, state
 
     def load(self, name: str, state: NodeState) -> NodeOptimizer:
-        """Let the live module be this node's model, with its optimizer, for training."""
+        """Load a node's weights and optimizer, for training."""
         self._store.load(name)
         self.load_weights(name, state)
         strategy = self._strategy
@@ -133,40 +133,43 @@ class NodeSlot:
                 try:
                     self._optimizers[name].load_state_dict(saved)
                 except ValueError as error:
-                    raise ValueError(f"the optimizer of {name} in the checkpoint is not this run's: {error}") from error
-        own = self._optimizers[name]
+                    raise ValueError(
+                        f"the optimizer of {name} in the checkpoint does not fit this run: {error}"
+                    ) from error
+        optimizer = self._optimizers[name]
         if not self._share:
-            own.onload(self._device)
-        strategy.optimizers, strategy.lr_scheduler_configs = [own.optimizer], own.schedulers
+            optimizer.onload(self._device)
+        strategy.optimizers, strategy.lr_scheduler_configs = [optimizer.optimizer], optimizer.schedulers
         self._store.prefetch(name, self._pending)
-        return own
+        return optimizer
 
     @torch.no_grad()
     def save_weights(self) -> None:
-        """Bring what the live module learnt home to its node; call it after training and before saving."""
+        """Copy the live module's weights to their node. Call it after training and before saving."""
         if self._state is None or self._share:
             return
         for key, parameter in self._live.items():
             self._state.parameters[key].copy_(full_tensor_of(parameter))
 
     def unload(self) -> None:
-        """Take back the weights, and the optimizer's state too: the node waits. Its last gradients are dropped."""
+        """Save the weights, offload the optimizer's state, and drop the gradients; the node then waits."""
         self.save_weights()
         for parameter in self._live.values():
             parameter.grad = None
-        own = self._optimizers.get(self.name)
-        if own is None:
+        optimizer = self._optimizers.get(self.name)
+        if optimizer is None:
             return
         if not self._share:
-            own.offload()
-        if (put := self._store.store_optimizer(own.state_dict())) is not None:
-            self._pending[self.name] = put
-            self._optimizers.pop(self.name).optimizer.state.clear()  # the trainer holds it until the next node's
+            optimizer.offload()
+        if (stored := self._store.store_optimizer(optimizer.state_dict())) is not None:
+            self._pending[self.name] = stored
+            # the trainer refers to this optimizer until the next node is loaded
+            self._optimizers.pop(self.name).optimizer.state.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return every node's optimizer state, whole; all of a team call this."""
-        found = {**self._pending, **{name: own.state_dict() for name, own in self._optimizers.items()}}
-        return found if self._mesh is None else {name: self._whole(one) for name, one in found.items()}
+        """Return the whole optimizer state of every node. All processes of a team call it together."""
+        states = {**self._pending, **{name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}}
+        return states if self._mesh is None else {name: self._whole(state) for name, state in states.items()}
 
     def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
         assert self._mesh is not None
@@ -174,12 +177,12 @@ class NodeSlot:
         return self._store.store_optimizer(whole) or whole
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`; a node's optimizer is built at its next fit.
+        """Restore what `state_dict` returned. A node's optimizer is built at its next fit.
 
         Raises:
-            KeyError, TypeError: If it is not built like one.
+            KeyError, TypeError: If the state has another structure.
         """
-        for one in state.values():
-            check_optimizer(one)
-        self._pending = {name: self._store.store_optimizer(one) or one for name, one in state.items()}
+        for optimizer in state.values():
+            check_optimizer(optimizer)
+        self._pending = {name: self._store.store_optimizer(optimizer) or optimizer for name, optimizer in state.items()}
         self._optimizers = {}

@@ -1,4 +1,4 @@
-"""What the fit loop is doing at a moment: whether a checkpoint can be saved then."""
+"""What the fit loop is doing, which decides whether a checkpoint can be saved."""
 
 from enum import Enum
 
@@ -11,4 +11,4 @@ class Phase(Enum):
     FITTING = "fitting"
     """A node trains in the live module. A checkpoint can be saved."""
     EXCHANGING = "exchanging"
-    """Nodes exchange or merge messages. What they hold now cannot be saved."""
+    """Nodes exchange or merge messages. No checkpoint can be saved."""

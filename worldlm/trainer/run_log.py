@@ -10,18 +10,19 @@ import lightning.pytorch as pl
 from worldlm.rounds.log import LogSink
 
 Entry: TypeAlias = tuple[str, str | dict[str, float], int]
-"""Tag of a text, or "" for scalars; the content; the step that it belongs to."""
+"""Tag of a text, or "" for scalars; the content; the step of the entry."""
 
 
 class RunLog(LogSink):
-    """Writes to every logger of a trainer, each value with a step of its own: a node's local steps, or the round.
+    """Writes to every logger of a trainer. Each value has its own step: a node's local steps, or the round.
 
-    Lightning's `self.log` gathers and reduces on every batch, which is the largest overhead of a small model, and it
-    has one step for the whole run, while the metrics of a node belong to the node's own step. Only process 0 has
-    loggers: entries of other processes are pending until the end of the round.
+    Lightning's `self.log` is not used. It gathers and reduces on every batch, which is the largest overhead of a small
+    model. It also has one step for the whole run, while the metrics of a node belong to the node's own step.
+
+    Only process 0 has loggers. Entries of other processes are pending until the end of the round.
 
     Args:
-        trainer: Its loggers.
+        trainer: Has the loggers.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
@@ -44,7 +45,7 @@ class RunLog(LogSink):
             self.pending.append(entry)
 
     def write(self, entries: Iterable[Entry]) -> None:
-        """Write entries to the loggers; texts go to those that can show them (TensorBoard)."""
+        """Write entries to the loggers. Only loggers that can show texts (TensorBoard) receive them."""
         for tag, content, step in entries:
             for logger in self._trainer.loggers:
                 experiment: Any = getattr(logger, "experiment", None)
@@ -54,7 +55,7 @@ class RunLog(LogSink):
                     experiment.add_text(tag, content, step)
 
     def tensorboard_writers(self) -> list[Any]:
-        """Return the writers of the run's TensorBoard loggers; none but in process 0."""
+        """Return the writers of the run's TensorBoard loggers. Processes other than 0 have none."""
         trainer = self._trainer
         writers = [getattr(logger, "experiment", None) for logger in trainer.loggers] if trainer.is_global_zero else []
         return [writer for writer in writers if hasattr(writer, "add_image")]

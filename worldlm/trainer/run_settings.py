@@ -1,4 +1,4 @@
-"""What the fit loop needs to know of a run, besides Lightning's trainer."""
+"""The settings of a run that the fit loop needs, besides Lightning's trainer."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class RunSettings:
     """The federation of a run, and how its processes share it."""
 
     topology: Topology
-    """Who federates with whom."""
+    """The nodes and their federations."""
     seed: int
     """Seed of all random draws of the federation."""
     method: Method
-    """The callbacks of the present fit."""
+    """The callbacks of the current fit."""
     plan: FitPlan
     """How much every node trains."""
     log: RunLog
-    """Where metrics go."""
+    """Writes metrics and texts to the loggers."""
     make_store: Callable[[Collection[str]], NodeStore]
-    """Makes the place where nodes wait, given the names of those that this process holds."""
+    """Makes the store of waiting nodes, given the names of the nodes that this process holds."""
     agree_on_folder: Callable[[], None]
-    """Lets all processes use the folder of process 0."""
+    """Makes all processes use the folder of process 0."""
     num_ranks: int = 1
     """Processes that share the world."""
     devices_per_node: int = 1

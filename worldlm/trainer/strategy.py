@@ -1,7 +1,8 @@
-"""Lightning's launching and process groups, without its training in step.
+"""Lightning's launcher and process groups, for processes that train different nodes.
 
-Lightning's DDP trains one model, all processes at once. Here every process trains nodes of its own, and only those of
-one team (`devices_per_node`) train in step: each with the whole model (DDP), or with a slice of it (`fully_shard`).
+In Lightning's DDP all processes train one model. In a world every team of processes trains its own nodes. Only the
+processes of one team (`devices_per_node`) train in step: each with the whole model (DDP), or with a shard of it
+(`fully_shard`).
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ from worldlm.distributed.transport import (
 )
 
 MINUTES_TO_JOIN = 10
-"""How long a process waits for all others to be started."""
+"""How long a process waits until all others have started."""
 
 
 class WorldStrategy(DDPStrategy):
-    """One process a team, or `team_size` of them, each team with nodes of its own.
+    """Runs teams of `team_size` processes; every team trains its own nodes.
 
     Args:
         team_size: Processes that train one node together, each on its share of every batch.
-        fully_shard: Whether each of them holds a slice of the live module, and not all of it.
+        fully_shard: Whether each process of a team holds a shard of the live module instead of all of it.
     """
 
     def __init__(self, team_size: int = 1, fully_shard: bool = False) -> None:
@@ -58,18 +59,18 @@ class WorldStrategy(DDPStrategy):
         self.fully_shard = fully_shard
         self._mesh: DeviceMesh | None = None
         self.command: list[str] = []
-        """What starts another process like this one; by default the script that runs, with its arguments."""
+        """The command that starts another process like this one; by default the running script with its arguments."""
         self.must_match: dict[str, str] = {}
-        """What all processes must have been started with, by name, beside the topology and the seed."""
+        """Settings that must be equal in all processes, by name, in addition to the topology and the seed."""
 
     @property
     def num_slices(self) -> int:
-        """Processes among which a node's moments are divided."""
+        """Number of processes over which a node's moments are sharded."""
         return self.team_size if self.fully_shard else 1
 
     @property
     def world_size(self) -> int:
-        """1: Lightning takes more for processes in step, and would talk to all of them in every batch."""
+        """Always 1. With more, Lightning assumes that all processes train in step, and synchronises every batch."""
         return 1
 
     def _configure_launcher(self) -> None:
@@ -78,11 +79,11 @@ class WorldStrategy(DDPStrategy):
         self._launcher.strategy = self
 
     def setup_distributed(self) -> None:
-        """Join the other processes, and see that all were started for the same run.
+        """Join the other processes, and check that all were started for the same run.
 
         Raises:
-            RankLost: If one of them is missing, or cannot be reached.
-            ValueError: If one was started with other settings.
+            RankLost: If a process is missing or cannot be reached.
+            ValueError: If a process was started with other settings.
         """
         assert self.cluster_environment is not None
         address = self.cluster_environment.main_address
@@ -101,45 +102,45 @@ class WorldStrategy(DDPStrategy):
         check_consistent(gather_objects((this_process(self.global_rank), {**self.must_match, **world})))
 
     def _get_process_group_backend(self) -> str:
-        """Waiting nodes live in host memory, and so do their messages: these always travel by gloo."""
+        """Return gloo for messages, which are in host memory like the waiting nodes, and nccl for GPUs."""
         return "gloo" if self.root_device.type == "cpu" else f"cpu:gloo,{self.root_device.type}:nccl"
 
     def reduce(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return what is logged as it is: processes that train different nodes have no figure in common."""
+        """Return a logged value unchanged: processes that train different nodes have no common value."""
         return tensor
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        """Decide together, at the end of rounds, where all processes meet."""
+        """Combine the decisions of all processes, which call this at the end of a round."""
         votes = torch.tensor(int(decision), device=self.root_device)
         dist.all_reduce(votes)
         return int(votes) == dist.get_world_size() if all else int(votes) > 0
 
     def configure_ddp(self) -> None:
-        """Train in step with the own team, if there is one."""
+        """Set up DDP within the team of this process, if the team has several processes and does not shard."""
         if self.team_size > 1 and not self.fully_shard:
             self._ddp_kwargs["process_group"] = self._team()
             super().configure_ddp()
 
     def _team(self) -> dist.ProcessGroup:
-        """Make the groups of all teams, in all processes alike, and return the own one."""
-        number, size = dist.get_world_size() // self.team_size, self.team_size
-        groups = [dist.new_group([*range(i * size, (i + 1) * size)], timeout=MESSAGE_TIMEOUT) for i in range(number)]
-        probe_connections()  # these have some of their own
-        own: dist.ProcessGroup = groups[self.global_rank // size]
-        return own
+        """Make the process groups of all teams, in the same order in all processes, and return this process's group."""
+        num_teams, size = dist.get_world_size() // self.team_size, self.team_size
+        groups = [dist.new_group([*range(i * size, (i + 1) * size)], timeout=MESSAGE_TIMEOUT) for i in range(num_teams)]
+        probe_connections()  # the new groups have opened new connections
+        group: dist.ProcessGroup = groups[self.global_rank // size]
+        return group
 
-    # ------------------------------------------------------------------ in slices
+    # ------------------------------------------------------------------ sharding
 
     def model_to_device(self) -> None:
-        """Leave a module that will be divided where it is: a device may not hold all of it."""
+        """Move the module to the device, unless it will be sharded: a device may not hold all of it."""
         if not self._shards:
             super().model_to_device()
 
     def shard_module(self, module: LightningModule) -> DeviceMesh | None:
-        """Leave each device of a team its slice of a whole module, if it is to be so; all processes call this.
+        """Shard a whole module over the team, if `fully_shard` is set. All processes call it together.
 
         Returns:
-            The own team, where the module is divided.
+            The mesh of the team; None if the module is not sharded.
 
         Raises:
             ValueError: As `worldlm.distributed.fsdp.shard_`.
@@ -147,7 +148,7 @@ class WorldStrategy(DDPStrategy):
         if self._shards:
             self._mesh = DeviceMesh.from_group(self._team(), self.root_device.type)
             shard_(module, self._mesh)
-            module.to(self.root_device)  # what has no parameters
+            module.to(self.root_device)  # buffers, which are not sharded
         return self._mesh
 
     @property
@@ -156,23 +157,23 @@ class WorldStrategy(DDPStrategy):
         return self.fully_shard and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return the live module, whole."""
+        """Return the whole state dict of the live module."""
         assert self.lightning_module is not None
         return super().lightning_module_state_dict() if self._mesh is None else full_state_dict(self.lightning_module)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Tensor]:
-        """Return the state of the optimizer that was active last, whole."""
+        """Return the whole state of an optimizer."""
         state = super().optimizer_state(optimizer)
         whole: dict[str, Tensor] = state if self._mesh is None else unshard(state, self._mesh, self.root_device)
         return whole
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Not where the module is divided: every node's optimizer is restored by itself, in slices."""
+        """False if the module is sharded: `NodeSlot` restores the optimizer of every node as shards."""
         return not self.fully_shard
 
     def teardown(self) -> None:
-        """Let all go; a module in slices stays on its device, where another fit goes on with it."""
+        """Release all resources. A sharded module stays on its device, for the next fit."""
         module = self._lightning_module
         if self._mesh is not None:
             self._lightning_module = None
@@ -182,33 +183,34 @@ class WorldStrategy(DDPStrategy):
     # ------------------------------------------------------------------ steps
 
     def training_step(self, batch: Tensor, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Train on the own share of a batch, of which hooks see the whole."""
+        """Train on this process's share of a batch. Hooks receive the whole batch."""
         share = batch[self.global_rank % self.team_size :: self.team_size]
         return super().training_step(share, *args, **kwargs)
 
 
 _MISSING = (
-    f"the processes of the run did not find one another within {MINUTES_TO_JOIN} minutes ({{reason}}): each must be "
-    "started, and reach the others and {address}; on several networks GLOO_SOCKET_IFNAME names the interface to use"
+    f"the processes of the run did not find one another within {MINUTES_TO_JOIN} minutes ({{reason}}): start all of "
+    "them, and check that each can reach the others and {address}; if a machine has several networks, set "
+    "GLOO_SOCKET_IFNAME to the interface to use"
 )
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Starts the other processes of this machine; if one of them fails, all end, with a line that says so."""
+    """Starts the other processes of this machine. If one of them fails, it prints which one and ends all of them."""
 
     strategy: WorldStrategy
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        """Start them, then run the function in this one.
+        """Start the other processes, then run a function in this one.
 
         Args:
-            function: What all processes run.
+            function: The function that all processes run.
             *args: Its arguments.
-            trainer: As Lightning hands it over.
+            trainer: Unused; Lightning passes it.
             **kwargs: Its keyword arguments.
 
         Raises:
-            RankLost: If a process that trains in step with this one is gone.
+            RankLost: If the connection to another process is lost.
         """
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
@@ -236,12 +238,12 @@ class Launcher(_SubprocessScriptLauncher):
             if all(process.poll() == 0 for process in self.procs):
                 return
             time.sleep(0.5)
-        time.sleep(2)  # the main process notices by itself when it waits for a message, and then ends in good order
+        time.sleep(2)  # if the main process waits for a message, it detects the loss itself and ends cleanly
         failed = next(process for process in self.procs if process.returncode)
         number = self.procs.index(failed) + 1
         end = f"signal {-failed.returncode}" if failed.returncode < 0 else f"status {failed.returncode}"
-        told = f"process {number} of the run ended with {end}, and all others with it; go on with --ckpt_path last"
-        print(f"worldlm: {told}", file=sys.stderr)
+        message = f"process {number} of the run ended with {end}, so all others were ended; go on with --ckpt_path last"
+        print(f"worldlm: {message}", file=sys.stderr)
         self._end_others()
         os._exit(1)
 

@@ -1,4 +1,4 @@
-"""Lightning's Trainer, with rounds for epochs."""
+"""Lightning's Trainer, in which every epoch is a round of the world."""
 
 from __future__ import annotations
 
@@ -37,29 +37,31 @@ T = TypeVar("T")
 class WorldTrainer(pl.Trainer):
     """Trains a world of federations: a Lightning Trainer whose epochs are rounds.
 
-    Everything a Trainer takes works as it does there, with an epoch read as a round of the world: `max_epochs`
-    rounds; `check_val_every_n_epoch` for evaluating every n rounds; `max_time` and early stopping end a run after the
-    round they fall into.
+    The options of Lightning's Trainer keep their meaning; an epoch is a round of the world. `max_epochs` is the number
+    of rounds. `check_val_every_n_epoch` evaluates every n rounds. `max_time` and early stopping end a run at the end of
+    the round in which they take effect.
 
     Args:
         topology: A topology, or the name or path of its YAML file.
-        settings: Laid over the settings at the top of the topology's file; those of its nodes win over both.
+        settings: Override the settings at the top of the topology's file. Settings of single nodes override both.
         shape: `tree`, as the topology is; `star`, all data nodes below the root; `single` or `single_all_tokens`, one
-            model on the text of all, measured at every node. See `worldlm.topology.reshape`.
+            model on the text of all nodes, measured at every node. See `worldlm.topology.reshape`.
         num_subrounds: Sub-rounds of every federation below the root, among which the local steps are divided; by
-            default those that the topology sets. See `worldlm.topology.split_rounds`.
+            default the topology's. See `worldlm.topology.split_rounds`.
         seed: Seed of all random draws of the federation; by default that of `seed_everything`, else 0.
-        devices_per_node: Devices, and processes, that train one node together, each on its share of every batch.
-        fully_shard: Each of these devices holds a slice of weights, gradients, moments (torch's FSDP2), not all (DDP).
-        nodes_on: Where nodes wait and are merged: in the memory of the `host`, or of the `device` that trains them;
-            `auto` takes a GPU of whose memory the whole world fills no more than half.
+        devices_per_node: Devices (one process each) that train one node together, each on its share of every batch.
+        fully_shard: Whether each of these devices holds a shard of weights, gradients and moments (torch's FSDP2)
+            instead of all of them (DDP).
+        nodes_on: Where nodes wait and are merged: in the memory of the `host`, or of the `device` that trains them.
+            `auto` uses a GPU if the whole world fills at most half of its memory.
         paging: Keeps the tensors of waiting nodes on disk; by default they are in memory.
-        **kwargs: As `lightning.Trainer`. `devices` and `num_nodes` (machines) say how many processes share the nodes'
-            fits out among them: by default 1, or as torchrun says. On a GPU `precision` is bf16-mixed unless given.
+        **kwargs: As `lightning.Trainer`. `devices` and `num_nodes` (machines) set the number of processes among which
+            the nodes' fits are distributed; by default 1, or what torchrun has started. On a GPU `precision` is
+            bf16-mixed unless it is given.
 
     Raises:
-        ValueError: If a Trainer option has no meaning in a world of rounds, or the topology demands what no callback
-            provides (privacy above all).
+        ValueError: If a Trainer option has no meaning in a world of rounds, or no callback enforces a setting of the
+            topology, such as privacy.
     """
 
     fit_loop: FederatedFitLoop
@@ -79,13 +81,13 @@ class WorldTrainer(pl.Trainer):
         **kwargs: Any,
     ) -> None:
         if isinstance(topology, Topology) and settings:
-            raise ValueError("settings are laid over a topology's file: build them into the Topology that is given")
+            raise ValueError("settings can only override those of a topology's file: put them into the Topology")
         tree = topology if isinstance(topology, Topology) else load_topology(topology, settings)
         shaped = reshape(tree, shape)
         self.topology = shaped if num_subrounds is None else split_rounds(shaped, num_subrounds)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.stop_after_round = False
-        """Whether the run stops at the end of this round, to be taken up later: in all processes alike."""
+        """Whether the run stops at the end of this round, to be resumed later. Must be equal in all processes."""
         self._folder: Path | None = None
         self.nodes_on = check_nodes_on(nodes_on, paging is not None, fully_shard)
         self.paging = paging
@@ -94,7 +96,7 @@ class WorldTrainer(pl.Trainer):
             *(plugins if isinstance(plugins, list) else [plugins]),
             AtomicCheckpointIO(mapped=paging is not None),
         ]
-        self._refuse(kwargs)
+        self._check_options(kwargs)
         check_listed_once(kwargs.get("callbacks") or ())
         kwargs["num_sanity_val_steps"] = 0
         kwargs["use_distributed_sampler"] = False
@@ -107,7 +109,7 @@ class WorldTrainer(pl.Trainer):
         self._checkpoint_connector = CheckpointConnector(self)
         check_metric_callbacks(self.callbacks, self.num_ranks)  # type: ignore[attr-defined]
         self.method = Method(self.callbacks)  # type: ignore[attr-defined]
-        """The callbacks of the present fit, as one method."""
+        """The callbacks of the current fit, as one method."""
         self.run_log = RunLog(self)
         """Writes metrics and texts to the loggers."""
         self.plan = FitPlan(self, self.topology)
@@ -127,11 +129,10 @@ class WorldTrainer(pl.Trainer):
         self._shape: Shape = shape
         self._check_method()
         for name in gone_as_one(tree, self.topology) if self.is_global_zero else ():
-            told = "shape %s has no %s, whose privacy held for all below it as one: what is left is that of every node"
-            log.warning(told, shape, name)
+            log.warning(_LOST_PROTECTION, shape, name)
 
     def _check_method(self) -> None:
-        """Check that the callbacks form a method which enforces what the topology demands."""
+        """Check that the callbacks form a method that enforces the settings of the topology."""
         callbacks = self.method.callbacks
         check_settings(self.topology, callbacks)
         check_parts(callbacks)
@@ -152,8 +153,8 @@ class WorldTrainer(pl.Trainer):
         """Tokenise and pack the text of all nodes, without training.
 
         Args:
-            model: The model that will read it; only its sizes matter.
-            datamodule: The text.
+            model: The model that will read the text; only its sizes matter.
+            datamodule: Provides the text.
 
         Raises:
             ValueError: As the data module's `prepare_data` and `setup`.
@@ -164,37 +165,37 @@ class WorldTrainer(pl.Trainer):
         datamodule.setup("fit")
 
     @staticmethod
-    def _refuse(kwargs: dict[str, Any]) -> None:
-        for name, (harmless, reason) in _REFUSED.items():
+    def _check_options(kwargs: dict[str, Any]) -> None:
+        for name, (allowed, reason) in _REJECTED_OPTIONS.items():
             value = kwargs.get(name)
-            if repr(value) not in ("None", *map(repr, harmless)):  # 1.0 is a whole round, 1 a batch
+            if repr(value) not in ("None", *map(repr, allowed)):  # 1.0 is a whole round, but 1 is one batch
                 raise ValueError(f"{name} is {value!r}: {reason}")
 
     @property
     def world(self) -> World:
-        """The nodes and what they hold, once fitting has begun."""
+        """The nodes and their states, once fitting has begun."""
         return self.fit_loop.world
 
     @property
     def folder(self) -> Path:
-        """The run's folder: its logger's, else `default_root_dir`. Only process 0 writes there, but for pages."""
+        """The run's folder: its logger's, else `default_root_dir`. Only process 0 writes there, except for pages."""
         return self._folder or Path(self.log_dir or self.default_root_dir)
 
     def _agree_on_folder(self) -> None:
-        """Let process 0 say which the run's folder is; all processes call this at the same point."""
+        """Set the run's folder to that of process 0. All processes call this at the same point."""
         self._folder = None
         self._folder = self.folder
 
     def _make_store(self, names: Collection[str]) -> NodeStore:
-        """Make the place for the nodes that are held here."""
+        """Make the store for the nodes that this process holds."""
         if self.paging is not None:
             folder = Path(self.paging.folder or self.folder / "pages")
             return PagedStore(self.topology, fit_order(self.topology), self.paging, folder)
         size = num_bytes(dict(self.lightning_module.named_parameters()))
         device = where_nodes_wait(self.nodes_on, self.strategy.root_device, len(self.topology.nodes), size)
         if device.type == "cpu" and self.is_global_zero:
-            held, slices = [self.topology.nodes[name] for name in names], getattr(self.strategy, "num_slices", 1)
-            warn_of_little_memory(held, size, self.num_devices, slices)
+            nodes, num_slices = [self.topology.nodes[name] for name in names], getattr(self.strategy, "num_slices", 1)
+            warn_of_little_memory(nodes, size, self.num_devices, num_slices)
         return NodeStore(device)
 
     @property
@@ -204,7 +205,7 @@ class WorldTrainer(pl.Trainer):
 
     @property
     def estimated_stepping_batches(self) -> int | float:
-        """Optimizer steps of the active node over all rounds, all nodes participating; infinity without a limit."""
+        """Optimizer steps of the active node over all rounds if all nodes participate; infinity without a limit."""
         if self.max_epochs is None or self.max_epochs < 0:
             return float("inf")
         loop, rounds = self.fit_loop, max(self.max_epochs, 1)
@@ -214,7 +215,7 @@ class WorldTrainer(pl.Trainer):
         return rounds * self.steps_per_fit(active) * self.num_visits[active] + loop.world.states[active].extra_steps
 
     def steps_per_round(self) -> dict[str, int]:
-        """Return every data node's optimizer steps in one round, all nodes participating."""
+        """Return every data node's optimizer steps in one round, if all nodes participate."""
         return self.plan.steps_per_round()
 
     def steps_per_fit(self, name: str) -> int:
@@ -223,12 +224,12 @@ class WorldTrainer(pl.Trainer):
 
     @property
     def num_visits(self) -> dict[str, int]:
-        """Fits of every data node in one round, all nodes participating."""
+        """Fits of every data node in one round, if all nodes participate."""
         return self.plan.num_visits
 
     @property
     def share_memory(self) -> bool | None:
-        """Whether the live module points at a node's tensors instead of copying them; None decides by the device."""
+        """Whether the live module shares a node's tensors instead of copying them. If None, the device decides."""
         return self._run_settings.share_memory
 
     @share_memory.setter
@@ -246,20 +247,25 @@ class WorldTrainer(pl.Trainer):
 
 
 def default_precision(accelerator: object) -> str:
-    """Return bf16-mixed where a GPU that computes in it will be used, else 32-true."""
+    """Return bf16-mixed if the run uses a GPU that supports it, else 32-true."""
     uses_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if uses_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
-_REFUSED: dict[str, tuple[tuple[float, ...], str]] = {
-    "max_steps": ((-1,), "a world is counted in rounds, and stops at the end of one; use max_epochs"),
+_LOST_PROTECTION = (
+    "shape %s removes %s, whose privacy protected all nodes below it as a unit; now only the privacy of each node holds"
+)
+
+_REJECTED_OPTIONS: dict[str, tuple[tuple[float, ...], str]] = {
+    "max_steps": ((-1,), "a world is counted in rounds, and stops only at the end of a round; use max_epochs"),
     "min_steps": ((), "a world is counted in rounds; use min_epochs"),
     "val_check_interval": (
         (1.0,),
-        "nodes are evaluated once they merged and once they trained; use check_val_every_n_epoch to evaluate every "
+        "nodes are evaluated after they merge and after they train; use check_val_every_n_epoch to evaluate every "
         "n rounds",
     ),
-    "num_sanity_val_steps": ((0, 2), "every node is evaluated before the first round anyway"),
+    "num_sanity_val_steps": ((0, 2), "every node is evaluated before the first round in any case"),
     "overfit_batches": ((0, 0.0), "every node reads its own data; use limit_train_batches"),
-    "reload_dataloaders_every_n_epochs": ((0,), "a node goes on reading where it stopped"),
+    "reload_dataloaders_every_n_epochs": ((0,), "a node continues to read where it stopped"),
 }
+"""Options of Lightning's Trainer that have no meaning here: the allowed values, and why others are rejected."""

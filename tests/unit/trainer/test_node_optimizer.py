@@ -1,4 +1,4 @@
-"""What an optimizer of a checkpoint may hold."""
+"""Validation of the optimizer states in a checkpoint."""
 
 from copy import deepcopy
 from types import SimpleNamespace
@@ -10,19 +10,19 @@ import torch
 from worldlm.trainer.node_slot import NodeOptimizer
 
 
-def made() -> NodeOptimizer:
-    """An optimizer that has taken a step, with a schedule."""
+def make_optimizer() -> NodeOptimizer:
+    """Return an optimizer that has taken a step, with a schedule."""
     parameters = [torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(4))]
-    for one in parameters:
-        one.grad = torch.ones_like(one)
-    own = torch.optim.AdamW(parameters, lr=0.1)
-    own.step()
-    schedule = torch.optim.lr_scheduler.LambdaLR(own, lambda step: 1 / (1 + step))
-    return NodeOptimizer(own, [SimpleNamespace(scheduler=schedule)])
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.AdamW(parameters, lr=0.1)
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    return NodeOptimizer(optimizer, [SimpleNamespace(scheduler=schedule)])
 
 
-def test_what_was_saved_is_restored() -> None:
-    saved, other = deepcopy(made().state_dict()), made()
+def test_a_saved_state_is_restored() -> None:
+    saved, other = deepcopy(make_optimizer().state_dict()), make_optimizer()
     saved["optimizer"]["state"][1]["exp_avg"] += 1
     saved["schedulers"][0]["last_epoch"] = 7
     other.load_state_dict(saved)
@@ -31,25 +31,25 @@ def test_what_was_saved_is_restored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (lambda saved: saved["optimizer"]["state"][1].pop("exp_avg"), "not the same is kept of all weights"),
+        (lambda saved: saved["optimizer"]["state"][1].pop("exp_avg"), "does not have the same entries for all weights"),
         (
             lambda saved: saved["optimizer"]["state"][1].update(exp_avg=torch.ones(3)),
-            r"exp_avg of shape \[3\] for .* \[4\]",
+            r"exp_avg has shape \[3\], but its weights have shape \[4\]",
         ),
         (lambda saved: saved["optimizer"]["state"][1].update(exp_avg=None), "AttributeError"),
         (lambda saved: saved["optimizer"]["param_groups"].clear(), "zip"),
-        (lambda saved: saved["schedulers"][0].update(last_epoch="x"), "last_epoch is x, and here 0"),
-        (lambda saved: saved["schedulers"][0].update(base_lrs=["x"]), r"base_lrs is \['x'\], and here \[0.1\]"),
-        (lambda saved: saved["optimizer"]["param_groups"][0].update(lr={}), "lr is {}, and here 0.1"),
-        (lambda saved: saved["optimizer"]["param_groups"][0].update(amsgrad=3), "amsgrad is 3, and here False"),
-        (lambda saved: saved["optimizer"]["param_groups"][0].update(betas=[0.9]), r"betas is \[0.9\], and here \(0.9"),
+        (lambda saved: saved["schedulers"][0].update(last_epoch="x"), "last_epoch is x, but 0 in this run"),
+        (lambda saved: saved["schedulers"][0].update(base_lrs=["x"]), r"base_lrs is \['x'\], but \[0.1\] in this run"),
+        (lambda saved: saved["optimizer"]["param_groups"][0].update(lr={}), "lr is {}, but 0.1 in this run"),
+        (lambda saved: saved["optimizer"]["param_groups"][0].update(amsgrad=3), "amsgrad is 3, but False in this run"),
+        (lambda saved: saved["optimizer"]["param_groups"][0].update(betas=[0.9]), r"betas is \[0.9\], but \(0.9"),
         (lambda saved: saved["schedulers"].clear(), "zip"),
     ],
 )
-def test_what_no_run_would_have_saved_is_refused(change: Any, told: str) -> None:
-    saved = deepcopy(made().state_dict())
+def test_an_invalid_state_is_rejected(change: Any, message: str) -> None:
+    saved = deepcopy(make_optimizer().state_dict())
     change(saved)
-    with pytest.raises(ValueError, match=told):
-        made().load_state_dict(saved)
+    with pytest.raises(ValueError, match=message):
+        make_optimizer().load_state_dict(saved)
