@@ -1,4 +1,4 @@
-"""Several processes that share a world: which process holds which node, and how messages travel between them."""
+"""Several processes that share a world: the placement of the nodes, and the messages between processes."""
 
 from worldlm.distributed.transport import RankLost
 

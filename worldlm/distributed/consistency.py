@@ -1,4 +1,4 @@
-"""Whether the processes of a run, on machines of their own, were started for the same run."""
+"""Checks that all processes of a run, which may be on different machines, were started with the same settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def this_process(rank: int) -> str:
 
 
 def digest_of(topology: Topology) -> str:
-    """Return a digest of all that a topology says, wherever it was written."""
+    """Return a digest of the content of a topology, which does not depend on its file."""
     nodes = [
         (node.name, node.corpus, node.weight, node.settings, [child.name for child in node.children])
         for node in topology.nodes.values()
@@ -30,25 +30,26 @@ def digest_of(topology: Topology) -> str:
     return hashlib.sha256(repr(nodes).encode()).hexdigest()[:16]
 
 
-def check_consistent(told: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+def check_consistent(processes: Sequence[tuple[str, Mapping[str, str]]]) -> None:
     """Check that all processes were started with the same settings.
 
     Args:
-        told: Of every process its name, and what must be the same everywhere, by name.
+        processes: The name of every process, and its settings by name.
 
     Raises:
-        ValueError: Names, for each process that differs from the first, what does, and how.
+        ValueError: If settings differ. It has one line for each process that differs from the first: the first such
+            setting with both values, and the names of the others.
     """
-    first, expected = told[0]
+    first, expected = processes[0]
     lines = []
-    for name, found in told[1:]:
-        keys = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
+    for name, settings in processes[1:]:
+        keys = [key for key in {**expected, **settings} if settings.get(key) != expected.get(key)]
         if not keys:
             continue
         key = keys[0]
-        both = f"{key} is {_shown(found.get(key))} there and {_shown(expected.get(key))} at {first}"
+        values = f"{key} is {_shown(settings.get(key))} there and {_shown(expected.get(key))} at {first}"
         more = f"; {join_names(keys[1:])} differs too" if keys[1:] else ""
-        lines.append(f"{name} was not started as {first} was: {both}{more}")
+        lines.append(f"{name} was not started as {first} was: {values}{more}")
     if lines:
         raise ValueError("\n".join([*lines, _ADVICE]))
 

@@ -1,7 +1,8 @@
 """Sharding the live module: every device of a team holds a shard of each tensor, by torch's FSDP2 (`fully_shard`).
 
-Nodes that wait are whole, in host memory. A device copies its own shards from there without communication; to save a
-node, the devices gather one tensor at a time. The state of an optimizer waits in shards, and is gathered to be saved.
+Waiting nodes are whole, in host memory. A device copies its own shards from there without communication. To save a
+node, the devices gather one tensor at a time. The state of an optimizer is offloaded as shards, and gathered to be
+saved.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ def shard_(module: nn.Module, mesh: DeviceMesh) -> None:
     and freed when it ends, so that between steps all parameters are shards.
 
     Args:
-        module: Whole, in host memory; its groups pass over the device one by one.
+        module: Whole, in host memory. Its groups are moved to the device one by one.
         mesh: The team, in one dimension.
 
     Raises:
         ValueError: If the module is sharded already, or a parameter belongs to no group or to several.
     """
     if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
-        raise ValueError("the module was divided over devices by an earlier fit (fully_shard): build it anew")
+        raise ValueError("an earlier fit sharded the module over devices (fully_shard): build a new module")
     inner = list(blocks(module))
     groups = [(block, _ids(block.parameters())) for block in inner]
     groups += [(child, _ids(_outside_blocks(child, inner))) for child in module.children() if child not in inner]
-    times = Counter(identity for _, group in groups for identity in group)
+    num_groups = Counter(identity for _, group in groups for identity in group)
     for name, parameter in module.named_parameters():
-        if (number := times[id(parameter)]) != 1:
-            reason = "is of the module itself" if not number else f"is shared by {number} blocks or parts"
+        if (number := num_groups[id(parameter)]) != 1:
+            reason = "belongs to the module itself" if not number else f"is shared by {number} blocks or parts"
             raise ValueError(f"fully_shard: the parameter {name} {reason}; each must belong to one part of the module")
     for part, group in groups:
         if group:
@@ -50,7 +51,10 @@ def shard_(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the blocks of a module, which are gathered one after the other: elements of outermost `ModuleList`."""
+    """Yield the blocks of a module: the elements of its outermost `nn.ModuleList`.
+
+    The devices gather one block after the other.
+    """
     for child in module.children():
         if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList | nn.ModuleDict):
             yield child
@@ -71,7 +75,10 @@ def _ids(parameters: Iterable[nn.Parameter]) -> set[int]:
 
 
 def full_state_dict(module: nn.Module) -> dict[str, Any]:
-    """Return a module's whole state dict in host memory; tied entries are one tensor. All of a team call it."""
+    """Return a module's whole state dict in host memory; tied entries share a tensor.
+
+    All processes of a team call it together.
+    """
     state = module.state_dict(keep_vars=True)
     whole = {id(value): full_tensor_of(value).cpu() for value in state.values() if isinstance(value, DTensor)}
     return {name: whole.get(id(value), value) for name, value in state.items()}
@@ -81,12 +88,12 @@ def full_state_dict(module: nn.Module) -> dict[str, Any]:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Return what this device holds of a tensor, not copied: its shard, which may have no rows, or all of it."""
+    """Return this device's shard of a tensor, which may have no rows, or the whole tensor; not copied."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def local_shard(whole: Tensor, like: Tensor) -> Tensor:
-    """Return the part of a whole tensor, not copied, that this device holds of another tensor of the same shape."""
+    """Return the part of a whole tensor that matches this device's shard of `like`; not copied."""
     if not isinstance(like, DTensor):
         return whole
     shards, rank = whole.chunk(like.device_mesh.size()), like.device_mesh.get_local_rank()
@@ -95,7 +102,7 @@ def local_shard(whole: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def full_tensor_of(tensor: Tensor) -> Tensor:
-    """Return a whole tensor, on the device of its shards. If the tensor is sharded, all of a team call it."""
+    """Return the whole tensor, on the device of its shards. If it is sharded, all processes of a team call this."""
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
@@ -103,7 +110,7 @@ def full_tensor_of(tensor: Tensor) -> Tensor:
 
 
 def offload(value: Any) -> Any:
-    """Return a value of an optimizer's state in host memory; a sharded tensor becomes its shard and the whole shape."""
+    """Return a value of an optimizer's state in host memory. A sharded tensor becomes its shard and the whole shape."""
     if isinstance(value, DTensor):
         return {_SLICE: value.to_local().cpu(), _SHAPE: list(value.shape)}
     return value.cpu() if isinstance(value, Tensor) else value
@@ -140,7 +147,7 @@ def onload(value: Any, like: Tensor, device: torch.device) -> Any:
 
 
 def unshard(nest: Any, mesh: DeviceMesh, device: torch.device) -> Any:
-    """Return containers in which every sharded value is whole, in host memory. All of a team call it for the same."""
+    """Return nested containers with every sharded value whole, in host memory. All processes of a team call it."""
     if _is_shard(nest):
         nest = _joined(nest, mesh, device)
     if isinstance(nest, DTensor):

@@ -1,4 +1,4 @@
-"""Which process holds which node, where several share a world."""
+"""Places the nodes of a world on the processes that share it."""
 
 from collections.abc import Mapping
 
@@ -6,16 +6,16 @@ from worldlm.topology import Node, Topology
 
 
 def place(topology: Topology, costs: Mapping[str, float], num_places: int) -> dict[str, int]:
-    """Share the nodes of a world out over places that work side by side.
+    """Distribute the nodes of a world over places (processes or teams) that work in parallel.
 
-    Those that train go one after another, the costliest first, to the place that has least to do so far (longest
-    processing time first: Graham, SIAM J. Appl. Math. 17, 1969), at most 4/3 of the best possible. A federation that
-    does not train itself goes where most of the work below it is done: there its last upload comes from, and least has
-    to travel.
+    Nodes that train are placed one after the other, the costliest first, each on the place with the least work so far.
+    The slowest place then takes at most 4/3 of the best possible time (longest processing time first: Graham, SIAM J.
+    Appl. Math. 17, 1969). A federation that does not train is placed where most of the work below it is done: its last
+    upload comes from there, and the fewest bytes cross processes.
 
     Args:
         topology: The world.
-        costs: What a node's fits of one round cost, in any unit; a node that is missing trains nothing.
+        costs: Cost of a node's fits in one round, by name and in any unit; a node that is missing does not train.
         num_places: Number of places, at least 1.
 
     Returns:
@@ -25,24 +25,24 @@ def place(topology: Topology, costs: Mapping[str, float], num_places: int) -> di
     loads = [0.0] * num_places
     places: dict[str, int] = {}
     trains = [name for name in topology.nodes if costs.get(name, 0) > 0]
-    for name in sorted(trains, key=lambda name: -costs[name]):  # stable: those that cost alike in the tree's order
+    for name in sorted(trains, key=lambda name: -costs[name]):  # stable: equal costs keep the order of the tree
         places[name] = loads.index(min(loads))
         loads[places[name]] += costs[name]
-    _settle(topology.root, costs, places, num_places)
+    _place_others(topology.root, costs, places, num_places)
     first = places[topology.root.name]
     swapped = {first: 0, 0: first}
     return {name: swapped.get(places[name], places[name]) for name in topology.nodes}
 
 
-def _settle(node: Node, costs: Mapping[str, float], places: dict[str, int], num_places: int) -> list[float]:
-    """Place whoever at and below a node trains nothing.
+def _place_others(node: Node, costs: Mapping[str, float], places: dict[str, int], num_places: int) -> list[float]:
+    """Place the nodes that do not train, at and below a node.
 
     Returns:
-        The work at and below it, by place.
+        The work at and below the node, by place.
     """
     loads = [0.0] * num_places
     for child in node.children:
-        loads = [a + b for a, b in zip(loads, _settle(child, costs, places, num_places), strict=True)]
-    own = places.setdefault(node.name, loads.index(max(loads)))
-    loads[own] += costs.get(node.name, 0)
+        loads = [a + b for a, b in zip(loads, _place_others(child, costs, places, num_places), strict=True)]
+    place_of_node = places.setdefault(node.name, loads.index(max(loads)))
+    loads[place_of_node] += costs.get(node.name, 0)
     return loads

@@ -1,4 +1,4 @@
-"""What SLURM has started: the processes of one `srun`, which share a world."""
+"""Processes that SLURM has started: the tasks of one `srun`, which share a world."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 
 def in_job() -> bool:
-    """Whether this process runs in a job of SLURM's, with or without srun."""
+    """Return whether this process runs in a SLURM job, with or without srun."""
     return "SLURM_JOB_ID" in os.environ
 
 
 def step_size() -> tuple[int, int] | None:
-    """Return how many processes on each machine, and how many machines, the `srun` around this process has.
+    """Return the number of processes on each machine, and the number of machines, of the `srun` around this process.
 
     Returns:
-        None without srun, and where srun started this process alone, which may then start others by itself.
+        None without srun, and if srun started only this process, which may then start others itself.
 
     Raises:
-        ValueError: If srun did not start as many on each machine.
+        ValueError: If srun did not start the same number of processes on each machine.
     """
-    number, machines = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", 1)) for what in ("TASKS", "NODES"))
-    if number == 1:
+    num_processes, machines = (int(os.environ.get(f"SLURM_STEP_NUM_{unit}", 1)) for unit in ("TASKS", "NODES"))
+    if num_processes == 1:
         return None
     per_machine = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
     if len(set(re.sub(r"\(x\d+\)", "", per_machine).split(","))) > 1:
         raise ValueError(
-            f"srun started {number} processes on {machines} machines, {per_machine} of them: there must be as many on "
-            "each, as with --ntasks-per-node"
+            f"srun started {num_processes} processes on {machines} machines ({per_machine}): every machine must have "
+            "the same number of processes, as with --ntasks-per-node"
         )
-    return number // machines, machines
+    return num_processes // machines, machines
 
 
 class SrunStep(ClusterEnvironment):
     """The processes that one `srun` started.
 
-    Lightning's own environment goes by what the whole job may start: a command in a batch script that is not preceded
-    by srun would wait for processes that nobody starts. It also saves and requeues in the middle of a round.
+    Lightning's own environment assumes that all tasks of the job are started. A command in a batch script without srun
+    would then wait for processes that nobody starts. That environment also saves and requeues in the middle of a round.
     """
 
     @property
     def creates_processes_externally(self) -> bool:
-        """Yes."""
+        """Always true: srun has started all processes."""
         return True
 
     @property
@@ -55,33 +55,33 @@ class SrunStep(ClusterEnvironment):
 
     @property
     def main_port(self) -> int:
-        """MASTER_PORT, else one below those that a system hands out, which all steps of a job have for themselves."""
+        """MASTER_PORT, else a port below the ephemeral range, different for every step of a job."""
         job, step = (int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
         return int(os.environ.get("MASTER_PORT", 15_000 + (101 * job + step) % 15_000))
 
     @staticmethod
     def detect() -> bool:
-        """Whether srun started this process and others."""
+        """Return whether srun started this process and others."""
         return step_size() is not None
 
     def world_size(self) -> int:
-        """Return how many processes srun started."""
+        """Return the number of processes that srun started."""
         return int(os.environ["SLURM_STEP_NUM_TASKS"])
 
     def set_world_size(self, size: int) -> None:
-        """Leave it as it is: srun has said."""
+        """Do nothing: srun has set the world size."""
 
     def global_rank(self) -> int:
-        """Return the number of this process."""
+        """Return the rank of this process."""
         return int(os.environ["SLURM_PROCID"])
 
     def set_global_rank(self, rank: int) -> None:
-        """Leave it as it is: srun has said."""
+        """Do nothing: srun has set the rank."""
 
     def local_rank(self) -> int:
-        """Return its number on its machine."""
+        """Return the rank of this process on its machine."""
         return int(os.environ["SLURM_LOCALID"])
 
     def node_rank(self) -> int:
-        """Return the number of its machine."""
+        """Return the rank of this process's machine."""
         return int(os.environ["SLURM_NODEID"])

@@ -1,4 +1,4 @@
-"""How many threads each process of a run computes with."""
+"""The number of threads with which each process of a run computes."""
 
 import math
 import os
@@ -11,16 +11,16 @@ _BY_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def choose_num_threads(num_processes: int = 1) -> int:
-    """Choose how many threads torch computes with in each of so many processes.
+    """Choose the number of threads that torch uses in each process of this machine.
 
-    Threads that share a core cost more than they bring, above all where they spin while they wait.
+    Threads that share a core slow each other down, most of all if they spin while they wait.
 
     Args:
         num_processes: Processes of this run on this machine, at least 1.
 
     Returns:
-        What the user has chosen (OMP_NUM_THREADS, MKL_NUM_THREADS), else the physical cores that this process may use,
-        within its CPU quota, divided among the processes; at least 1.
+        The user's choice (OMP_NUM_THREADS, MKL_NUM_THREADS). Otherwise the number of physical cores that this process
+        may use, within its CPU quota, divided by the number of processes; at least 1.
     """
     if any(os.environ.get(name) for name in _BY_USER):
         return torch.get_num_threads()
@@ -28,7 +28,7 @@ def choose_num_threads(num_processes: int = 1) -> int:
 
 
 def _cores(folder: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Count the physical cores that this process may run on: two hyper-threads of one are one."""
+    """Count the physical cores on which this process may run; hyper-threads of one core count once."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     usable = os.sched_getaffinity(0)
@@ -37,7 +37,7 @@ def _cores(folder: Path = Path("/sys/devices/system/cpu")) -> int:
 
 
 def _quota(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many cores a container's CPU quota is worth, rounded up; where there is none, more than there are."""
+    """Return a container's CPU quota in cores, rounded up; `sys.maxsize` if there is no quota."""
     version_1 = folder / "cpu"
     try:
         if (folder / "cpu.max").exists():

@@ -1,4 +1,4 @@
-"""Messages between nodes that different processes hold: point to point, over torch.distributed."""
+"""Sends messages between nodes that different processes hold: point to point, over torch.distributed."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from worldlm.topology import Topology
 _KINDS: tuple[Kind, ...] = ("ready", "down", "up", "state")
 
 MESSAGE_TIMEOUT = timedelta(days=7)
-"""How long a process waits for another: longer than any fit. Machines that are lost are found by probes meanwhile."""
+"""How long a process waits for another: longer than any fit. Probes detect a lost machine earlier."""
 
 
 class RankLost(RuntimeError):
-    """Another process of the run is gone."""
+    """Another process of the run has ended or cannot be reached."""
 
 
 class ProcessTransport(Transport):
     """Sends messages between the processes that share a world.
 
-    Where several processes train one node together, they form a team: each holds all nodes of the team, merges and
-    sends the same as the others, and exchanges messages with the process of its own number in other teams.
+    Processes that train one node together form a team. Each holds all nodes of the team, and merges and sends the same
+    as the others. It exchanges messages with the process of the same number in other teams.
 
     Args:
         topology: The world.
-        places: The team that holds a node, by its name.
-        rank: This process.
-        team_size: Processes of a team.
-        stopped: Whether the run is to stop, which ends all waiting.
+        places: The team that holds a node, by the node's name.
+        rank: The rank of this process.
+        team_size: Number of processes in a team.
+        stopped: Returns whether the run is to stop; this process then stops waiting for messages.
     """
 
     def __init__(
@@ -54,28 +54,29 @@ class ProcessTransport(Transport):
         self._numbers = {name: number for number, name in enumerate(topology.nodes)}
         self._team, self._member = divmod(rank, team_size)
         self._team_size = team_size
-        self._under_way: dict[tuple[str, Kind], list[tuple[Any, Tensor]]] = {}
+        self._pending: dict[tuple[str, Kind], list[tuple[Any, Tensor]]] = {}
+        """Sends that have not completed, with their tensors, which must stay in memory until then."""
 
     def is_local(self, name: str) -> bool:
-        """Whether this process holds a node."""
+        """Return whether this process holds a node."""
         return self._places[name] == self._team
 
     def crosses_processes(self, name: str) -> bool:
-        """Whether a node and its parent are held by different processes."""
+        """Return whether different processes hold a node and its parent."""
         return name in self._parents and self._places[name] != self._places[self._parents[name]]
 
     def _rank(self, team: int) -> int:
         return team * self._team_size + self._member
 
-    # ------------------------------------------------------------------ between two
+    # ------------------------------------------------------------------ between two processes
 
     def send(self, name: str, kind: Kind, content: Any) -> None:
-        """Send to, or from, a node: plain containers and tensors, which may change as soon as this returns.
+        """Send a message to or from a node. The content may change as soon as this method returns.
 
         Args:
-            name: The child of the two nodes that talk.
-            kind: What is sent; `down` goes to the child, the others come from it.
-            content: What `torch.load(weights_only=True)` reads.
+            name: The child of the two nodes that exchange the message.
+            kind: What is sent. `down` goes to the child, the other kinds come from it.
+            content: Plain containers and tensors that `torch.load(weights_only=True)` can read.
 
         Raises:
             RankLost: If the other process is gone.
@@ -88,10 +89,12 @@ class ProcessTransport(Transport):
         payload = _pack(content)
         size = torch.tensor([payload.numel()])
         tag = self._tag(name, kind)
-        self._under_way[name, kind] = [(dist.isend(one, to, tag=tag + i), one) for i, one in enumerate((size, payload))]
+        self._pending[name, kind] = [
+            (dist.isend(tensor, to, tag=tag + i), tensor) for i, tensor in enumerate((size, payload))
+        ]
 
     def receive(self, name: str, kind: Kind) -> Any:
-        """Wait for what `send` sends.
+        """Wait for a message, and return its content.
 
         Raises:
             RankLost: If the other process is gone.
@@ -105,72 +108,72 @@ class ProcessTransport(Transport):
         return _unpack(payload)
 
     def flush(self) -> None:
-        """Wait until all that was sent has arrived."""
-        for name, kind in list(self._under_way):
+        """Wait until everything that was sent has arrived."""
+        for name, kind in list(self._pending):
             self._wait_for(name, kind)
 
     def _wait_for(self, name: str, kind: Kind) -> None:
-        for work, _ in self._under_way.pop((name, kind), ()):
+        for work, _ in self._pending.pop((name, kind), ()):
             self._wait(work)
 
     def _wait(self, work: Any) -> None:
-        """Wait for a message in another thread, so that signals are heard meanwhile."""
-        failed: list[RuntimeError] = []
+        """Wait for a message in another thread, so that this thread can react to signals."""
+        errors: list[RuntimeError] = []
 
         def wait() -> None:
             try:
-                work.wait(MESSAGE_TIMEOUT)  # else that of joining
+                work.wait(MESSAGE_TIMEOUT)  # without an argument, it would be the timeout for joining
             except RuntimeError as error:
-                failed.append(error)
+                errors.append(error)
 
-        waiting = threading.Thread(target=wait, daemon=True, name="transport")
-        waiting.start()
-        while waiting.is_alive():
-            waiting.join(0.5)
+        thread = threading.Thread(target=wait, daemon=True, name="transport")
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.5)
             if self._stopped():
                 raise SIGTERMException
-        if failed:
-            raise to_rank_lost(failed[0]) from failed[0]
+        if errors:
+            raise to_rank_lost(errors[0]) from errors[0]
 
     def _tag(self, name: str, kind: Kind) -> int:
         return 2 * (len(_KINDS) * self._numbers[name] + _KINDS.index(kind))
 
-    # ------------------------------------------------------------------ between all
+    # ------------------------------------------------------------------ between all processes
 
     def gather(self, content: Any) -> list[Any]:
-        """Return the content of all teams, in their order; all processes call this at the same point.
+        """Return the content of all teams, in their order. All processes call this at the same point.
 
         Raises:
             RankLost: If another process is gone.
         """
         return gather_objects(content, self._wait)[self._member :: self._team_size]
 
-    def collect(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        """Bring what belongs to nodes to process 0; all processes call this at the same point.
+    def collect(self, local: Mapping[str, Any]) -> dict[str, Any]:
+        """Collect the contents of all nodes at process 0. All processes call this at the same point.
 
         Args:
-            own: What belongs to the nodes that are held here, by name.
+            local: The content of each node that this process holds, by name.
 
         Returns:
-            At process 0 that of all nodes, in the order of the topology; elsewhere `own`.
+            At process 0 the contents of all nodes, in the order of the topology; elsewhere `local`.
 
         Raises:
             RankLost: If another process is gone.
         """
         if self._team:
-            for name, content in own.items():
+            for name, content in local.items():
                 self.send(name, "state", content)
             self.flush()
-            return dict(own)
-        return {name: own[name] if self.is_local(name) else self.receive(name, "state") for name in self._numbers}
+            return dict(local)
+        return {name: local[name] if self.is_local(name) else self.receive(name, "state") for name in self._numbers}
 
 
 def gather_objects(content: Any, wait: Callable[[Any], None] = lambda work: work.wait(MESSAGE_TIMEOUT)) -> list[Any]:
-    """Return the content of all processes, in their order; all processes call this at the same point.
+    """Return the content of all processes, in the order of their ranks. All processes call this at the same point.
 
     Args:
-        content: What `torch.load(weights_only=True)` reads.
-        wait: Waits for what is under way.
+        content: Plain containers and tensors that `torch.load(weights_only=True)` can read.
+        wait: Waits for an asynchronous operation of torch.distributed.
     """
     if not dist.is_initialized():
         return [content]
@@ -179,34 +182,34 @@ def gather_objects(content: Any, wait: Callable[[Any], None] = lambda work: work
     wait(dist.all_gather(sizes, torch.tensor([payload.numel()]), async_op=True))
     padded = torch.zeros(max(map(int, sizes)), dtype=torch.uint8)
     padded[: payload.numel()] = payload
-    found = [torch.empty_like(padded) for _ in sizes]
-    wait(dist.all_gather(found, padded, async_op=True))
-    return [_unpack(one[: int(size)]) for one, size in zip(found, sizes, strict=True)]
+    payloads = [torch.empty_like(padded) for _ in sizes]
+    wait(dist.all_gather(payloads, padded, async_op=True))
+    return [_unpack(received[: int(size)]) for received, size in zip(payloads, sizes, strict=True)]
 
 
 def is_network_error(error: BaseException) -> bool:
-    """Whether torch.distributed could not reach another process; gloo has no class of error for it."""
+    """Return whether torch.distributed could not reach another process; gloo has no exception class of its own."""
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error).lower())
 
 
 def to_rank_lost(error: BaseException) -> RankLost:
-    """Return what torch.distributed says of another process that does not answer in our words."""
+    """Return an error of torch.distributed about a lost process as a `RankLost`."""
     return RankLost(f"another process of the run is gone ({short_message(error)}); go on with --ckpt_path last")
 
 
 def short_message(error: BaseException) -> str:
-    """Return what torch.distributed says without places in its source."""
-    told = str(error).partition("\n")[0]
-    return told.rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0] or told.partition(". ")[0]
+    """Return the message of an error of torch.distributed without positions in its source code."""
+    line = str(error).partition("\n")[0]
+    return line.rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0] or line.partition(". ")[0]
 
 
 def _pack(content: Any) -> Tensor:
-    """Write plain containers and tensors down, uint8 [bytes]."""
+    """Serialise plain containers and tensors, uint8 [bytes]."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
 
 
 def _unpack(payload: Tensor) -> Any:
-    """Undo `_pack`; executes nothing, whatever it is handed."""
+    """Undo `_pack`. Nothing in the payload is executed."""
     return torch.load(io.BytesIO(payload.numpy().data), map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""Several processes that share a world, forked from the test's own: nothing has to be imported again."""
+"""Several processes that share a world. They are forked from the test's process, so that imports are not repeated."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ root:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _be_rank(rank: int, number: int, port: int, job: Job, result: Path) -> None:
-    """Run a job as torchrun would."""
+    """Run a job with the environment that torchrun sets."""
     os.environ.update(
         {
             "RANK": str(rank),
@@ -77,7 +77,7 @@ def _be_rank(rank: int, number: int, port: int, job: Job, result: Path) -> None:
 
 @pytest.fixture
 def on_ranks(tmp_path: Path) -> Callable[[int, Job], list[Any]]:
-    """Return a function that runs a job on so many ranks, and gives back what each came to."""
+    """Return a function that runs a job on a number of ranks, and returns the result of each rank."""
     calls = 0
 
     def run(number: int, job: Job) -> list[Any]:
@@ -97,8 +97,8 @@ def on_ranks(tmp_path: Path) -> Callable[[int, Job], list[Any]]:
             process.join(120)
             process.kill()
         errors = [result.with_suffix(".error") for result in results]
-        told = "\n".join(error.read_text() for error in errors if error.exists())
-        assert not told
+        tracebacks = "\n".join(error.read_text() for error in errors if error.exists())
+        assert not tracebacks
         assert all(result.exists() for result in results), "a rank hangs"
         return [torch.load(result, weights_only=True) for result in results]
 
@@ -107,19 +107,19 @@ def on_ranks(tmp_path: Path) -> Callable[[int, Job], list[Any]]:
 
 @pytest.fixture
 def deep() -> Topology:
-    """Five levels, data at parents, sub-rounds, listeners, sampling, a federation that is private."""
+    """Five levels, with data at parents, sub-rounds, listeners, sampling and a private node."""
     return parse_topology(DEEP, "deep.yaml")
 
 
 @pytest.fixture
 def whole(fit: Make, whole_method: Make, snapshot: Make) -> Callable[..., dict[str, Any]]:
-    """Return a function that trains a world by the whole method and gives back all that it came to, as seen here."""
+    """Return a function that trains a world with the whole method, and returns this process's state and metrics."""
 
     def run(topology: Topology, **options: Any) -> dict[str, Any]:
         extra = options.pop("callbacks", [])
         trainer = fit(topology, [*whole_method(), TokenRows(), *extra], **options)
-        here = [name for name in topology.nodes if trainer.world.transport.is_local(name)]
+        local = [name for name in topology.nodes if trainer.world.transport.is_local(name)]
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        return {"all": fetch(snapshot(trainer)), "metrics": metrics, "here": here}
+        return {"all": fetch(snapshot(trainer)), "metrics": metrics, "local": local}
 
     return run

@@ -1,4 +1,4 @@
-"""A world whose topology changes is the same on any number of processes, bit for bit."""
+"""A world whose topology changes gives the same result on any number of processes, bit for bit."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def test_on_any_number_of_processes(
     def begin(name: str) -> None:
         whole(tree, callbacks=[Compression(), SaveLast(tmp_path / name)], limit_val_batches=0)
 
-    def go_on(name: str) -> Any:
+    def resume(name: str) -> Any:
         changed = parse_topology(CHANGED, "changed.yaml")
-        pieces = [Compression(), Record()]
-        found = whole(changed, callbacks=pieces, resume=tmp_path / name, max_epochs=4, limit_val_batches=0)["all"]
-        del found["callbacks"]["Record"]  # whose digest of the first weights is another's checkpoint's
-        return found
+        callbacks = [Compression(), Record()]
+        state = whole(changed, callbacks=callbacks, resume=tmp_path / name, max_epochs=4, limit_val_batches=0)["all"]
+        del state["callbacks"]["Record"]  # its digest of the first weights depends on the checkpoint
+        return state
 
-    begin("one.ckpt")
-    on_ranks(2, lambda: begin("two.ckpt"))
-    alone = go_on("one.ckpt")
+    begin("single.ckpt")
+    on_ranks(2, lambda: begin("ranks.ckpt"))
+    alone = resume("single.ckpt")
     assert alone["global_step"] == sum(state["num_steps"] for state in alone["world"]["states"].values())
-    for name in ("one.ckpt", "two.ckpt"):
-        ranks = on_ranks(3, lambda name=name: go_on(name))  # type: ignore[misc]
+    for name in ("single.ckpt", "ranks.ckpt"):
+        ranks = on_ranks(3, lambda name=name: resume(name))  # type: ignore[misc]
         assert differences(ranks[0], alone) == [], name

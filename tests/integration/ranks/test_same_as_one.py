@@ -1,4 +1,4 @@
-"""Any number of processes comes to what one comes to, bit for bit."""
+"""Any number of processes gives the same result as one process, bit for bit."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ Make = Callable[..., Any]
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])
-def test_all_that_a_run_comes_to(
+def test_state_and_metrics_of_a_run(
     number: int, tree: Topology, busy_tree: Topology, deep: Topology, single: Topology, whole: Make, on_ranks: Make,
     differences: Make,
 ) -> None:  # fmt: skip
     worlds = [tree, busy_tree, deep, single]
-    found = on_ranks(number, lambda: [whole(world) for world in worlds])
+    ranks = on_ranks(number, lambda: [whole(world) for world in worlds])
     for i, world in enumerate(worlds):
         alone = whole(world)
-        assert differences(found[0][i]["all"], alone["all"]) == [], world.name
-        assert sorted(name for rank in found for name in rank[i]["here"]) == sorted(world.nodes)
-        assert sum(bool(rank[i]["here"]) for rank in found) == min(number, sum(n.fits for n in world.data_nodes))
-        for rank in found:
+        assert differences(ranks[0][i]["all"], alone["all"]) == [], world.name
+        assert sorted(name for rank in ranks for name in rank[i]["local"]) == sorted(world.nodes)
+        assert sum(bool(rank[i]["local"]) for rank in ranks) == min(number, sum(n.fits for n in world.data_nodes))
+        for rank in ranks:
             assert rank[i]["metrics"] == alone["metrics"]
             assert rank[i]["all"]["global_step"] == alone["all"]["global_step"]
 
 
 def test_nodes_on_disk_and_packed_messages(deep: Topology, whole: Make, on_ranks: Make, differences: Make) -> None:
-    """Processes keep the pages of their own nodes, and messages travel as they are counted."""
+    """Every process keeps the pages of the nodes that it holds, and sends the packed messages."""
 
     def run(**options: Any) -> Any:
         return whole(deep, callbacks=[Compression("bf16", "int8")], **options)["all"]
 
-    found = on_ranks(2, lambda: run(paging=Paging(cache_gb=0.0)))
-    assert differences(found[0], run()) == []
+    ranks = on_ranks(2, lambda: run(paging=Paging(cache_gb=0.0)))
+    assert differences(ranks[0], run()) == []
 
 
-def test_what_is_written(tree: Topology, whole: Make, on_ranks: Make, tmp_path: Path) -> None:
+def test_record_and_events(tree: Topology, whole: Make, on_ranks: Make, tmp_path: Path) -> None:
     def run(folder: str) -> dict[str, Any]:
         logger = TensorBoardLogger(tmp_path / folder, name="", version="")
         callbacks = [Record(), Pictures(), Summary(), LastCheckpoint()]
@@ -65,11 +65,11 @@ def test_what_is_written(tree: Topology, whole: Make, on_ranks: Make, tmp_path: 
         return result
 
     on_ranks(3, lambda: run("ranks"))
-    run("one")
-    (record, events), (same_record, same_events) = _written(tmp_path / "ranks"), _written(tmp_path / "one")
-    assert record == same_record
-    assert events.keys() == same_events.keys()
-    assert [tag for tag in events if events[tag] != same_events[tag]] == []
+    run("single")
+    (record, events), (expected_record, expected_events) = _written(tmp_path / "ranks"), _written(tmp_path / "single")
+    assert record == expected_record
+    assert events.keys() == expected_events.keys()
+    assert [tag for tag in events if events[tag] != expected_events[tag]] == []
     assert (tmp_path / "ranks" / "checkpoints" / "last.ckpt").is_file()
 
 
@@ -81,8 +81,8 @@ def _written(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     assert "c/perplexity_before" in tags
     assert "d/loss" in tags
     assert "world/bytes" in tags
-    scalars = {tag: sorted((one.step, one.value) for one in events.Scalars(tag)) for tag in tags}
-    texts = {tag: sorted(str(one.tensor_proto) for one in events.Tensors(tag)) for tag in events.Tags()["tensors"]}
+    scalars = {tag: sorted((event.step, event.value) for event in events.Scalars(tag)) for tag in tags}
+    texts = {tag: sorted(str(event.tensor_proto) for event in events.Tensors(tag)) for tag in events.Tags()["tensors"]}
     return {**record, "seconds": 0, "last_start": {}}, {**scalars, **texts}
 
 
@@ -100,22 +100,22 @@ class SaveRounds(Callback):
 def test_resume_on_another_number_of_processes(
     every: int, deep: Topology, whole: Make, on_ranks: Make, differences: Make, save_everywhere: Make, tmp_path: Path
 ) -> None:
-    """From the end of a round that several processes wrote, and from every step that one process wrote."""
+    """Two processes resume from the end of a round that three have saved, and from any step that one has saved."""
     saver = save_everywhere("on_train_batch_end", "on_train_epoch_end")
     alone = whole(deep, callbacks=[saver])
     on_ranks(3, lambda: whole(deep, callbacks=[SaveRounds(tmp_path)]))
     assert len(saver.saved) > 20
     files = [*sorted(tmp_path.glob("round*.ckpt")), *saver.saved[::every]]
-    found = on_ranks(2, lambda: [whole(deep, resume=path)["all"] for path in files])
-    for path, resumed in zip(files, found[0], strict=True):
-        del resumed["callbacks"]  # process 0 keeps the token counts of a fit that another has finished
+    ranks = on_ranks(2, lambda: [whole(deep, resume=path)["all"] for path in files])
+    for path, resumed in zip(files, ranks[0], strict=True):
+        del resumed["callbacks"]  # process 0 keeps the token counts of a fit that another process has finished
         assert differences(resumed, {name: alone["all"][name] for name in resumed}) == [], path.name
     for path in files[:2]:
         assert differences(whole(deep, resume=path)["all"], alone["all"]) == [], path.name
 
 
-def test_callbacks_that_follow_a_metric(star: Make, fit: Make, on_ranks: Make, tmp_path: Path) -> None:
-    """They stop, and save, in the same round everywhere."""
+def test_callbacks_that_monitor_a_metric(star: Make, fit: Make, on_ranks: Make, tmp_path: Path) -> None:
+    """They stop and save in the same round in all processes."""
 
     def run(folder: str) -> list[Any]:
         best = ModelCheckpoint(tmp_path / folder, monitor="a/perplexity_after_fit", save_top_k=1, filename="{epoch}")
@@ -123,11 +123,11 @@ def test_callbacks_that_follow_a_metric(star: Make, fit: Make, on_ranks: Make, t
         trainer = fit(star("abc"), [Averaging(), NodeMetrics(), best, stop], max_epochs=9)
         return [trainer.current_epoch, str(best.best_model_score), Path(best.best_model_path).name]
 
-    assert on_ranks(3, lambda: run("ranks")) == [run("one")] * 3
+    assert on_ranks(3, lambda: run("ranks")) == [run("single")] * 3
 
 
 def test_budgets_that_run_out(fit: Make, snapshot: Make, differences: Make, on_ranks: Make) -> None:
-    """A node's own process knows its ledger; its parent's must learn that it takes no more part."""
+    """A node's ledger is in its process. The parent's process receives that the node no longer takes part."""
     privacy = "{clip_norm: 0.5, noise_multiplier: 1.0, max_epsilon: 8}"
     example = "{clip_norm: 0.5, noise_multiplier: 1.0, max_epsilon: 2.5}"
     world = parse_topology(

@@ -1,4 +1,4 @@
-"""By which interface a machine talks, and that its connections are probed."""
+"""The choice of the network interface, and the probes of connections."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import pytest
 
 from worldlm.distributed import network
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
 
 @pytest.mark.parametrize(
-    ("addresses", "found"),
+    ("addresses", "interface"),
     [
         ({"lo": "127.0.0.1", "eth0": "10.0.0.5"}, "eth0"),
         ({"lo": "127.0.0.1", "eth0": "10.0.0.5", "ib0": "10.1.0.5"}, None),
         ({"lo": "127.0.0.1"}, None),
     ],
 )
-def test_a_name_written_down_as_the_loopbacks(
-    addresses: dict[str, str], found: str | None, monkeypatch: pytest.MonkeyPatch
+def test_a_machine_name_that_resolves_to_the_loopback(
+    addresses: dict[str, str], interface: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Debian gives a machine's own name the address 127.0.1.1, where no other machine finds it."""
+    """Debian gives a machine's own name the address 127.0.1.1, where no other machine can reach it."""
     monkeypatch.setattr(network, "_addresses", lambda probe: addresses)
-    assert network.interface_towards("127.0.1.1") == found
+    assert network.interface_towards("127.0.1.1") == interface
 
 
 def test_the_interface_that_has_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,17 +46,17 @@ def test_the_loopback_is_found() -> None:
         assert "127.0.0.1" in network._addresses(probe).values()
 
 
-def test_connections_are_probed_and_nothing_else() -> None:
+def test_only_connections_are_probed() -> None:
     before = network.probe_connections()
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as one:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         other, _ = server.accept()
         with other:
             assert network.probe_connections() == before + 2
-            for probed in (one, other):
+            for probed in (client, other):
                 assert probed.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
                 options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
                 assert [probed.getsockopt(socket.IPPROTO_TCP, name) for name in options] == [60, 20, 6]
             assert server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
-            one.sendall(b"still open")
+            client.sendall(b"still open")
             assert other.recv(10) == b"still open"
     assert network.probe_connections() == before

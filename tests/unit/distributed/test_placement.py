@@ -18,7 +18,7 @@ def world(*children: Node) -> Topology:
     return Topology(name="t", root=Node(name="root", children=children, settings=STEPS))
 
 
-def test_the_costliest_goes_first_to_who_has_least_to_do() -> None:
+def test_the_costliest_node_is_placed_first_where_the_load_is_smallest() -> None:
     topology = world(leaf("a"), leaf("b"), leaf("c"), leaf("d"), leaf("e"))
     # d: 7 -> 0; b: 5 -> 1; e: 4 -> 1 (5 < 7); a: 3 -> 0 (7 < 9); c: 2 -> 1 (9 < 10); 11 of 21 are at 1, the root too,
     # and so 1 becomes 0
@@ -26,20 +26,20 @@ def test_the_costliest_goes_first_to_who_has_least_to_do() -> None:
     assert places == {"root": 0, "a": 1, "b": 0, "c": 0, "d": 1, "e": 0}
 
 
-def test_a_federation_goes_where_most_of_its_work_is() -> None:
+def test_a_federation_is_placed_where_most_of_its_work_is() -> None:
     north = Node(name="north", children=(leaf("a"), leaf("b")), settings=STEPS)
     south = Node(name="south", children=(leaf("c"), leaf("d")), settings=STEPS)
     places = place(world(north, south), {"a": 8, "b": 1, "c": 1, "d": 9}, 2)
     assert places == {"root": 0, "north": 1, "a": 1, "b": 1, "south": 0, "c": 0, "d": 0}
 
 
-def test_a_place_may_stay_empty_and_listeners_weigh_nothing() -> None:
+def test_a_place_may_stay_empty_and_listeners_cost_nothing() -> None:
     listener = Node(name="l", corpus="l", settings=Settings(num_local_steps=0))
     assert place(world(leaf("a"), listener), {"a": 1, "l": 0}, 3) == {"root": 0, "a": 0, "l": 0}
 
 
 @given(costs=st.lists(st.integers(1, 50), min_size=1, max_size=12), num_places=st.integers(1, 5))
-def test_the_fullest_place_is_as_full_as_list_scheduling_allows(costs: list[int], num_places: int) -> None:
+def test_the_largest_load_is_within_the_bound_of_list_scheduling(costs: list[int], num_places: int) -> None:
     named = {f"n{i}": cost for i, cost in enumerate(costs)}
     places = place(world(*map(leaf, named)), named, num_places)
     loads = [sum(named.get(name, 0) for name, at in places.items() if at == number) for number in range(num_places)]

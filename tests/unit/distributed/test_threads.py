@@ -1,4 +1,4 @@
-"""Threads that suit the machine."""
+"""The number of threads of a process."""
 
 import os
 import sys
@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from worldlm.distributed import threads as own_threads
+from worldlm.distributed import threads as threads_module
 from worldlm.distributed.threads import choose_num_threads
 
 
 @pytest.fixture(autouse=True)
 def _nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in own_threads._BY_USER:
+    for name in threads_module._BY_USER:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -24,26 +24,26 @@ def _nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_threads_share_the_cores(
     cores: int, quota: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_threads, "_cores", lambda: cores)
-    monkeypatch.setattr(own_threads, "_quota", lambda: quota)
+    monkeypatch.setattr(threads_module, "_cores", lambda: cores)
+    monkeypatch.setattr(threads_module, "_quota", lambda: quota)
     assert choose_num_threads(processes) == threads
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
-def test_what_the_user_has_chosen_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_threads, "_cores", lambda: torch.get_num_threads() + 3)
-    monkeypatch.setenv(name, "1")  # torch has read it when it was imported
+def test_the_choice_of_the_user_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads_module, "_cores", lambda: torch.get_num_threads() + 3)
+    monkeypatch.setenv(name, "1")  # torch reads it only when it is imported
     assert choose_num_threads(2) == torch.get_num_threads()
 
 
-def test_two_hyper_threads_of_a_core_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_hyper_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 4, 5}, raising=False)
-    assert own_threads._cores(tmp_path) == 4  # the machine does not say
+    assert threads_module._cores(tmp_path) == 4  # the system does not report siblings
     for number, siblings in {0: "0,4", 1: "1,5", 2: "2,6", 4: "0,4", 5: "1,5"}.items():
         topology = tmp_path / f"cpu{number}" / "topology"
         topology.mkdir(parents=True)
         (topology / "thread_siblings_list").write_text(siblings + "\n")
-    assert own_threads._cores(tmp_path) == 2
+    assert threads_module._cores(tmp_path) == 2
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_the_quota_of_a_container(files: dict[str, str], cores: int, tmp_path: P
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert own_threads._quota(tmp_path) == cores
+    assert threads_module._quota(tmp_path) == cores
