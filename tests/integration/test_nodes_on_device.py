@@ -1,4 +1,4 @@
-"""Nodes that wait, and are merged, on the GPU that trains them. On a CPU there is no other place."""
+"""Nodes that wait and are merged on the GPU that trains them. Without a GPU these tests are skipped."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +20,7 @@ def needs_a_gpu(accelerator: str) -> None:
 
 
 def devices(nest: Any) -> set[str]:
-    """Name the kinds of devices that tensors of more than a number lie on."""
+    """Return the device types of all tensors except scalars."""
     if isinstance(nest, Tensor):
         return {nest.device.type} if nest.dim() else set()
     values = nest.values() if isinstance(nest, Mapping) else nest if isinstance(nest, list | tuple) else ()
@@ -28,20 +28,21 @@ def devices(nest: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("more", [False, True], ids=["paper", "rows and rounding"])
-def test_a_method_is_that_of_the_host_but_for_rounding(
+def test_device_and_host_give_the_same_result_except_for_rounding(
     more: bool, busy_tree: Topology, fit: Make, whole_method: Make, snapshot: Make
 ) -> None:
     def run(where: str) -> dict[str, Any]:
         rounding = [Averaging(), TokenRows(), AttentionAggregation(), UpdatePrivacy(), Compression()]
-        found = snapshot(fit(busy_tree, rounding if more else whole_method(), nodes_on=where))["world"]["states"]
-        assert devices([one["parameters"] for one in found.values()]) == {"cuda" if where == "device" else "cpu"}
-        return dict(found)
+        states = snapshot(fit(busy_tree, rounding if more else whole_method(), nodes_on=where))["world"]["states"]
+        kinds = devices([state["parameters"] for state in states.values()])
+        assert kinds == {"cuda" if where == "device" else "cpu"}
+        return dict(states)
 
-    there, here = run("device"), run("host")
-    for name, state in there.items():
-        assert state["bytes_up"] == here[name]["bytes_up"]
-        for key, tensor in state["parameters"].items():  # int8 has steps of its own
-            torch.testing.assert_close(tensor.cpu(), here[name]["parameters"][key], rtol=1e-3, atol=1e-2)
+    on_device, on_host = run("device"), run("host")
+    for name, state in on_device.items():
+        assert state["bytes_up"] == on_host[name]["bytes_up"]
+        for key, tensor in state["parameters"].items():  # the tolerance covers a rounding step of int8
+            torch.testing.assert_close(tensor.cpu(), on_host[name]["parameters"][key], rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("method", ["whole", "mixtures"])
@@ -60,5 +61,5 @@ def test_a_run_moves_between_host_and_device(
         saver = save_everywhere("on_train_batch_end")
         fit(busy_tree, [*whole_method(), saver], nodes_on=before)
         states = snapshot(fit(busy_tree, whole_method(), resume=saver.saved[3], nodes_on=after))["world"]["states"]
-        kinds = devices([(one["parameters"], one["memory"]) for one in states.values()])
+        kinds = devices([(state["parameters"], state["memory"]) for state in states.values()])
         assert kinds == {"cuda" if after == "device" else "cpu"}

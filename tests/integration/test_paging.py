@@ -1,4 +1,4 @@
-"""A world whose waiting nodes are on disk is the world whose nodes are all in memory, bit for bit."""
+"""A world whose waiting nodes are on disk gives the same results as a world in memory, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ PAGING = Paging(cache_gb=0.0)
 
 @pytest.fixture(autouse=True)
 def _all_tensors_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Page every tensor but scalars: those of a tiny model are all small."""
+    """Page every tensor except scalars: all tensors of a tiny model are small."""
     monkeypatch.setattr(pages, "_SMALLEST", 16)
 
 
 @pytest.fixture
 def deep_tree() -> Topology:
-    """Four levels; a listener, moments that are not kept, and federations of which not all take part."""
+    """Four levels, with a listener, reset moments, and partial participation."""
     text = """
 name: deep
 settings: {num_local_steps: 1, batch_size: 2}
@@ -74,7 +74,9 @@ def _is_on_disk(tensors: dict[str, Any]) -> bool:
     return any(isinstance(tensor, PagedTensor) for tensor in tensors.values())
 
 
-def test_mixtures_and_copied_weights_too(star: Make, fit: Make, snapshot: Make, differences: Make) -> None:
+def test_personalised_mixtures_with_copied_weights_are_the_same(
+    star: Make, fit: Make, snapshot: Make, differences: Make
+) -> None:
     whole = fit(star("abc"), [FedAMP()], max_epochs=3)
     paged = fit(star("abc"), [FedAMP()], max_epochs=3, paging=PAGING, share_memory=False)
     assert differences(snapshot(paged), snapshot(whole)) == []
@@ -95,7 +97,7 @@ def test_resume_from_the_middle_of_a_round(
         assert differences(snapshot(resumed), whole) == [], path.name
 
 
-def test_moments_that_are_not_kept_survive_within_a_fit(
+def test_reset_moments_are_restored_within_a_fit(
     star: Make, fit: Make, make_module: Make, whole_method: Make, save_everywhere: Make, snapshot: Make,
     differences: Make,
 ) -> None:  # fmt: skip
@@ -108,20 +110,20 @@ def test_moments_that_are_not_kept_survive_within_a_fit(
 
 
 class DeletePages(Callback):
-    """Deletes all pages when the last round has ended, before anybody tells what it came to."""
+    """Deletes all pages at the end of the last round, before the other callbacks report the results."""
 
     def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
         if trainer.world.round == 1:
-            found = list(Path(trainer.folder).rglob("*.safetensors"))
-            assert len(found) >= len(trainer.topology.nodes) - 1
-            for path in found:
+            paths = list(Path(trainer.folder).rglob("*.safetensors"))
+            assert len(paths) >= len(trainer.topology.nodes) - 1
+            for path in paths:
                 path.unlink()
 
 
-def test_figures_of_all_nodes_need_no_page(
+def test_figures_of_nodes_are_available_without_pages(
     tree: Topology, fit: Make, whole_method: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for the digests of the final weights, which are those of what is read once more."""
+    """Only the digests of the final weights read pages, and are switched off here."""
     monkeypatch.setattr("worldlm.monitoring.record._all_digests", lambda trainer: None)
     fit(tree, [DeletePages(), *whole_method(), Record(), Summary()], paging=PAGING)
     assert "tree after 2 rounds" in capsys.readouterr().out
@@ -130,19 +132,19 @@ def test_figures_of_all_nodes_need_no_page(
 def test_a_damaged_page_ends_the_run_with_one_clear_line(
     tree: Topology, fit: Make, whole_method: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rest = NodeSlot.unload
+    unload = NodeSlot.unload
 
-    def damage(slot: NodeSlot) -> None:
-        rest(slot)
+    def unload_and_damage(slot: NodeSlot) -> None:
+        unload(slot)
         for path in tmp_path.rglob("*.safetensors"):
             path.write_bytes(path.read_bytes()[:-4])
 
-    monkeypatch.setattr(NodeSlot, "unload", damage)
+    monkeypatch.setattr(NodeSlot, "unload", unload_and_damage)
     with pytest.raises(OSError, match=r"pages/.*safetensors does not hold what was written into it: .* checkpoint"):
         fit(tree, whole_method(), paging=PAGING)
 
 
-def test_nothing_is_left_of_the_pages(tree: Topology, fit: Make, whole_method: Make, tmp_path: Path) -> None:
+def test_all_pages_are_removed_after_the_run(tree: Topology, fit: Make, whole_method: Make, tmp_path: Path) -> None:
     trainer = fit(tree, whole_method(), paging=Paging(folder=str(tmp_path / "elsewhere")))
     assert len(list((tmp_path / "elsewhere").rglob("*.safetensors"))) > len(tree.nodes) - 1
     del trainer
@@ -151,5 +153,5 @@ def test_nothing_is_left_of_the_pages(tree: Topology, fit: Make, whole_method: M
 
 
 def test_disk_and_device_exclude_each_other(star: Make, trainer_for: Make) -> None:
-    with pytest.raises(ValueError, match="nodes_on is device, and paging"):
+    with pytest.raises(ValueError, match="nodes_on is device, but paging"):
         trainer_for(star("ab"), nodes_on="device", paging=PAGING)

@@ -1,4 +1,4 @@
-"""Where nodes are kept while they wait: in memory, on disk, or on the device that trains them."""
+"""Storage of waiting nodes: in host memory, on disk, or on the device that trains them."""
 
 from worldlm.storage.paged_store import Paging
 

@@ -1,4 +1,4 @@
-"""Where the nodes' tensors are while a node waits: in memory, or on disk, a bounded number of nodes in memory."""
+"""Storage of the tensors of waiting nodes. This store keeps all of them in memory; `paged_store` keeps them on disk."""
 
 from __future__ import annotations
 
@@ -7,56 +7,63 @@ from typing import Any
 
 import torch
 
-from worldlm.federation.messages import (
-    Upload,
-)
+from worldlm.federation.messages import Upload
 from worldlm.federation.parameters import Tensors
 from worldlm.federation.state import NodeState
-from worldlm.storage.pages import replaced
+from worldlm.storage.pages import map_tensors
 
 _HOST = torch.device("cpu")
 
 
 class NodeStore:
-    """All nodes in memory: that of the host, or that of the device which trains them.
+    """Keeps all nodes in memory: host memory, or the memory of the device that trains them.
 
-    Counters, scores and all else that is no large tensor are in memory here and in every other store. Reading a
-    tensor is possible at any time, writing into a node's weights after `bring` alone.
+    In every store, everything but large tensors stays in memory: counters, scores and the like. Tensors can be read at
+    any time. A node's weights can be written into only after `load`.
 
     Args:
-        device: In whose memory.
+        device: The device in whose memory the nodes wait.
     """
 
     def __init__(self, device: torch.device = _HOST) -> None:
         self.device = device
 
     def to_storage(self, nest: Any) -> Any:
-        """Return a nest of plain containers and tensors with its tensors where nodes wait, copied if they must be."""
-        return replaced(nest, lambda one: one.to(self.device))
+        """Return nested containers with their tensors on the device where nodes wait, copied if necessary."""
+        return map_tensors(nest, lambda tensor: tensor.to(self.device))
 
     def initial_weights(self, weights: Tensors) -> Tensors:
-        """Return weights for a node to start from, which it may write into once it was brought."""
+        """Return a node's copy of the weights that it starts from. It can write into them after `load`."""
         return {name: tensor.detach().to(self.device, copy=True) for name, tensor in weights.items()}
 
     def register(self, states: dict[str, NodeState]) -> None:
-        """Take care of the nodes of a world."""
+        """Start to manage the nodes of a world: move their tensors to where they wait."""
         if self.device == _HOST:
             return
         for name, state in states.items():
             memory, state.memory = state.memory, {}
-            held = states[name] = NodeState.from_state_dict(self.to_storage(state.state_dict()))
-            # an outer optimizer counts its steps in a single number, and most refuse one that is on a device
-            held.memory = replaced(memory, lambda one: one.to(self.device) if one.dim() else one)
+            moved = states[name] = NodeState.from_state_dict(self.to_storage(state.state_dict()))
+            # an outer optimizer counts its steps in a scalar, which most optimizers accept only on the host
+            moved.memory = map_tensors(memory, lambda tensor: tensor.to(self.device) if tensor.dim() else tensor)
 
     def load(self, name: str, *, to_write: bool = True) -> None:
-        """Have a node's weights in memory: to be trained or merged into, or just to be read many times."""
+        """Load a node's weights into memory, to train it, to merge into it, or to read it many times.
+
+        Args:
+            name: The node.
+            to_write: Whether its weights may be written into.
+        """
 
     def keep_upload(self, name: str, upload: Upload) -> Upload:
-        """Return an upload as it waits at its parent; the sender has nothing more to do in this sub-round."""
+        """Return an upload in the form in which it waits at the parent. Its sender is done in this sub-round."""
         return upload
 
     def store_optimizer(self, state: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the state of a node's inner optimizer as it waits; None if the optimizer itself can wait."""
+        """Return the state of a node's inner optimizer in the form in which it waits.
+
+        Returns:
+            None if the optimizer itself can wait in memory.
+        """
         return None
 
     def load_optimizer(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -64,4 +71,9 @@ class NodeStore:
         return state
 
     def prefetch(self, name: str, optimizers: Mapping[str, dict[str, Any]]) -> None:
-        """Prepare, while a node trains, for the one that trains next."""
+        """Prefetch, while a node trains, the node that trains next.
+
+        Args:
+            name: The node that trains.
+            optimizers: Stored optimizer states of waiting nodes, by name.
+        """

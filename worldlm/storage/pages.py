@@ -1,7 +1,7 @@
-"""Tensors on disk: written once, mapped into memory while they are used, gone once nobody refers to them.
+"""Tensors on disk: written once, mapped into memory while in use, deleted when they are no longer referenced.
 
-What belongs to a waiting node is a nest of plain containers and tensors. `Pages.put` gives back the same nest with a
-`PagedTensor` for every tensor that is worth a place on disk. It is a tensor like any other to whoever reads it.
+The content of a waiting node is a nest: plain containers with tensors, at any depth. `Pages.put` returns the same nest
+with a `PagedTensor` in place of every large tensor. A `PagedTensor` can be read like any other tensor.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from worldlm.files.atomic_write import atomic_write
 from worldlm.storage.page_files import Page, Spare, digest, save
 
 _SMALLEST = 4096
-"""Tensors of fewer bytes stay in memory: a counter or a norm is not worth a place on disk."""
+"""Tensors of fewer bytes, such as counters and norms, stay in memory."""
 
-_ALIGNED = 64
-"""Bytes of whose multiples torch lets tensors begin, on which last bits of what is computed may depend."""
+_ALIGNMENT = 64
+"""Alignment of torch's tensors in bytes. The last bits of a result may depend on it."""
 
 
 @dataclass(frozen=True, weakref_slot=True, slots=True)
 class Content:
-    """Where a tensor lies, shared by all that are equal to it bit for bit."""
+    """Where the content of a tensor is stored. Tensors that are equal bit for bit share it."""
 
     page: Page
     key: str
@@ -44,10 +44,10 @@ class Content:
 
 
 class PagedTensor(Tensor):
-    """A tensor that is on disk, and mapped into memory whenever an operation reads it.
+    """A tensor on disk, which is mapped into memory whenever an operation reads it.
 
-    To read it is all that one can do: an operation that would write into it is an error. Shape and type are known
-    without the disk.
+    It is read-only: an operation that writes into it raises an error. Its shape and type are available without the
+    disk.
     """
 
     content: Content
@@ -56,46 +56,48 @@ class PagedTensor(Tensor):
     def __new__(cls, content: Content) -> PagedTensor:
         """Make a tensor without memory."""
         empty = torch.empty(content.shape, dtype=content.dtype, device="meta")
-        made: PagedTensor = torch.Tensor._make_subclass(cls, empty)
-        made.content = content
-        return made
+        tensor: PagedTensor = torch.Tensor._make_subclass(cls, empty)
+        tensor.content = content
+        return tensor
 
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Carry out an operation on what is on disk.
+        """Run an operation on the content on disk.
 
         Raises:
-            RuntimeError: If it writes into it.
+            RuntimeError: If the operation writes into it.
         """
-        if func in _KNOWN:
+        if func in _WITHOUT_CONTENT:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        read: list[Tensor] = []
-        found = func(*_read(args, read), **dict(_read(list((kwargs or {}).items()), read)))
-        if any(one._version for one in read):
+        mapped: list[Tensor] = []
+        result = func(*_read(args, mapped), **dict(_read(list((kwargs or {}).items()), mapped)))
+        if any(tensor._version for tensor in mapped):
             raise RuntimeError(
-                f"{getattr(func, '__name__', func)} writes into a tensor that is on disk: what a node keeps in its "
-                "memory, and what it was sent, is replaced, not written into"
+                f"{getattr(func, '__name__', func)} writes into a tensor that is on disk: replace tensors in a node's "
+                "memory or in a message instead of writing into them"
             )
-        return found
+        return result
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle as the tensor that is on disk."""
-        read: Any = self.content.read(shared=True)
-        return read.__reduce_ex__(protocol)
+        """Pickle the content on disk as a plain tensor."""
+        tensor: Any = self.content.read(shared=True)
+        return tensor.__reduce_ex__(protocol)
 
 
-def _read(nest: Any, read: list[Tensor]) -> Any:
-    """Return arguments with what is on disk in memory, and list it."""
-    if isinstance(nest, PagedTensor):
-        read.append(nest.content.read())
-        return read[-1]
-    return type(nest)(_read(one, read) for one in nest) if type(nest) in (list, tuple) else nest
+def _read(arguments: Any, mapped: list[Tensor]) -> Any:
+    """Return arguments with their paged tensors mapped into memory, and append these tensors to a list."""
+    if isinstance(arguments, PagedTensor):
+        mapped.append(arguments.content.read())
+        return mapped[-1]
+    if type(arguments) in (list, tuple):
+        return type(arguments)(_read(argument, mapped) for argument in arguments)
+    return arguments
 
 
-_KNOWN = {
+_WITHOUT_CONTENT = {
     Tensor.shape.__get__,  # type: ignore[attr-defined]
     Tensor.dtype.__get__,  # type: ignore[attr-defined]
     Tensor.numel,
@@ -110,90 +112,95 @@ class Pages:
     """A folder of pages.
 
     Args:
-        folder: Where they are written; made if need be.
+        folder: Where the pages are written; made if it does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._known: WeakValueDictionary[str, Content] = WeakValueDictionary()
+        self._contents: WeakValueDictionary[str, Content] = WeakValueDictionary()
+        """All contents in use, by digest."""
         self._numbers = count()
         self._spare = Spare()
 
     def put(self, nest: Any) -> Any:
-        """Return a nest of dicts, lists and tuples with its tensors on disk, new containers around them.
+        """Return a copy of a nest (dicts, lists and tuples, with tensors) whose large tensors are on disk.
 
-        Tensors whose content is already there are not written again, whoever put them. All others of one call go into
-        one page, written beside and renamed. Small tensors stay in memory, in memory of their own.
+        Content that is already on disk is not written again. All other large tensors of one call are written into one
+        page, which is renamed once it is complete. Small tensors are cloned, and stay in memory.
         """
-        large = {id(one): one for one in _tensors(nest) if not isinstance(one, PagedTensor)}
-        large = {key: one.detach() for key, one in large.items() if one.numel() * one.element_size() >= _SMALLEST}
-        keys = {key: digest(one) for key, one in large.items()}
-        there = {key: self._known.get(key) for key in keys.values()}  # held, so that none is deleted meanwhile
-        new = {keys[key]: one for key, one in large.items() if there[keys[key]] is None}
+        large = {id(tensor): tensor for tensor in _tensors(nest) if not isinstance(tensor, PagedTensor)}
+        large = {
+            identity: tensor.detach()
+            for identity, tensor in large.items()
+            if tensor.numel() * tensor.element_size() >= _SMALLEST
+        }
+        keys = {identity: digest(tensor) for identity, tensor in large.items()}
+        contents = {key: self._contents.get(key) for key in keys.values()}  # references, so that none is deleted
+        new = {keys[identity]: tensor for identity, tensor in large.items() if contents[keys[identity]] is None}
         if new:
             page = self._write(new)
-            for key, one in new.items():
-                self._known[key] = there[key] = Content(page, key, one.shape, one.dtype)
-        contents = {number: there[key] for number, key in keys.items()}
+            for key, tensor in new.items():
+                self._contents[key] = contents[key] = Content(page, key, tensor.shape, tensor.dtype)
 
-        def as_it_waits(tensor: Tensor) -> Tensor:  # a new object at every place: no two of them become one when saved
-            content = tensor.content if isinstance(tensor, PagedTensor) else contents.get(id(tensor))
+        def paged(tensor: Tensor) -> Tensor:  # always a new object: a checkpoint would store the same object only once
+            content = tensor.content if isinstance(tensor, PagedTensor) else contents.get(keys.get(id(tensor), ""))
             return tensor.detach().clone() if content is None else PagedTensor(content)
 
-        return replaced(nest, as_it_waits)
+        return map_tensors(nest, paged)
 
     def _write(self, tensors: dict[str, Tensor]) -> Page:
         path = self.folder / f"{next(self._numbers)}.safetensors"
         with atomic_write(path) as partial:
             self._spare.give(partial)
-            places = save(tensors, partial)
-        return Page(path, places, self._spare)
+            offsets = save(tensors, partial)
+        return Page(path, offsets, self._spare)
 
 
 def fetch(nest: Any) -> Any:
-    """Undo `Pages.put`: return a nest with its tensors in memory, new containers around.
+    """Undo `Pages.put`: return a copy of a nest with all tensors in memory.
 
-    All that was on disk comes to lie in one piece of memory, which goes with the last of these tensors.
+    All tensors that were on disk share one block of memory, which is freed with the last of them.
 
     Raises:
         OSError: If a page does not hold what was written into it.
     """
-    sizes = [_room_for(one) for one in _tensors(nest) if isinstance(one, PagedTensor)]
-    room = np.empty(sum(sizes) + _ALIGNED, np.uint8)  # of numpy, which asks for large pages
-    places = accumulate(sizes, initial=-room.ctypes.data % _ALIGNED)
-    wanted: dict[Page, list[tuple[str, Tensor]]] = defaultdict(list)
+    sizes = [_aligned_size(tensor) for tensor in _tensors(nest) if isinstance(tensor, PagedTensor)]
+    block = np.empty(sum(sizes) + _ALIGNMENT, np.uint8)  # from numpy, which requests huge pages
+    offsets = accumulate(sizes, initial=-block.ctypes.data % _ALIGNMENT)
+    reads: dict[Page, list[tuple[str, Tensor]]] = defaultdict(list)
 
     def in_memory(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, PagedTensor):
             return tensor.clone()
-        one = tensor.content
-        lies = torch.frombuffer(room, dtype=one.dtype, count=one.shape.numel(), offset=next(places)).view(one.shape)
-        wanted[one.page].append((one.key, lies))
-        return lies
+        content = tensor.content
+        shape = content.shape
+        target = torch.frombuffer(block, dtype=content.dtype, count=shape.numel(), offset=next(offsets)).view(shape)
+        reads[content.page].append((content.key, target))
+        return target
 
-    fetched = replaced(nest, in_memory)
-    for page, tensors in wanted.items():
+    fetched = map_tensors(nest, in_memory)
+    for page, tensors in reads.items():
         page.read_into(tensors)
     return fetched
 
 
-def _room_for(tensor: Tensor) -> int:
-    return -(-tensor.numel() * tensor.element_size() // _ALIGNED) * _ALIGNED
+def _aligned_size(tensor: Tensor) -> int:
+    return -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
 
 
 def _tensors(nest: Any) -> Iterable[Tensor]:
     if isinstance(nest, Tensor):
         yield nest
     elif type(nest) in (dict, list, tuple):
-        for one in nest.values() if type(nest) is dict else nest:
-            yield from _tensors(one)
+        for inner in nest.values() if type(nest) is dict else nest:
+            yield from _tensors(inner)
 
 
-def replaced(nest: Any, new: Callable[[Tensor], Tensor]) -> Any:
-    """Return a nest of dicts, lists and tuples with other tensors in it, new containers around them."""
+def map_tensors(nest: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of a nest (dicts, lists and tuples, with tensors) with a function applied to every tensor."""
     if isinstance(nest, Tensor):
-        return new(nest)
+        return function(nest)
     if type(nest) is dict:
-        return {key: replaced(one, new) for key, one in nest.items()}
-    return type(nest)(replaced(one, new) for one in nest) if type(nest) in (list, tuple) else nest
+        return {key: map_tensors(inner, function) for key, inner in nest.items()}
+    return type(nest)(map_tensors(inner, function) for inner in nest) if type(nest) in (list, tuple) else nest

@@ -1,4 +1,4 @@
-"""Memory that is free, kept, and given back."""
+"""Host memory: what is free, and what a process keeps or returns after it frees it."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from worldlm.storage import host_memory as machine
+from worldlm.storage import host_memory
 from worldlm.storage.host_memory import free_memory, give_back_freed_memory, keep_freed_memory
 
 
@@ -23,7 +23,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's allocator")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's allocator")
 def test_freed_memory_is_kept() -> None:
     keep_freed_memory()
     tensors = [torch.ones(2**21) for _ in range(16)]  # 8 MB each
@@ -32,36 +32,36 @@ def test_freed_memory_is_kept() -> None:
     assert resident() > held - 2**25
 
 
-def to_be_in_large_pages() -> list[range]:
-    """Addresses for which large pages were asked, whether or not the system has any left."""
-    found, addresses = [], range(0)
+def huge_page_addresses() -> list[range]:
+    """Return the addresses for which huge pages were requested, whether or not the system has any left."""
+    requested, addresses = [], range(0)
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if match := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
             addresses = range(int(match[1], 16), int(match[2], 16))
         elif line.startswith("VmFlags:") and "hg" in line.split():
-            found.append(addresses)
-    return found
+            requested.append(addresses)
+    return requested
 
 
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc"
-    or "[never]" in (machine._text(Path("/sys/kernel/mm/transparent_hugepage/enabled")) or "[never]"),
-    reason="asks glibc's allocator and a system that lends large pages",
+    or "[never]" in (host_memory._text(Path("/sys/kernel/mm/transparent_hugepage/enabled")) or "[never]"),
+    reason="needs glibc's allocator and a system that grants huge pages",
 )
-def test_large_pages_are_asked_for_what_is_allocated() -> None:
+def test_huge_pages_are_requested_for_new_tensors() -> None:
     keep_freed_memory()
     for _ in range(2):
         tensors = [torch.ones(2**18) for _ in range(100)]  # 1 MB each
-        large = to_be_in_large_pages()
-        assert sum(any(tensor.data_ptr() in one for one in large) for tensor in tensors) > 64
+        huge = huge_page_addresses()
+        assert sum(any(tensor.data_ptr() in addresses for addresses in huge) for tensor in tensors) > 64
         del tensors
         held = resident()
         give_back_freed_memory()
         assert resident() < held - 2**26
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's allocator")
-def test_no_room_is_made_where_addresses_are_scarce(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's allocator")
+def test_the_heap_does_not_grow_if_the_address_space_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     import resource
 
     held = Path("/proc/self/statm").read_text().split()[0]
@@ -83,13 +83,13 @@ def test_no_room_is_made_where_addresses_are_scarce(monkeypatch: pytest.MonkeyPa
                 "meminfo": "MemAvailable: 4 kB\n",
                 "memory.max": "3000\n",
                 "memory.current": "1000\n",
-                "memory.stat": "anon 200\ninactive_file 700\n",  # which the system drops when others need it
+                "memory.stat": "anon 200\ninactive_file 700\n",  # page cache that the system can drop
             },
             2700,
         ),
     ],
 )
-def test_memory_that_is_free(files: dict[str, str], free: int, tmp_path: Path) -> None:
+def test_free_memory(files: dict[str, str], free: int, tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert free_memory(tmp_path, tmp_path) == free

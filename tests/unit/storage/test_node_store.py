@@ -1,4 +1,4 @@
-"""What the store of nodes keeps in memory and on disk."""
+"""The stores of waiting nodes: what they keep in memory and on disk."""
 
 import gc
 import subprocess
@@ -18,7 +18,7 @@ from worldlm.storage.pages import PagedTensor
 from worldlm.topology import Node, Settings, Topology
 
 SIZE = 2048
-"""Coordinates of a model: 8 kB."""
+"""Number of parameters of a model: 8 kB."""
 
 
 def draw(seed: int) -> Tensor:
@@ -58,18 +58,18 @@ def test_all_nodes_start_from_one_page(topology: Topology, tmp_path: Path) -> No
     states["a"].parameters["w"].add_(1.0)
     states["a"].parameters["s"].add_(1.0)
     assert torch.equal(states["b"].parameters["w"], draw(0))
-    assert states["b"].parameters["s"].item() == 0.0  # small ones are in memory, and every node's own
+    assert states["b"].parameters["s"].item() == 0.0  # small tensors are in memory, and every node has its own copy
 
 
 @pytest.mark.parametrize("num_cached", [0, 1, 2.5])
-def test_the_cache_holds_so_many_beside_the_node_at_work(num_cached: float, topology: Topology, tmp_path: Path) -> None:
+def test_the_cache_holds_nodes_besides_the_active_one(num_cached: float, topology: Topology, tmp_path: Path) -> None:
     store, states = make(topology, tmp_path, num_cached)
     for i, name in enumerate("abcdabcd"):
         store.load(name)
         states[name].parameters["w"].add_(float(i))
         assert len(in_memory(states)) == min(i, int(num_cached)) + 1
         assert name in in_memory(states)
-    store.load("a")  # what was least recently brought went first
+    store.load("a")  # the least recently loaded nodes are offloaded first
     assert set(in_memory(states)) == {"a", *"dcb"[: int(num_cached)]}
     for i, name in enumerate("abcd"):
         assert torch.equal(states[name].parameters["w"], draw(0).add_(float(i)).add_(float(i + 4)))
@@ -92,7 +92,7 @@ def test_an_upload_and_its_sender_share_a_page(topology: Topology, tmp_path: Pat
     )
     assert isinstance(upload.parts["backbone"]["w"], PagedTensor)
     assert (upload.num_tokens, upload.metrics) == (3, {"x": 1.0})
-    store.load("b")  # a goes
+    store.load("b")  # a is offloaded
     assert len(pages(tmp_path)) == 2
     assert torch.equal(states["a"].parameters["w"], upload.parts["backbone"]["w"])
     store.load("a")
@@ -101,7 +101,7 @@ def test_an_upload_and_its_sender_share_a_page(topology: Topology, tmp_path: Pat
     assert torch.equal(upload.parts["backbone"]["w"], draw(0).add_(1.0))
 
 
-def test_all_of_a_node_goes_to_disk_but_what_is_small(topology: Topology, tmp_path: Path) -> None:
+def test_all_large_tensors_of_a_node_are_offloaded_to_disk(topology: Topology, tmp_path: Path) -> None:
     store, states = make(topology, tmp_path)
     store.load("a")
     state = states["a"]
@@ -114,20 +114,20 @@ def test_all_of_a_node_goes_to_disk_but_what_is_small(topology: Topology, tmp_pa
     store.load("b")
     assert state.start is not None
     assert state.download is not None
-    put = [
+    offloaded = [
         state.start["w"], state.memory["piece"]["models"]["b"]["w"], state.download.parts["keys"]["w"],
         state.download.residuals[0].keys["k"], state.uploads["c"].parts["keys"]["w"], state.inbox[0].keys["k"],
     ]  # fmt: skip
-    assert all(isinstance(tensor, PagedTensor) for tensor in put)
-    for tensor, seed in zip(put, (2, 3, 4, 1, 5, 1), strict=True):
+    assert all(isinstance(tensor, PagedTensor) for tensor in offloaded)
+    for tensor, seed in zip(offloaded, (2, 3, 4, 1, 5, 1), strict=True):
         assert torch.equal(tensor, draw(seed))
     assert state.memory["piece"]["score"] == [1.0, 2.0]
     store.load("a")
     assert state.start is not None
-    assert not isinstance(state.start["w"], PagedTensor)  # a federation's weights, once it aggregates
+    assert not isinstance(state.start["w"], PagedTensor)  # these are a federation's weights once it aggregates
 
 
-def test_a_start_that_was_made_since_a_node_was_read_is_kept(topology: Topology, tmp_path: Path) -> None:
+def test_a_start_that_is_set_after_a_node_was_read_is_saved(topology: Topology, tmp_path: Path) -> None:
     store, states = make(topology, tmp_path)
     store.load("world", to_write=False)
     states["world"].start = {"w": draw(9)}
@@ -137,14 +137,16 @@ def test_a_start_that_was_made_since_a_node_was_read_is_kept(topology: Topology,
 
 
 @pytest.mark.parametrize("changed", [False, True])
-def test_what_was_read_ahead_is_what_is_there(changed: bool, topology: Topology, tmp_path: Path) -> None:
+def test_prefetched_tensors_are_used_only_if_they_are_current(
+    changed: bool, topology: Topology, tmp_path: Path
+) -> None:
     store, states = make(topology, tmp_path)
     states["world"].participants = ("a", "c")
     optimizers = {"c": store.store_optimizer({"moment": draw(8), "step": 3})}
     store.load("a")
     store.prefetch("a", optimizers)
-    (waiting, _), (moments, _) = store._ahead.values()
-    assert waiting is states["c"].parameters  # b takes no part
+    (waiting, _), (moments, _) = store._prefetched.values()
+    assert waiting is states["c"].parameters  # b does not participate
     assert moments is optimizers["c"]
     if changed:
         store.load("c")
@@ -153,13 +155,13 @@ def test_what_was_read_ahead_is_what_is_there(changed: bool, topology: Topology,
     store.load("c")
     assert torch.equal(states["c"].parameters["w"], torch.zeros(SIZE) if changed else draw(0))
     assert torch.equal(store.load_optimizer(optimizers["c"])["moment"], draw(8))
-    assert store._ahead == {}
+    assert store._prefetched == {}
 
 
 # ---------------------------------------------------------------- the folder
 
 
-def test_the_folder_goes_with_the_store(topology: Topology, tmp_path: Path) -> None:
+def test_the_folder_is_removed_together_with_the_store(topology: Topology, tmp_path: Path) -> None:
     store, states = make(topology, tmp_path / "pages")
     assert (tmp_path / "pages").exists()
     del store, states
@@ -167,7 +169,7 @@ def test_the_folder_goes_with_the_store(topology: Topology, tmp_path: Path) -> N
     assert not (tmp_path / "pages").exists()
 
 
-def test_what_a_killed_run_left_is_removed_and_what_is_in_use_is_not(topology: Topology, tmp_path: Path) -> None:
+def test_only_the_folders_of_killed_runs_are_removed(topology: Topology, tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from worldlm.storage.paged_store import _own_folder\n"
         "class Owner: pass\n"
@@ -177,25 +179,25 @@ def test_what_a_killed_run_left_is_removed_and_what_is_in_use_is_not(topology: T
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert killed.returncode == -9
     assert [path.read_bytes() for path in pages(tmp_path)] == [b"left"]
-    living, states = make(topology, tmp_path)
+    running, states = make(topology, tmp_path)
     assert len(pages(tmp_path)) == 1
     other, _ = make(topology, tmp_path)
     assert len(list(tmp_path.glob("*.lock"))) == 2
-    living.load("a")
+    running.load("a")
     assert torch.equal(states["a"].parameters["w"], draw(0))
     del other
 
 
 @pytest.mark.parametrize("cache", [-1.0, float("nan"), float("inf")])
-def test_a_cache_has_a_size(cache: float) -> None:
+def test_an_invalid_cache_size_is_rejected(cache: float) -> None:
     with pytest.raises(ValueError, match="cache_gb must be at least 0, got"):
         Paging(cache_gb=cache)
 
 
-# ---------------------------------------------------------------------- in whose memory
+# ---------------------------------------------------------------------- device memory
 
 
-def test_all_of_a_node_is_moved_to_the_device_but_for_single_numbers_of_its_memory() -> None:
+def test_a_node_is_moved_to_the_device_except_for_scalars_of_its_memory() -> None:
     meta = torch.device("meta")
     store = NodeStore(meta)
     download = Download(round=0, parts={"keys": {"w": draw(1)}})
@@ -205,7 +207,8 @@ def test_all_of_a_node_is_moved_to_the_device_but_for_single_numbers_of_its_memo
     store.register(states)
     moved = states["a"]
     assert moved.download is not None
-    assert {one.device for one in (*moved.parameters.values(), moved.download.parts["keys"]["w"])} == {meta}
-    kept = moved.memory["averaging"]["optimizer"][0]
-    assert (kept["step"], kept["exp_avg"].device) == (torch.tensor(3.0), meta)
-    assert {one.device for one in store.initial_weights({"w": draw(0)}).values()} == {meta}
+    tensors = (*moved.parameters.values(), moved.download.parts["keys"]["w"])
+    assert {tensor.device for tensor in tensors} == {meta}
+    optimizer_state = moved.memory["averaging"]["optimizer"][0]
+    assert (optimizer_state["step"], optimizer_state["exp_avg"].device) == (torch.tensor(3.0), meta)
+    assert {tensor.device for tensor in store.initial_weights({"w": draw(0)}).values()} == {meta}

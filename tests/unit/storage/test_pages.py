@@ -1,4 +1,4 @@
-"""Tensors on disk: the same as in memory to whoever reads them."""
+"""Tensors on disk, which can be read like tensors in memory."""
 
 import copy
 import gc
@@ -34,11 +34,11 @@ def draw(seed: int, shape: tuple[int, ...] = LARGE) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-# ---------------------------------------------------------------- there and back
+# ---------------------------------------------------------------- to disk and back
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
-def test_there_and_back(dtype: torch.dtype, pages: Pages) -> None:
+def test_a_nest_is_restored_from_disk(dtype: torch.dtype, pages: Pages) -> None:
     nest = {
         "a": draw(0, (99, 99)).to(dtype),
         "b": [1, "x", (draw(1).to(torch.float64), None)],
@@ -48,7 +48,7 @@ def test_there_and_back(dtype: torch.dtype, pages: Pages) -> None:
     put = pages.put(nest)
     assert isinstance(put["a"], PagedTensor)
     assert (put["a"].shape, put["a"].dtype, put["a"].device) == (nest["a"].shape, dtype, torch.device("cpu"))
-    assert type(put["d"]) is Tensor  # too small to be worth it
+    assert type(put["d"]) is Tensor  # too small to be paged
     assert put["d"].data_ptr() != nest["d"].data_ptr()
     back = fetch(put)
     assert (type(back["a"]), back["a"].dtype) == (Tensor, dtype)
@@ -74,7 +74,7 @@ def test_any_nest_of_plain_containers(nest: Any, tmp_path_factory: pytest.TempPa
     written: dict[str, Tensor] = {}
     for path in files(folder):
         written |= load_file(path)
-    assert sum(len(load_file(path)) for path in files(folder)) == len(contents)  # what is equal is written once
+    assert sum(len(load_file(path)) for path in files(folder)) == len(contents)  # equal tensors are written once
     assert all(torch.equal(written[key], tensor) for key, tensor in contents.items())
 
 
@@ -82,43 +82,43 @@ def _values(nest: Any) -> Any:
     if isinstance(nest, Tensor):
         return nest.tolist()
     if isinstance(nest, dict):
-        return {key: _values(one) for key, one in nest.items()}
-    return [_values(one) for one in nest] if isinstance(nest, list) else nest
+        return {key: _values(inner) for key, inner in nest.items()}
+    return [_values(inner) for inner in nest] if isinstance(nest, list) else nest
 
 
 def _tensors(nest: Any) -> list[Tensor]:
     if isinstance(nest, Tensor):
         return [nest]
-    inner = nest.values() if isinstance(nest, dict) else nest if isinstance(nest, list) else ()
-    return [tensor for one in inner for tensor in _tensors(one)]
+    values = nest.values() if isinstance(nest, dict) else nest if isinstance(nest, list) else ()
+    return [tensor for inner in values for tensor in _tensors(inner)]
 
 
-def test_a_transposed_tensor_and_one_with_a_graph(pages: Pages) -> None:
-    learnt = torch.nn.Parameter(draw(0)).t()
-    back = fetch(pages.put([learnt]))[0]
-    assert torch.equal(back, learnt)
+def test_a_transposed_tensor_with_a_graph(pages: Pages) -> None:
+    transposed = torch.nn.Parameter(draw(0)).t()
+    back = fetch(pages.put([transposed]))[0]
+    assert torch.equal(back, transposed)
     assert not back.requires_grad
 
 
 @settings(max_examples=30)
 @given(sizes=st.lists(st.integers(1025, 3000), min_size=1, max_size=5))
-def test_tensors_lie_in_one_piece_where_torch_would_let_them_begin(
+def test_fetched_tensors_share_one_aligned_block_of_memory(
     sizes: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     back = fetch(Pages(tmp_path_factory.mktemp("pages")).put([draw(0, (size,)) for size in sizes]))
-    assert all(torch.equal(one, draw(0, (size,))) for one, size in zip(back, sizes, strict=True))
-    begins = [one.data_ptr() for one in back]
+    assert all(torch.equal(tensor, draw(0, (size,))) for tensor, size in zip(back, sizes, strict=True))
+    begins = [tensor.data_ptr() for tensor in back]
     assert all(begin % 64 == 0 for begin in begins)
     assert begins[-1] - begins[0] == sum(-(-4 * size // 64) * 64 for size in sizes[:-1])
 
 
-# ---------------------------------------------------------------- what is on disk
+# ---------------------------------------------------------------- files
 
 
-def test_what_is_equal_is_written_once_and_goes_with_its_last_user(
+def test_equal_tensors_are_written_once_and_deleted_with_their_last_reference(
     pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worldlm.storage.page_files._MOST_SPARE", 0)
+    monkeypatch.setattr("worldlm.storage.page_files._MAX_SPARE_BYTES", 0)
     first, second = pages.put({"a": draw(0), "b": draw(0)}), pages.put([draw(0), draw(1)])
     assert [len(load_file(path)) for path in files(tmp_path)] == [1, 1]
     assert torch.equal(second[0], draw(0))
@@ -130,7 +130,7 @@ def test_what_is_equal_is_written_once_and_goes_with_its_last_user(
     assert files(tmp_path) == []
 
 
-def test_what_nobody_refers_to_is_written_over(pages: Pages, tmp_path: Path) -> None:
+def test_a_file_without_references_is_written_over(pages: Pages, tmp_path: Path) -> None:
     put = pages.put([draw(0), draw(1)])
     (file,) = files(tmp_path)
     number, size = file.stat().st_ino, file.stat().st_size
@@ -143,12 +143,10 @@ def test_what_nobody_refers_to_is_written_over(pages: Pages, tmp_path: Path) -> 
     assert len(load_file(file)) == 1
 
 
-def test_no_more_than_a_bound_waits_to_be_written_over(
-    pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_size_of_spare_files_is_bounded(pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put = [pages.put([draw(seed)]) for seed in range(5)]
     paths = files(tmp_path)
-    monkeypatch.setattr("worldlm.storage.page_files._MOST_SPARE", 2 * paths[0].stat().st_size)
+    monkeypatch.setattr("worldlm.storage.page_files._MAX_SPARE_BYTES", 2 * paths[0].stat().st_size)
     while put:
         del put[0]
     assert files(tmp_path) == paths[3:]
@@ -156,8 +154,8 @@ def test_no_more_than_a_bound_waits_to_be_written_over(
 
 @settings(max_examples=50)
 @given(data=st.data())
-def test_what_is_read_is_never_written_over(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whoever holds a tensor on disk, or memory that was read from it, finds there what was put, whatever goes."""
+def test_a_file_in_use_is_never_written_over(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A paged tensor, and memory that maps it, keep their content whichever other tensors are released."""
     pages = Pages(tmp_path_factory.mktemp("pages"))
     held: list[tuple[Any, list[int]]] = []
     for _ in range(data.draw(st.integers(1, 12))):
@@ -166,19 +164,19 @@ def test_what_is_read_is_never_written_over(data: st.DataObject, tmp_path_factor
             continue
         seeds = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=4))
         put = pages.put([draw(seed) for seed in seeds])
-        held.append(([one.view(LARGE) for one in put] if data.draw(st.booleans()) else put, seeds))
+        held.append(([tensor.view(LARGE) for tensor in put] if data.draw(st.booleans()) else put, seeds))
         del put
     for nest, seeds in held:
-        assert all(torch.equal(one, draw(seed)) for one, seed in zip(nest, seeds, strict=True))
+        assert all(torch.equal(tensor, draw(seed)) for tensor, seed in zip(nest, seeds, strict=True))
 
 
 def test_type_and_shape_are_part_of_the_content(pages: Pages) -> None:
     zeros = [torch.zeros(2048), torch.zeros(2, 1024), torch.zeros(1024, dtype=torch.float64)]
-    for one, back in zip(zeros, fetch(pages.put(zeros)), strict=True):
-        assert (one.shape, one.dtype) == (back.shape, back.dtype)
+    for tensor, back in zip(zeros, fetch(pages.put(zeros)), strict=True):
+        assert (tensor.shape, tensor.dtype) == (back.shape, back.dtype)
 
 
-def test_nothing_is_left_half_written(pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_partial_file_is_left_after_an_error(pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(tensors: Any, path: Path) -> None:
         path.write_bytes(b"half")
         raise OSError("no space left")
@@ -207,7 +205,7 @@ def empty(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, flip, empty, Path.unlink])
 @pytest.mark.parametrize("read", [fetch, lambda put: put[0].sum(), copy.deepcopy])
-def test_damage_is_told(
+def test_a_damaged_page_raises_an_error(
     damage: Callable[[Path], Any], read: Callable[[Any], Any], pages: Pages, tmp_path: Path
 ) -> None:
     put = pages.put([draw(0)])
@@ -217,8 +215,8 @@ def test_damage_is_told(
 
 
 @pytest.mark.parametrize("read", [lambda put: fetch(put)[0], lambda put: put[0] + 0, lambda put: copy.deepcopy(put)[0]])
-def test_a_spoilt_header_does_no_harm(read: Callable[[Any], Tensor], pages: Pages, tmp_path: Path) -> None:
-    """Where a tensor lies is known from writing it, and what lies there is held against its digest."""
+def test_a_damaged_header_has_no_effect(read: Callable[[Any], Tensor], pages: Pages, tmp_path: Path) -> None:
+    """The offsets of tensors are in memory, and the content is verified by its digest."""
     put = pages.put([draw(0), draw(1)])
     (path,) = files(tmp_path)
     path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
@@ -228,7 +226,7 @@ def test_a_spoilt_header_does_no_harm(read: Callable[[Any], Tensor], pages: Page
 # ---------------------------------------------------------------- reading and writing
 
 
-def test_shape_and_size_are_known_without_the_disk(pages: Pages, tmp_path: Path) -> None:
+def test_shape_and_size_are_available_without_the_disk(pages: Pages, tmp_path: Path) -> None:
     (put,) = pages.put([draw(0)])
     files(tmp_path)[0].unlink()
     assert (put.shape, put.size(0), put.dim(), len(put), put.dtype) == (LARGE, 64, 2, 64, torch.float32)
@@ -245,7 +243,7 @@ def test_shape_and_size_are_known_without_the_disk(pages: Pages, tmp_path: Path)
         lambda tensor: torch._foreach_add_([tensor], 1.0),
     ],
 )
-def test_writing_is_refused_and_changes_nothing(write: Callable[[Tensor], Any], pages: Pages) -> None:
+def test_writing_raises_an_error_and_changes_nothing(write: Callable[[Tensor], Any], pages: Pages) -> None:
     (put,) = pages.put([draw(0)])
     with pytest.raises(RuntimeError, match="writes into a tensor that is on disk"):
         write(put)
@@ -267,21 +265,21 @@ def test_averaging_and_the_outer_step_read_from_disk(pages: Pages) -> None:
     assert torch.equal(fetch(pages.put(put))[0]["momentum_buffer"], state[0]["momentum_buffer"])
 
 
-def test_memory_that_was_read_is_nobody_elses(pages: Pages) -> None:
-    one, other = pages.put([draw(0)]) + pages.put([draw(0)])
-    mine = one.to(torch.float32)  # a plain tensor over the mapped file
-    mine.add_(1.0)
-    assert torch.equal(other, draw(0))
-    assert torch.equal(fetch([one])[0], draw(0))
+def test_mapped_memory_is_not_shared_with_other_reads(pages: Pages) -> None:
+    first, second = pages.put([draw(0)]) + pages.put([draw(0)])
+    plain = first.to(torch.float32)  # a plain tensor over the mapped file
+    plain.add_(1.0)
+    assert torch.equal(second, draw(0))
+    assert torch.equal(fetch([first])[0], draw(0))
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells of what is mapped on Linux only")
-def test_what_was_read_is_let_go_at_once(pages: Pages) -> None:
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists the mappings of a process")
+def test_mappings_are_released_at_once(pages: Pages) -> None:
     def num_mapped() -> int:
         return Path("/proc/self/maps").read_text().count(str(pages.folder))
 
     (put,) = pages.put([draw(0)])
-    gc.disable()  # nothing that was read may wait for it
+    gc.disable()  # mappings must be released without it
     try:
         torch.zeros(LARGE).add_(put, alpha=0.5)
         torch.stack([put, put])
@@ -294,7 +292,7 @@ def test_what_was_read_is_let_go_at_once(pages: Pages) -> None:
     assert torch.equal(view.view(LARGE), fetched[0])
 
 
-def test_a_checkpoint_holds_the_tensors_themselves(pages: Pages, tmp_path: Path) -> None:
+def test_a_checkpoint_contains_plain_tensors(pages: Pages, tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     torch.save(pages.put({"a": draw(0), "b": draw(1), "again": draw(0)}), path)
     loaded = torch.load(path, weights_only=True)
@@ -304,4 +302,4 @@ def test_a_checkpoint_holds_the_tensors_themselves(pages: Pages, tmp_path: Path)
     torch.save([pages.put(put := pages.put([draw(0)])), put, pages.put(put)], path)
     assert len({tensor.data_ptr() for (tensor,) in torch.load(path, weights_only=True)}) == 3
     loaded["a"].add_(1.0)
-    assert torch.equal(loaded["again"], draw(0))  # equal, but not one
+    assert torch.equal(loaded["again"], draw(0))  # an equal tensor, but not the same one
