@@ -1,4 +1,4 @@
-"""Commands that break off at a call of our choice, each in a process of its own."""
+"""Commands that are interrupted at a chosen call, each in its own process."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ MOMENTS = {
     "packed": "worldlm.data.packing:Packing.finish",
     "fitting": "worldlm.models:LanguageModule.training_step",
     "aggregating": "worldlm.rounds.executor:RoundExecutor._aggregate",
-    "talking": "worldlm.rounds.executor:RoundExecutor._upload",
+    "uploading": "worldlm.rounds.executor:RoundExecutor._upload",
     "paging": "worldlm.storage.pages:save",
     "writing a checkpoint": "worldlm.checkpoint.write:_PageReleasingFile.write",
     "renaming a file": "pathlib:Path.replace",
     "recording": "worldlm.monitoring.record:Record._write",
 }
-"""Where a run may be killed: what is called at those moments."""
+"""The moments at which a run can be killed, and the function that is called at each of them."""
 
 
 def _find(moment: str) -> tuple[Any, str]:
-    """Return what owns the function that is called at a moment, and the function's name."""
+    """Return the object that has the function of a moment, and the function's name."""
     module, _, path = MOMENTS[moment].partition(":")
     *owners, name = path.split(".")
     owner: Any = import_module(module)
-    for one in owners:
-        owner = getattr(owner, one)
+    for attribute in owners:
+        owner = getattr(owner, attribute)
     return owner, name
 
 
 def kill() -> None:
-    """End this process as a machine that is switched off would."""
+    """Kill this process, which cannot clean up."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def refuse_to_write(number: int) -> None:
-    """Fail as a disk that is full, or read-only, does: by the number of the system's error."""
+def fail_to_write(number: int) -> None:
+    """Raise the error of a full or read-only disk, given by its number."""
     raise OSError(number, os.strerror(number))
 
 
 def break_off(moment: str, number: int, where: str, how: Callable[[], None] = kill) -> None:
-    """Break this process off at its so-manieth call of a moment's function: before, after or within it."""
+    """Interrupt this process at the n-th call of a moment's function: before, after or within the call."""
     owner, name = _find(moment)
     original, calls = getattr(owner, name), 0
 
@@ -72,7 +72,7 @@ def break_off(moment: str, number: int, where: str, how: Callable[[], None] = ki
 
 
 def count_calls(path: Path) -> None:
-    """Let this process write down how often it comes to every moment."""
+    """Make this process write into a file how often each moment's function is called."""
     counts: Counter[str] = Counter()
 
     def wrap(moment: str) -> None:
@@ -81,10 +81,10 @@ def count_calls(path: Path) -> None:
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             counts[moment] += 1
-            found = original(*args, **kwargs)
+            result = original(*args, **kwargs)
             if moment == "recording":
                 path.write_text(json.dumps(counts))
-            return found
+            return result
 
         setattr(owner, name, wrapped)
 
@@ -93,11 +93,11 @@ def count_calls(path: Path) -> None:
 
 
 def carry_out(arguments: tuple[str, ...], log: Path, prepare: Callable[[], object]) -> None:
-    """Carry out a command, prepared for what is to happen to it; what it says goes to the log."""
+    """Run a command after a preparation. Its output is appended to a log."""
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = (os.fdopen(one, "w", buffering=1, closefd=False) for one in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     prepare()
     status = main(arguments)
     sys.stdout.flush()

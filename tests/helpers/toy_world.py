@@ -1,4 +1,4 @@
-"""A small world to run by the command line: two texts, and the beginning of a recipe that reads them."""
+"""A small world for the command line: two texts, and the beginning of a recipe that reads them."""
 
 from pathlib import Path
 
@@ -15,17 +15,17 @@ data:
     hills: {class_path: worldlm.data.TextFiles, init_args: {train: hills.txt, validation: hills_too.txt}}
     sea: {class_path: worldlm.data.TextFiles, init_args: {train: sea.txt, validation: sea_too.txt}}
 """.lstrip()
-"""Of a recipe; seed, trainer and callbacks are the test's own."""
+"""The beginning of a recipe. Tests add the seed, the trainer and the callbacks."""
 
 
 def write_toy_world(folder: Path, topology: str, recipe: str, cache: str = "cache") -> Path:
-    """Write texts, `shore.yaml` and `tiny.yaml`, and return the recipe's path.
+    """Write texts, `shore.yaml` and `tiny.yaml`, and return the path of the recipe `tiny.yaml`.
 
     Args:
-        folder: Where to.
-        topology: Of the corpora `hills` and `sea`.
-        recipe: What comes after, or before, `BEGINNING`, with it.
-        cache: Where the recipe keeps packed text.
+        folder: The folder to write into.
+        topology: The content of `shore.yaml`, with the corpora `hills` and `sea`.
+        recipe: The content of `tiny.yaml`, including `BEGINNING`.
+        cache: The folder of packed text.
     """
     (folder / "shore.yaml").write_text(topology)
     for name, words in {"hills": "up and down the hill ", "sea": "wave after wave, salt; "}.items():

@@ -1,4 +1,4 @@
-"""A run that is killed anywhere, any number of times, and taken up again ends as one that nobody disturbed."""
+"""A run that is killed at any time, any number of times, and resumed ends like a run that was never stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
-from breaking import MOMENTS, break_off, carry_out, count_calls, kill, refuse_to_write
+from breaking import MOMENTS, break_off, carry_out, count_calls, fail_to_write, kill
 
 from worldlm.checkpoint.read import read_checkpoint
 
@@ -28,7 +28,7 @@ FIT = ("fit", "--recipe", "tiny.yaml", "--ckpt_path", "last")
 
 
 def begin(log: Path, prepare: Callable[[], object] = dict, arguments: tuple[str, ...] = FIT) -> BaseProcess:
-    """Start a command in a process forked from one that has imported everything, and has no threads."""
+    """Start a command in a process that is forked from a server without threads, which has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["breaking", "worldlm.cli.fit"])
     process = context.Process(target=carry_out, args=(arguments, log, prepare))
@@ -39,13 +39,13 @@ def begin(log: Path, prepare: Callable[[], object] = dict, arguments: tuple[str,
 def finish(process: BaseProcess) -> int:
     """Wait for a process; return its exit status, negative if a signal ended it."""
     process.join(240)
-    assert process.exitcode is not None, "it hangs"
+    assert process.exitcode is not None, "the process hangs"
     return process.exitcode
 
 
 @pytest.fixture
 def undisturbed(shore: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a recipe with everything in it, in which `calm` holds what an undisturbed run came to."""
+    """A folder with a recipe that uses many features. Its subfolder `calm` has the results of an undisturbed run."""
     recipe = yaml.safe_load(shore.read_text())
     recipe["data"]["cache_dir"] = "cache"
     recipe["data"]["tokenizer"] = {
@@ -76,8 +76,8 @@ def undisturbed(shore: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return shore.parent
 
 
-def came_to(folder: Path) -> dict[str, Any]:
-    """All that a finished run holds, but for how long it took and how it was started the last time."""
+def results_of(folder: Path) -> dict[str, Any]:
+    """Return the checkpoint and the record of a finished run, without its duration and its last start."""
     last = max(folder.glob("runs/tiny/version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     checkpoint = read_checkpoint(last)
     checkpoint = {name: value for name, value in checkpoint.items() if "seconds" not in name}
@@ -88,74 +88,74 @@ def came_to(folder: Path) -> dict[str, Any]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """What lies about in the cache and in the last run's folder that a finished run has no use for."""
+    """Return the partial files in the cache and in the last run's folder."""
     last = max(folder.glob("runs/tiny/version_*"), key=lambda path: int(path.name[8:]))
-    found = [path for place in (last, folder / "cache") for path in place.rglob("*")]
-    return [str(path) for path in found if ".partial" in path.name or path.suffix == ".new"]
+    paths = [path for parent in (last, folder / "cache") for path in parent.rglob("*")]
+    return [str(path) for path in paths if ".partial" in path.name or path.suffix == ".new"]
 
 
-def test_broken_off_at_every_kind_of_moment(undisturbed: Path, differences: Callable[..., list[str]]) -> None:
-    """Killed, or told that the disk is full or read-only, at a call chosen by chance: each time where it was before."""
+def test_interrupted_at_every_kind_of_moment(undisturbed: Path, differences: Callable[..., list[str]]) -> None:
+    """Each start is killed, or its disk is full or read-only, at a random call; the next start resumes."""
     log = undisturbed / "log.txt"
     calls = json.loads((undisturbed / "calm" / "calls.json").read_text())
     assert calls.keys() == MOMENTS.keys()
-    told = f"seed {(seed := time.time_ns())}"
-    chance = random.Random(seed)
+    history = f"seed {(seed := time.time_ns())}"
+    rng = random.Random(seed)
 
-    def breaks_off(moment: str, how: Callable[[], Any]) -> int:
-        nonlocal told
-        number, where = chance.randint(1, max(1, calls[moment] // 8)), chance.choice(["before", "after", "within"])
-        told += f"; {moment}, call {number}, {where}"
+    def interrupted(moment: str, how: Callable[[], Any]) -> int:
+        nonlocal history
+        number, where = rng.randint(1, max(1, calls[moment] // 8)), rng.choice(["before", "after", "within"])
+        history += f"; {moment}, call {number}, {where}"
         log.write_text("")
         return finish(begin(log, partial(break_off, moment, number, where, how)))
 
     for moment in ("tokenising", "fitting", "paging", "writing a checkpoint", "aggregating"):
-        assert breaks_off(moment, kill) == KILLED, told + log.read_text()
+        assert interrupted(moment, kill) == KILLED, history + log.read_text()
     for moment in ("writing a checkpoint", "paging", "recording"):
-        reason = chance.choice([errno.ENOSPC, errno.EROFS])
-        assert breaks_off(moment, partial(refuse_to_write, reason)) == 2, told + log.read_text()
-        said = log.read_text().splitlines()[-1]
-        assert said.startswith("worldlm: "), told
-        assert said.endswith("; once that is put right, go on with --ckpt_path last"), told + said
-        assert os.strerror(reason) in said, told + said
-        assert "Traceback" not in log.read_text(), told
-    assert finish(begin(log)) == 0, told + log.read_text()
-    assert differences(came_to(undisturbed), came_to(undisturbed / "calm")) == [], told
+        reason = rng.choice([errno.ENOSPC, errno.EROFS])
+        assert interrupted(moment, partial(fail_to_write, reason)) == 2, history + log.read_text()
+        line = log.read_text().splitlines()[-1]
+        assert line.startswith("worldlm: "), history
+        assert line.endswith("; once that is put right, go on with --ckpt_path last"), history + line
+        assert os.strerror(reason) in line, history + line
+        assert "Traceback" not in log.read_text(), history
+    assert finish(begin(log)) == 0, history + log.read_text()
+    assert differences(results_of(undisturbed), results_of(undisturbed / "calm")) == [], history
     assert leftovers(undisturbed) == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_killed_fifty_times(undisturbed: Path, differences: Callable[..., list[str]]) -> None:
-    """Kills at any time of the clock, and at any call of any moment, in run after run, until there were fifty."""
+    """Kill runs at random times, and at random calls of every moment, until there were fifty kills."""
     seed, log = time.time_ns(), undisturbed / "log.txt"
-    chance, hit = random.Random(seed), Counter[str]()
+    rng, kills = random.Random(seed), Counter[str]()
     calls = json.loads((undisturbed / "calm" / "calls.json").read_text())
     started = time.monotonic()
     assert finish(begin(undisturbed / "warm.txt", arguments=(*FIT, "--runs", "timed"))) == 0
     seconds = time.monotonic() - started
     runs = 0
-    while hit.total() < 50:
+    while kills.total() < 50:
         for folder in ("cache", "runs"):
             shutil.rmtree(undisturbed / folder, ignore_errors=True)
         status, moment, in_this_run = KILLED, "", 0
         while status == KILLED:
-            if in_this_run == 8 or chance.random() < 0.1:
-                status = finish(begin(log))  # it is let go on to its end
-            elif chance.random() < 0.5:
+            if in_this_run == 8 or rng.random() < 0.1:
+                status = finish(begin(log))  # runs to its end
+            elif rng.random() < 0.5:
                 process = begin(log)
-                time.sleep(chance.uniform(0, seconds))
+                time.sleep(rng.uniform(0, seconds))
                 process.kill()
-                status, moment = finish(process), "at a time of the clock"
+                status, moment = finish(process), "at a random time"
             else:
-                moment = chance.choice([*MOMENTS])
-                where = chance.choice(["before", "after", "within"])
-                number = chance.randint(1, max(1, calls[moment] // 3))
+                moment = rng.choice([*MOMENTS])
+                where = rng.choice(["before", "after", "within"])
+                number = rng.randint(1, max(1, calls[moment] // 3))
                 status = finish(begin(log, partial(break_off, moment, number, where)))
             in_this_run += 1
-            hit[moment] += int(status == KILLED)
+            kills[moment] += int(status == KILLED)
         assert status == 0, f"seed {seed}: {log.read_text()}"
-        assert differences(came_to(undisturbed), came_to(undisturbed / "calm")) == [], f"seed {seed}"
+        assert differences(results_of(undisturbed), results_of(undisturbed / "calm")) == [], f"seed {seed}"
         assert leftovers(undisturbed) == []
         runs += 1
-    print(f"{hit.total()} kills in {runs} runs: {dict(hit)}")
+    print(f"{kills.total()} kills in {runs} runs: {dict(kills)}")

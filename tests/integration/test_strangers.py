@@ -1,4 +1,4 @@
-"""Files of strangers that are really pickles: whatever a command reads, nothing in it is executed."""
+"""Files from other people that are really pickles: no command executes anything in the files that it reads."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ RUN = "runs/cove/version_0"
 
 
 class Evil:
-    """Leaves a mark where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return _leave_mark, ("Path('executed').touch()",)
+        return _create_file, ("Path('executed').touch()",)
 
 
-def _leave_mark(code: str) -> None:
+def _create_file(code: str) -> None:
     exec(code)
 
 
@@ -65,7 +65,7 @@ def _array() -> bytes:
 
 
 def _tagged() -> bytes:
-    return f"a: !!python/object/apply:{__name__}._leave_mark [\"Path('executed').touch()\"]\n".encode()
+    return f"a: !!python/object/apply:{__name__}._create_file [\"Path('executed').touch()\"]\n".encode()
 
 
 PAYLOADS: dict[str, Callable[[], bytes]] = {
@@ -94,8 +94,8 @@ def cove(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def here(cove: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Stand in a copy of it, where nothing may leave its mark."""
+def working_folder(cove: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Change to a copy of the folder, and check that nothing was executed there."""
     folder = tmp_path / "copy"
     shutil.copytree(cove, folder)
     monkeypatch.chdir(folder)
@@ -110,8 +110,8 @@ def payload(request: pytest.FixtureRequest) -> bytes:
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[str]]]:
-    """Return a function that carries a command out, and gives its status and what it told."""
+def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[str]]]:
+    """Return a function that runs a command, and returns its status and the lines of its errors."""
 
     def carry_out(*given: str) -> tuple[int, list[str]]:
         capsys.readouterr()
@@ -123,12 +123,12 @@ def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[st
     return carry_out
 
 
-Told = Callable[..., tuple[int, list[str]]]
+RunCommand = Callable[..., tuple[int, list[str]]]
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, indirect=True)
 def test_the_payloads_would_execute(payload: bytes) -> None:
-    """Or these tests would show nothing."""
+    """Otherwise the other tests of this module would prove nothing."""
     readers: list[Callable[[io.BytesIO], object]] = [
         lambda file: torch.load(file, weights_only=False),
         pickle.load,
@@ -157,19 +157,19 @@ def test_the_payloads_would_execute(payload: bytes) -> None:
     ],
     ids=lambda command: " ".join(command[:1] + command[3:4]),
 )
-def test_a_checkpoint(payload: bytes, command: list[str], told: Told) -> None:
+def test_a_checkpoint(payload: bytes, command: list[str], run_command: RunCommand) -> None:
     Path(f"{RUN}/checkpoints/last.ckpt").write_bytes(payload)
-    status, lines = told(*command)
+    status, lines = run_command(*command)
     assert status == 2
     assert len(lines) == 1
     assert "last.ckpt cannot be read as a checkpoint" in lines[0]
 
 
-def test_a_checkpoint_that_would_not_fit_into_memory(told: Told) -> None:
+def test_a_checkpoint_that_would_not_fit_into_memory(run_command: RunCommand) -> None:
     path = Path(f"{RUN}/checkpoints/last.ckpt")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("last/data.pkl", bytes(10_000_000))
-    status, lines = told("generate", "runs/cove", "--node", "sea", "wave")
+    status, lines = run_command("generate", "runs/cove", "--node", "sea", "wave")
     assert (status, len(lines)) == (2, 1)
     assert "last.ckpt cannot be read as a checkpoint: it is compressed" in lines[0]
 
@@ -191,10 +191,10 @@ def test_a_checkpoint_that_would_not_fit_into_memory(told: Told) -> None:
         ("loops.fit_loop.state_dict.world.states.sea.parameters", {"a.b": 3}),
     ],
 )
-def test_a_forged_checkpoint(key: str, value: object, told: Told) -> None:
-    """Plain values, as they should be, but not those that a run writes."""
+def test_a_forged_checkpoint(key: str, value: object, run_command: RunCommand) -> None:
+    """The file holds plain values, but not those that a run writes."""
     path = _forge(key, value)
-    status, lines = told("generate", "runs/cove", "--node", "sea", "wave")
+    status, lines = run_command("generate", "runs/cove", "--node", "sea", "wave")
     assert (status, len(lines)) == (2, 1)
     assert f"{path}" in lines[0]
 
@@ -223,24 +223,24 @@ def test_a_forged_checkpoint(key: str, value: object, told: Told) -> None:
         ("loops.fit_loop.state_dict.world.states.sea.parameters", {"a.b": torch.zeros(3)}),
     ],
 )
-def test_a_forged_checkpoint_to_go_on_from(key: str, value: object, told: Told) -> None:
+def test_resuming_from_a_forged_checkpoint(key: str, value: object, run_command: RunCommand) -> None:
     path = _forge(key, value)
-    status, lines = told("fit", "--recipe", "tiny.yaml", "--ckpt_path", str(path), "--trainer.max_epochs", "2")
+    status, lines = run_command("fit", "--recipe", "tiny.yaml", "--ckpt_path", str(path), "--trainer.max_epochs", "2")
     assert (status, len(lines)) == (2, 1)
     assert f"{path}" in lines[0] or "the checkpoint" in lines[0]
 
 
 @pytest.mark.parametrize("value", [3, {}, {"a.b": torch.zeros(3)}])
-def test_a_forged_checkpoint_to_validate(value: object, told: Told) -> None:
-    """A node without some of its weights would have been measured with those of the node before it."""
+def test_validating_a_forged_checkpoint(value: object, run_command: RunCommand) -> None:
+    """A node with missing weights must not be measured with the weights of the node before it."""
     path = _forge("loops.fit_loop.state_dict.world.states.sea.parameters", value)
-    status, lines = told("validate", "--recipe", "tiny.yaml", "--ckpt_path", str(path))
+    status, lines = run_command("validate", "--recipe", "tiny.yaml", "--ckpt_path", str(path))
     assert (status, len(lines)) == (2, 1)
     assert f"{path}" in lines[0] or "of sea are" in lines[0]
 
 
 def _forge(key: str, value: object) -> Path:
-    """Put a value in a place of the run's checkpoint."""
+    """Set a value in the run's checkpoint, at a dotted key."""
     path = Path(f"{RUN}/checkpoints/last.ckpt")
     checkpoint = torch.load(path, weights_only=True)
     *above, last = key.split(".")
@@ -253,40 +253,40 @@ def _forge(key: str, value: object) -> Path:
 
 
 @pytest.mark.parametrize("command", [["report", "runs/cove"], ["compare", "--read", "runs/cove"]])
-def test_a_record(payload: bytes, command: list[str], told: Told) -> None:
+def test_a_record(payload: bytes, command: list[str], run_command: RunCommand) -> None:
     Path(f"{RUN}/results.json").write_bytes(payload)
-    status, lines = told(*command)
+    status, lines = run_command(*command)
     assert status == 2
     assert len(lines) == 1
     assert "results.json: no record of a run" in lines[0]
 
 
-def test_a_record_in_a_list(payload: bytes, told: Told) -> None:
+def test_a_record_in_a_list(payload: bytes, run_command: RunCommand) -> None:
     Path(f"{RUN}/results.json").write_bytes(payload)
-    assert told("runs") == (0, [])
+    assert run_command("runs") == (0, [])
 
 
 @pytest.mark.parametrize("payload", ["pickle", "protocol 0", "yaml"], indirect=True)
 @pytest.mark.parametrize("command", [["evaluate", "runs/cove"], ["report", "runs/cove"]])
-def test_a_config(payload: bytes, command: list[str], told: Told) -> None:
+def test_a_config(payload: bytes, command: list[str], run_command: RunCommand) -> None:
     Path(f"{RUN}/config.yaml").write_bytes(payload)
-    status, lines = told(*command)
+    status, lines = run_command(*command)
     assert (status, len(lines)) == ((2, 1) if command[0] == "evaluate" else (0, 0))
 
 
 @pytest.mark.parametrize("payload", ["pickle", "protocol 0", "yaml"], indirect=True)
 @pytest.mark.parametrize("kind", ["recipe", "topology"])
-def test_a_recipe_or_topology(kind: str, payload: bytes, told: Told) -> None:
+def test_a_recipe_or_topology(kind: str, payload: bytes, run_command: RunCommand) -> None:
     Path("tiny.yaml" if kind == "recipe" else "cove.yaml").write_bytes(payload)
-    status, lines = told("fit", "--recipe", "tiny.yaml")
+    status, lines = run_command("fit", "--recipe", "tiny.yaml")
     assert (status, len(lines)) == (2, 1)
     assert lines[0].startswith("tiny.yaml:1: " if kind == "recipe" else ("cove.yaml:1: ", "tiny.yaml:1: cove.yaml:1: "))
 
 
-def test_a_tokenizer(payload: bytes, told: Told) -> None:
+def test_a_tokenizer(payload: bytes, run_command: RunCommand) -> None:
     Path("tok").mkdir()
     Path("tok/tokenizer.json").write_bytes(payload)
-    status, lines = told("prepare", "--recipe", "tiny.yaml", "--data.tokenizer", "tok")
+    status, lines = run_command("prepare", "--recipe", "tiny.yaml", "--data.tokenizer", "tok")
     assert (status, len(lines)) == (2, 1)
     assert "tokenizer.json' cannot be read" in lines[0]
 
@@ -294,12 +294,12 @@ def test_a_tokenizer(payload: bytes, told: Told) -> None:
 @pytest.mark.parametrize(
     "name", ["pytorch_model.bin", "model.safetensors", "config.json", "model.safetensors.index.json"]
 )
-def test_a_folder_of_weights(name: str, payload: bytes, told: Told) -> None:
+def test_a_folder_of_weights(name: str, payload: bytes, run_command: RunCommand) -> None:
     Path("mpt").mkdir()
     sizes = Architecture(num_blocks=2, d_model=8, num_heads=2, max_seq_len=8, vocab_size=257)
     Path("mpt/config.json").write_text(json.dumps(mpt_config(sizes)))
     Path("mpt", name).write_bytes(payload)
-    status, lines = told("fit", "--recipe", "tiny.yaml", "--model.init_from", "mpt")
+    status, lines = run_command("fit", "--recipe", "tiny.yaml", "--model.init_from", "mpt")
     assert (status, len(lines)) == (2, 1)
     expected = {
         "pytorch_model.bin": "model.safetensors does not exist; pytorch_model.bin is a pickle",
@@ -309,12 +309,12 @@ def test_a_folder_of_weights(name: str, payload: bytes, told: Told) -> None:
 
 
 @pytest.mark.parametrize("payload", ["pickle", "npy"], indirect=True)
-def test_packed_text_is_packed_again(payload: bytes, told: Told) -> None:
+def test_packed_text_is_packed_again(payload: bytes, run_command: RunCommand) -> None:
     packed = [path for path in Path("cache").rglob("*") if path.is_file()]
     assert {path.suffix for path in packed} >= {".bin", ".json"}
     for path in packed:
         path.write_bytes(payload)
-    assert told("prepare", "--recipe", "tiny.yaml") == (0, [])
+    assert run_command("prepare", "--recipe", "tiny.yaml") == (0, [])
 
 
 def test_a_page(payload: bytes) -> None:

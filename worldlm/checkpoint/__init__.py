@@ -1,1 +1,1 @@
-"""Checkpoints: written whole or not at all, read without executing anything, validated before a run continues."""
+"""Checkpoints: written atomically, read without executing anything, and validated before a run resumes."""

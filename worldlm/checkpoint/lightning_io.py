@@ -18,7 +18,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically, and always reads them with `weights_only=True`.
 
     Args:
-        mapped: Whether to map a file into memory instead of reading all of it: unused parts are not read.
+        mapped: Whether to map a file into memory instead of reading all of it. Unused parts are then not read.
     """
 
     def __init__(self, *, mapped: bool = False) -> None:
@@ -28,7 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint, as `worldlm.checkpoint.write.save_checkpoint`.
 
         Raises:
-            OSError: If it cannot be written, with its name; the old file stays.
+            OSError: If the file cannot be written. The error names the file, and the old file stays.
         """
         save_checkpoint(checkpoint, Path(path))
 
@@ -38,17 +38,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Callable[..., Any] | str | None = "cpu",
         weights_only: bool | None = True,
     ) -> dict[str, Any]:
-        """Read a checkpoint; `weights_only` cannot be switched off.
+        """Read a checkpoint. `weights_only` cannot be switched off.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is not a complete checkpoint of a model, or holds anything but tensors and plain values.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file is not a complete checkpoint of a model, or if it contains anything but tensors and
+                plain values.
         """
         return read_checkpoint(path, mapped=self.mapped)
 
 
 class CheckpointConnector(_CheckpointConnector):
-    """Restores a checkpoint as Lightning does, and reports in one line if the content is not what WorldLM writes."""
+    """Restores a checkpoint as Lightning does, with an error of one line if WorldLM would not have written it."""
 
     def _restore_modules_and_callbacks(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
         with as_written(checkpoint_path):
@@ -58,7 +59,7 @@ class CheckpointConnector(_CheckpointConnector):
         """Restore the loops and the state of the precision plugin.
 
         Raises:
-            ValueError: If they are not what WorldLM writes.
+            ValueError: If their content is not what WorldLM writes.
         """
         with as_written(self._ckpt_path):
             check_progress(self._loaded_checkpoint.get("loops", {}).get("fit_loop", {}))

@@ -1,4 +1,8 @@
-"""Reading checkpoints: the file, one node out of it, or the whole world to resume from."""
+"""Reads checkpoints.
+
+`read_checkpoint` reads a file. `open_world` opens it to get the weights of single nodes. `restore_world` restores all
+nodes from it, so that a run resumes.
+"""
 
 from __future__ import annotations
 
@@ -20,48 +24,48 @@ from worldlm.rounds.world import World
 from worldlm.topology.errors import join_names, reason, suggest
 
 FORMATS_WITH_NODES = (1, 2, FORMAT)
-"""Formats in which nodes and their weights are where `open_world` looks; a file without a format is of format 1."""
+"""Formats that `open_world` can read. A file without a format has format 1."""
 
 
 def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
-    """Read a checkpoint; nothing in it is executed.
+    """Read a checkpoint. Nothing in the file is executed.
 
     Args:
         path: The file.
-        mapped: Whether to map it into memory instead of reading it whole: what is not used is not read.
+        mapped: Whether to map the file into memory instead of reading all of it. Unused parts are then not read.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a whole checkpoint of a model, is not what was written there, or holds anything but
-            tensors and plain values.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not a complete checkpoint of a model, is damaged, or contains anything but tensors
+            and plain values.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        _check(path)
+        _verify_checksums(path)
         checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # what a reader stumbles over in a foreign file is anybody's guess
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        others = sorted(one.name for one in path.parent.glob("*.ckpt") if one.name != path.name)
-        beside = f" (beside it: {', '.join(others)})" if others else ""
-        raise ValueError(f"{path} cannot be read as a checkpoint: {said}{beside}") from error
+    except Exception as error:  # torch.load can raise any exception for a file that is not a checkpoint
+        message = (str(error) or type(error).__name__).splitlines()[0]
+        names = sorted(other.name for other in path.parent.glob("*.ckpt") if other.name != path.name)
+        others = f" (other checkpoints in its folder: {', '.join(names)})" if names else ""
+        raise ValueError(f"{path} cannot be read as a checkpoint: {message}{others}") from error
     if not (isinstance(checkpoint, dict) and {"state_dict", "loops"} <= checkpoint.keys()):
-        raise ValueError(f"{path} cannot be read as a checkpoint: it is not one that a trainer saved")
+        raise ValueError(f"{path} cannot be read as a checkpoint: it was not saved by a trainer")
     return checkpoint
 
 
-def _check(path: Path) -> None:
-    """Compare a checkpoint with the checksums in it: torch reads it without looking at them.
+def _verify_checksums(path: Path) -> None:
+    """Verify the checksums in a checkpoint, which `torch.load` ignores.
 
     Raises:
-        ValueError: If a byte that counts is not what was written.
+        ValueError: If a checksum differs, or the file is compressed.
     """
     if not zipfile.is_zipfile(path):
-        return  # cut short, or no checkpoint at all, as torch will say
+        return  # `torch.load` reports truncated and foreign files
     with zipfile.ZipFile(path) as archive:
-        if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
-            raise ValueError("it is compressed, which torch never does: what is in it may be of any size")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed, which torch never does: its content could have any size")
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"it is damaged: the checksum of {damaged} differs")
 
@@ -71,58 +75,60 @@ class SavedWorld:
     """The nodes of a checkpoint."""
 
     path: Path
-    """The checkpoint."""
+    """The file."""
     hyper_parameters: Mapping[str, Any]
-    """What the module was built with, as plain values."""
+    """The arguments from which the module was built, as plain values."""
     children: Mapping[str, list[str]]
     """Names of every node's children, by name, parents first."""
     num_rounds: int
-    """Rounds that had ended."""
+    """Number of finished rounds."""
     within_round: bool
-    """Whether it was saved before the round that followed had ended: federations are then older than leaves."""
+    """Whether it was saved within a round. The weights of federations are then older than those of leaves."""
     states: Mapping[str, Mapping[str, Any]]
-    """What is kept of every node, by name; see `NodeState`."""
+    """Saved state of every node, by name; see `NodeState`."""
 
     def parameters(self, node: str) -> Tensors:
-        """Return a node's weights by name, as they lie in the file: read where they are used.
+        """Return a node's weights by name. They are mapped from the file, and read when they are used.
 
         Raises:
-            ValueError: If there is no such node, with the nearest name.
+            ValueError: If the node does not exist (the error suggests the nearest name), or its weights are not
+                tensors.
         """
         if node not in self.states:
             names = list(self.children)
             raise ValueError(f"{self.path} has no node {node!r}; it has {join_names(names, 20)}{suggest(node, names)}")
         weights: Tensors = self.states[node]["parameters"]
-        if strange := [name for name, one in weights.items() if not isinstance(one, torch.Tensor)]:
-            raise ValueError(f"{self.path}: the weights {str(strange[0])[:100]} of {node!r} are none")
+        if others := [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]:
+            raise ValueError(f"{self.path}: the weights {str(others[0])[:100]} of {node!r} are not a tensor")
         return weights
 
 
 def open_world(path: str | Path) -> SavedWorld:
-    """Open a checkpoint of a world.
+    """Open a checkpoint of a world, to get the weights of single nodes.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is none of a world, or of another format.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the checkpoint holds no world, or has an unknown format.
     """
     checkpoint = read_checkpoint(path, mapped=True)
     with as_written(path):
-        return _opened(Path(path), checkpoint)
+        return _saved_world(Path(path), checkpoint)
 
 
-def _opened(path: Path, checkpoint: Mapping[str, Any]) -> SavedWorld:
+def _saved_world(path: Path, checkpoint: Mapping[str, Any]) -> SavedWorld:
     loop = checkpoint["loops"].get("fit_loop", {})
     world = loop.get("state_dict", {}).get("world")
-    if world is None or world.get("format", 1) not in FORMATS_WITH_NODES:
+    if world is None:
+        raise ValueError(f"{path} cannot be read as a saved world: it holds no world of nodes")
+    if world.get("format", 1) not in FORMATS_WITH_NODES:
         known = ", ".join(map(str, FORMATS_WITH_NODES))
-        told = (
-            "it holds no world of nodes" if world is None else f"it is of format {world['format']}, known are {known}"
+        raise ValueError(
+            f"{path} cannot be read as a saved world: it has format {world['format']}, but only {known} are known"
         )
-        raise ValueError(f"{path} cannot be read as a saved world: {told}")
     progress, states, children = loop["epoch_progress"]["current"], world["states"], world["topology"]
     if any(not isinstance(states[name]["parameters"], Mapping) for name in children):
         raise TypeError("the parameters of a node have the wrong type")
-    if any(below not in children for names in children.values() for below in names):
+    if any(child not in children for names in children.values() for child in names):
         raise TypeError("a child is listed but missing from the topology")
     return SavedWorld(
         path=path,
@@ -142,26 +148,26 @@ def restore_world(
     steps_per_round: Mapping[str, int],
     num_rounds: int | None = None,
 ) -> None:
-    """Restore what `worldlm.checkpoint.write.world_state` returned; carry over what still applies if the tree changed.
+    """Restore the state of a world from a checkpoint. If the topology has changed, carry over what still applies.
 
     Args:
-        world: The world of this run, overwritten.
-        method: Its callbacks.
-        saved: What was saved.
+        world: The world of this run; overwritten.
+        method: The callbacks of this run.
+        saved: The saved state, as `worldlm.checkpoint.write.world_state` returns it.
         model: The live model's weights, by name; only their names, shapes and types matter.
         steps_per_round: Optimizer steps of every data node in one round of this run, by name.
-        num_rounds: Rounds that the saved world has finished; None if it was saved within one.
+        num_rounds: Rounds that the saved world has finished; None if it was saved within a round.
 
     Raises:
-        ValueError: If the checkpoint is of another seed, version or model, or of a topology that this one cannot
-            follow.
+        ValueError: If the checkpoint has another seed, format or model, or if the run cannot change from the saved
+            topology to this one.
     """
     world.changes = check_saved(saved, world.topology, world.description, world.seed, num_rounds)
     world.round = saved["round"]
     states = {name: NodeState.from_state_dict(state) for name, state in saved["states"].items()}
     for name, state in states.items():
         check_weights(f"of {name}", state.parameters, model)
-    check_weights("that all started from", saved["reference"], world.reference)
+    check_weights("that all nodes started from", saved["reference"], world.reference)
     check_memories(states, method.callbacks, model)
     check_messages(states, NodeState(parameters=model).parts(frozenset(PARTS), world.partition), method.parts)
     if not world.changes:
@@ -182,7 +188,7 @@ def _change_topology(
     steps_per_round: Mapping[str, int],
     num_rounds: int,
 ) -> None:
-    """Move the saved nodes to the new topology; every process does this for all nodes."""
+    """Move the saved nodes to the new topology. Every process does this for all nodes."""
     world.changed_after = num_rounds
     world.states = carry_over(states, world.changes, world.topology, world.transport.is_local)
     for name, steps in steps_per_round.items():
@@ -192,13 +198,13 @@ def _change_topology(
 
 @contextmanager
 def as_written(path: str | Path | None) -> Iterator[None]:
-    """Say of a checkpoint that it is not as worldlm writes it, where something stumbles over what it holds.
+    """Convert errors about the content of a checkpoint into one that names the file.
 
     Raises:
-        ValueError: If so.
+        ValueError: If the content is not what WorldLM writes.
     """
     try:
         yield
     except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-        told = f"{path} cannot be read as a saved world: not as worldlm writes it: {reason(error)}"
-        raise ValueError(told) from error
+        message = f"{path} cannot be read as a saved world: its content is not what WorldLM writes: {reason(error)}"
+        raise ValueError(message) from error

@@ -1,4 +1,4 @@
-"""Validating checkpoints: whether their content is what WorldLM writes, and whether this run can resume from it."""
+"""Validates checkpoints: whether their content is what WorldLM writes, and whether this run can resume from it."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from worldlm.topology import Topology
 from worldlm.topology.changes import Changes, Described, compare
 
 FORMAT = 3
-"""Counted up whenever the content of a checkpoint changes its meaning."""
+"""Format of the checkpoints that this version writes. It increases whenever their content changes its meaning."""
 
 
 def children_by_name(topology: Topology) -> dict[str, list[str]]:
@@ -24,161 +24,173 @@ def children_by_name(topology: Topology) -> dict[str, list[str]]:
 
 
 def check_weights(whose: str, saved: Tensors, model: Tensors) -> None:
-    """Check that weights of a saved world are for a model.
+    """Check that saved weights fit a model.
 
     Args:
-        whose: "of sea": said of them if they are not.
-        saved: The weights, by name.
-        model: The model's; only their names, shapes and types matter.
+        whose: Describes the weights in the error, such as "of sea".
+        saved: The saved weights, by name.
+        model: The model's weights, by name; only their names, shapes and types matter.
 
     Raises:
-        ValueError: Names the first that is not.
+        ValueError: Names the first weights that do not fit.
     """
     for name in model | saved:
-        there, here = _shown(saved.get(name)), _shown(model.get(name))
-        if there != here:
-            raise ValueError(f"the weights {name} {whose} are {there} in the checkpoint, and {here} in this model")
+        in_checkpoint, in_model = _described(saved.get(name)), _described(model.get(name))
+        if in_checkpoint != in_model:
+            raise ValueError(
+                f"the weights {name} {whose} are {in_checkpoint} in the checkpoint, but {in_model} in this model"
+            )
 
 
 def check_messages(states: Mapping[str, NodeState], model: Mapping[Part, Tensors], parts: frozenset[Part]) -> None:
-    """Check that what waits at the nodes of a saved world to be merged or sent on is for a model.
+    """Check that the messages that wait at the nodes of a saved world fit a model.
 
     Args:
         states: The world's nodes, by name.
         model: The model's weights, by part; only their names and shapes matter.
-        parts: Parts of which all messages must have the weights.
+        parts: Parts whose weights every message must contain.
 
     Raises:
-        ValueError: Names the first node at which something is not.
+        ValueError: Names the first node that has a message which does not fit.
     """
     for node, state in states.items():
         messages: list[Download | Upload] = [*state.uploads.values()]
         messages += [] if state.download is None else [state.download]
-        if absent := [part for part in PARTS if part in parts and any(part not in one.parts for one in messages)]:
+        if absent := [part for part in PARTS if part in parts and any(part not in sent.parts for sent in messages)]:
             raise ValueError(
-                f"what waits at {node} in the checkpoint is without {', '.join(absent)}, which travel here"
+                f"a message at {node} in the checkpoint lacks {', '.join(absent)}, which the method of this run merges"
             )
-        pairs = [(tensors, model[part]) for one in messages for part, tensors in one.parts.items()]
+        pairs = [(tensors, model[part]) for message in messages for part, tensors in message.parts.items()]
         residuals = [
             *state.inbox,
             *_residuals(state.memory),
-            *(one for message in messages for one in message.residuals),
+            *(residual for message in messages for residual in message.residuals),
         ]
         for residual in residuals:
             pairs += [(residual.keys, model["keys"]), (residual.values, model["values"])]
-        for found, expected in pairs:
-            for wrong in misfits(found, expected):
-                raise ValueError(f"what waits at {node} in the checkpoint is not for this model: {wrong}")
+        for tensors, expected in pairs:
+            for misfit in misfits(tensors, expected):
+                raise ValueError(f"a message at {node} in the checkpoint does not fit this model: {misfit}")
 
 
 def _residuals(memory: Any) -> Iterator[Residual]:
     if matches_type(memory, SavedResidual):
         yield residual_from_state(memory)
     elif isinstance(memory, dict | list):
-        for one in memory.values() if isinstance(memory, dict) else memory:
-            yield from _residuals(one)
+        for value in memory.values() if isinstance(memory, dict) else memory:
+            yield from _residuals(value)
 
 
 def check_memories(states: Mapping[str, NodeState], callbacks: Iterable[RoundCallback], model: Tensors) -> None:
-    """Check that what pieces of a method keep at the nodes of a saved world is as they declare it, and for a model.
+    """Check that the callbacks' memories at the nodes of a saved world have their declared type and fit a model.
 
     Args:
         states: The world's nodes, by name.
-        callbacks: The pieces.
-        model: The model's weights, by name; a tensor that is kept under the name of one must have its shape.
+        callbacks: The callbacks of the method.
+        model: The model's weights, by name. A tensor in a memory that has the name of a weight must have its shape.
 
     Raises:
-        ValueError: Names the first node and piece of which that is not so.
+        ValueError: Names the first callback and node whose memory is not valid.
     """
     for callback in callbacks:
         for node, state in states.items():
-            whose = f"what {type(callback).__name__} keeps at {node}"
+            memory_of = f"the memory of {type(callback).__name__} at {node}"
             memory = state.memory.get(callback.state_key, {})
             if not matches_type(memory, callback.memory_schema):
-                raise ValueError(f"{whose} is not what it would have written into the checkpoint")
+                raise ValueError(f"{memory_of} does not have its declared type (memory_schema) in the checkpoint")
             for name, tensor in _named_tensors(memory):
                 if name in model and tensor.shape != model[name].shape:
-                    there, here = _shown(tensor), _shown(model[name])
-                    raise ValueError(f"{whose} of {name} is {there} in the checkpoint, and {here} in this model")
+                    in_checkpoint, in_model = _described(tensor), _described(model[name])
+                    raise ValueError(
+                        f"{name} in {memory_of} is {in_checkpoint} in the checkpoint, but {in_model} in this model"
+                    )
 
 
 def _named_tensors(memory: Any) -> Iterator[tuple[Any, Tensor]]:
     if isinstance(memory, dict | list):
-        for name, one in memory.items() if isinstance(memory, dict) else enumerate(memory):
-            yield from [(name, one)] if isinstance(one, Tensor) else _named_tensors(one)
+        for name, value in memory.items() if isinstance(memory, dict) else enumerate(memory):
+            yield from [(name, value)] if isinstance(value, Tensor) else _named_tensors(value)
 
 
-def _shown(one: Tensor | None) -> str:
-    return "missing" if one is None else f"{one.dtype} {list(one.shape)}".removeprefix("torch.")
+def _described(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
 
 
 def check_format(saved: Mapping[str, Any]) -> None:
-    """Check that a saved world is of the format that this version writes.
+    """Check that a saved world has the format that this version writes.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If it has another format.
     """
     if saved.get("format") != FORMAT:
         raise ValueError(
-            f"the checkpoint is of format {saved.get('format', 1)}, this WorldLM reads format {FORMAT}: "
-            "go on with the version that wrote it, or start anew"
+            f"the checkpoint has format {saved.get('format', 1)}, but this WorldLM reads format {FORMAT}: "
+            "resume with the version that wrote it, or start a new run"
         )
 
 
 def check_saved(
     saved: Mapping[str, Any], topology: Topology, nodes: Described, seed: int, num_rounds: int | None
 ) -> Changes:
-    """Check a saved world against the run that is to go on with it.
+    """Check whether a run can resume from a saved world.
 
     Args:
-        saved: The world.
-        topology: The run's.
-        nodes: The same, described.
-        seed: The run's.
-        num_rounds: Rounds that the saved world has finished; None if it was saved within one.
+        saved: The saved world.
+        topology: The topology of the run.
+        nodes: The description of its nodes, as plain values.
+        seed: The seed of the run.
+        num_rounds: Rounds that the saved world has finished; None if it was saved within a round.
 
     Returns:
-        What has changed in the topology since.
+        How the topology has changed since.
 
     Raises:
-        ValueError: If it is of another seed or version, has no node with data in common with the topology, or was
-            saved within a round of another one.
+        ValueError: If the saved world has another seed or format, if no data node is in both topologies, or if the
+            topology has changed within a round.
     """
     check_format(saved)
     if saved["seed"] != seed:
         raise ValueError(
-            f"the checkpoint was made with seed {saved['seed']}, this run has seed {seed}: "
-            "its data order and noise would change half way"
+            f"the checkpoint was made with seed {saved['seed']}, but this run has seed {seed}: "
+            "data order and noise would change within the run"
         )
-    here, there = children_by_name(topology), saved["topology"]
-    another = f"the checkpoint is of another topology, with nodes {', '.join(there)}; this run has {', '.join(here)}"
-    if "nodes" not in saved:  # written before the topology could change
-        if {name: sorted(below) for name, below in here.items()} != {n: sorted(below) for n, below in there.items()}:
-            raise ValueError(f"{another}; it does not say what its nodes were: go on for a round with them first")
+    in_run, in_checkpoint = children_by_name(topology), saved["topology"]
+    another = (
+        f"the checkpoint is of another topology, with nodes {', '.join(in_checkpoint)}; "
+        f"this run has {', '.join(in_run)}"
+    )
+    if "nodes" not in saved:  # written before topologies could change
+        if _sorted_children(in_run) != _sorted_children(in_checkpoint):
+            raise ValueError(f"{another}; it does not describe its nodes: first train one round with its topology")
         return Changes()
     changes = compare(saved["nodes"], nodes)
-    if changes and not any("corpus" in saved["nodes"].get(name, ()) for name, one in nodes.items() if "corpus" in one):
+    data_nodes = [name for name, node in nodes.items() if "corpus" in node]
+    if changes and not any("corpus" in saved["nodes"].get(name, ()) for name in data_nodes):
         raise ValueError(f"{another}: no node that holds data is in both")
     if changes and num_rounds is None:
-        told = "; ".join(changes.lines())
         raise ValueError(
-            f"the checkpoint was saved within a round, in which the topology cannot change ({told}): "
-            "take one of the end of a round, or finish this round with the topology as it was"
+            "the checkpoint was saved within a round, in which the topology cannot change "
+            f"({'; '.join(changes.lines())}): resume from a checkpoint of the end of a round, or finish this round "
+            "with the old topology"
         )
     return changes
 
 
+def _sorted_children(children: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    return {name: sorted(names) for name, names in children.items()}
+
+
 def check_progress(loop: Mapping[str, Any]) -> None:
-    """Check that the progress trackers of a saved loop hold numbers only.
+    """Check that the progress trackers of a saved loop contain only numbers.
 
     Raises:
-        TypeError: Names the one that does not.
+        TypeError: Names the first tracker that contains anything else.
     """
     for name, progress in loop.items():
         if name.endswith("progress") and not _is_progress(progress):
-            raise TypeError(f"{name} of the loop does not count")
+            raise TypeError(f"{name} of the loop has the wrong type")
 
 
 def _is_progress(progress: Any) -> bool:
-    """Return whether a value is what Lightning's trackers save: numbers, within dicts at any depth."""
+    """Return whether a value is what Lightning's trackers save: numbers, or dicts of them at any depth."""
     return all(map(_is_progress, progress.values())) if isinstance(progress, dict) else isinstance(progress, int)

@@ -1,4 +1,4 @@
-"""Writing checkpoints: what a checkpoint holds of a world, and a file that is whole or not there."""
+"""Writes checkpoints: collects the state of a world, and writes the file atomically."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ import torch
 from worldlm.checkpoint.validate import FORMAT, children_by_name
 from worldlm.files.atomic_write import atomic_write
 from worldlm.rounds.world import World
-from worldlm.storage.page_files import forget
+from worldlm.storage.page_files import release_shared
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_BYTES_BETWEEN = 64_000_000
+_BYTES_BETWEEN_RELEASES = 64_000_000
 
 
 def world_state(world: World, steps_per_round: Mapping[str, int]) -> dict[str, Any]:
-    """Return a world as plain containers and tensors, not copied; `states` of the nodes that this process holds.
+    """Return the state of a world as plain containers and tensors, not copied.
 
     Args:
         world: The world.
         steps_per_round: Optimizer steps of every data node in one round, by name.
+
+    Returns:
+        The entry `states` has the nodes that this process holds.
     """
     return {
         "format": FORMAT,
@@ -49,22 +52,24 @@ def loop_state(
     fitting: bool,
     active: str,
 ) -> dict[str, Any]:
-    """Return what the fit loop saves: where the round stands, and all nodes. All processes call this together.
+    """Return the state that the fit loop saves: the position in the round, and all nodes.
+
+    All processes call this together.
 
     Args:
         world: The world.
-        optimizers: State of the optimizer of every node that this process holds, by name; some may have none.
+        optimizers: Optimizer state of the nodes that this process holds, by name; some nodes may have none.
         steps_per_round: As in `world_state`.
         cursor: Position in the round's program.
         fitting: Whether the step at the cursor is a fit that has begun.
         active: Name of the node whose weights are in the live module.
 
     Returns:
-        At process 0 the states of all nodes; elsewhere those of its own.
+        At process 0 with the states of all nodes; elsewhere with those of the nodes that the process holds.
     """
     state = world_state(world, steps_per_round)
-    own = {name: (node, optimizers.get(name)) for name, node in state["states"].items()}
-    collected = world.transport.collect(own)
+    local = {name: (node, optimizers.get(name)) for name, node in state["states"].items()}
+    collected = world.transport.collect(local)
     return {
         "cursor": cursor,
         "fitting": fitting,
@@ -75,16 +80,18 @@ def loop_state(
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint beside its target, flush it to the disk, and rename it: `path` is the old file or the new one.
+    """Write a checkpoint atomically: into another file in the same folder, which is flushed to the disk and renamed.
+
+    At any time, `path` is either the old file or the new one.
 
     Raises:
-        OSError: If it cannot be written, with its name; the old file stays.
+        OSError: If the file cannot be written. The error names the file, and the old file stays.
     """
     with atomic_write(path) as partial, _PageReleasingFile(partial.open("wb", buffering=0)) as file:
         try:
             torch.save(checkpoint, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch hides the error of a full disk behind one of its own
+            if isinstance(error.__context__, OSError):  # torch replaces the error of a full disk by its own
                 raise error.__context__ from None
             raise
         file.flush()
@@ -92,13 +99,13 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 class _PageReleasingFile(BufferedWriter):
-    """A file that, every 64 MB, releases the memory of pages that were read from disk to be written into it."""
+    """A file that frees, every 64 MB, the memory of the pages that were mapped to be written into it."""
 
     _written = 0
 
     def write(self, content: Buffer, /) -> int:
         self._written += memoryview(content).nbytes
-        if self._written >= _BYTES_BETWEEN:
+        if self._written >= _BYTES_BETWEEN_RELEASES:
             self._written = 0
-            forget()
+            release_shared()
         return super().write(content)
