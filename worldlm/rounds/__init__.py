@@ -1,4 +1,4 @@
-"""One round of the world: nodes, hooks, and the steps in which nodes train and exchange messages. Free of Lightning."""
+"""One round of the world: nodes, hooks, and the steps in which nodes train and exchange messages. Without Lightning."""
 
 from worldlm.rounds.callback import RoundCallback
 from worldlm.rounds.context import Context, LocalFit

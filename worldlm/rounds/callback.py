@@ -16,7 +16,7 @@ from worldlm.topology.changes import Changes
 
 
 class RoundCallback:
-    """One part of a federated method. Override the hooks that it needs.
+    """One part of a federated method. A subclass overrides the hooks that it needs.
 
     One round, at a federation with parent q (the root first, then every federation below it in the same way)::
 
@@ -46,22 +46,22 @@ class RoundCallback:
         |              after_aggregate(q)             q selects the residuals that it could not absorb
         |              on_merged(q)
 
-    `RoundExecutor` has one method for each of the five words in capitals. Hooks that receive a message return it,
-    changed or not: messages are frozen, use `dataclasses.replace`.
+    `RoundExecutor` has one method for each of the five words in capitals. Most hooks that receive a message return it,
+    changed or unchanged. Messages are frozen: use `dataclasses.replace` to change one.
 
-    Where several processes share a world, the hooks of a node run in the process that holds it.
+    If several processes share a world, the hooks of a node run in the process that holds the node.
 
-    State that must survive a restart: what belongs to a node goes into `memory`, which is saved with the node and
-    follows it; `memory_schema` declares its type. It holds plain containers and tensors only. A tensor in `memory`, or
-    in a message, may be on disk until it is read: replace it, do not write into it.
+    A callback keeps state of a node that must survive a restart in `memory`. It is saved with the node, and
+    `memory_schema` declares its type: plain containers and tensors only. A tensor in `memory` or in a message may be
+    on disk until it is read. Replace such a tensor instead of writing into it.
     """
 
     parts: frozenset[Part] = frozenset()
-    """Parts of the model that this callback merges, and that therefore travel. Two callbacks cannot merge one part."""
+    """Parts of the model that this callback merges. Messages carry them. Two callbacks cannot merge the same part."""
     enforces: frozenset[str] = frozenset()
-    """Names of the topology's settings that this callback enforces. A setting that nobody enforces is an error."""
+    """Names of the topology's settings that this callback enforces. A setting that no callback enforces is an error."""
     memory_schema: Any = dict[str, Any]
-    """Type of `memory`, usually a TypedDict. A checkpoint is validated against it before a run resumes."""
+    """Type of `memory`, usually a TypedDict. Checkpoints are validated against it before a run resumes."""
 
     @property
     def state_key(self) -> str:
@@ -69,36 +69,37 @@ class RoundCallback:
         return type(self).__qualname__
 
     def memory(self, state: NodeState) -> dict[str, Any]:
-        """Return what this callback keeps at a node; write into it."""
+        """Return this callback's memory at a node, a dict that it may change."""
         return state.memory.setdefault(self.state_key, {})
 
     # ------------------------------------------------------------------ before the first round
 
-    def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
-        """Check that this callback suits the method and the topology; called before training.
+    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+        """Check that this callback suits the method and the topology. It is called before training.
 
         Args:
             callbacks: All callbacks of the method, in the order of the recipe.
-            topology: The run's.
+            topology: The topology of the run.
 
         Raises:
-            ValueError: If it does not.
+            ValueError: If this callback does not suit them.
         """
 
     def must_follow(self, other: RoundCallback) -> str:
-        """Return why this callback must be listed after another one, or an empty string if it need not."""
+        """Return the reason why this callback must be listed after another one, or an empty string if there is none."""
         return ""
 
     def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
-        """Drop what no longer applies when a run resumes with another topology; called before its first round.
+        """Drop what no longer applies when a run resumes with another topology. It is called before the first round.
 
-        `changes.parted` names the children that a node no longer has: drop what is kept under a child's name. What a
-        node that left kept itself goes with it. Every process calls this for all nodes, after `load_state_dict`.
+        `changes.parted` names the children that a node no longer has: drop what this callback keeps under their names.
+        The memory of a node that left needs no action. Every process calls this for all nodes, after
+        `load_state_dict`.
 
         Args:
-            world: The world; its topology is the new one.
-            changes: What changed.
-            states: All nodes by name, including those that left.
+            world: The world, with the new topology.
+            changes: The changes of the topology.
+            states: The states of all nodes by name, including nodes that left.
         """
 
     # ------------------------------------------------------------------ OPEN
@@ -116,13 +117,13 @@ class RoundCallback:
     def on_send(self, context: Context, receiver: Node, message: MessageT) -> MessageT:
         """Pack a message, as the last step at its sender: a download to a child, or an upload to the parent.
 
-        The returned message is what travels, and what is counted. It holds plain values and tensors, and its parts may
-        have other names and types. To unpack it the receiver has the message, its own state, and what all nodes share.
+        The returned message is sent, and its bytes are counted. It holds plain values and tensors, and its parts may
+        have other names and types. The receiver unpacks it with its own state and the state that all nodes share.
         """
         return message
 
     def on_unpack(self, context: Context, sender: Node, message: MessageT) -> MessageT:
-        """Unpack a message, as the first step at its receiver; callbacks unpack in the reverse of their order."""
+        """Unpack a message, as the first step at its receiver. Callbacks unpack in the reverse of their order."""
         return message
 
     def on_route(self, context: Context, download: Download) -> Download:
@@ -130,7 +131,7 @@ class RoundCallback:
         return download
 
     def on_receive(self, context: Context, download: Download) -> None:
-        """Merge what the parent sent into the node's weights, in place."""
+        """Merge the parent's download into the node's weights, in place."""
 
     def on_merged(self, context: Context) -> None:
         """Observe a leaf before its fit, or a federation after it aggregated."""
@@ -138,7 +139,7 @@ class RoundCallback:
     # ------------------------------------------------------------------ FIT
 
     def on_local_fit_start(self, context: Context, fit: LocalFit) -> None:
-        """Prepare the training of a node, before its first local step; called again when a run resumes within a fit."""
+        """Prepare a node's training, before its first local step. It is called again if a run resumes within a fit."""
 
     def on_local_fit_end(self, context: Context) -> None:
         """Observe a node after its last local step."""
@@ -150,21 +151,21 @@ class RoundCallback:
         return upload
 
     def packed_bytes(self, context: Context, receiver: Node, message: Upload, num_bytes: int) -> int:
-        """Return how many bytes `on_send` would make of an upload, and change nothing: it may be too late to be sent.
+        """Return the bytes that an upload would have after `on_send`. Change no state: the upload may not be sent.
 
         Args:
-            context: The sender's.
+            context: The context of the sender.
             receiver: Its parent.
             message: The upload, neither sanitised nor packed.
-            num_bytes: Its bytes, as the callbacks before this one would pack it.
+            num_bytes: Its bytes after the callbacks before this one have packed it.
         """
         return num_bytes
 
     def on_missed(self, context: Context, upload: Upload) -> None:
-        """Handle an upload that does not leave its node: keep what must go with the next one."""
+        """Handle an upload that does not leave its node: keep what the next upload must contain."""
 
     def on_sanitise(self, context: Context, upload: Upload, download: Download) -> Upload:
-        """Make an upload safe to leave its node."""
+        """Make an upload safe to leave its node: clip it, and add noise."""
         return upload
 
     # ------------------------------------------------------------------ AGGREGATE
@@ -172,8 +173,8 @@ class RoundCallback:
     def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
         """Merge the participants' uploads into the node's weights, in place.
 
-        The node's weights are those that its children received. Where the node holds data, its own fit is one of the
-        uploads, under its own name.
+        At this point the node has the weights that its children received. If the node holds data, its own fit is one of
+        the uploads, under its own name.
         """
 
     def after_aggregate(self, context: Context, uploads: list[Upload]) -> None:
@@ -182,15 +183,15 @@ class RoundCallback:
     # ------------------------------------------------------------------ reporting
 
     def node_figures(self, node: Node, state: NodeState) -> dict[str, float]:
-        """Return figures of a node for the closing table and results.json, by column."""
+        """Return figures of a node for the summary table and results.json, by column."""
         return {}
 
     def routes(self, world: World) -> Counter[str]:
-        """Count how often a residual was delivered, as "origin > home", since the run began."""
+        """Count the residuals delivered since the run began, by route: "origin > home"."""
         return Counter()
 
     def refusals(self, world: World) -> Counter[str]:
-        """Count how often a rule of the topology rejected a residual, by reason."""
+        """Count the residuals that a rule of the topology rejected, by reason."""
         return Counter()
 
 

@@ -1,4 +1,4 @@
-"""Messages of a round: composed at their sender, checked at their receiver."""
+"""Composes the messages of a round at their senders, and checks uploads at their receivers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Composer:
-    """Composes downloads and uploads, and admits the uploads that may be merged.
+    """Composes downloads and uploads, and decides which uploads may be merged.
 
     Args:
         world: The nodes.
@@ -43,7 +43,7 @@ class Composer:
     # ------------------------------------------------------------------ downloads
 
     def download(self, child: Node, subround: int) -> Download | None:
-        """Compose and pack what a child's parent sends to it; None if the child takes no part."""
+        """Compose and pack what a child's parent sends to it; None if the child does not take part."""
         sender = self.context(self.parent(child).name, subround)
         if not sender.state.takes_part or not (child.listens or child.name in sender.state.participants):
             return None
@@ -52,7 +52,7 @@ class Composer:
         return self.method.on_send(sender, child, download)
 
     def _parts_sent(self, state: NodeState) -> Mapping[Part, Tensors]:
-        """Return the weights that a federation's children receive: those from before its own fit."""
+        """Return the weights that a federation sends to its children: those from before its own fit."""
         return self._travelling(state.parameters if state.start is None else state.start)
 
     def _travelling(self, parameters: Tensors) -> Mapping[Part, Tensors]:
@@ -61,7 +61,7 @@ class Composer:
     # ------------------------------------------------------------------ uploads
 
     def upload(self, context: Context) -> Upload | None:
-        """Compose, sanitise and pack what a node sends to its parent; None if nothing of it arrives."""
+        """Compose, sanitise and pack what a node sends to its parent; None if it sends nothing."""
         state, download = context.state, context.state.download
         assert download is not None, "a node that takes part has received a download"
         upload = Upload(
@@ -86,8 +86,8 @@ class Composer:
     def _misses(self, context: Context, upload: Upload) -> bool:
         """Return whether a node sends nothing: it has not trained since its last upload, drops out, or would be late.
 
-        This is decided before the upload is sanitised and packed, because an upload that does not leave must spend no
-        privacy budget and no error feedback.
+        This is decided before the upload is sanitised and packed. An upload that does not leave must not spend privacy
+        budget, and must not change the error feedback.
         """
         state, parent = context.state, self.parent(context.node)
         if state.unsent_tokens == 0 or is_dropped(context.node.settings.dropout, context.seed("dropout")):
@@ -99,29 +99,29 @@ class Composer:
 
     @staticmethod
     def seconds(context: Context, num_bytes: int) -> float:
-        """Return the simulated seconds that a message takes on the node's link."""
+        """Return the simulated transfer time of a message on the node's link, in seconds."""
         return link_seconds(context.node.settings.link, num_bytes, context.seed("jitter"))
 
     # ------------------------------------------------------------------ at the parent
 
     def accept(self, context: Context, upload: Upload) -> None:
         """Unpack an upload at the parent, and keep it there if it may be merged."""
-        arrived = self.method.on_unpack(context, self.world.topology.nodes[upload.node], upload)
-        if self.admits(context, arrived):
-            context.state.uploads[upload.node] = self.world.store.keep_upload(upload.node, arrived)
+        unpacked = self.method.on_unpack(context, self.world.topology.nodes[upload.node], upload)
+        if self.admits(context, unpacked):
+            context.state.uploads[upload.node] = self.world.store.keep_upload(upload.node, unpacked)
 
     def admits(self, context: Context, upload: Upload) -> bool:
-        """Return whether an upload may be merged; one that is rejected is left out of this sub-round."""
+        """Return whether an upload may be merged. A rejected upload is counted, and left out of this sub-round."""
         state, name = context.state, context.node.name
         expected, limit = self._parts_sent(state), context.node.settings.max_update_norm
         reason = why_refused(upload, expected, self.world.round, limit)
         if reason:
             state.refused[upload.node] = state.refused.get(upload.node, 0) + 1
-            log.warning("round %d: %s refused the upload of %s: %s", self.world.round, name, upload.node, reason)
+            log.warning("round %d: %s rejected the upload of %s: %s", self.world.round, name, upload.node, reason)
         return not reason
 
     def own_upload(self, context: Context, trained: Tensors) -> Upload:
-        """Return the fit of a federation that holds data, as one of the uploads that it merges."""
+        """Return the result of a federation's own fit as an upload, to be merged with those of its children."""
         return Upload(
             node=context.node.name,
             round=self.world.round,

@@ -1,4 +1,4 @@
-"""What a hook receives: the node that acts, its state, and the tools a callback needs."""
+"""The arguments of the hooks: the node that acts, its state, and the tools that a callback needs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """The node that acts in a hook, and when."""
+    """The node that acts in a hook, its state, and the current round."""
 
     world: World
-    """Topology, partition of the parameters, and the keys and values that all nodes started from."""
+    """The topology, the partition of the parameters, and the keys and values that all nodes started from."""
     node: Node
     """The node that acts."""
     state: NodeState
-    """Its weights and counters. Hooks that merge write into the weights in place."""
+    """The weights and counters of the node. Hooks that merge write into the weights in place."""
     round: int
     """Round of the world, from 0."""
     subround: int
@@ -80,4 +80,4 @@ class LocalFit:
     batch_sampler: Any
     """Draws the node's batches; see `worldlm.data.BlockBatchSampler`."""
     resumed: bool
-    """Whether the fit was interrupted earlier, and now continues."""
+    """Whether this fit was interrupted, and now continues."""

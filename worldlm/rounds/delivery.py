@@ -1,8 +1,8 @@
-"""Delivery of messages: at once within a process, over the transport between processes.
+"""Delivers messages: directly within a process, over the transport between processes.
 
-All processes run the same program of a round, and each carries out the steps of its own nodes. A message to another
-process is sent as soon as it is known, without waiting; its receiver waits for it. Every message is sent earlier in the
-program than it is waited for, so no process waits for ever.
+All processes run the same program of a round. Each carries out the steps of the nodes that it holds. A sender sends a
+message to another process as soon as it is composed, and does not wait. The receiver waits for it. In the program,
+every message is sent before it is waited for, so that no process waits for ever.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from worldlm.topology import Node
 
 
 class Delivery:
-    """Brings messages to their receivers.
+    """Delivers messages to their receivers.
 
     Args:
         composer: Composes the messages.
@@ -32,7 +32,7 @@ class Delivery:
         self._entered_at = 0
 
     def enter(self, cursor: int) -> None:
-        """Enter a round at a step of the program: send what the steps before it would have sent to other processes."""
+        """Enter a round at a step of the program: send what earlier steps would have sent to other processes."""
         self._entered_at = cursor
         for step, position in self._positions.items():
             child = self.world.topology.nodes[step.node]
@@ -50,15 +50,15 @@ class Delivery:
     # ------------------------------------------------------------------ readiness
 
     def announce(self, child: Node, subround: int) -> None:
-        """Send to a parent in another process whether a child may take part in its next sub-round of this round."""
+        """If a child's parent is in another process, send whether the child may take part in the next sub-round."""
         if child.listens or not self.transport.crosses_processes(child.name):
             return
         if Step("open", self.composer.parent(child).name, subround) in self._positions:
             self.transport.send(child.name, "ready", self.may_take_part(child.name, subround))
 
     def is_ready(self, child: str, subround: int, parent_takes_part: bool) -> bool:
-        """Return, at its parent, whether a child may take part."""
-        if self.transport.crosses_processes(child):  # the child has sent it, even if its parent takes no part
+        """Return, at the parent, whether a child may take part."""
+        if self.transport.crosses_processes(child):  # receive it even if the parent does not take part: it was sent
             return bool(self.transport.receive(child, "ready"))
         return parent_takes_part and self.may_take_part(child, subround)
 
@@ -69,7 +69,7 @@ class Delivery:
     # ------------------------------------------------------------------ downloads
 
     def send_downloads(self, parent: Node, subround: int) -> None:
-        """Send their downloads to the children that other processes hold."""
+        """Send downloads to the children that other processes hold."""
         for child in parent.children:
             if self.transport.crosses_processes(child.name):
                 self._send_download(child, subround)
@@ -79,7 +79,7 @@ class Delivery:
         self.transport.send(child.name, "down", None if download is None else message_state(download))
 
     def download_for(self, child: Node, subround: int) -> Download | None:
-        """Return, at the child, what its parent sends to it; None if it takes no part."""
+        """Return, at the child, what its parent sends to it; None if the child does not take part."""
         if not self.transport.crosses_processes(child.name):
             return self.composer.download(child, subround)
         content = self.transport.receive(child.name, "down")
@@ -88,9 +88,9 @@ class Delivery:
     # ------------------------------------------------------------------ uploads
 
     def deliver(self, sender: Context, upload: Upload | None) -> None:
-        """Bring an upload to the sender's parent; None if nothing arrives."""
+        """Deliver an upload to the sender's parent. An upload of None means that the sender sends nothing."""
         name = sender.node.name
-        if self.transport.crosses_processes(name):  # its parent waits for it
+        if self.transport.crosses_processes(name):  # also send None, because the parent waits for a message
             self.transport.send(name, "up", None if upload is None else message_state(upload))
         elif upload is not None:
             parent = self.composer.parent(sender.node)

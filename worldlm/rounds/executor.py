@@ -1,8 +1,8 @@
-"""One round of the world, carried out step by step.
+"""Carries out one round of the world, step by step.
 
-`RoundExecutor` has one method for each kind of step: open, receive, fit, upload, aggregate. Together they read like the
-pseudocode in `RoundCallback`. A step touches the state of its own node, and messages; so the result does not depend on
-which process holds a node.
+`RoundExecutor` has one method for each kind of step: open, receive, fit, upload, aggregate. They follow the pseudocode
+in `RoundCallback`. A step only changes the state of its own node, and messages. The result is therefore the same
+whichever process holds a node.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 
 class TooFewParticipants(ValueError):
-    """Fewer participants are left in a sub-round than the federation's `min_participants`."""
+    """A federation has fewer participants left in a sub-round than its `min_participants`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitCounts:
-    """How much a node trained in one fit."""
+    """The tokens, batches and optimizer steps of one fit."""
 
     num_tokens: int
     num_batches: int = 0
@@ -39,7 +39,7 @@ class FitCounts:
 
 
 class RoundExecutor:
-    """Carries out the rounds of a world, at the nodes that this process holds.
+    """Carries out the rounds of a world for the nodes that this process holds.
 
     Args:
         world: The nodes.
@@ -54,7 +54,7 @@ class RoundExecutor:
         self._delivery = Delivery(self._composer, self.program)
 
     def enter(self, cursor: int) -> None:
-        """Enter a round at a step of the program; call it once before the first step of every round."""
+        """Enter a round at a step of the program. Call it once, before the first step of every round."""
         self._delivery.enter(cursor)
 
     def run(self, step: Step, train: Callable[[Context], FitCounts]) -> None:
@@ -79,7 +79,7 @@ class RoundExecutor:
             self._aggregate(context)
 
     def _takes_part(self, step: Step) -> bool:
-        """Return whether a step's node, and with it all federations above it, take part."""
+        """Return whether a step's node takes part, which requires that all federations above it take part."""
         node, state = self.world.topology.nodes[step.node], self.world.states[step.node]
         if step.kind == "fit" and (node.children or step.node == self.world.topology.root.name):
             return state.takes_part and step.node in state.participants
@@ -88,7 +88,7 @@ class RoundExecutor:
     # ------------------------------------------------------------------ the steps of a round
 
     def _open(self, context: Context, takes_part: bool) -> None:
-        """The parent draws the participants of a sub-round, and fixes the weights that it sends."""
+        """The parent draws the participants of a sub-round, and fixes the weights that it will send."""
         node, state = context.node, context.state
         children = sorted(child.name for child in node.children if not child.listens)
         ready = [name for name in children if self._delivery.is_ready(name, context.subround, takes_part)]
@@ -98,7 +98,7 @@ class RoundExecutor:
                 participants.append(node.name)
             state.participants = tuple(participants)
             if node.fits and children:
-                state.start = clone(state.parameters)  # its children must not see what its own fit learns
+                state.start = clone(state.parameters)  # its children receive the weights from before its own fit
         self._delivery.send_downloads(node, context.subround)
 
     def _receive(self, context: Context) -> None:
@@ -133,10 +133,10 @@ class RoundExecutor:
         self.method.on_local_fit_end(context)
 
     def _upload(self, context: Context, takes_part: bool) -> None:
-        """A child sends its upload to its parent, which checks it and keeps it until it aggregates."""
+        """A child sends its upload to its parent. The parent checks the upload, and keeps it until it aggregates."""
         if takes_part:
             self._delivery.deliver(context, self._composer.upload(context))
-            context.state.download = None  # it is answered, or missed
+            context.state.download = None  # the child has answered it, or missed the sub-round
         self._delivery.announce(context.node, context.subround + 1)
 
     def _aggregate(self, context: Context) -> None:
@@ -149,11 +149,11 @@ class RoundExecutor:
         if state.start is not None:  # its children received these weights, and the node trained on from them
             trained, state.parameters, state.start = state.parameters, state.start, None
             if name in state.participants:
-                own = self._composer.own_upload(context, trained)
-                uploads += [own] if self._composer.admits(context, own) else []
+                own_upload = self._composer.own_upload(context, trained)
+                uploads += [own_upload] if self._composer.admits(context, own_upload) else []
         self._check_number(context, uploads)
         if not uploads:
-            log.warning("round %d: nobody took part in %s, its model stays as it is", self.world.round, name)
+            log.warning("round %d: no node took part in %s; its model does not change", self.world.round, name)
             return
         uploads.sort(key=lambda upload: upload.node)
         self.method.on_aggregate(context, uploads)
@@ -161,11 +161,11 @@ class RoundExecutor:
         self.method.on_merged(context)
 
     def _check_number(self, context: Context, uploads: list[Upload]) -> None:
-        name, least = context.node.name, context.node.settings.min_participants
-        if len(uploads) < least:
+        name, minimum = context.node.name, context.node.settings.min_participants
+        if len(uploads) < minimum:
             raise TooFewParticipants(
                 f"round {self.world.round}: {len(uploads)} participants of {name} are left "
-                f"({', '.join(upload.node for upload in uploads) or 'none'}), and its min_participants is {least}"
+                f"({', '.join(upload.node for upload in uploads) or 'none'}), but its min_participants is {minimum}"
             )
 
 
@@ -173,9 +173,9 @@ def run_round(world: World, callbacks: Iterable[object], fit: Callable[[Context]
     """Run one round of a world in this process, without Lightning.
 
     Args:
-        world: The nodes; its round is counted up.
-        callbacks: The method.
-        fit: Trains the node of a context in place, and returns the tokens that it read.
+        world: The nodes. Its round counter is increased by one.
+        callbacks: The callbacks of the method.
+        fit: Trains the node of a context in place, and returns the number of tokens that the node read.
     """
     executor = RoundExecutor(world, Method(callbacks))
     executor.method.check(world.topology)

@@ -1,4 +1,4 @@
-"""Where a round's metrics go. The trainer writes them to Lightning's loggers; without a trainer they are dropped."""
+"""Receives the metrics of a round. The trainer writes them to Lightning's loggers; without one they are dropped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class LogSink:
 
         Args:
             scalars: Values by tag.
-            step: The step that they belong to: a round, or a node's own local steps.
+            step: Their step: a round, or a node's own local steps.
         """
 
     def text(self, tag: str, text: str, step: int = 0) -> None:
@@ -22,5 +22,5 @@ class LogSink:
         Args:
             tag: Its name.
             text: Markdown.
-            step: The step that it belongs to.
+            step: Its step.
         """

@@ -26,10 +26,10 @@ class Method:
     """Runs the hooks of its callbacks, each in the order of the list.
 
     Args:
-        callbacks: The recipe's callbacks; those that are no `RoundCallback` are left out.
+        callbacks: The recipe's callbacks. Only instances of `RoundCallback` are used.
 
     Raises:
-        ValueError: If a callback overrides a hook that has another name or signature now.
+        ValueError: If a callback overrides a hook whose name or signature has changed.
     """
 
     def __init__(self, callbacks: Iterable[object]) -> None:
@@ -39,7 +39,7 @@ class Method:
 
     @property
     def parts(self) -> frozenset[Part]:
-        """Parts of the model that some callback merges, and that therefore travel."""
+        """Parts of the model that the callbacks merge. Messages carry them."""
         return frozenset().union(*(callback.parts for callback in self.callbacks))
 
     def find(self, kind: type[T]) -> T | None:
@@ -58,10 +58,10 @@ class Method:
         )
 
     def check(self, topology: Topology) -> None:
-        """Check that the callbacks suit each other, their order, and the topology.
+        """Check the order of the callbacks, and that they suit each other and the topology.
 
         Raises:
-            ValueError: If they do not.
+            ValueError: If the order is wrong, or a callback does not suit the others or the topology.
         """
         for i, callback in enumerate(self.callbacks):
             for later in self.callbacks[i + 1 :]:
@@ -111,7 +111,7 @@ class Method:
             callback.on_receive(context, download)
 
     def on_merged(self, context: Context) -> None:
-        """Show the callbacks a node as its federation made it."""
+        """Let the callbacks observe a leaf before its fit, or a federation after it aggregated."""
         for callback in self.callbacks:
             callback.on_merged(context)
 
@@ -121,7 +121,7 @@ class Method:
             callback.on_local_fit_start(context, fit)
 
     def on_local_fit_end(self, context: Context) -> None:
-        """Show the callbacks a node as it trained itself."""
+        """Let the callbacks observe a node after its fit."""
         for callback in self.callbacks:
             callback.on_local_fit_end(context)
 
@@ -132,14 +132,14 @@ class Method:
         return upload
 
     def packed_bytes(self, context: Context, receiver: Node, upload: Upload) -> int:
-        """Return the bytes that an upload would have once it is packed."""
+        """Return the bytes that an upload would have after it is packed."""
         num_bytes = upload.num_bytes
         for callback in self.callbacks:
             num_bytes = callback.packed_bytes(context, receiver, upload, num_bytes)
         return num_bytes
 
     def on_missed(self, context: Context, upload: Upload) -> None:
-        """Let the callbacks keep what an upload that does not leave would have carried."""
+        """Handle an upload that does not leave its node."""
         for callback in self.callbacks:
             callback.on_missed(context, upload)
 
@@ -155,7 +155,7 @@ class Method:
             callback.on_aggregate(context, uploads)
 
     def after_aggregate(self, context: Context, uploads: list[Upload]) -> None:
-        """Show the callbacks a federation that aggregated."""
+        """Let the callbacks observe a federation after it aggregated."""
         for callback in self.callbacks:
             callback.after_aggregate(context, uploads)
 
@@ -177,10 +177,10 @@ class Method:
 
 
 def _check_hooks(kind: type[RoundCallback]) -> None:
-    """Check that a class overrides hooks by their present names and signatures.
+    """Check that a class overrides hooks by their current names and signatures.
 
     Raises:
-        ValueError: Names the hook, and what to write instead.
+        ValueError: Names the hook, and its current name or signature.
     """
     for old, new in _RENAMED.items():
         if any(old in vars(base) for base in kind.__mro__):

@@ -1,7 +1,7 @@
 """One round of the world as a flat list of steps.
 
-A tree of any depth becomes one list, in the order of a depth-first walk, so that the place where a round
-stands is one number: that is all a checkpoint has to keep of it.
+A tree of any depth becomes one list, in depth-first order. The progress of a round is therefore one number, the
+position in this list, and a checkpoint only has to save this number.
 """
 
 from dataclasses import dataclass
@@ -14,28 +14,27 @@ StepKind: TypeAlias = Literal["open", "receive", "fit", "upload", "aggregate"]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that happens at one node."""
+    """One action of one node."""
 
     kind: StepKind
-    """open: a parent chooses participants and fixes what it sends; receive: a child merges what it was sent;
-    fit: a node trains; upload: a child sends; aggregate: a parent merges its participants."""
+    """open: a parent draws participants and fixes what it sends; receive: a child merges its download;
+    fit: a node trains; upload: a child sends its upload; aggregate: a parent merges the uploads."""
     node: str
     subround: int
-    """Counts, from 0 and over the whole round, the sub-rounds of the node's own federation (open, fit of a
-    parent, aggregate) or of its parent's (receive, fit of a leaf, upload): with kind and node it names a step
-    for good."""
+    """The sub-round, counted from 0 over the whole round: of the node's own federation (open, fit of a parent,
+    aggregate) or of its parent's (receive, fit of a leaf, upload). Kind, node and sub-round identify a step."""
 
 
 def compile_round(topology: Topology) -> tuple[Step, ...]:
-    """Write one round of the world down as a flat program."""
+    """Compile one round of the world into a flat program."""
     return tuple(_federation(topology.root, 0))
 
 
 def _federation(node: Node, outer: int) -> list[Step]:
     """Compile a node's own federation; `outer` counts the visits of the node earlier in this round.
 
-    Listeners receive first, before anybody trains; they need no waiting for. Where all children listen, there is
-    nothing to aggregate: the node trains as if it were alone.
+    Listeners receive first, before any node trains, because no node waits for them. If all children are listeners,
+    there is nothing to aggregate: the node trains as if it were alone.
     """
     steps = []
     for subround in range(outer * node.settings.num_subrounds, (outer + 1) * node.settings.num_subrounds):
@@ -56,7 +55,7 @@ def _federation(node: Node, outer: int) -> list[Step]:
 
 
 def num_visits(topology: Topology) -> dict[str, int]:
-    """Count the fits of every data node in one round of the world, all nodes participating; 0 for a listener."""
+    """Count the fits of every data node in one round, if all nodes participate; 0 for a listener."""
     visits = dict.fromkeys((node.name for node in topology.data_nodes), 0)
     for step in compile_round(topology):
         if step.kind == "fit":
@@ -65,5 +64,5 @@ def num_visits(topology: Topology) -> dict[str, int]:
 
 
 def fit_order(topology: Topology) -> list[str]:
-    """Return the nodes that train in one round of the world, all nodes participating, in their order."""
+    """Return the names of the nodes that train in one round, in their order, if all nodes participate."""
     return [step.node for step in compile_round(topology) if step.kind == "fit"]

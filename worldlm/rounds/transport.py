@@ -1,4 +1,4 @@
-"""How messages travel between nodes that different processes hold. Here: one process holds all nodes."""
+"""The interface for messages between processes. The class in this module is for a single process."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 Kind: TypeAlias = Literal["ready", "down", "up", "state"]
-"""ready: whether a child may take part; down: a Download; up: an Upload; state: all that a node is, to process 0."""
+"""ready: whether a child may take part; down: a Download; up: an Upload; state: the state of a node, for process 0."""
 
 
 class Transport:
-    """Which nodes this process holds, and how it reaches the others. This class holds all nodes in one process.
+    """Knows which nodes this process holds, and exchanges messages with the others. This class holds all nodes.
 
     `worldlm.distributed.transport.ProcessTransport` sends messages between several processes.
     """
@@ -20,37 +20,37 @@ class Transport:
         return True
 
     def crosses_processes(self, name: str) -> bool:
-        """Return whether a node and its parent are held by different processes."""
+        """Return whether different processes hold a node and its parent."""
         return False
 
     def send(self, name: str, kind: Kind, content: Any) -> None:
-        """Send plain containers and tensors to a node (`down`), or from it (the other kinds).
+        """Send a message to a node (`down`), or from it (the other kinds).
 
         Args:
-            name: The child of the two nodes that exchange a message.
+            name: The child of the two nodes that exchange the message.
             kind: What is sent.
-            content: What `torch.load(weights_only=True)` reads.
+            content: Plain containers and tensors that `torch.load(weights_only=True)` can read.
         """
-        raise NotImplementedError("one process holds all nodes: no message leaves it")
+        raise NotImplementedError("one process holds all nodes, so that no message leaves it")
 
     def receive(self, name: str, kind: Kind) -> Any:
-        """Wait for what `send` sends."""
-        raise NotImplementedError("one process holds all nodes: no message reaches it")
+        """Wait for a message, and return its content."""
+        raise NotImplementedError("one process holds all nodes, so that it receives no messages")
 
     def flush(self) -> None:
         """Wait until everything that was sent has arrived."""
 
     def gather(self, content: Any) -> list[Any]:
-        """Return the content of all processes, in their order; all processes call this at the same point."""
+        """Return the contents of all processes, in their order. All processes call this at the same point."""
         return [content]
 
-    def collect(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        """Bring to process 0 what belongs to nodes; all processes call this at the same point.
+    def collect(self, local: Mapping[str, Any]) -> dict[str, Any]:
+        """Collect the contents of all nodes at process 0. All processes call this at the same point.
 
         Args:
-            own: What belongs to the nodes of this process, by name.
+            local: The content of each node that this process holds, by name.
 
         Returns:
-            At process 0 that of all nodes, in the order of the topology; elsewhere `own`.
+            At process 0 the contents of all nodes, in the order of the topology; elsewhere `local`.
         """
-        return dict(own)
+        return dict(local)

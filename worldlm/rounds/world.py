@@ -1,4 +1,4 @@
-"""The world: the state of every node, and where it is kept."""
+"""The world: all nodes with their states, their store, and the transport between processes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class World:
     """All nodes of a topology.
 
     Args:
-        topology: Who federates with whom.
+        topology: The nodes and their federations.
         partition: The part that every parameter belongs to, by name.
         initial: The weights that every node starts from, by name; copied.
         seed: Seed of all random draws.
-        store: Where nodes are kept; by default in host memory.
-        transport: Which nodes this process holds; by default all of them.
-        log: Where metrics go; by default they are dropped.
+        store: Stores waiting nodes; by default in host memory.
+        transport: Exchanges messages between processes; by default this process holds all nodes.
+        log: Receives metrics; by default they are dropped.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class World:
         self.transport = transport or Transport()
         self.log = log or LogSink()
         self.round = 0
-        """The round that runs, or the next one, from 0."""
+        """The current or next round, from 0."""
         self.num_rounds: int | None = None
         """Rounds of the whole run; None or -1 if it has no end."""
         self.states = {name: NodeState(parameters=self._initial_weights(name, initial)) for name in topology.nodes}
-        """State of every node. For nodes of other processes: what `NodeState.figures` keeps, as of the last round."""
+        """State of every node, by name. For nodes of other processes: `NodeState.figures`, as of the last round."""
         self.store.register(self.states)
         self.states[topology.root.name].takes_part = True
         personal = {name: tensor for name, tensor in initial.items() if partition[name] != "backbone"}
@@ -59,14 +59,14 @@ class World:
         self.changes = Changes()
         """How the topology differs from that of the checkpoint that the run resumed from."""
         self.changed_after = 0
-        """Rounds that were finished when the topology changed."""
+        """Number of rounds that were finished when the topology changed."""
 
     def _initial_weights(self, name: str, initial: Tensors) -> Tensors:
         return self.store.initial_weights(initial) if self.transport.is_local(name) else {}
 
     @cached_property
     def description(self) -> Described:
-        """What the topology says of every node, as plain values: to find changes when a run resumes."""
+        """The settings of every node as plain values, to detect changes when a run resumes."""
         return described(self.topology)
 
     def local_states(self) -> dict[str, NodeState]:
@@ -74,11 +74,11 @@ class World:
         return {name: state for name, state in self.states.items() if self.transport.is_local(name)}
 
     def figures(self) -> dict[str, dict[str, Any]]:
-        """Return everything but tensors of the nodes that this process holds, by name."""
+        """Return the states of the nodes that this process holds, without tensors, by name."""
         return {name: state.figures() for name, state in self.local_states().items()}
 
     def take_figures(self, figures: Mapping[str, Mapping[str, Any]]) -> None:
-        """Store the figures that another process returned for its nodes."""
+        """Store the figures of nodes that another process holds."""
         for name, values in figures.items():
             if not self.transport.is_local(name):
                 self.states[name] = NodeState(**values)

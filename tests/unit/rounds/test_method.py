@@ -22,7 +22,7 @@ TOPOLOGY = Topology(
 
 
 class Append(RoundCallback):
-    """Adds a letter to what passes by."""
+    """Adds a letter to every message."""
 
     def __init__(self, letter: str) -> None:
         self.letter = letter
@@ -90,7 +90,7 @@ def test_a_former_name_is_rejected_with_the_new_one(old: str, new: str) -> None:
         Method([kind()])
 
 
-def test_metrics_are_dropped_where_nobody_logs_them() -> None:
+def test_metrics_are_dropped_without_a_trainer() -> None:
     context = make_context(Method([]))
     context.log({"world/loss": 1.0})
     context.log_text("note", "nothing happens")

@@ -1,4 +1,4 @@
-"""One round written down as a flat list of steps."""
+"""One round compiled into a flat list of steps."""
 
 from collections import Counter
 
@@ -21,8 +21,8 @@ def world(root: Node) -> Topology:
     return Topology(name="t", root=root)
 
 
-def written(root: Node) -> list[str]:
-    """The program as lines 'kind node subround'."""
+def compiled(root: Node) -> list[str]:
+    """Return the program as lines 'kind node subround'."""
     return [f"{step.kind} {step.node} {step.subround}" for step in compile_round(world(root))]
 
 
@@ -33,15 +33,15 @@ def nested() -> Node:
 
 
 def test_a_node_alone() -> None:
-    assert written(leaf("me")) == ["open me 0", "fit me 0"]
+    assert compiled(leaf("me")) == ["open me 0", "fit me 0"]
 
 
 def test_a_node_alone_with_subrounds() -> None:
-    assert written(leaf("me", num_subrounds=2)) == ["open me 0", "fit me 0", "open me 1", "fit me 1"]
+    assert compiled(leaf("me", num_subrounds=2)) == ["open me 0", "fit me 0", "open me 1", "fit me 1"]
 
 
 def test_a_star() -> None:
-    assert written(node("world", leaf("it"), leaf("fr"))) == [
+    assert compiled(node("world", leaf("it"), leaf("fr"))) == [
         "open world 0",
         "receive it 0",
         "fit it 0",
@@ -54,7 +54,7 @@ def test_a_star() -> None:
 
 
 def test_a_parent_with_data_fits_after_it_has_fixed_what_it_sends() -> None:
-    assert written(node("world", leaf("it"), corpus="text")) == [
+    assert compiled(node("world", leaf("it"), corpus="text")) == [
         "open world 0",
         "fit world 0",
         "receive it 0",
@@ -66,7 +66,7 @@ def test_a_parent_with_data_fits_after_it_has_fixed_what_it_sends() -> None:
 
 def test_three_levels() -> None:
     west = node("west", leaf("it"), leaf("fr"))
-    assert written(node("world", west, leaf("uk"))) == [
+    assert compiled(node("world", west, leaf("uk"))) == [
         "open world 0",
         "receive west 0",
         "open west 0",
@@ -108,11 +108,11 @@ def test_nested_subrounds_count_on_over_the_whole_round() -> None:
             f"aggregate west {s}",
         ]
 
-    assert written(nested()) == of_world(0) + of_world(1)
+    assert compiled(nested()) == of_world(0) + of_world(1)
 
 
 def test_subrounds_of_a_leaf_with_a_parent_change_nothing() -> None:
-    assert written(node("world", leaf("it", num_subrounds=5))) == written(node("world", leaf("it")))
+    assert compiled(node("world", leaf("it", num_subrounds=5))) == compiled(node("world", leaf("it")))
 
 
 def test_steps_are_plain_values() -> None:
@@ -120,7 +120,7 @@ def test_steps_are_plain_values() -> None:
 
 
 @pytest.mark.parametrize("root", [leaf("me", num_subrounds=3), nested(), node("top", nested(), num_subrounds=3)])
-def test_kind_node_and_subround_name_a_step_for_good(root) -> None:
+def test_kind_node_and_subround_identify_a_step(root) -> None:
     program = compile_round(world(root))
     assert max(Counter((step.kind, step.node, step.subround) for step in program).values()) == 1
 
@@ -139,9 +139,9 @@ def listener(name: str, *children: Node) -> Node:
     return Node(name=name, corpus=corpus, settings=Settings(num_local_steps=0), children=children)
 
 
-def test_listeners_receive_before_anybody_trains_and_send_nothing() -> None:
+def test_listeners_receive_before_any_node_trains_and_send_nothing() -> None:
     west = node("west", leaf("it"), listener("sc"), corpus="text")
-    assert written(node("world", west, listener("deaf", listener("uk")))) == [
+    assert compiled(node("world", west, listener("deaf", listener("uk")))) == [
         "open world 0",
         "receive deaf 0",
         "open deaf 0",
@@ -159,8 +159,8 @@ def test_listeners_receive_before_anybody_trains_and_send_nothing() -> None:
     ]
 
 
-def test_a_node_that_is_only_listened_to_aggregates_nothing() -> None:
-    assert written(node("world", listener("it"), corpus="text")) == ["open world 0", "receive it 0", "fit world 0"]
+def test_a_node_whose_children_all_listen_does_not_aggregate() -> None:
+    assert compiled(node("world", listener("it"), corpus="text")) == ["open world 0", "receive it 0", "fit world 0"]
 
 
 def test_a_listener_makes_no_visits() -> None:
