@@ -1,14 +1,14 @@
-"""What admission, averaging and attention cost, against copying the same bytes once.
+"""The cost of admission, averaging and attention, compared with copying the same bytes once.
 
     python tests/benchmarks/aggregate.py [--children 8] [--megaparameters 125] [--repeats 5] [--threads 1]
 
 The models are those of the paper's 125M, 12 blocks of width 768 (fewer `--megaparameters` make it narrower): the
 embedding is the backbone, and the attention halves and feed-forward halves of all blocks are keys and values.
-Averaging takes all three parts, with an outer step of SGD(lr=1) and the norm of the pseudo-gradient, as `Averaging`
-does; attention asks with a federation's own keys and takes all keys and values, as `AttentionAggregation` does; once
-more where every parameter is a key, which is the most that it can cost. Admission looks at every upload, as a
-federation does before it merges. All run in turn, in one process; printed are medians of seconds of this process, their
-ratios to the copy, and the most that any of them added to its memory.
+Averaging merges all three parts, with an outer step of SGD(lr=1) and the norm of the pseudo-gradient, as `Averaging`
+does. Attention compares a federation's keys with those of its children and merges all keys and values, as
+`AttentionAggregation` does. It runs once more with every parameter as a key, which is the most expensive case.
+Admission checks every upload, as a federation does before it merges. All run in turn, in one process. The table has
+medians of CPU seconds, their ratios to the copy, and the largest increase of memory.
 """
 
 import argparse
@@ -60,19 +60,19 @@ def main() -> None:
     parser.add_argument("--megaparameters", type=float, default=125.0)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     keep_freed_memory()  # as `worldlm fit` does
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(options.threads)
 
-    scale = (asked.megaparameters / 125.0) ** 0.5
+    scale = (options.megaparameters / 125.0) ** 0.5
     parts = shapes(max(1, round(768 * scale)), max(1, round(52_000 * scale)))
     reference = draw(parts, None, 0)
-    own = draw(parts, reference, 1)
-    children = [draw(parts, reference, 2 + i) for i in range(asked.children)]
+    federation = draw(parts, reference, 1)
+    children = [draw(parts, reference, 2 + i) for i in range(options.children)]
     copies = [{name: tensor.clone() for name, tensor in child.items()} for child in children]
 
     def part(model: Tensors, name: str) -> Tensors:
-        return {one: model[one] for one in parts[name]}
+        return {key: model[key] for key in parts[name]}
 
     def copy() -> None:
         for target, child in zip(copies, children, strict=True):
@@ -85,12 +85,12 @@ def main() -> None:
 
     def average() -> None:
         mean = weighted_mean(children, [1.0] * len(children))
-        outer_step_(own, mean, torch.optim.SGD, {"lr": 1.0})
+        outer_step_(federation, mean, torch.optim.SGD, {"lr": 1.0})
 
     def attention(keys: Callable[[Tensors], Tensors], values: Callable[[Tensors], Tensors]) -> None:
         candidates = [KeyValue(keys(child), values(child)) for child in children]
-        found = attend(keys(own), candidates, keys(reference), temperature=0.1)
-        copy_(own, {**found.keys, **found.values})
+        merged = attend(keys(federation), candidates, keys(reference), temperature=0.1)
+        copy_(federation, {**merged.keys, **merged.values})
 
     def halves() -> None:
         attention(lambda model: part(model, "keys"), lambda model: {**part(model, "values"), **part(model, "backbone")})
@@ -98,21 +98,21 @@ def main() -> None:
     def all_keys() -> None:
         attention(lambda model: model, lambda model: {})
 
-    told: dict[str, Callable[[], None]] = {
+    tasks: dict[str, Callable[[], None]] = {
         "copy": copy, "admission": admission, "averaging": average,
         "attention": halves, "attention, all keys": all_keys,
     }  # fmt: skip
-    seconds: dict[str, list[float]] = {name: [] for name in told}
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
     added: dict[str, float] = {}
-    for i in range(asked.repeats + 1):  # the first run of each warms up
-        for name, run in told.items():
-            Path("/proc/self/clear_refs").write_text("5")  # the most is now what is held now
+    for i in range(options.repeats + 1):  # the first run of each warms up
+        for name, run in tasks.items():
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current memory
             before, began = memory("VmRSS"), time.process_time()
             run()
             seconds[name] += [time.process_time() - began] if i else []
             added[name] = max(added.get(name, 0.0), memory("VmHWM") - before)
     size = num_bytes(reference) / 1e6
-    print(f"{asked.children} models of {size / 4:.1f}M parameters, {size:.0f} MB each, {asked.threads} thread(s)")
+    print(f"{options.children} models of {size / 4:.1f}M parameters, {size:.0f} MB each, {options.threads} thread(s)")
     limit = statistics.median(seconds["copy"])
     for name, taken in seconds.items():
         median = statistics.median(taken)

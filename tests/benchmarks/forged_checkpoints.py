@@ -1,8 +1,8 @@
-"""How many forged checkpoints a command takes, or refuses in a plain line: `python forged_checkpoints.py NUMBER`.
+"""Count the forged checkpoints that a command accepts, or rejects in one line: `python forged_checkpoints.py NUMBER`.
 
-Each is a whole checkpoint of a run of two rounds, of its end or of a moment within a round, in which one value, at any
-depth, is gone or is another: `fit` is told to go on with it, another `--command` to read it. What counts as a failure:
-any exception, or more than one line for one mistake.
+Each is a complete checkpoint of a run of two rounds, saved at its end or within a round, in which one value at any
+depth is missing or changed. `fit` resumes from it; with `--command`, another command reads it. Any exception counts as
+a failure, and so does more than one line for one mistake.
 """
 
 from __future__ import annotations
@@ -69,21 +69,21 @@ OTHERS: tuple[Any, ...] = (None, True, -1, 3, 2**70, 1.5, float("nan"), "x", [],
 
 
 def places(within: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the way to every value of nested containers, at any depth."""
+    """Yield the path to every value of nested containers, at any depth."""
     items = within.items() if isinstance(within, dict) else enumerate(within) if isinstance(within, list) else ()
-    for key, one in items:
+    for key, value in items:
         yield (*path, key)
-        yield from places(one, (*path, key))
+        yield from places(value, (*path, key))
 
 
 def forge(rng: random.Random, checkpoint: dict[str, Any]) -> str:
-    """Change or drop one value, in place; return what was done.
+    """Change or remove one value, in place, and describe the change.
 
-    Depths are drawn first: else most of what is drawn were a tensor of some node's.
+    The depth is drawn first. Otherwise most drawn values would be tensors of a node.
     """
-    found = list(places(checkpoint))
-    depth = rng.choice(sorted({len(path) for path in found}))
-    *above, last = rng.choice([path for path in found if len(path) == depth])
+    paths = list(places(checkpoint))
+    depth = rng.choice(sorted({len(path) for path in paths}))
+    *above, last = rng.choice([path for path in paths if len(path) == depth])
     within = checkpoint
     for key in above:
         within = within[key]
@@ -99,41 +99,41 @@ def forge(rng: random.Random, checkpoint: dict[str, Any]) -> str:
 
 
 def whole_run() -> list[Path]:
-    """Run what nobody forged; return copies of all checkpoints that it wrote, one after every step."""
-    kept: list[Path] = []
+    """Run `fit`, and return copies of all checkpoints that it wrote, one after every step."""
+    copies: list[Path] = []
     write = AtomicCheckpointIO.save_checkpoint
 
-    def write_and_keep(self: AtomicCheckpointIO, checkpoint: Any, path: Any, **more: Any) -> None:
+    def write_and_copy(self: AtomicCheckpointIO, checkpoint: Any, path: Any, **more: Any) -> None:
         write(self, checkpoint, path, **more)
-        kept.append(Path(f"{len(kept)}.ckpt"))
-        shutil.copy(path, kept[-1])
+        copies.append(Path(f"{len(copies)}.ckpt"))
+        shutil.copy(path, copies[-1])
 
-    AtomicCheckpointIO.save_checkpoint = write_and_keep  # type: ignore[method-assign]
+    AtomicCheckpointIO.save_checkpoint = write_and_copy  # type: ignore[method-assign]
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         assert worldlm(["fit", "--recipe", "tiny.yaml", "--name", "whole"]) == 0
     AtomicCheckpointIO.save_checkpoint = write  # type: ignore[method-assign]
-    return kept
+    return copies
 
 
 def read(command: str) -> str:
-    """Give a command the forged checkpoint; return how it ended, beginning with "failed" if not as it should."""
-    told = io.StringIO()
+    """Run a command on the forged checkpoint, and return how it ended: "rejected", "accepted" or "failed: ..."."""
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
             status = worldlm(COMMANDS[command].split())
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        ours = [one for one in traceback.extract_tb(error.__traceback__) if "/worldlm/" in one.filename][-1]
-        return f"failed: {type(error).__name__} in {ours.name}: {str(error)[:150]}"
-    lines = [line for line in told.getvalue().splitlines() if line.startswith("worldlm: ")]
+        frame = [frame for frame in traceback.extract_tb(error.__traceback__) if "/worldlm/" in frame.filename][-1]
+        return f"failed: {type(error).__name__} in {frame.name}: {str(error)[:150]}"
+    lines = [line for line in stderr.getvalue().splitlines() if line.startswith("worldlm: ")]
     if status and len(lines) != 1:
-        return f"failed: {len(lines)} lines with status {status}: {told.getvalue()[-300:]}"
-    return "refused" if status else "went on"
+        return f"failed: {len(lines)} lines with status {status}: {stderr.getvalue()[-300:]}"
+    return "rejected" if status else "accepted"
 
 
 def main() -> None:
-    """Forge so many checkpoints, and say what became of them."""
+    """Forge a number of checkpoints, and print how the command ended on them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("number", type=int)
     parser.add_argument("--seed", type=int, default=0)
@@ -145,10 +145,10 @@ def main() -> None:
         sys.argv = ["worldlm"]
         os.environ["OMP_NUM_THREADS"] = "1"
         write_toy_world(Path(), TOPOLOGY, RECIPE)
-        kept = whole_run()
+        checkpoints = whole_run()
         for number in range(options.number):
             rng = random.Random(f"{options.seed} {number}")
-            checkpoint = torch.load(rng.choice(kept), weights_only=True)
+            checkpoint = torch.load(rng.choice(checkpoints), weights_only=True)
             done = forge(rng, checkpoint)
             torch.save(checkpoint, FORGED)
             end = read(options.command)

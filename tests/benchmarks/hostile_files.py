@@ -1,8 +1,8 @@
-"""How many mutated topologies and recipes are read or refused in a plain line: `python hostile_files.py KIND NUMBER`.
+"""Count the mutated topologies and recipes that are read, or rejected in one line: `hostile_files.py KIND NUMBER`.
 
 KIND is `topology` (loaded), `recipe` (its keys and classes checked), or `command` (a recipe through the whole command
-line up to where a world would be built). What counts as a failure: another exception than the documented ones, a
-mistake that is not one line, more seconds than a second and ten for each MB, 200 MB more memory. The files that failed
+line, up to where a world would be built). A file fails if it raises an undocumented exception, if a mistake is not one
+line, if it takes more than one second and ten seconds for each MB, or if it takes 200 MB more memory. Files that failed
 are kept.
 """
 
@@ -44,7 +44,7 @@ def seeds(kind: str) -> list[bytes]:
 
 
 class InMemory:
-    """What a file is to those that read a topology or a recipe, without the time that a disk takes."""
+    """A path to content in memory, for the readers of topologies and recipes. It takes no time for the disk."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -53,7 +53,7 @@ class InMemory:
         return "hostile.yaml"
 
     def stat(self) -> SimpleNamespace:
-        """Say that it is a file."""
+        """Return the status of a regular file."""
         return SimpleNamespace(st_mode=stat.S_IFREG)
 
     def open(self, mode: str) -> io.BytesIO:
@@ -62,10 +62,10 @@ class InMemory:
 
 
 def on_disk(content: bytes) -> Path:
-    """Write a file; the same each time."""
-    room = Path("/dev/shm" if os.path.isdir("/dev/shm") else "/tmp") / f"hostile-{os.getpid()}.yaml"
-    room.write_bytes(content)
-    return room
+    """Write the content to a file, always the same one."""
+    path = Path("/dev/shm" if os.path.isdir("/dev/shm") else "/tmp") / f"hostile-{os.getpid()}.yaml"
+    path.write_bytes(content)
+    return path
 
 
 def read_topology(content: bytes) -> None:
@@ -74,7 +74,7 @@ def read_topology(content: bytes) -> None:
 
 
 def recipe_reader() -> Callable[[bytes], object]:
-    """Return what checks the keys and classes of a recipe."""
+    """Return a function that checks the keys and classes of a recipe."""
     from worldlm.cli.recipe import read_recipe
 
     cli = _command_line()
@@ -82,7 +82,7 @@ def recipe_reader() -> Callable[[bytes], object]:
 
 
 def command_reader() -> Callable[[bytes], object]:
-    """Return what reads a recipe as `worldlm fit --safe` does, without building anything."""
+    """Return a function that reads a recipe as `worldlm fit --safe` does, without building anything."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from worldlm.cli.recipe import explain, read_recipe
@@ -121,24 +121,24 @@ def _command_line() -> Any:
 
 
 def fault(read: Callable[[bytes], object], content: bytes) -> tuple[str, str]:
-    """Read a file; return what was wrong with how it went, or nothing, and how it ended."""
+    """Read a file, and return its fault, or an empty string, and how the reading ended."""
     try:
         read(content)
         return "", "read"
     except UserError as error:
-        return _form(error), "refused"
+        return _form(error), "rejected"
     except FileNotFoundError:
         return "", "not found"
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        ours = [one for one in traceback.extract_tb(error.__traceback__) if "/worldlm/" in one.filename][-1:]
-        where = [(one.name, one.lineno) for one in ours]
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/worldlm/" in frame.filename][-1:]
+        where = [(frame.name, frame.lineno) for frame in frames]
         return f"{type(error).__name__} in {where}: {str(error)[:200]}", "failed"
 
 
 def too_long(read: Callable[[bytes], object], content: bytes, seconds: float) -> str:
-    """Say whether a file took too long: by the processor's time, if it seems so, for others may be at work."""
+    """Return a fault if a file took too long. CPU time decides, because other processes may run."""
     allowed = 1 + 10 * len(content) / 1e6
     if seconds <= allowed:
         return ""
@@ -154,7 +154,7 @@ def _form(error: UserError) -> str:
             return f"a mistake is no line: {mistake[:200]!r}"
         if len(mistake) > 3000:
             return f"a mistake has {len(mistake)} characters: {mistake[:100]!r}"
-    return "" if error.mistakes else "nothing is told"
+    return "" if error.mistakes else "the error has no line"
 
 
 def _peak() -> float:
@@ -162,7 +162,7 @@ def _peak() -> float:
 
 
 def main() -> None:
-    """Read so many files, and say what became of them."""
+    """Read a number of files, and print how the reading ended."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=("topology", "recipe", "command"))
     parser.add_argument("number", type=int)
@@ -179,24 +179,24 @@ def main() -> None:
     signal.signal(signal.SIGALRM, _give_up)
     for number in range(options.number):
         data = mutate(Random(f"{options.seed} {options.kind} {number}"), files, options.seldom)
-        if number % 100 == 0:  # calls of the system take as long as a small file
+        if number % 100 == 0:  # not for every file, because these system calls take as long as a small file
             signal.alarm(_HANG)
             most, before = max(most, _peak() - before), _peak()
         begun = time.perf_counter()
-        wrong, end = fault(read, data)
+        message, end = fault(read, data)
         seconds = time.perf_counter() - begun
-        wrong = wrong or too_long(read, data, seconds)
+        message = message or too_long(read, data, seconds)
         slowest = max(slowest, seconds)
         ends[end] += 1
-        if wrong:
-            faults[wrong[:60]] += 1
-            if faults[wrong[:60]] <= 3:
+        if message:
+            faults[message[:60]] += 1
+            if faults[message[:60]] <= 3:
                 options.keep.mkdir(parents=True, exist_ok=True)
                 (options.keep / f"{options.kind}-{options.seed}-{number}.yaml").write_bytes(data)
-                print(f"{options.kind} {options.seed} {number}: {wrong}", flush=True)
+                print(f"{options.kind} {options.seed} {number}: {message}", flush=True)
         if (number + 1) % max(1, options.number // 10) == 0:
-            told = f"{time.monotonic() - started:.0f} s, {dict(ends)}, {sum(faults.values())} faults"
-            print(f"{number + 1} files, {told}", flush=True)
+            progress = f"{time.monotonic() - started:.0f} s, {dict(ends)}, {sum(faults.values())} faults"
+            print(f"{number + 1} files, {progress}", flush=True)
     grown = max(most, _peak() - before)
     if grown > BYTES_OF_MEMORY:
         faults[f"100 files took {grown / 1e6:.0f} MB more memory"] += 1
@@ -208,7 +208,7 @@ def main() -> None:
 
 
 def _give_up(*_: object) -> None:
-    raise TimeoutError(f"no end of a hundred files after {_HANG} s")
+    raise TimeoutError(f"a hundred files took more than {_HANG} s")
 
 
 if __name__ == "__main__":

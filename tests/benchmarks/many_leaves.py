@@ -1,4 +1,4 @@
-"""What a leaf costs in a world of many: memory, and seconds of this process for each of its fits.
+"""The cost of a leaf in a world of many leaves: memory, and CPU seconds for each of its fits.
 
     python tests/benchmarks/many_leaves.py [--leaves 10 1000] [--rounds 2] [--steps 2] [--folder DIR] [--in-memory]
                                            [--cache-gb 0.25] [--keep-moments] [--checkpoint]
@@ -99,14 +99,14 @@ def most_memory() -> float:
     return int(line.split()[1]) / 1024
 
 
-def run(asked: argparse.Namespace, leaves: int, folder: Path) -> None:
+def run(options: argparse.Namespace, leaves: int, folder: Path) -> None:
     """Train one world, and print what it took."""
     torch.set_num_threads(1)
     keep_freed_memory()  # as `worldlm fit` does
-    moments = "keep" if asked.keep_moments else "reset"
-    topology = world(leaves, Settings(num_local_steps=asked.steps, batch_size=BATCH, optimizer_state=moments))
+    moments = "keep" if options.keep_moments else "reset"
+    topology = world(leaves, Settings(num_local_steps=options.steps, batch_size=BATCH, optimizer_state=moments))
     number = sum(node.is_leaf for node in topology.nodes.values())
-    rounds = max(asked.rounds, -(-LEAST_FITS // number))
+    rounds = max(options.rounds, -(-LEAST_FITS // number))
     architecture = Architecture(num_blocks=4, d_model=208, num_heads=8, max_seq_len=SEQ, vocab_size=VOCAB)
     split = Split(keys=(r"blocks\.[23]\.(norm_1|attn)\.",), values=(r"blocks\.[23]\.", r"norm_f\."))
     module = LanguageModule(architecture, split, OptimizerSettings(lr=1e-3, warmup_steps=1))
@@ -114,9 +114,9 @@ def run(asked: argparse.Namespace, leaves: int, folder: Path) -> None:
     method = [Averaging(), AttentionAggregation(query="mean"), ResidualExchange(), Traffic(), clock]
     trainer = WorldTrainer(
         topology=topology, max_epochs=rounds, seed=0, accelerator="cpu", logger=False, default_root_dir=folder,
-        enable_checkpointing=asked.checkpoint, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[*method, *([LastCheckpoint()] if asked.checkpoint else [])],
-        paging=None if asked.in_memory else Paging(cache_gb=asked.cache_gb),
+        enable_checkpointing=options.checkpoint, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[*method, *([LastCheckpoint()] if options.checkpoint else [])],
+        paging=None if options.in_memory else Paging(cache_gb=options.cache_gb),
     )  # fmt: skip
     trainer.fit(module, datamodule=RandomText())
     size = sum(parameter.numel() for parameter in module.parameters()) / 1e6
@@ -140,14 +140,14 @@ def main() -> None:
     parser.add_argument("--in-memory", action="store_true")
     parser.add_argument("--keep-moments", action="store_true")
     parser.add_argument("--checkpoint", action="store_true", help="keep last.ckpt, written after every round")
-    asked = parser.parse_args()
-    if len(asked.leaves) > 1:
-        rest = [one for one in sys.argv[1:] if one not in ("--leaves", *map(str, asked.leaves))]
-        for leaves in asked.leaves:
+    options = parser.parse_args()
+    if len(options.leaves) > 1:
+        rest = [argument for argument in sys.argv[1:] if argument not in ("--leaves", *map(str, options.leaves))]
+        for leaves in options.leaves:
             subprocess.run([sys.executable, __file__, *rest, "--leaves", str(leaves)], check=True)
         return
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        run(asked, asked.leaves[0], Path(folder))
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        run(options, options.leaves[0], Path(folder))
 
 
 if __name__ == "__main__":

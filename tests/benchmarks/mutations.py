@@ -188,7 +188,7 @@ TOKENS = [
         "dict_kwargs: {a: 1}",
     ),
 ]
-"""What may stand where something else stood."""
+"""Tokens that can replace any other token."""
 
 
 def _at(rng: Random, data: bytes) -> int:
@@ -229,7 +229,7 @@ def duplicate(rng: Random, data: bytes) -> bytes:
 
 
 def put_in(rng: Random, data: bytes) -> bytes:
-    """Put a byte or two in that mean something to somebody."""
+    """Insert one or two bytes that have a meaning for some reader."""
     at = _at(rng, data)
     new = rng.choice(
         [b"\0", b"\r", b"\t", b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b":", b"{", b"[", b"'", b'"', b"- ", b"? "]
@@ -269,11 +269,11 @@ def change_lines(rng: Random, data: bytes) -> bytes:
 
 def change_token(rng: Random, data: bytes) -> bytes:
     """Put something else in the place of a word."""
-    found = list(_TOKEN.finditer(data))
-    if not found:
+    matches = list(_TOKEN.finditer(data))
+    if not matches:
         return data
-    old = rng.choice(found)
-    words = [rng.choice(found).group(), rng.choice(TOKENS).encode("utf-8", "surrogatepass")]
+    old = rng.choice(matches)
+    words = [rng.choice(matches).group(), rng.choice(TOKENS).encode("utf-8", "surrogatepass")]
     return data[: old.start()] + rng.choice(words) + data[old.end() :]
 
 
@@ -326,17 +326,18 @@ def bomb(rng: Random, data: bytes) -> bytes:
     """Put aliases of aliases before it, in lists or as merges, and use them."""
     wide, high = rng.choice([2, 9, 10, 30]), rng.choice([2, 4, 5, 8, 20])
     below = ", ".join(["*a{}"] * wide)
-    one = rng.choice(["[" + below + "]", "{{<<: [" + below + "]}}", "{{x{}: " + "*a{}" + ", <<: [" + below + "]}}"])
+    nested = rng.choice(["[" + below + "]", "{{<<: [" + below + "]}}", "{{x{}: " + "*a{}" + ", <<: [" + below + "]}}"])
     lines = ["x0: &a0 {k1: 1, k2: 2}"]
     lines += [
-        f"x{i}: &a{i} " + re.sub(r"\{\}", str(i - 1), one).replace("{{", "{").replace("}}", "}") for i in range(1, high)
+        f"x{i}: &a{i} " + re.sub(r"\{\}", str(i - 1), nested).replace("{{", "{").replace("}}", "}")
+        for i in range(1, high)
     ]
     used = rng.choice([f"settings: *a{high - 1}", f"<<: *a{high - 1}", f"trainer: *a{high - 1}", f"root: *a{high - 1}"])
     return "\n".join([*lines, used, ""]).encode() + data
 
 
 def quote(rng: Random, data: bytes) -> bytes:
-    """Give a key a text for its value that is YAML itself: some readers take it for that."""
+    """Set the value of a key to a string that is YAML itself, which some readers parse."""
     inner = rng.choice([nest, bomb, put_in_token, change_token])(rng, rng.choice([b"a: 1", b"[x]", b"{class_path: x}"]))
     text = json.dumps(inner.decode("utf-8", "replace")).encode()
     keys = list(re.finditer(rb": [^\n{\[|>&]*$", data, re.MULTILINE))

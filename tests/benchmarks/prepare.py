@@ -57,7 +57,7 @@ def ours(file: Path, tokenizer: Tokenizer, folder: Path) -> float:
     with TemporaryDirectory(dir=folder) as cache:
         corpus = TextFiles(train=str(file), validation_fraction=0.1)
         (packed,) = prepare([Request("text", corpus, "text")], tokenizer, cache).values()
-        count = sum(one.num_tokens for one in packed.values())
+        count = sum(split.num_tokens for split in packed.values())
         return count / (time.perf_counter() - started)
 
 

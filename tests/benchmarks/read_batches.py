@@ -81,11 +81,11 @@ def main() -> None:
             "mixture of 4, 2 workers": loader(mixed, WEIGHTS, 2),
         }
         speeds: dict[str, list[float]] = {name: [] for name in loaders}
-        for one in loaders.values():
-            visit(one, 0, 20)  # warms up, and starts the workers
+        for batches in loaders.values():
+            visit(batches, 0, 20)  # warms up, and starts the workers
         for repeat in range(given.repeats):
-            for name, one in loaders.items():
-                speeds[name].append(visit(one, 20 + repeat * given.batches, given.batches))
+            for name, batches in loaders.items():
+                speeds[name].append(visit(batches, 20 + repeat * given.batches, given.batches))
     print(f"{given.megabytes} MB of uint16, {given.batches} batches of {BATCH} x {SEQ}, median of {given.repeats}")
     for name, measured in speeds.items():
         print(f"{name:24} {statistics.median(measured) / 1e6:8.1f} M tokens/s")

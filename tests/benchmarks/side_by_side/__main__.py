@@ -1,13 +1,13 @@
-"""Side by side: what federated rounds cost in WorldLM, in a bare PyTorch loop, and in other systems.
+"""Side by side: the cost of federated rounds in WorldLM, in a bare PyTorch loop, and in other systems.
 
     python tests/benchmarks/side_by_side [--jobs small,large] [--systems bare,worldlm] [--layouts 1x2,2x1] [--repeats 2]
 
 Every system does the same job: FedAvg of the same module on the same batches in the same order, with a fused AdamW that
-is fresh in every round, and clipped gradients. `bare_malloc` is the bare loop with the allocator told to keep freed
-memory, and to ask for large pages, as `worldlm fit` tells it. Each runs as a process of its own, in turn with the
-others, so that CPU time and memory are those of the process and all that it starts. A layout is processes x threads.
-Compared are medians of all rounds but the first, whose extra time is the start-up. How far the server's weights are
-from the bare loop's is told after one round, for AdamW lets differences of rounding grow.
+is fresh in every round, and clipped gradients. `bare_malloc` is the bare loop with an allocator that keeps freed memory
+and requests huge pages, as in `worldlm fit`. Each system runs in its own process, in turn with the others; CPU time and
+memory are those of the process and all processes that it starts. A layout is processes x threads. The table has medians
+of all rounds except the first, whose extra time is the start-up. The difference to the bare loop's weights is measured
+after one round, because AdamW amplifies rounding errors.
 
 The other systems are skipped where they are not installed:
 
@@ -32,7 +32,7 @@ DEFAULT = "bare,bare_malloc,worldlm,pfl,flower,lightning"
 
 @dataclass
 class Measured:
-    """What the runs of one system came to."""
+    """The measurements of one system."""
 
     walls: list[float] = field(default_factory=list)
     """Wall seconds of every round but each run's first."""
@@ -64,44 +64,45 @@ def difference(folder: Path, system: str) -> float:
 
 
 def measure(job: Job, systems: list[str], processes: int, threads: int, repeats: int) -> dict[str, Measured]:
-    """Run all systems in turn, as often as asked."""
-    found: dict[str, Measured] = {system: Measured() for system in systems}
+    """Run all systems in turn, `repeats` times."""
+    results: dict[str, Measured] = {system: Measured() for system in systems}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, job)
-        for system in [one for _ in range(repeats) for one in systems]:
-            if system not in found:
+        for system in repeats * systems:
+            if system not in results:
                 continue
             try:
                 rounds, peak = run(system, folder, processes, threads)
             except Skipped as reason:
                 print(f"{system} skipped: {reason}", flush=True)
-                del found[system]
+                del results[system]
                 continue
-            one = found[system]
-            one.firsts.append(rounds[0])
-            one.walls += [wall for wall, _ in rounds[1:] or rounds]
-            one.cpus += [cpu for _, cpu in rounds[1:] or rounds]
-            one.peaks.append(peak)
-            one.difference = max(one.difference, difference(folder, system))
-    return found
+            measured = results[system]
+            measured.firsts.append(rounds[0])
+            measured.walls += [wall for wall, _ in rounds[1:] or rounds]
+            measured.cpus += [cpu for _, cpu in rounds[1:] or rounds]
+            measured.peaks.append(peak)
+            measured.difference = max(measured.difference, difference(folder, system))
+    return results
 
 
-def table(job: Job, found: dict[str, Measured]) -> Iterator[str]:
-    """Write the lines of a job's table."""
+def table(job: Job, results: dict[str, Measured]) -> Iterator[str]:
+    """Yield the lines of a job's table."""
     yield (
         f"{'':20}{'wall s':>8}{'CPU s':>8}{'tokens/s':>10}{'wall/bare':>10}{'CPU/bare':>10}"
         f"{'peak MB':>9}{'start s':>9}{'start CPU':>10}{'differs by':>12}"
     )
-    bare = found.get("bare")
-    for system, one in found.items():
-        wall, cpu = statistics.median(one.walls), statistics.median(one.cpus)
+    bare = results.get("bare")
+    for system, measured in results.items():
+        wall, cpu = statistics.median(measured.walls), statistics.median(measured.cpus)
         ratios = [float("nan")] * 2
         if bare is not None:
             ratios = [wall / statistics.median(bare.walls), cpu / statistics.median(bare.cpus)]
         yield (
             f"{system:20}{wall:8.2f}{cpu:8.2f}{job.tokens / wall:10,.0f}{ratios[0]:10.3f}{ratios[1]:10.3f}"
-            f"{statistics.median(one.peaks):9.0f}{one.start(0):9.1f}{one.start(1):10.1f}{one.difference:12.1e}"
+            f"{statistics.median(measured.peaks):9.0f}{measured.start(0):9.1f}{measured.start(1):10.1f}"
+            f"{measured.difference:12.1e}"
         )
 
 
@@ -123,8 +124,8 @@ def main() -> None:
             processes, threads = map(int, layout.split("x"))
             print(f"\n{name}: {job.clients} clients x {job.steps} steps of {job.batch} x {job.seq} tokens, ", end="")
             print(f"{job.blocks} blocks of width {job.width}; {processes} x {threads} threads", flush=True)
-            found = measure(job, given.systems.split(","), processes, threads, given.repeats)
-            print("\n".join(table(job, found)), flush=True)
+            results = measure(job, given.systems.split(","), processes, threads, given.repeats)
+            print("\n".join(table(job, results)), flush=True)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def main() -> None:
             return loss(self.decoder, tokens.long())  # pfl makes float32 of all that it reads
 
         def metrics(self, tokens: Any) -> dict[str, Any]:
-            return {"nothing": Weighted(0, 1)}  # pfl evaluates in its first iteration whatever it is told
+            return {"nothing": Weighted(0, 1)}  # pfl evaluates in its first iteration whatever its settings
 
     class Clock(TrainingProcessCallback[Any]):
         """Notes the end of every round."""

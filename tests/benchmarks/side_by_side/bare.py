@@ -48,12 +48,12 @@ class Loop:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the mean, and the mean as a step of SGD(lr=1) makes it from the start, which rounds differently."""
-        found: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
         start = self.workspace.initial()
         for (name, _), on_device in zip(self.model.named_parameters(), self.server, strict=True):
             mean = on_device.cpu()
-            found |= {name: mean, f"{name}/stepped": start[name] - (start[name] - mean)}
-        return found
+            weights |= {name: mean, f"{name}/stepped": start[name] - (start[name] - mean)}
+        return weights
 
 
 def work(loop: Loop, rank: int, barrier: Barrier | threading.Barrier) -> None:

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="of a run, at least 3")
     parser.add_argument("--duels", type=int, default=4)
     given = parser.parse_args()
-    one, other = systems = given.systems.split(",")
+    first, second = systems = given.systems.split(",")
     for name in given.jobs.split(","):
         ratios = []
         with tempfile.TemporaryDirectory() as top, ThreadPoolExecutor(2) as pool:
@@ -46,8 +46,8 @@ def main() -> None:
                 except Skipped as reason:
                     parser.exit(1, f"skipped: {reason}\n")
                 ratios.append(mine / theirs)
-                print(f"{name}: {one} {mine:.3f} s, {other} {theirs:.3f} s: {ratios[-1]:.3f}", flush=True)
-        print(f"done. {name}: {one} takes {statistics.median(ratios):.3f} of {other}'s CPU in a round", flush=True)
+                print(f"{name}: {first} {mine:.3f} s, {second} {theirs:.3f} s: {ratios[-1]:.3f}", flush=True)
+        print(f"done. {name}: {first} takes {statistics.median(ratios):.3f} of {second}'s CPU in a round", flush=True)
 
 
 if __name__ == "__main__":

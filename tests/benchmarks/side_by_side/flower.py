@@ -18,12 +18,12 @@ except ImportError as error:
     raise SystemExit(f"skipped: {error.name} is not installed") from None
 
 client_app, server_app = ClientApp(), ServerApp()
-kept: list[tuple[Workspace, Any]] = []
-"""An actor keeps its module from one client to the next, which Flower leaves to the app."""
+cached: list[tuple[Workspace, Any]] = []
+"""The workspace and the module of an actor, which the app has to keep from one client to the next."""
 
 
 def workspace() -> Workspace:
-    """Return the workspace, which actors learn from their environment."""
+    """Return the workspace, which actors read from their environment."""
     folder, processes, threads = os.environ["SIDE_BY_SIDE"].split(":")
     return Workspace(Path(folder), "flower", int(processes), int(threads))
 
@@ -33,10 +33,10 @@ def fit(message: Message, context: Context) -> Message:
     """Train one client."""
     import torch
 
-    if not kept:
-        made = workspace()
-        kept.append((made, made.model()))
-    space, model = kept[0]
+    if not cached:
+        new_workspace = workspace()
+        cached.append((new_workspace, new_workspace.model()))
+    space, model = cached[0]
     with torch.no_grad():
         sent = message.content["arrays"].to_torch_state_dict()
         for name, parameter in model.named_parameters():

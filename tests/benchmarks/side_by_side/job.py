@@ -105,15 +105,15 @@ class Workspace:
 
     def batches(self) -> NDArray[np.uint16]:
         """Return all batches, shape [clients, rounds * steps, batch, seq + 1], as they lie on disk."""
-        found: NDArray[np.uint16] = np.load(self.folder / "batches.npy", mmap_mode="r")
-        return found
+        batches: NDArray[np.uint16] = np.load(self.folder / "batches.npy", mmap_mode="r")
+        return batches
 
     def tokens(self, client: int, number: int, step: int) -> Any:
         """Return one batch, int64 [batch, seq + 1]."""
         import torch
 
-        found = torch.from_numpy(self.batches()[client, number * self.job.steps + step].astype(np.int64))
-        return found.to(self.job.device)
+        batch = torch.from_numpy(self.batches()[client, number * self.job.steps + step].astype(np.int64))
+        return batch.to(self.job.device)
 
     def model(self) -> Any:
         """Return the decoder with its initial weights.
@@ -162,7 +162,7 @@ class Workspace:
         self._begun = time.time(), self._clock.seconds()
 
     def report(self) -> None:
-        """Print what was measured: wall and CPU seconds of each round, the first with all that came before it."""
+        """Print the wall and CPU seconds of each round. The first round includes all time before it."""
         if self.job.accelerator == "gpu":
             import torch
 

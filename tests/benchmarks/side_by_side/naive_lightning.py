@@ -23,13 +23,13 @@ class Module(pl.LightningModule):
         self.model = model
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        found = loss(self.model, batch[0])
-        self.log("loss", found)
-        return found
+        batch_loss = loss(self.model, batch[0])
+        self.log("loss", batch_loss)
+        return batch_loss
 
     def configure_optimizers(self) -> Any:
         chosen = optimizer(self.model)
-        chosen._step_supports_amp_scaling = False  # without which Lightning refuses to clip with a fused optimizer
+        chosen._step_supports_amp_scaling = False  # otherwise Lightning does not clip with a fused optimizer
         return chosen
 
 
@@ -68,8 +68,8 @@ def main() -> None:
                     for name, parameter in module.model.named_parameters()
                 }
             )
-        server = {name: torch.stack([one[name] for one in trained]).mean(0) for name in server}
-        workspace.end_round(lambda found=server: found)
+        server = {name: torch.stack([weights[name] for weights in trained]).mean(0) for name in server}
+        workspace.end_round(lambda weights=server: weights)
         shutil.rmtree(folder, ignore_errors=True)
     workspace.report()
 

@@ -44,7 +44,7 @@ def prepare(folder: Path, job: Job) -> None:
     import worldlm_fit
 
     Workspace.save_job(folder, job)
-    with redirect_stderr(StringIO()):  # nobody wants to know about the packing
+    with redirect_stderr(StringIO()):  # drops the progress of the packing
         worldlm_fit.prepare(folder, job)
     save_weights(folder / "initial.npz", worldlm_fit.initial_weights(job))
 
@@ -56,7 +56,7 @@ def run(system: str, folder: Path, processes: int, threads: int) -> tuple[list[t
         Wall and CPU seconds of each round, and the largest memory of the process tree in MB.
 
     Raises:
-        Skipped: If it says that it cannot, or fails.
+        Skipped: If the system prints that it cannot run, or fails.
     """
     script = Path(__file__).parent / SYSTEMS[system]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -74,10 +74,10 @@ def run(system: str, folder: Path, processes: int, threads: int) -> tuple[list[t
         finally:
             child.kill()
         log.seek(0)
-        said = log.read().splitlines()
-    for line in said:
+        lines = log.read().splitlines()
+    for line in lines:
         if line.endswith("GPU's memory"):
             print(f"{system}: {line}", flush=True)
         if line.startswith("MEASURED "):
             return [(wall, cpu) for wall, cpu in json.loads(line.removeprefix("MEASURED "))], peak
-    raise Skipped(said[-1].removeprefix("skipped: ") if said else f"status {child.returncode}, and nothing said")
+    raise Skipped(lines[-1].removeprefix("skipped: ") if lines else f"status {child.returncode}, without output")
