@@ -26,7 +26,7 @@ class RoundCallback:
         |   FIT        q trains, if it holds data     (as a leaf does, below)
         |   for each participating child c; children do not see each other's work
         |   |   RECEIVE    on_download(q, c)          q composes its download for c
-        |   |              on_send(q, c)              q packs it; its bytes are counted, and it travels
+        |   |              on_send(q, c)              q packs it; its bytes are counted, and it is sent
         |   |              on_unpack(c, q)            c unpacks it
         |   |              on_route(c)                c takes the residuals meant for it, and passes on the others
         |   |              on_receive(c)              c merges the download into its own weights
@@ -40,7 +40,7 @@ class RoundCallback:
         |   |              packed_bytes(c, q)         if q has a deadline: would the upload be late?
         |   |              on_missed(c)               if nothing of c arrives in this sub-round: c skips the lines below
         |   |              on_sanitise(c)             c makes the upload safe to leave; nothing is added after this
-        |   |              on_send(c, q)              c packs it; its bytes are counted, and it travels
+        |   |              on_send(c, q)              c packs it; its bytes are counted, and it is sent
         |   |              on_unpack(q, c)            q unpacks it, and checks that it may be merged
         |   AGGREGATE  on_aggregate(q)                q merges the uploads of its participants, ordered by name
         |              after_aggregate(q)             q selects the residuals that it could not absorb

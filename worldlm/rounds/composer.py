@@ -53,9 +53,9 @@ class Composer:
 
     def _parts_sent(self, state: NodeState) -> Mapping[Part, Tensors]:
         """Return the weights that a federation sends to its children: those from before its own fit."""
-        return self._travelling(state.parameters if state.start is None else state.start)
+        return self._merged_parts(state.parameters if state.start is None else state.start)
 
-    def _travelling(self, parameters: Tensors) -> Mapping[Part, Tensors]:
+    def _merged_parts(self, parameters: Tensors) -> Mapping[Part, Tensors]:
         return NodeState(parameters=parameters).parts(self.method.parts, self.world.partition)
 
     # ------------------------------------------------------------------ uploads
@@ -67,7 +67,7 @@ class Composer:
         upload = Upload(
             node=context.node.name,
             round=self.world.round,
-            parts=self._travelling(state.parameters),
+            parts=self._merged_parts(state.parameters),
             num_tokens=state.unsent_tokens,
         )
         upload = self.method.on_upload(context, upload)
@@ -125,6 +125,6 @@ class Composer:
         return Upload(
             node=context.node.name,
             round=self.world.round,
-            parts=self._travelling(trained),
+            parts=self._merged_parts(trained),
             num_tokens=context.state.fit_tokens,
         )

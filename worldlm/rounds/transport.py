@@ -10,7 +10,7 @@ Kind: TypeAlias = Literal["ready", "down", "up", "state"]
 
 
 class Transport:
-    """Knows which nodes this process holds, and exchanges messages with the others. This class holds all nodes.
+    """Reports which nodes this process holds, and sends messages to other processes. This class holds all nodes.
 
     `worldlm.distributed.transport.ProcessTransport` sends messages between several processes.
     """

@@ -50,7 +50,7 @@ def test_fedavg_of_two_toy_nodes() -> None:
     assert (world.round, world.states["a"].num_tokens, world.states["a"].bytes_up) == (2, 6, 16)
 
 
-def test_that_test_needs_no_lightning() -> None:
+def test_fedavg_does_not_import_lightning() -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_without_lightning as this; "
         "this.test_fedavg_of_two_toy_nodes(); "
