@@ -106,7 +106,7 @@ def test_a_run_that_diverges_is_carried_through(shore: Path, capsys: pytest.Capt
     wild = ["--model.optimizer.lr", "1e30", "--trainer.gradient_clip_val", "null"]
     assert main(["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "1", *wild]) == 0
     captured = capsys.readouterr()
-    assert "refused the upload of sea" in captured.err
+    assert "rejected the upload of sea" in captured.err
     assert captured.out.splitlines()[-1].startswith("done. results: runs/tiny/version_0")
     assert main(["generate", "runs/tiny", "wave", "--node", "world,sea"]) == 0
     assert "wave (the model has diverged: its logits are not finite)" in capsys.readouterr().out

@@ -123,12 +123,14 @@ def error_lines(origin: Path | str, sizes: Architecture = SIZES) -> list[str]:
 
 def test_another_architecture_is_rejected_with_every_difference(folder: Path, pair: Topology, fit: Make) -> None:
     assert error_lines(folder, replace(SIZES, num_blocks=3, vocab_size=64, alibi_bias_max=4)) == [
-        f"{folder}: n_layers is 2, num_blocks is 3 here",
-        f"{folder}: vocab_size is 32, vocab_size is 64 here",
-        f"{folder}: alibi_bias_max is 8, it is 4 here",
+        f"{folder}: n_layers is 2, but num_blocks of the model is 3",
+        f"{folder}: vocab_size is 32, but vocab_size of the model is 64",
+        f"{folder}: alibi_bias_max is 8, but the model needs 4",
     ]
     run = LastCheckpoint.path(fit(pair, [LastCheckpoint()], limit_val_batches=0)).parents[1]
-    assert error_lines(f"{run}:a", replace(SIZES, d_model=32)) == ["d_model is 16 there, and 32 here"]
+    assert error_lines(f"{run}:a", replace(SIZES, d_model=32)) == [
+        "d_model is 16 in the saved model, but 32 in this one"
+    ]
     starting_from(folder, replace(SIZES, max_seq_len=99)).check_init_from()  # no weight depends on it
     starting_from(f"{run}:a", replace(SIZES, max_seq_len=99)).check_init_from()
 
@@ -136,14 +138,15 @@ def test_another_architecture_is_rejected_with_every_difference(folder: Path, pa
 def test_an_invalid_origin_is_rejected(folder: Path, tmp_path: Path, pair: Topology, fit: Make) -> None:
     run = LastCheckpoint.path(fit(pair, [LastCheckpoint()], limit_val_batches=0)).parents[1]
     assert (
-        "there is no such folder; it takes a Hugging Face MPT folder, or RUN:NODE" in error_lines(tmp_path / "none")[0]
+        "there is no such folder; it must be a Hugging Face MPT folder, or RUN:NODE"
+        in error_lines(tmp_path / "none")[0]
     )
-    assert f"name a node of the run too, as {run}:NODE" in error_lines(run)[0]
+    assert f"add a node of the run, as {run}:NODE" in error_lines(run)[0]
     assert "has no node 'aa'; it has world, a, b" in error_lines(f"{run}:aa")[0]
-    assert "'x' is no round" in error_lines(f"{run}:a@x")[0]
-    assert "round 7 was not kept; only the last one is there" in error_lines(f"{run}:a@7")[0]
+    assert "'x' is not a round" in error_lines(f"{run}:a@x")[0]
+    assert "round 7 was not kept; there is only the last" in error_lines(f"{run}:a@7")[0]
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    assert error_lines(folder) == [f"{folder}: the model is of the type 'llama', and not 'mpt'"]
+    assert error_lines(folder) == [f"{folder}: the type of the model is 'llama', not 'mpt'"]
 
 
 def test_weights_that_do_not_fit_are_rejected(folder: Path, pair: Topology, fit: Make) -> None:
@@ -157,14 +160,15 @@ def test_weights_that_do_not_fit_are_rejected(folder: Path, pair: Topology, fit:
         fit(pair, [], module=starting_from(folder))
     assert [line.split(": ", 1)[1] for line in str(caught.value).splitlines()] == [
         "the weights model.transformer.norm_f.weight are missing",
-        "the weights model.transformer.norm_f.bias have no place here",
-        "the weights model.transformer.blocks.0.ffn.up_proj.weight are of shape [3, 16], and [64, 16] here",
+        "the model has no weights model.transformer.norm_f.bias",
+        "the weights model.transformer.blocks.0.ffn.up_proj.weight have the shape [3, 16], "
+        "but the model needs [64, 16]",
     ]
     file.write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="model.safetensors cannot be read as safetensors"):
         fit(pair, [], module=starting_from(folder))
     file.rename(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="is not there; pytorch_model.bin is a pickle, which may run anything"):
+    with pytest.raises(ValueError, match="does not exist; pytorch_model.bin is a pickle, which may run any code"):
         fit(pair, [], module=starting_from(folder))
 
 
@@ -182,7 +186,7 @@ def test_another_tokenizer_logs_a_warning(
 
     theirs = folder / "tokenizer.json"
     assert warnings() == [
-        "no tokenizer.json is beside the weights: whether they know the tokens of this run cannot be told"
+        "there is no tokenizer.json beside the weights, so their tokenizer cannot be compared with this run's"
     ]
     theirs.write_text(ByteTokenizer().to_json())
     assert warnings() == []
@@ -190,5 +194,5 @@ def test_another_tokenizer_logs_a_warning(
     content["model"]["vocab"] |= {"a": 98, "b": 97}
     theirs.write_text(json.dumps(content))
     assert warnings() == [
-        "the weights come with another tokenizer than this run's: what they know of its tokens will not hold"
+        "the weights were trained with another tokenizer, so their embeddings do not fit the tokens of this run"
     ]

@@ -375,7 +375,7 @@ def test_an_older_checkpoint_without_node_descriptions(
     checkpoints = (path, tmp_path / "older.ckpt")
     expected, actual = (fit(tree(), whole_method(), resume=each, max_epochs=3) for each in checkpoints)
     assert differences(snapshot(expected), snapshot(actual)) == []
-    with pytest.raises(ValueError, match="it does not say what its nodes were"):
+    with pytest.raises(ValueError, match="it does not describe its nodes"):
         fit(SMALLER, whole_method(), resume=tmp_path / "older.ckpt")
 
 

@@ -110,7 +110,7 @@ class Mine(UpdatePrivacy):
     [
         ([UpdatePrivacy, UpdatePrivacy], "UpdatePrivacy is among trainer.callbacks more than once"),
         ([ExamplePrivacy, ExamplePrivacy], "ExamplePrivacy is among trainer.callbacks more than once"),
-        ([UpdatePrivacy, Mine], "privacy is kept by UpdatePrivacy and by Mine too: let one callback keep it"),
+        ([UpdatePrivacy, Mine], "UpdatePrivacy and Mine both provide privacy: list only one of them"),
         ([Record, Record], "Record is among trainer.callbacks more than once"),
     ],
 )
@@ -174,5 +174,8 @@ def test_flattening_a_private_federation_logs_a_warning(trainer_for: Make, caplo
         trainer_for(_demanding("privacy", "c"), [Averaging(), UpdatePrivacy()], shape="star")
         assert caplog.messages == []
         trainer_for(_demanding("privacy", "south"), [Averaging(), UpdatePrivacy()], shape="star")
-    message = "shape star has no south, whose privacy held for all below it as one: what is left is that of every node"
+    message = (
+        "shape star removes south, whose privacy protected all nodes below it as a unit; "
+        "now only the privacy of each node holds"
+    )
     assert caplog.messages == [message]

@@ -218,7 +218,7 @@ def test_without_participants_the_model_does_not_change(
         trainer = fit(star("ab"), [fedavg(), Visits(absent="ab")])
     start = {name: value.detach() for name, value in make_module().named_parameters()}
     assert differences(trainer.world.states["world"].parameters, start) == []
-    assert "nobody took part in world" in caplog.text
+    assert "no node took part in world" in caplog.text
     assert trainer.current_epoch == 2
 
 

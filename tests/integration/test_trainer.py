@@ -42,7 +42,7 @@ def fedavg() -> Averaging:
         ({"min_steps": 10}, "min_steps is 10: .* use min_epochs"),
         ({"val_check_interval": 0.5}, "val_check_interval is 0.5: .* check_val_every_n_epoch"),
         ({"val_check_interval": 1}, "val_check_interval is 1: "),
-        ({"devices": 2, "strategy": "ddp"}, "strategy is 'ddp': WorldTrainer shares the nodes out"),
+        ({"devices": 2, "strategy": "ddp"}, "strategy is 'ddp', but WorldTrainer distributes the nodes"),
         ({"devices": 3, "devices_per_node": 2}, "3 processes cannot be divided into teams of devices_per_node: 2"),
         ({"devices_per_node": 0}, "devices_per_node must be at least 1, got 0"),
         ({"fully_shard": True, "devices": 2}, "fully_shard divides .*: devices_per_node must be at least 2, got 1"),
@@ -52,7 +52,7 @@ def fedavg() -> Averaging:
         ),
         (
             {"fully_shard": True, "devices_per_node": 2, "nodes_on": "device"},
-            "nodes_on is device, and with fully_shard no device holds a whole node",
+            "nodes_on is device, but with fully_shard no device holds a whole node",
         ),
         ({"overfit_batches": 2}, "overfit_batches is 2: .* limit_train_batches"),
         ({"num_sanity_val_steps": 1}, "num_sanity_val_steps is 1: "),
@@ -246,7 +246,7 @@ def test_loaders_that_cannot_resume_are_rejected(star: Make, fit: Make, make_dat
         def train_dataloader(self) -> Any:
             return self.val_dataloader()
 
-    with pytest.raises(ValueError, match="train_dataloader, a: a node goes on where it stopped"):
+    with pytest.raises(ValueError, match="train_dataloader, a: a node continues where it stopped"):
         fit(star("ab"), [fedavg()], data=Plain())
 
     class Partial(make_data):  # type: ignore[misc]

@@ -74,7 +74,7 @@ class RoundCallback:
 
     # ------------------------------------------------------------------ before the first round
 
-    def check(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
+    def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
         """Check that this callback suits the method and the topology. It is called before training.
 
         Args:

@@ -103,7 +103,7 @@ def test_a_process_that_is_never_started(
 
     message, _ = on_ranks(2, run)
     assert message.startswith("the processes of the run did not find one another within ")
-    assert "each must be started, and reach the others and 127.0.0.1" in message
+    assert "start all of them, and check that each can reach the others and 127.0.0.1" in message
 
 
 def test_a_fit_may_take_longer_than_joining(star: Make, fit: Make, on_ranks: Make, monkeypatch: Any) -> None:

@@ -42,9 +42,9 @@ def _topology(settings: Settings | None = None) -> Topology:
 
 def test_two_callbacks_cannot_merge_the_same_part() -> None:
     attention = AttentionAggregation()
-    with pytest.raises(ValueError, match="keys: merged by Averaging and by AttentionAggregation too"):
+    with pytest.raises(ValueError, match="Averaging and AttentionAggregation both merge keys:"):
         check_parts([Averaging(parts=["backbone", "keys"]), ResidualExchange(), attention])
-    with pytest.raises(ValueError, match="keys, values: merged by AttentionAggregation and by AttentionAggregation"):
+    with pytest.raises(ValueError, match="AttentionAggregation and AttentionAggregation both merge keys, values"):
         check_parts([attention, AttentionAggregation(temperature=0.5)])
     check_parts([Averaging(parts=["backbone"]), ResidualExchange(), attention])
 
