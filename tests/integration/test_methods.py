@@ -166,7 +166,7 @@ def test_server_optimizers(reading: Any) -> None:
     def server(method: str) -> tuple[str, dict[str, Any]]:
         trainer = build(reading, combine(reading, "quickstart", f"methods/{method}"))
         (averaging,) = (callback for callback in ours(trainer) if isinstance(callback, callbacks.Averaging))
-        return averaging.default
+        return averaging.default_optimizer
 
     assert server("fedavg") == ("SGD", {"lr": 1.0})
     assert server("fedavgm") == ("SGD", {"lr": 1.0, "momentum": 0.3})

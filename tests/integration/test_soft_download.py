@@ -69,7 +69,7 @@ def test_a_rate_of_one_is_the_default(
 ) -> None:
     def hard() -> list[Any]:
         default, *others = whole_method()
-        _, arguments = default.default
+        _, arguments = default.default_optimizer
         return [Averaging(arguments=arguments, download_rate=1.0, leaf_download_rate=1.0), *others]
 
     default, explicit = (snapshot(fit(tree, callbacks)) for callbacks in (whole_method(), hard()))

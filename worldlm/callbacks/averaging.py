@@ -1,4 +1,7 @@
-"""Weighted averaging of chosen parts of the model, with any outer optimizer."""
+"""Weighted averaging of chosen parts of the model, with any outer optimizer.
+
+Protocols describe the callbacks that `Averaging` asks, so that it need not import them: `context.find` finds them.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -60,7 +63,7 @@ class Averaging(FederationCallback):
     Args:
         parts: Parts to average: backbone, keys, values.
         weights: `num_tokens` weighs a participant by the tokens it trained on; `uniform` weighs all equally. A node's
-            `weight` in the topology replaces its number of tokens.
+            `weight` in the topology replaces either.
         optimizer: Name of a class of `torch.optim`. A federation's `outer_optimizer` in the topology takes precedence.
         arguments: Keyword arguments of the optimizer.
         download_rate: How far a federation moves towards its parent on download; above 0 and at most 1, which copies
@@ -95,14 +98,14 @@ class Averaging(FederationCallback):
             raise ValueError(f"weights must be num_tokens or uniform, got {weights!r}")
         self.parts = frozenset(parts)
         self.weights = weights
-        self.default = (optimizer, dict(arguments or {"lr": 1.0}))
+        self.default_optimizer = (optimizer, dict(arguments or {"lr": 1.0}))
         self.download_rate = check_rate("download_rate", download_rate)
         self.leaf_download_rate = check_rate("leaf_download_rate", leaf_download_rate)
         self.attentive = attentive
-        find_optimizer(*self.default)
+        checked_optimizer(*self.default_optimizer)
 
     @property
-    def state_key(self) -> str:
+    def state_key(self) -> str:  # two Averagings of different parts keep separate memories
         return self._generate_state_key(parts=sorted(self.parts))
 
     def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
@@ -110,17 +113,17 @@ class Averaging(FederationCallback):
             raise ValueError("an attentive Averaging needs an AttentionAggregation among trainer.callbacks")
         for node in topology.nodes.values():
             try:
-                find_optimizer(*self._optimizer(node))
+                checked_optimizer(*self._optimizer(node))
             except ValueError as error:
                 raise ValueError(f"{node.source}: outer_optimizer of {node.name}: {error}") from error
 
     def _optimizer(self, node: Node) -> tuple[str, dict[str, Any]]:
         own = node.settings.outer_optimizer
-        return (own.name, dict(own.arguments)) if own else self.default
+        return (own.name, dict(own.arguments)) if own else self.default_optimizer
 
     def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         for name, node in world.topology.nodes.items():
-            if all(child.listens for child in node.children):
+            if all(child.listens for child in node.children):  # it no longer aggregates: drop its optimizer
                 states[name].memory.pop(self.state_key, None)
 
     def on_receive(self, context: Context, download: Download) -> None:
@@ -136,7 +139,7 @@ class Averaging(FederationCallback):
     def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
         name, nodes, memory = context.node.name, context.world.topology.nodes, self.memory(context.state)
         weights = [self._weight(nodes[upload.node], upload) for upload in uploads]
-        mean = self._mean(context, uploads, weights)
+        mean = self.mean(context, uploads, weights)
         optimizer, arguments = self._optimizer(context.node)
         kind = _kind(optimizer, arguments)
         if memory.get("optimizer_kind", kind) != kind:  # the checkpoint has the state of another optimizer
@@ -147,13 +150,14 @@ class Averaging(FederationCallback):
         memory["optimizer"], gradient_norm = outer_step_(
             context.state.parameters,
             mean,
-            find_optimizer(optimizer, arguments),
+            checked_optimizer(optimizer, arguments),
             arguments,
             memory.get("optimizer"),
         )
         context.log({f"{name}/pseudo_gradient_norm": gradient_norm})
 
-    def _mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:
+    def mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:
+        """Return the mean of the uploads. Subclasses override it to aggregate by another rule."""
         models = [self._tensors(upload) for upload in uploads]
         rows = context.find(WeighsRows)  # type: ignore[type-abstract]
         if rows is None or rows.part not in self.parts:
@@ -170,7 +174,7 @@ class Averaging(FederationCallback):
         return upload.num_tokens if self.weights == "num_tokens" else 1.0
 
 
-def find_optimizer(name: str, arguments: Mapping[str, Any]) -> type[Optimizer]:
+def checked_optimizer(name: str, arguments: Mapping[str, Any]) -> type[Optimizer]:
     """Return a class of `torch.optim` after one trial step with its arguments.
 
     Raises:

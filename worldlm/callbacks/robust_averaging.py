@@ -63,7 +63,7 @@ class RobustAveraging(Averaging):
                 "RobustAveraging does not support TokenRows: remove TokenRows, or merge the embedding with Averaging"
             )
 
-    def _mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:
+    def mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:
         models = [self._tensors(upload) for upload in uploads]
         if self.rule == "median":
             return median(models)

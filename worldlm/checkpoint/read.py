@@ -1,7 +1,7 @@
 """Reads checkpoints.
 
-`read_checkpoint` reads a file. `open_world` opens it to get the weights of single nodes. `restore_world` restores all
-nodes from it, so that a run resumes.
+`read_checkpoint` reads a file; Lightning calls it through `lightning_io.py` when a run resumes. `restore_world` then
+restores all nodes; the fit loop calls it. `open_world` opens a file to get the weights of single nodes.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def restore_world(
             topology to this one.
     """
     world.changes = check_saved(saved, world.topology, world.description, world.seed, num_rounds)
-    world.round = saved["round"]
+    world.round = saved["round"]  # until the loop sets it from Lightning's counter, at the start of the next round
     states = {name: NodeState.from_state_dict(state) for name, state in saved["states"].items()}
     for name, state in states.items():
         check_weights(f"of {name}", state.parameters, model)
@@ -172,9 +172,10 @@ def restore_world(
     check_messages(states, NodeState(parameters=model).parts(frozenset(PARTS), world.partition), method.parts)
     if not world.changes:
         world.states = {name: states[name] for name in world.topology.nodes}
-    elif num_rounds is not None:
+    else:
+        assert num_rounds is not None, "check_saved rejects a topology that changes within a round"
         _change_topology(world, method, states, saved["steps"], steps_per_round, num_rounds)
-    for name, state in world.states.items():
+    for name, state in world.states.items():  # of nodes in other processes, keep all but the tensors
         world.states[name] = state if world.transport.is_local(name) else NodeState(**state.figures())
     world.store.register(world.states)
     world.reference = world.store.to_storage(clone(saved["reference"]))
@@ -191,7 +192,7 @@ def _change_topology(
     """Move the saved nodes to the new topology. Every process does this for all nodes."""
     world.changed_after = num_rounds
     world.states = carry_over(states, world.changes, world.topology, world.transport.is_local)
-    for name, steps in steps_per_round.items():
+    for name, steps in steps_per_round.items():  # so that learning rate schedules count the steps really made
         world.states[name].extra_steps += num_rounds * (saved_steps.get(name, 0) - steps)
     method.on_topology_change(world, world.changes, {**states, **world.states})
 

@@ -1,4 +1,4 @@
-"""The hooks of a round, and the class that the parts of a method derive from."""
+"""One round of the world as pseudocode, and the hooks that a part of a method overrides."""
 
 from __future__ import annotations
 
@@ -18,42 +18,53 @@ from worldlm.topology.changes import Changes
 class RoundCallback:
     """One part of a federated method. A subclass overrides the hooks that it needs.
 
-    One round, at a federation with parent q (the root first, then every federation below it in the same way)::
+    This is one round at a federation with parent q: the root first, then every federation below it in the same way. A
+    federation may repeat the round as several sub-rounds. A listener is a child that receives, but never uploads; it
+    receives before q trains. A residual is a pair of key and value layers that its federation used least::
 
         for each sub-round of q
-        |   OPEN       participates(c)                for every child c, and for q if it holds data
+        |   OPEN       participates(c)              for every child c that uploads, and for q if it trains
         |              q draws the participants
-        |   FIT        q trains, if it holds data     (as a leaf does, below)
+        |   FIT        q trains, if it has data     (as a leaf does, below)
         |   for each participating child c; children do not see each other's work
-        |   |   RECEIVE    on_download(q, c)          q composes its download for c
-        |   |              on_send(q, c)              q packs it; its bytes are counted, and it is sent
-        |   |              on_unpack(c, q)            c unpacks it
-        |   |              on_route(c)                c takes the residuals meant for it, and passes on the others
-        |   |              on_receive(c)              c merges the download into its own weights
+        |   |   RECEIVE    on_download(q, c)        q composes its download for c
+        |   |              on_send(q, c)            q packs it; its bytes are counted, and it is sent
+        |   |              on_unpack(c, q)          c unpacks it
+        |   |              on_route(c)              c takes the residuals meant for it, and passes on the others
+        |   |              on_receive(c)            c merges the download into its own weights
         |   |   if c is a leaf
-        |   |   |          on_merged(c)               `after_merge` is measured here
-        |   |   |   FIT    on_local_fit_start(c)      the live module holds c's weights and optimizer
+        |   |   |          on_merged(c)             `NodeMetrics` measures `after_merge` here
+        |   |   |   FIT    on_local_fit_start(c)    the live module holds c's weights and optimizer
         |   |   |              Lightning's hooks, on_train_batch_start ... on_train_batch_end, step by step
-        |   |   |          on_local_fit_end(c)        `after_fit` is measured here
+        |   |   |          on_local_fit_end(c)      `NodeMetrics` measures `after_fit` here
         |   |   else: c runs its own federation, as q does
-        |   |   UPLOAD     on_upload(c)               c composes its upload
-        |   |              packed_bytes(c, q)         if q has a deadline: would the upload be late?
-        |   |              on_missed(c)               if nothing of c arrives in this sub-round: c skips the lines below
-        |   |              on_sanitise(c)             c makes the upload safe to leave; nothing is added after this
-        |   |              on_send(c, q)              c packs it; its bytes are counted, and it is sent
-        |   |              on_unpack(q, c)            q unpacks it, and checks that it may be merged
-        |   AGGREGATE  on_aggregate(q)                q merges the uploads of its participants, ordered by name
-        |              after_aggregate(q)             q selects the residuals that it could not absorb
+        |   |   UPLOAD     on_upload(c)             c composes its upload
+        |   |              packed_bytes(c, q)       if q has a deadline: would the upload be late?
+        |   |              on_missed(c)             only if c did not train, drops out or is late; then c sends nothing
+        |   |              on_sanitise(c)           c makes the upload safe to leave; nothing is added after this
+        |   |              on_send(c, q)            c packs it; its bytes are counted, and it is sent
+        |   |              on_unpack(q, c)          q unpacks it, and checks that it may be merged
+        |   AGGREGATE  on_aggregate(q)              q merges the uploads and its own fit, ordered by name
+        |              after_aggregate(q)           q selects the residuals that it could not use
         |              on_merged(q)
 
     `RoundExecutor` has one method for each of the five words in capitals. Most hooks that receive a message return it,
-    changed or unchanged. Messages are frozen: use `dataclasses.replace` to change one.
+    changed or unchanged. Messages are frozen: use `dataclasses.replace` to change one. q's own fit takes no message, so
+    no hook composes, sanitises or packs it.
 
-    If several processes share a world, the hooks of a node run in the process that holds the node.
+    If several processes share a world, the hooks of a node run in the process that holds the node. If q and c are in
+    different processes, q's part of RECEIVE runs in OPEN, and q's part of UPLOAD in AGGREGATE. So these hooks must not
+    depend on q's own fit, nor on uploads of other children.
 
-    A callback keeps state of a node that must survive a restart in `memory`. It is saved with the node, and
-    `memory_schema` declares its type: plain containers and tensors only. A tensor in `memory` or in a message may be
-    on disk until it is read. Replace such a tensor instead of writing into it.
+    What a callback needs, and where it is:
+
+    - state of a node: `memory`. It is saved with the node, and `memory_schema` declares its type: plain containers and
+      tensors only. A tensor in `memory` or in a message may be on disk until it is read: replace it, do not write
+      into it.
+    - state of the run: `state_dict` and `load_state_dict`, as in any Lightning callback.
+    - random numbers: a generator seeded with `context.seed("purpose")`, never a global one.
+    - metrics: `context.log`. Another callback: `context.find`.
+    - a place in a recipe, and Lightning's hooks: derive from `worldlm.trainer.FederationCallback`, a subclass of this.
     """
 
     parts: frozenset[Part] = frozenset()
@@ -94,7 +105,7 @@ class RoundCallback:
 
         `changes.parted` names the children that a node no longer has: drop what this callback keeps under their names.
         The memory of a node that left needs no action. Every process calls this for all nodes, after
-        `load_state_dict`.
+        Lightning's `load_state_dict`.
 
         Args:
             world: The world, with the new topology.
@@ -134,7 +145,10 @@ class RoundCallback:
         """Merge the parent's download into the node's weights, in place."""
 
     def on_merged(self, context: Context) -> None:
-        """Observe a leaf before its fit, or a federation after it aggregated."""
+        """Observe a leaf before its fit, or a federation after it aggregated.
+
+        A federation whose children all listen has nothing to aggregate, and is observed like a leaf.
+        """
 
     # ------------------------------------------------------------------ FIT
 
@@ -173,8 +187,8 @@ class RoundCallback:
     def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
         """Merge the participants' uploads into the node's weights, in place.
 
-        At this point the node has the weights that its children received. If the node holds data, its own fit is one of
-        the uploads, under its own name.
+        At this point the node has the weights that its children received. If the node trains, its own fit is one of the
+        uploads, under its own name. Without any upload this hook and the next two are not called.
         """
 
     def after_aggregate(self, context: Context, uploads: list[Upload]) -> None:
@@ -213,4 +227,4 @@ HOOKS = (
     "on_aggregate",
     "after_aggregate",
 )
-"""All hooks of a round, by name."""
+"""All hooks by name; `Method` checks their signatures."""

@@ -1,8 +1,9 @@
 """Carries out one round of the world, step by step.
 
 `RoundExecutor` has one method for each kind of step: open, receive, fit, upload, aggregate. They follow the pseudocode
-in `RoundCallback`. A step only changes the state of its own node, and messages. The result is therefore the same
-whichever process holds a node.
+in `RoundCallback`. If several processes share a world, all of them go through the same program, and each carries out
+the steps of the nodes that it holds. `Delivery` brings messages to other processes, and explains why no process waits
+for ever. Processes that train one node together form a team, and each of them does the same.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ class FitCounts:
     num_tokens: int
     num_batches: int = 0
     num_steps: int = 0
-    """Optimizer steps."""
 
 
 class RoundExecutor:
@@ -50,11 +50,14 @@ class RoundExecutor:
         self.world = world
         self.method = method
         self.program = compile_round(world.topology)
-        self._composer = Composer(world, method)
-        self._delivery = Delivery(self._composer, self.program)
+        self._composer = Composer(world, method)  # composes and checks messages, by the method's hooks
+        self._delivery = Delivery(self._composer, self.program)  # brings them to their receivers
 
     def enter(self, cursor: int) -> None:
-        """Enter a round at a step of the program. Call it once, before the first step of every round."""
+        """Enter a round at a step of the program. Call it once, before the first step of every round.
+
+        If a run resumes within a round, this sends again what the steps before the cursor sent to other processes.
+        """
         self._delivery.enter(cursor)
 
     def run(self, step: Step, train: Callable[[Context], FitCounts]) -> None:
@@ -67,6 +70,7 @@ class RoundExecutor:
         if not self.world.transport.is_local(step.node):
             return
         context, takes_part = self.method.context(self.world, step.node, step.subround), self._takes_part(step)
+        # a node that takes no part still opens and uploads: other processes wait for its messages
         if step.kind == "open":
             self._open(context, takes_part)
         elif step.kind == "receive":
@@ -79,9 +83,14 @@ class RoundExecutor:
             self._aggregate(context)
 
     def _takes_part(self, step: Step) -> bool:
-        """Return whether a step's node takes part, which requires that all federations above it take part."""
+        """Return whether a step's node takes part.
+
+        A node takes part if its parent sent it a download, which a parent that takes no part itself does not do. To
+        train, a node that opens a federation must also be one of its own participants.
+        """
         node, state = self.world.topology.nodes[step.node], self.world.states[step.node]
-        if step.kind == "fit" and (node.children or step.node == self.world.topology.root.name):
+        opens_federation = node.children or step.node == self.world.topology.root.name
+        if step.kind == "fit" and opens_federation:
             return state.takes_part and step.node in state.participants
         return state.takes_part
 
@@ -122,7 +131,7 @@ class RoundExecutor:
             self.method.on_merged(context)
 
     def _fit(self, context: Context, train: Callable[[Context], FitCounts]) -> None:
-        """A node trains on its own data."""
+        """A node trains on its own data. `train` calls `on_local_fit_start`, for it has the node's optimizer."""
         counts, state = train(context), context.state
         state.num_visits += 1
         state.num_batches += counts.num_batches
@@ -145,9 +154,10 @@ class RoundExecutor:
         self._delivery.collect_uploads(context)
         uploads, state.uploads = list(state.uploads.values()), {}
         self.world.store.load(name)
-        state.unsent_tokens += sum(upload.num_tokens for upload in uploads)
-        if state.start is not None:  # its children received these weights, and the node trained on from them
-            trained, state.parameters, state.start = state.parameters, state.start, None
+        state.unsent_tokens += sum(upload.num_tokens for upload in uploads)  # `_fit` has counted the node's own
+        if state.start is not None:  # its children received `start`, and the node itself trained on from there
+            trained = state.parameters
+            state.parameters, state.start = state.start, None
             if name in state.participants:
                 own_upload = self._composer.own_upload(context, trained)
                 uploads += [own_upload] if self._composer.admits(context, own_upload) else []
@@ -171,6 +181,8 @@ class RoundExecutor:
 
 def run_round(world: World, callbacks: Iterable[object], fit: Callable[[Context], int]) -> None:
     """Run one round of a world in this process, without Lightning.
+
+    `on_local_fit_start` and Lightning's hooks are not called, since there is no optimizer and no trainer.
 
     Args:
         world: The nodes. Its round counter is increased by one.

@@ -4,6 +4,9 @@ One epoch is one round of the world, and one run of the epoch loop is one local 
 precision, gradient clipping, accumulation, schedulers, hooks and loggers. This loop chooses the batches, the weights
 and the optimizer that Lightning sees, and it resumes an interrupted round.
 
+No state of a random generator is saved. Before every fit and every batch, torch is seeded from the run's seed, the node
+and its number of batches. A fit that was interrupted repeats the batches after its last finished optimizer step.
+
 Only this module and `epoch_loop.py` use Lightning's private loops (2.6), which is why the dependency is pinned.
 """
 
@@ -28,7 +31,7 @@ from worldlm.rounds.context import Context, LocalFit
 from worldlm.rounds.executor import FitCounts, RoundExecutor
 from worldlm.rounds.world import World
 from worldlm.trainer.epoch_loop import NodeEpochLoop, trackers
-from worldlm.trainer.loaders import num_tokens, request_loaders
+from worldlm.trainer.loaders import num_tokens, request_loaders, request_val_loaders
 from worldlm.trainer.make_world import log_changes, make_world
 from worldlm.trainer.metric_callbacks import MetricCallback, find_metric_callbacks, set_metric_callbacks
 from worldlm.trainer.node_slot import NodeSlot
@@ -39,7 +42,12 @@ from worldlm.trainer.run_settings import RunSettings
 class FederatedFitLoop(_FitLoop):
     """Carries out the program of a round, step by step, and keeps what a restart needs.
 
-    A restart needs the cursor (the position in the program), the phase, and the world.
+    A restart needs the cursor (the position in the program), the phase, and the world. A run resumes in this order:
+
+    1. `on_load_checkpoint` keeps what the loop saved, and sets the cursor and the phase.
+    2. `setup_data` requests the loaders; `_make_world` makes a world, and `_restore` fills it from the checkpoint.
+    3. `reset` finds out whether the run stopped within a round; if not, the round begins at its first step.
+    4. `advance` continues at the cursor. In phase FITTING, `_train` continues after the last finished optimizer step.
     """
 
     def __init__(self, trainer: pl.Trainer, run: RunSettings, min_epochs: int | None, max_epochs: int | None) -> None:
@@ -101,16 +109,7 @@ class FederatedFitLoop(_FitLoop):
 
     def val_loaders(self) -> dict[str, DataLoader[Any]]:
         """Every data node's validation loader, by name; empty if there is no validation."""
-        if not self.trainer.enable_validation:
-            return {}
-        loop = self.epoch_loop.val_loop
-        if loop._combined_loader is None:
-            self.trainer.validating = True
-            loop.setup_data()
-            self.trainer.training = True
-        assert loop._combined_loader is not None
-        loaders: dict[str, DataLoader[Any]] = loop._combined_loader.iterables
-        return loaders
+        return request_val_loaders(self.trainer, self.epoch_loop.val_loop)
 
     # ------------------------------------------------------------------ the world
 
@@ -150,7 +149,7 @@ class FederatedFitLoop(_FitLoop):
         names = [name for name in optimizers if name in self.loaders and world.transport.is_local(name)]
         self.slot.load_state_dict({name: optimizers[name] for name in names})
         if not world.changes:
-            return self.topology.nodes[saved["active"]].name
+            return self.topology.nodes[saved["active"]].name  # an unknown name is an error of the checkpoint
         if self.trainer.is_global_zero:
             log_changes(world.changes, rounds.processed)
         self._count_all()  # only the nodes that are in the world now
@@ -169,7 +168,8 @@ class FederatedFitLoop(_FitLoop):
         self._restart_stage = RestartStage.RESTARTED_MID_EPOCH if within_round else RestartStage.NONE
         if not within_round:
             self.cursor = 0
-            self.phase = Phase.EXCHANGING if self.phase is Phase.EXCHANGING else Phase.IDLE
+            if self.phase is Phase.FITTING:  # EXCHANGING stays: a fit that broke off there cannot go on
+                self.phase = Phase.IDLE
 
     @property
     def _can_stop_early(self) -> bool:  # early stopping and max_time take effect at the end of a round
@@ -193,6 +193,7 @@ class FederatedFitLoop(_FitLoop):
     def advance(self) -> None:
         """Run one round of the world, from the cursor on."""
         executor, device = self.executor, self.trainer.strategy.root_device
+        # what is drawn outside a round must not depend on the seeds set within it
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             executor.enter(self.cursor)
             while self.cursor < len(executor.program):
@@ -227,7 +228,8 @@ class FederatedFitLoop(_FitLoop):
 
     def _train(self, context: Context) -> FitCounts:
         """Train one node for its local steps."""
-        name, loop, resumed = context.node.name, self.epoch_loop, self.phase is Phase.FITTING
+        name, loop = context.node.name, self.epoch_loop
+        resumed = self.phase is Phase.FITTING  # only if a checkpoint of this fit was restored: it is IDLE otherwise
         optimizer, device = self.slot.load(name, context.state), self.trainer.strategy.root_device
         self.max_batches = num_batches = self.plan.num_batches(name)
         loop.restarting = resumed

@@ -35,6 +35,23 @@ def request_loaders(
     return {name: cast(DataLoader[Any], _process_dataloader(*stage, loader)) for name, loader in loaders.items()}
 
 
+def request_val_loaders(trainer: pl.Trainer, val_loop: Any) -> dict[str, DataLoader[Any]]:
+    """Return every data node's validation loader, by name; empty if there is no validation.
+
+    Args:
+        trainer: Lightning's trainer, in training.
+        val_loop: Its validation loop, which requests the loaders once and keeps them.
+    """
+    if not trainer.enable_validation:
+        return {}
+    if val_loop._combined_loader is None:
+        trainer.validating = True
+        val_loop.setup_data()
+        trainer.training = True
+    loaders: dict[str, DataLoader[Any]] = val_loop._combined_loader.iterables
+    return loaders
+
+
 def check_loaders(loaders: Any, names: Sequence[str], team_size: int = 1) -> dict[str, DataLoader[Any]]:
     """Return one loader for each data node, in the order of the names.
 

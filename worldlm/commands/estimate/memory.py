@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from worldlm.callbacks import Averaging, Compression, FedAMP, ResidualExchange
-from worldlm.callbacks.averaging import find_optimizer
+from worldlm.callbacks.averaging import checked_optimizer
 from worldlm.commands.estimate.message_sizes import MessageSizes
 from worldlm.distributed.fsdp import blocks
 from worldlm.federation.parameters import num_bytes
@@ -47,7 +47,7 @@ def state_size(node: Node, sizes: MessageSizes, callbacks: Sequence[RoundCallbac
         if isinstance(callback, Averaging):
             averaged = sum(sizes.parts[part] for part in callback.parts)
             own = node.settings.outer_optimizer
-            name, arguments = (own.name, own.arguments) if own else callback.default
+            name, arguments = (own.name, own.arguments) if own else callback.default_optimizer
             hashable = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in arguments.items())
             state["outer optimizers"] += round(_outer_copies(name, hashable) * averaged)
         if isinstance(callback, ResidualExchange):
@@ -66,7 +66,7 @@ def _outer_copies(optimizer: str, arguments: tuple[tuple[str, Any], ...]) -> flo
     """Return how many tensors of the parameters' size an outer optimizer has in its state, by a step of it."""
     parameter = torch.nn.Parameter(torch.zeros(1024))
     parameter.grad = torch.zeros(1024)
-    outer = find_optimizer(optimizer, dict(arguments))([parameter], **dict(arguments))
+    outer = checked_optimizer(optimizer, dict(arguments))([parameter], **dict(arguments))
     outer.step()
     tensors = (value for value in outer.state[parameter].values() if torch.is_tensor(value) and value.dim())
     return sum(tensor.numel() for tensor in tensors) / 1024
