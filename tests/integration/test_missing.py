@@ -233,7 +233,7 @@ def test_missed_sub_rounds_are_reported_for_the_nodes_that_have_any(
 ) -> None:
     record = Record()
     fit(star("ab", b="settings: {dropout: 0.9}"), [Averaging(), NodeMetrics(), record, Summary()], max_epochs=3)
-    assert "missed: sub-rounds in which it took part" in capsys.readouterr().out
+    assert "missed: sub-rounds in which the node took part" in capsys.readouterr().out
     nodes = record.rounds[-1]["nodes"]
     assert nodes["b"]["missed"] == len(_dropped("b", 3, 0.9)) > 0
     assert "missed" not in nodes["a"]
