@@ -1,8 +1,9 @@
+import logging
 import threading
 
 import pytest
 
-from worldlm.cli.console import quiet_libraries
+from worldlm.cli.console import log_to_terminal, quiet_libraries
 
 
 @pytest.fixture
@@ -29,3 +30,10 @@ def test_a_thread_that_cannot_write_says_so_in_a_line(hooks: None, capsys: pytes
 def test_what_nobody_foresaw_is_told_in_full(hooks: None, capsys: pytest.CaptureFixture[str]) -> None:
     _fail(RuntimeError("a bug"))
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_log_message_stays_one_line_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    message = "the checkpoint before the topology change is kept as " + "x" * 80
+    with log_to_terminal():
+        logging.getLogger("worldlm.anything").info(message)
+    assert capsys.readouterr().err == f"{message}\n"

@@ -45,7 +45,12 @@ def _report_thread_error(failure: threading.ExceptHookArgs) -> None:
 def log_to_terminal() -> Iterator[None]:
     """Print the run's log messages once each. Opacus adds a handler to the root logger, which would repeat them."""
     logger = logging.getLogger("worldlm")
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
+    console = Console(stderr=True)
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+    else:
+        handler = logging.StreamHandler()  # a message stays one line in a file or a pipe
     before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
