@@ -152,6 +152,7 @@ def test_fit_go_on_and_validate(shore: Path, capsys: pytest.CaptureFixture[str])
     assert main(["validate", "--recipe", "tiny.yaml", "--ckpt_path", "last"]) == 0
     seen = capsys.readouterr().out
     assert all(re.search(rf"\b{node}\b", seen) for node in nodes)
+    assert not Path("config.yaml").exists()
 
 
 def documented_layout() -> dict[str, str]:

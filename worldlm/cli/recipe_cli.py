@@ -144,6 +144,7 @@ class RecipeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         if self.subcommand != "fit":
+            self.save_config_callback = None  # without a logger, Lightning would write into the current folder
             config.trainer.devices = config.trainer.num_nodes = config.trainer.devices_per_node = 1
             config.trainer.fully_shard = False
         if self.subcommand == "prepare":
