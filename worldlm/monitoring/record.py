@@ -36,7 +36,7 @@ class Record(FederationCallback):
     It describes the run: seed, topology, digest of the initial weights, text and batches of every data node, versions.
     For every round it contains each node's figures of the closing table, the attention weights of the federations, and
     the routes of the residuals. It also lists the topology changes between rounds. At the end of the run it contains
-    digests of the final weights of all nodes, with which `worldlm repeat` checks a repetition.
+    digests of the final weights of all nodes, with which `worldlm fit --repeat` checks a repetition.
 
     Rounds without evaluation have no perplexity. A node that did not take part keeps its last perplexity, since its
     weights have not changed. Figures that are not finite are null. A run that was interrupted and resumed writes the
