@@ -124,6 +124,15 @@ def test_a_class_that_was_renamed_is_found_by_its_new_name(old: str, new: str, s
     assert find_class(old, safe) == (None, f"class_path {old!r} was renamed: write {new}")
 
 
+def test_a_round_callback_is_no_callback_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "from worldlm.rounds import RoundCallback\n\n\nclass Mine(RoundCallback): ...\n"
+    (tmp_path / "my_part.py").write_text(source)
+    (tmp_path / "mine.yaml").write_text("trainer:\n  callbacks:\n    - class_path: my_part.Mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"mine.yaml:3: .* Mine is a RoundCallback.*FederationCallback"):
+        read_recipe(tmp_path / "mine.yaml", {"trainer.callbacks"})
+
+
 @pytest.mark.parametrize("path", ["mine.StartAnew", "worldlm.callbacks.DivergenceRecovery", "worldlm.loops.Paging"])
 def test_other_classes_were_not_renamed(path: str) -> None:
     assert "was renamed" not in find_class(path)[1]

@@ -19,6 +19,7 @@ from worldlm.topology.checks import shorten
 from worldlm.topology.compose import line_of, pairs, too_far
 from worldlm.topology.errors import UserError, suggest
 from worldlm.topology.reader import MAX_CHARACTERS, MAX_MISTAKES, Reader, read_text
+from worldlm.trainer.method_checks import wrong_base
 
 MAX_OBJECTS = 100
 """Most objects in one list, such as callbacks. The time jsonargparse takes grows with the square of their number."""
@@ -201,7 +202,8 @@ def find_class(path: str, safe: bool = False) -> tuple[Any | None, str]:
         return None, f"class_path {path!r}: {module_name} has no class {name!r}{near}"
     if safe and (problem := refusal_of_class(found)):  # a module may import classes of other packages
         return None, problem
-    return found, ""
+    problem = wrong_base(found)
+    return (None, f"class_path {path!r}: {problem}") if problem else (found, "")
 
 
 def _renamed(path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from worldlm.federation.messages import Download, MessageT, Upload
@@ -185,6 +186,11 @@ def _check_hooks(kind: type[RoundCallback]) -> None:
     for old, new in _RENAMED.items():
         if any(old in vars(base) for base in kind.__mro__):
             raise ValueError(f"{kind.__name__}.{old} is now called {new}: rename it")
+    for base in (base for base in kind.__mro__ if issubclass(base, RoundCallback)):
+        own = [name for name in vars(base) if not name.startswith("_") and name not in HOOKS]
+        for name in own:
+            if (near := get_close_matches(name, HOOKS, n=1, cutoff=0.9)) and callable(getattr(base, name)):
+                raise ValueError(f"{kind.__name__}.{name} is not a hook and would never run; did you mean {near[0]!r}?")
     for name in HOOKS:
         hook: Any = getattr(kind, name)
         if "trainer" in list(inspect.signature(hook).parameters)[1:2]:

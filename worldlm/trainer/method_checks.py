@@ -19,14 +19,23 @@ _PROVIDERS = {
 }
 
 
+def wrong_base(kind: type) -> str:
+    """Return why a class cannot be among a trainer's callbacks, or an empty string if it can."""
+    if not issubclass(kind, RoundCallback) or issubclass(kind, pl.Callback):
+        return ""
+    return f"{kind.__name__} is a RoundCallback, which a trainer cannot run: derive it from FederationCallback"
+
+
 def check_listed_once(callbacks: pl.Callback | Iterable[pl.Callback]) -> None:
-    """Check that no callback that is saved in checkpoints, or that enforces privacy, is listed twice.
+    """Check that all are Lightning's, and that none that is saved in checkpoints or enforces privacy is listed twice.
 
     Raises:
         ValueError: Names the callback, or two different callbacks that enforce the same kind of privacy.
     """
     seen: dict[str, str] = {}
     for callback in [callbacks] if isinstance(callbacks, pl.Callback) else callbacks:
+        if problem := wrong_base(type(callback)):
+            raise ValueError(problem)
         name, kinds = type(callback).__name__, frozenset(KINDS_OF_PRIVACY) & getattr(callback, "enforces", frozenset())
         is_saved = type(callback).state_dict is not pl.Callback.state_dict
         for key in (*sorted(kinds), *([callback.state_key] if is_saved else ())):

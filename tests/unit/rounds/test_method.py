@@ -90,6 +90,17 @@ def test_a_former_name_is_rejected_with_the_new_one(old: str, new: str) -> None:
         Method([kind()])
 
 
+@pytest.mark.parametrize(("wrong", "right"), [("on_agregate", "on_aggregate"), ("on_sanitize", "on_sanitise")])
+def test_a_misspelt_hook_is_rejected(wrong: str, right: str) -> None:
+    kind = type("Mine", (RoundCallback,), {wrong: lambda self, context: None})
+    with pytest.raises(ValueError, match=rf"^Mine\.{wrong} is not a hook .*did you mean '{right}'"):
+        Method([kind()])
+
+
+def test_other_methods_of_a_callback_are_no_misspelt_hooks() -> None:
+    Method([type("Mine", (RoundCallback,), {"_on_send": lambda self: None, "aggregate": lambda self: None})()])
+
+
 def test_metrics_are_dropped_without_a_trainer() -> None:
     context = make_context(Method([]))
     context.log({"world/loss": 1.0})
