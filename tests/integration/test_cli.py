@@ -142,7 +142,7 @@ def test_fit_go_on_and_validate(shore: Path, capsys: pytest.CaptureFixture[str])
     }
     assert main(["fit", "--recipe", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
     more = capsys.readouterr()
-    assert "goes on from runs/tiny/version_0/checkpoints/last.ckpt" in more.out
+    assert "resumes from runs/tiny/version_0/checkpoints/last.ckpt" in more.out
     assert "round 3/3" in more.err
     assert "round 2/3" not in more.err
     assert main(["fit", "--recipe", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
@@ -319,7 +319,7 @@ def test_a_stopped_run_ends_like_one_that_never_stopped(shore: Path) -> None:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
     again = "fit --recipe tiny.yaml --trainer.max_epochs 8 --name stopped --ckpt_path last"
-    assert f"stopped; go on with: worldlm {again}. results so far" in out
+    assert f"stopped; resume with: worldlm {again}. results so far" in out
     assert last("stopped")["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] < 8
     assert main([*fit, "--name", "stopped", "--ckpt_path", "last"]) == 0
     assert same(last("stopped")["callbacks"], last("whole")["callbacks"])
@@ -375,7 +375,7 @@ def test_a_process_that_is_killed(shore: Path) -> None:
     _, output = process.communicate(timeout=60)
     assert process.returncode == 1
     assert re.search("process 2 of the run ended with signal 9|another process of the run is gone", output)
-    assert "go on with --ckpt_path last" in output
+    assert "resume with --ckpt_path last" in output
     assert main([*given, "--ckpt_path", "last"]) == 0
     assert main([*given, "--name", "whole"]) == 0
     assert same(

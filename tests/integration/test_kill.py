@@ -116,7 +116,7 @@ def test_interrupted_at_every_kind_of_moment(undisturbed: Path, differences: Cal
         assert interrupted(moment, partial(fail_to_write, reason)) == 2, history + log.read_text()
         line = log.read_text().splitlines()[-1]
         assert line.startswith("worldlm: "), history
-        assert line.endswith("; once that is put right, go on with --ckpt_path last"), history + line
+        assert line.endswith("; once that is fixed, resume with --ckpt_path last"), history + line
         assert os.strerror(reason) in line, history + line
         assert "Traceback" not in log.read_text(), history
     assert finish(begin(log)) == 0, history + log.read_text()

@@ -117,7 +117,7 @@ def test_values() -> None:
         ("worldlm.loop.node_store.Paging", "worldlm.storage.Paging"),
         ("worldlm.loop.WorldTrainer", "worldlm.trainer.WorldTrainer"),
         ("worldlm.loop.FederationCallback", "worldlm.trainer.FederationCallback"),
-        ("worldlm.loop.hooks.Context", "worldlm.trainer.Context"),
+        ("worldlm.loop.hooks.Context", "worldlm.rounds.Context"),
     ],
 )
 def test_a_class_that_was_renamed_is_found_by_its_new_name(old: str, new: str, safe: bool) -> None:

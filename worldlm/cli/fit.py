@@ -53,7 +53,7 @@ def run_command(command_line: CommandLine, make_cli: MakeCLI = RecipeCLI) -> int
             make_cli(command_line, progress)
     except SIGTERMException:
         resume = command_line.resume_command(progress.resume_from)
-        rank_zero_only(print)(f"stopped; go on with: {resume}. results so far: {progress.folder}")
+        rank_zero_only(print)(f"stopped; resume with: {resume}. results so far: {progress.folder}")
         return 143
     except RankLost as error:
         print(f"worldlm: {error}", file=sys.stderr)
@@ -68,7 +68,7 @@ def run_command(command_line: CommandLine, make_cli: MakeCLI = RecipeCLI) -> int
             raise
         where = f": {progress.folder}" if error.errno is not None and error.filename is None else ""
         saved = (progress.folder / LAST).is_file()
-        resume = "; once that is put right, go on with --ckpt_path last" if saved else ""
+        resume = "; once that is fixed, resume with --ckpt_path last" if saved else ""
         raise UserError([f"{error}{where}{resume}"]) from error
     return 0
 

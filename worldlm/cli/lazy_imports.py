@@ -3,8 +3,8 @@
 Lightning uses two classes of torchmetrics, but `torchmetrics/__init__.py` imports every metric, and with them scipy
 and transformers. Neither library has a setting that avoids it. So the few modules that define these classes are
 imported before that `__init__` has run. It runs as soon as anything else imports torchmetrics, in the same module
-object: a class in a recipe finds the whole package, and the classes that Lightning uses are part of it.
-If a version of torchmetrics or Lightning needs more than this, torchmetrics is imported as usual.
+object. A class in a recipe then finds the whole package, including the classes that Lightning uses. If a version of
+torchmetrics or Lightning needs more than this, torchmetrics is imported as usual.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `worldlm`; by default those of this process.
 
     Returns:
-        The exit status: 0 if all went well; 1 if a run failed, its repetition did not match or the output was closed; 2
-        for a mistake that the user can correct; 130 or 143 if a signal stopped it.
+        The exit status. 0: all went well. 1: a run failed, its repetition did not match, or the output was closed. 2: a
+        mistake that the user can correct. 130 or 143: a signal stopped it.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -31,6 +31,7 @@ _RENAMED = {
     "Paging": "worldlm.storage.Paging",
     "RankLost": "worldlm.distributed.RankLost",
     "World": "worldlm.rounds.World",
+    "Context": "worldlm.rounds.Context",
 }
 """Where classes of earlier versions are now, by their old names. All others of worldlm.loop are in worldlm.trainer."""
 

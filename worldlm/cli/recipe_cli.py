@@ -205,7 +205,7 @@ class RecipeCLI(LightningCLI):
             self.model.check_init_from()
         record = next(callback for callback in trainer.callbacks if isinstance(callback, Record))  # type: ignore[attr-defined]
         record.command = self.command_line.text
-        origin = f"; goes on from {self.checkpoint}" if self.checkpoint else ""
+        origin = f"; resumes from {self.checkpoint}" if self.checkpoint else ""
         rank_zero_only(print)(headline(trainer, self.model) + origin)
         self._prepare_other_processes(trainer)
         trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """Readers: records from text, JSON-lines and parquet files.
 
-These readers replace those of `datasets`, whose JSON reader turns texts that look like dates into dates, does not
-report the line of a mistake, and leaves lock files in the user's home. For data sets of the Hugging Face Hub see
+These readers replace those of `datasets`. Its JSON reader turns texts that look like dates into dates, does not report
+the line of a mistake, and leaves lock files in the user's home. For data sets of the Hugging Face Hub see
 `worldlm.data.hub`.
 """
 

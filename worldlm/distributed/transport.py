@@ -194,7 +194,7 @@ def is_network_error(error: BaseException) -> bool:
 
 def to_rank_lost(error: BaseException) -> RankLost:
     """Return an error of torch.distributed about a lost process as a `RankLost`."""
-    return RankLost(f"another process of the run is gone ({short_message(error)}); go on with --ckpt_path last")
+    return RankLost(f"another process of the run is gone ({short_message(error)}); resume with --ckpt_path last")
 
 
 def short_message(error: BaseException) -> str:

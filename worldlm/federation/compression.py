@@ -4,10 +4,10 @@ The encoded tensors are named tensors again, so that they are counted, sent and 
 has the name of the original. An int8 tensor has its name and shape, and beside it float32 scales, one per block of 256
 values in memory order. The types determine how they are decoded.
 
-Why blocks instead of rows: on updates of nodes of the recipe `multilingual`, whose rows mostly have 96 values, blocks
-of 256 have 1.34 to 1.45 times the squared error of rows, and 1.6 instead of 3.8 per cent of additional bytes. This is
-the same accuracy per byte within 0.1 bit per value. Blocks of 128 or 512 are no better per byte, and a block does not
-grow with the width of the model.
+Blocks were compared with rows on updates of nodes of the recipe `multilingual`, whose rows mostly have 96 values.
+Blocks of 256 have 1.34 to 1.45 times the squared error of rows, and 1.6 instead of 3.8 per cent of additional bytes.
+This is the same accuracy per byte within 0.1 bit per value. Blocks of 128 or 512 are no better per byte, and a block
+does not grow with the width of the model.
 """
 
 from collections.abc import Iterable, Mapping

@@ -67,8 +67,8 @@ class Upload:
     num_tokens: int
     """Tokens that the sender and its descendants trained on since its last upload."""
     row_counts: Mapping[str, Tensor] = field(default_factory=dict)
-    """Name of a tensor that is averaged by rows -> how often the token of each row occurred, float32 [vocab]; empty if
-    no tensor is averaged by rows, or the sender is private."""
+    """Name of a tensor that is averaged by rows -> how often the token of each row occurred, float32 [vocab]. Empty if
+    no tensor is averaged by rows, or if the sender is private."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Metrics of the sender's fit; empty if the sender is private."""
     residuals: tuple[Residual, ...] = ()

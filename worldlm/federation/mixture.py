@@ -13,8 +13,8 @@ def mixture_weights(
 ) -> dict[str, dict[str, float]]:
     """Return the weights of all models in the mixture of each participant (after FedAMP, arXiv 2007.03797).
 
-    With `d_cj = |w_c - w_j|^2` over all tensors, and D the mean of d over all pairs: in the mixture of c, model c has
-    the weight `self_weight`, and the others share the rest in proportion to `exp(-d_cj / (sigma D))`. The fixed weight
+    Let `d_cj = |w_c - w_j|^2` over all tensors, and D the mean of d over all pairs. In the mixture of c, model c has
+    the weight `self_weight`. The others share the rest in proportion to `exp(-d_cj / (sigma D))`. The fixed weight
     of a model in its own mixture, and the normalised weights of the others, are the heuristic form of the paper. The
     division by the mean distance is this project's choice: sigma has no unit and does not depend on the size of the
     model.

@@ -93,8 +93,8 @@ class PrivacyLedger:
         """Return the epsilon spent at `delta`, an upper bound; infinity if any release had no noise.
 
         It is exact (Balle and Wang, arXiv 1805.06530) if every sample rate is 1. Otherwise the PRV accountant (Gopi et
-        al., arXiv 2106.02848) computes it, or the looser RDP accountant if PRV would be wrong or too expensive, that is
-        for an epsilon in the hundreds or very many steps.
+        al., arXiv 2106.02848) computes it. For an epsilon in the hundreds, or very many steps, PRV would be wrong or
+        too expensive; the looser RDP accountant takes its place.
         """
         return _epsilons(tuple(self.history), delta)[0]
 

@@ -25,8 +25,8 @@ _INCHES = 6.0  # TensorBoard shows pictures small
 class Pictures(FederationCallback):
     """Draws pictures of the run in TensorBoard; does nothing if the run has no TensorBoard logger.
 
-    Images shows the world with each node's perplexity, the bytes on each edge, the routes of the residuals since the
-    last picture, the attention weights of all federations and rounds so far, and the privacy spent. Custom Scalars
+    Images shows the world with each node's perplexity, the bytes on each edge, and the routes of the residuals since
+    the last picture. It also shows the attention weights of all rounds so far, and the privacy spent. Custom Scalars
     shows the charts of the world, then those of each federation with its participants.
 
     Args:

@@ -80,10 +80,11 @@ def data_facts(trainer: WorldTrainer) -> dict[str, dict[str, Any]]:
     """Describe the text and batches of every data node; two runs are comparable if these are equal.
 
     Returns:
-        By data node: `text` (names of the folders of packed text, which end in a digest of its sources; null if the
-        data module does not provide them), `tokens_crc32` (CRC-32 of the packed tokens, independent of their folder),
-        `blocks`, `batch_size`, `steps` per fit, and `fits` per round. Nodes with held-out text also have
-        `held_out_text`, `held_out_tokens_crc32`, and `held_out_blocks`, the number of blocks that are evaluated.
+        By data node: `text`, `tokens_crc32`, `blocks`, `batch_size`, `steps` per fit, and `fits` per round. `text` has
+        the names of the folders of packed text, which end in a digest of its sources. It is null if the data module
+        does not provide them. `tokens_crc32` is the CRC-32 of the packed tokens, whatever their folder. Nodes with
+        held-out text also have `held_out_text`, `held_out_tokens_crc32`, and `held_out_blocks`, the number of blocks
+        that are evaluated.
     """
     loop, fits, facts = trainer.fit_loop, trainer.num_visits, {}
     for name, loader in loop.loaders.items():

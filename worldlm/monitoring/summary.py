@@ -37,7 +37,8 @@ class Summary(FederationCallback):
             return
         rows = {node.name: row(trainer, node) for node in trainer.topology.nodes.values()}
         self._log_hparams(trainer, pl_module, rows)
-        table = Table(title=f"{trainer.topology.name} after {trainer.world.round + 1} rounds")
+        number = trainer.world.round + 1
+        table = Table(title=f"{trainer.topology.name} after {number} round{'s' * (number != 1)}")
         table.add_column("node")
         shown = [name for name in _COLUMNS if any(name in figures for figures in rows.values())]
         for name in shown:

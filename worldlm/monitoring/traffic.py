@@ -15,8 +15,8 @@ class Traffic(FederationCallback):
     """Logs, once per round, the bytes sent over every edge in each direction since the run began.
 
     If the topology describes a node's `link`, it also logs the seconds that the node's messages of the round would
-    take: latency per message, plus bytes divided by bandwidth, slowed down by jitter. It logs how many uploads of a
-    node did not arrive, as soon as there is one.
+    take. They are the latency of each message plus bytes divided by bandwidth, slowed down by jitter. It logs how many
+    uploads of a node did not arrive, as soon as there is one.
     """
 
     enforces = frozenset({"link"})

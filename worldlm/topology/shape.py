@@ -68,7 +68,7 @@ def single(topology: Topology, *, all_tokens: bool = False) -> Topology:
     Args:
         topology: The tree.
         all_tokens: Whether the root takes as many steps per round as all data nodes together, and so trains on as many
-            tokens; if not, it takes as many as the node with the most steps.
+            tokens. If not, it takes as many as the node with the most steps.
 
     Raises:
         ValueError: If a data node is private, because pooled text is not, or if nodes differ in `batch_size`, so that

@@ -242,7 +242,9 @@ class Launcher(_SubprocessScriptLauncher):
         failed = next(process for process in self.procs if process.returncode)
         number = self.procs.index(failed) + 1
         end = f"signal {-failed.returncode}" if failed.returncode < 0 else f"status {failed.returncode}"
-        message = f"process {number} of the run ended with {end}, so all others were ended; go on with --ckpt_path last"
+        message = (
+            f"process {number} of the run ended with {end}, so all others were ended; resume with --ckpt_path last"
+        )
         print(f"worldlm: {message}", file=sys.stderr)
         self._end_others()
         os._exit(1)

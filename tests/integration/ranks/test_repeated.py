@@ -194,7 +194,7 @@ def test_a_repetition_that_was_stopped_goes_on(capsys: pytest.CaptureFixture[str
     assert main(["fit", "--repeat", "runs/tiny", "--name", "halting"]) == 143
     there = "runs/halting/version_0/checkpoints/last.ckpt"
     again = f"fit --repeat {RUN} --name halting --ckpt_path {there}"
-    assert f"stopped; go on with: worldlm {again}. results so far" in verdict(capsys)
+    assert f"stopped; resume with: worldlm {again}. results so far" in verdict(capsys)
     assert main(again.split()) == 0
     assert os.path.getsize(there)
     assert "done. matched" in verdict(capsys)

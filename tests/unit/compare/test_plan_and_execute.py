@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_and_the_others_stay(player: Any) -> None:
     lines: list[str] = []
     assert execute(planned(), start=player, report=lines.append, poll_seconds=0) == []
     assert [title for title, _ in player.started[4:]] == ["two, seed 1"]
-    assert lines[1] == "[2/4] two, seed 1: goes on"
+    assert lines[1] == "[2/4] two, seed 1: resumes"
 
 
 def test_a_failure_is_told_and_the_rest_goes_on(player: Any, capsys: pytest.CaptureFixture[str]) -> None:

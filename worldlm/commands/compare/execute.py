@@ -118,7 +118,7 @@ def _start(run: PlannedRun, label: str, start: Start, threads: int, report: Repo
     resumes = any(run.folder.glob("version_*/checkpoints/last.ckpt"))
     run.folder.mkdir(parents=True, exist_ok=True)
     run.settings_file.write_text(json.dumps(run.settings, indent=1) + "\n", "utf-8")
-    report(f"{label}: {'goes on' if resumes else 'starts'}")
+    report(f"{label}: {'resumes' if resumes else 'starts'}")
     return _Job(run, label, start(run, threads), time.monotonic())
 
 
