@@ -55,7 +55,7 @@ class _Package(Loader, MetaPathFinder):
                 if name:
                     vars(self.module)[name] = getattr(found, name)
         except (ImportError, AttributeError):
-            for name in [one for one in sys.modules if one.partition(".")[0] == _NAME]:
+            for name in [module for module in sys.modules if module.partition(".")[0] == _NAME]:
                 del sys.modules[name]
             return
         vars(self.module)["__getattr__"] = self._missing
