@@ -157,7 +157,11 @@ class Averaging(FederationCallback):
         context.log({f"{name}/pseudo_gradient_norm": gradient_norm})
 
     def mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:
-        """Return the mean of the uploads. Subclasses override it to aggregate by another rule."""
+        """Return the mean of the uploads, as new tensors by name. Override it to aggregate by another rule.
+
+        `weights` has one number for each upload; they need not sum to 1. `context.state.parameters` are the weights
+        that the children received. The outer optimizer steps from there towards the mean.
+        """
         models = [self._tensors(upload) for upload in uploads]
         rows = context.find(WeighsRows)  # type: ignore[type-abstract]
         if rows is None or rows.part not in self.parts:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class LastCheckpoint(Checkpoint):
     """Writes the latest state of the whole world to `checkpoints/last.ckpt` in the run folder.
 
-    It is written at the end of rounds, between two steps when enough time has passed, and on SIGTERM. If several
+    It is written at the end of rounds, after a training batch when enough time has passed, and on SIGTERM. If several
     processes share the world, it is written at the end of rounds only. The checkpoints of some rounds can be kept
     beside it, as `checkpoints/round_N.ckpt`.
 
@@ -29,7 +29,7 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_rounds: Rounds between two checkpoints, at least 1.
-        every_n_minutes: In long rounds, minutes after which a checkpoint is written between two steps; above 0.
+        every_n_minutes: In long rounds, minutes after which a checkpoint is written after a training batch; above 0.
         keep_every_n_rounds: Keep the checkpoint of every n-th round, at least 1. None keeps none.
 
     Raises:

@@ -40,7 +40,7 @@ class RoundCallback:
         |   |   else: c runs its own federation, as q does
         |   |   UPLOAD     on_upload(c)             c composes its upload
         |   |              packed_bytes(c, q)       if q has a deadline: would the upload be late?
-        |   |              on_missed(c)             only if c did not train, drops out or is late; then c sends nothing
+        |   |              on_missed(c)             only if c trained nothing, drops out or is late: it sends nothing
         |   |              on_sanitise(c)           c makes the upload safe to leave; nothing is added after this
         |   |              on_send(c, q)            c packs it; its bytes are counted, and it is sent
         |   |              on_unpack(q, c)          q unpacks it, and checks that it may be merged
@@ -53,15 +53,19 @@ class RoundCallback:
     no hook composes, sanitises or packs it.
 
     If several processes share a world, the hooks of a node run in the process that holds the node. If q and c are in
-    different processes, q's part of RECEIVE runs in OPEN, and q's part of UPLOAD in AGGREGATE. So these hooks must not
-    depend on q's own fit, nor on uploads of other children.
+    different processes, q's part of RECEIVE runs in OPEN, before q's own fit, and q's part of UPLOAD in AGGREGATE. So
+    these hooks must not depend on q's own fit, nor on uploads of other children. Take q's weights from the download. Do
+    not read the state of other nodes: for nodes of other processes it has no tensors, and is one round old.
 
     What a callback needs, and where it is:
 
     - state of a node: `memory`. It is saved with the node, and `memory_schema` declares its type: plain containers and
       tensors only. A tensor in `memory` or in a message may be on disk until it is read: replace it, do not write
       into it.
-    - state of the run: `state_dict` and `load_state_dict`, as in any Lightning callback.
+    - state of the run: `state_dict` and `load_state_dict`, as in any Lightning callback. Only process 0 saves it, so it
+      must not be collected in hooks of a node.
+    - state of the running fit: an attribute that `on_local_fit_start` sets unless `fit.resumed`, and that `state_dict`
+      saves, as in `Proximal`.
     - random numbers: a generator seeded with `context.seed("purpose")`, never a global one.
     - metrics: `context.log`. Another callback: `context.find`.
     - a place in a recipe, and Lightning's hooks: derive from `worldlm.trainer.FederationCallback`, a subclass of this.
@@ -179,7 +183,11 @@ class RoundCallback:
         """Handle an upload that does not leave its node: keep what the next upload must contain."""
 
     def on_sanitise(self, context: Context, upload: Upload, download: Download) -> Upload:
-        """Make an upload safe to leave its node: clip it, and add noise."""
+        """Make an upload safe to leave its node: clip it, and add noise.
+
+        `download` is the message that the upload answers, unpacked. The update is `upload.parts - download.parts`. A
+        federation's own fit does not pass here; bound it in `on_aggregate`.
+        """
         return upload
 
     # ------------------------------------------------------------------ AGGREGATE

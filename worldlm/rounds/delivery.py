@@ -32,7 +32,10 @@ class Delivery:
         self._entered_at = 0
 
     def enter(self, cursor: int) -> None:
-        """Enter a round at a step of the program: send what earlier steps would have sent to other processes."""
+        """Enter a round at a step of the program, and send what its earlier steps would have sent to other processes.
+
+        At the first step, that is each child's message to its parent's process that it is ready to receive.
+        """
         self._entered_at = cursor
         for step, position in self._positions.items():
             child = self.world.topology.nodes[step.node]

@@ -56,7 +56,8 @@ class RoundExecutor:
     def enter(self, cursor: int) -> None:
         """Enter a round at a step of the program. Call it once, before the first step of every round.
 
-        If a run resumes within a round, this sends again what the steps before the cursor sent to other processes.
+        Other processes wait for what it sends: which children may take part, and, if a run resumes within a round, what
+        the steps before the cursor would have sent.
         """
         self._delivery.enter(cursor)
 
@@ -70,7 +71,7 @@ class RoundExecutor:
         if not self.world.transport.is_local(step.node):
             return
         context, takes_part = self.method.context(self.world, step.node, step.subround), self._takes_part(step)
-        # a node that takes no part still opens and uploads: other processes wait for its messages
+        # open and upload run in any case: other processes wait for "no download", and for who may take part next
         if step.kind == "open":
             self._open(context, takes_part)
         elif step.kind == "receive":

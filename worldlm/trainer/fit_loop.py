@@ -4,8 +4,10 @@ One epoch is one round of the world, and one run of the epoch loop is one local 
 precision, gradient clipping, accumulation, schedulers, hooks and loggers. This loop chooses the batches, the weights
 and the optimizer that Lightning sees, and it resumes an interrupted round.
 
-No state of a random generator is saved. Before every fit and every batch, torch is seeded from the run's seed, the node
-and its number of batches. A fit that was interrupted repeats the batches after its last finished optimizer step.
+No state of a random generator is saved, because none is needed. Torch is seeded before every fit from the run's seed,
+node, round and sub-round, and before every batch from seed, node and number of batches. All other draws use generators
+of their own, seeded with `context.seed`. A callback that draws from a global generator does not resume bit for bit. A
+fit that was interrupted repeats the batches after its last finished optimizer step.
 
 Only this module and `epoch_loop.py` use Lightning's private loops (2.6), which is why the dependency is pinned.
 """
@@ -41,6 +43,9 @@ from worldlm.trainer.run_settings import RunSettings
 
 class FederatedFitLoop(_FitLoop):
     """Carries out the program of a round, step by step, and keeps what a restart needs.
+
+    One process can save a checkpoint between two steps of the program, and within a fit in Lightning's batch hooks, but
+    not while nodes exchange messages. Several processes can save one only together, at the end of a round.
 
     A restart needs the cursor (the position in the program), the phase, and the world. A run resumes in this order:
 
@@ -142,7 +147,7 @@ class FederatedFitLoop(_FitLoop):
         """Restore the content of a checkpoint, and return the name of the node that the live module is to hold."""
         world, saved = self.world, self._restored
         rounds, optimizers = trackers(self.epoch_progress)[0], saved["optimizers"]
-        within_round = rounds.started > rounds.processed and self.cursor > 0
+        within_round = rounds.started > rounds.processed and self.cursor > 0  # at 0 the topology may still change
         model: Tensors = dict(self.trainer.lightning_module.named_parameters())
         num_rounds = None if within_round else rounds.processed
         restore_world(world, self.run_settings.method, saved["world"], model, self.plan.steps_per_round(), num_rounds)
@@ -237,13 +242,9 @@ class FederatedFitLoop(_FitLoop):
         done = loop.batch_progress.current.ready
         loop.restarting = done > 0  # `run` calls `reset` again, which must then keep these counts
         seed_torch(context.seed("fit"), device)
-        fit = LocalFit(
-            module=self.trainer.lightning_module,
-            optimizers=self.trainer.optimizers,
-            device=device,
-            batch_sampler=self.loaders[name].batch_sampler,
-            resumed=resumed,
-        )
+        module, sampler = self.trainer.lightning_module, self.loaders[name].batch_sampler
+        optimizers = self.trainer.optimizers
+        fit = LocalFit(module=module, optimizers=optimizers, device=device, batch_sampler=sampler, resumed=resumed)
         self.run_settings.method.on_local_fit_start(context, fit)
         if done < num_batches:
             self._run_batches(name, done, num_batches)
@@ -280,10 +281,7 @@ class FederatedFitLoop(_FitLoop):
         if self._world is None:
             return {}
         if self.phase is Phase.EXCHANGING:
-            raise RuntimeError(
-                "a checkpoint cannot be saved while nodes exchange messages: save it in one of Lightning's hooks of a "
-                "batch or an epoch"
-            )
+            raise RuntimeError("a checkpoint cannot be saved while nodes exchange messages: save it in a batch hook")
         if self.run_settings.num_ranks > 1 and self.cursor < len(self.executor.program):
             raise RuntimeError("several processes can save a checkpoint only together, at the end of a round")
         fitting = self.phase is Phase.FITTING

@@ -10,7 +10,7 @@ class Phase(Enum):
     """What the loop is doing; only the loop sets it."""
 
     IDLE = "idle"
-    """Between two steps of a round, or between rounds. A checkpoint can be saved."""
+    """Between two steps of the round's program, or between rounds. A checkpoint can be saved."""
     FITTING = "fitting"
     """A node trains in the live module. A checkpoint can be saved, and a run that resumes from it continues the fit."""
     EXCHANGING = "exchanging"
