@@ -167,3 +167,15 @@ def test_bad_arguments_are_rejected(arguments: dict[str, Any], message: str) -> 
 def test_robust_averaging_rejects_token_rows(star: Make, fit: Make) -> None:
     with pytest.raises(ValueError, match="RobustAveraging does not support TokenRows"):
         fit(star("ab"), [RobustAveraging(), TokenRows()])
+
+
+def test_robust_averaging_of_other_parts_suits_token_rows(star: Make, fit: Make) -> None:
+    callbacks = [RobustAveraging(parts=["keys"]), Averaging(["backbone"]), TokenRows()]
+    trainer = fit(star("ab"), callbacks, max_epochs=1)
+    trainer.method.check(trainer.topology)  # as a second fit does
+
+
+def test_robust_averaging_rejects_rows_of_its_part(star: Make, fit: Make) -> None:
+    rows = TokenRows("blocks.1.norm_1.weight")  # belongs to the keys
+    with pytest.raises(ValueError, match="RobustAveraging does not support TokenRows"):
+        fit(star("ab"), [RobustAveraging(parts=["keys"]), rows])

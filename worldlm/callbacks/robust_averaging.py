@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from worldlm.callbacks.averaging import Averaging, WeighsRows
+from worldlm.callbacks.averaging import Averaging
 from worldlm.federation.messages import Upload
 from worldlm.federation.parameters import Part, Tensors
 from worldlm.federation.robust import median, norm_bounded_mean, trimmed_mean
-from worldlm.rounds import Context, RoundCallback
-from worldlm.topology import Topology
+from worldlm.rounds import Context
 
 Rule = Literal["median", "trimmed_mean", "norm_bound"]
 
@@ -55,13 +54,6 @@ class RobustAveraging(Averaging):
             raise ValueError(f"trim must be in [0, 0.5), got {trim}, and max_norm above 0, got {max_norm}")
         self.rule = rule
         self.max_norm = max_norm
-
-    def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
-        super().check_method(callbacks, topology)
-        if any(isinstance(other, WeighsRows) and other.part in self.parts for other in callbacks):
-            raise ValueError(
-                "RobustAveraging does not support TokenRows: remove TokenRows, or merge the embedding with Averaging"
-            )
 
     def mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:
         models = [self._tensors(upload) for upload in uploads]

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from worldlm.callbacks.averaging import Averaging
+from worldlm.callbacks.robust_averaging import RobustAveraging
 from worldlm.federation.messages import Upload
 from worldlm.federation.parameters import Part, Tensors
 from worldlm.federation.state import NodeState
@@ -43,8 +44,8 @@ class TokenRows(FederationCallback):
         parameter: Name of the tensor with one row per token, or the last dot-separated components of its name.
 
     Raises:
-        ValueError: If there is not exactly one such tensor, no `Averaging` merges the part it belongs to, or
-            `TokenRows` is listed twice.
+        ValueError: If there is not exactly one such tensor, no `Averaging` merges the part it belongs to, a
+            `RobustAveraging` does, or `TokenRows` is listed twice.
     """
 
     memory_schema = _Memory
@@ -71,8 +72,13 @@ class TokenRows(FederationCallback):
             raise ValueError(f"TokenRows: {matching} named {self.parameter!r}; parameters: {', '.join(parts)}")
         self._name, self.part = names[0], parts[names[0]]
         self._num_rows = module.get_parameter(self._name).shape[0]
-        callbacks = trainer.method.callbacks
-        if not any(isinstance(other, Averaging) and self.part in other.parts for other in callbacks):
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        merging = [other for other in callbacks if isinstance(other, Averaging) and self.part in other.parts]
+        if any(isinstance(other, RobustAveraging) for other in merging):
+            raise ValueError(
+                "RobustAveraging does not support TokenRows: remove TokenRows, or merge the embedding with Averaging"
+            )
+        if not merging:
             raise ValueError(f"TokenRows needs an Averaging of the {self.part}, the part that contains {self._name}")
 
     def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:

@@ -96,6 +96,7 @@ class FederatedFitLoop(_FitLoop):
         if self._combined_loader is not None:
             return
         run, names = self.run_settings, [node.name for node in self.topology.data_nodes]
+        run.collect_callbacks()  # again: `configure_callbacks` of the module, or a `setup`, may have changed them
         self.loaders = request_loaders(self.trainer, self._data_source, names, run.devices_per_node)
         self._combined_loader = CombinedLoader(self.loaders, "sequential")
         self.max_batches = max(map(self.plan.num_batches, names))

@@ -30,6 +30,8 @@ class RunSettings:
     """Makes the store of waiting nodes, given the names of the nodes that this process holds."""
     agree_on_folder: Callable[[], None]
     """Makes all processes use the folder of process 0."""
+    collect_callbacks: Callable[[], None]
+    """Makes `method` of the callbacks that the trainer has now, and checks it."""
     num_ranks: int = 1
     """Processes that share the world."""
     devices_per_node: int = 1

@@ -108,8 +108,6 @@ class WorldTrainer(pl.Trainer):
         super().__init__(*args, **kwargs)
         self._checkpoint_connector = CheckpointConnector(self)
         check_metric_callbacks(self.callbacks, self.num_ranks)  # type: ignore[attr-defined]
-        self.method = Method(self.callbacks)  # type: ignore[attr-defined]
-        """The callbacks of the current fit, as one method."""
         self.run_log = RunLog(self)
         """Writes metrics and texts to the loggers."""
         self.plan = FitPlan(self, self.topology)
@@ -117,11 +115,12 @@ class WorldTrainer(pl.Trainer):
         self._run_settings = RunSettings(
             topology=self.topology,
             seed=self.seed,
-            method=self.method,
+            method=Method(self.callbacks),  # type: ignore[attr-defined]
             plan=self.plan,
             log=self.run_log,
             make_store=self._make_store,
             agree_on_folder=self._agree_on_folder,
+            collect_callbacks=self._collect_callbacks,
             num_ranks=self.num_ranks,
             devices_per_node=devices_per_node,
         )
@@ -130,6 +129,17 @@ class WorldTrainer(pl.Trainer):
         self._check_method()
         for name in gone_as_one(tree, self.topology) if self.is_global_zero else ():
             log.warning(_LOST_PROTECTION, shape, name)
+
+    @property
+    def method(self) -> Method:
+        """The callbacks of the current fit, as one method."""
+        return self._run_settings.method
+
+    def _collect_callbacks(self) -> None:
+        """Make the method of the callbacks that the trainer has now, and check all that it requires."""
+        self._run_settings.method = Method(self.callbacks)  # type: ignore[attr-defined]
+        self._check_method()
+        self.method.check(self.topology)
 
     def _check_method(self) -> None:
         """Check that the callbacks form a method that enforces the settings of the topology."""
@@ -144,9 +154,7 @@ class WorldTrainer(pl.Trainer):
         Raises:
             ValueError: If the callbacks do not suit each other or the topology.
         """
-        self.method = self._run_settings.method = Method(self.callbacks)  # type: ignore[attr-defined]
-        self._check_method()
-        self.method.check(self.topology)
+        self._collect_callbacks()
         super().fit(*args, **kwargs)
 
     def prepare(self, model: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:

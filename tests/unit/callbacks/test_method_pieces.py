@@ -64,7 +64,7 @@ def _setup(rows: TokenRows, *others: Any) -> None:
     module: Any = Module()
     method = Method([rows, *others])
     method.check(_topology())
-    trainer: Any = SimpleNamespace(method=method)
+    trainer: Any = SimpleNamespace(callbacks=list(method.callbacks))
     rows.setup(trainer, module, "fit")
 
 
