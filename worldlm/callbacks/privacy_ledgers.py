@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from worldlm.federation.privacy import PrivacyLedger
 from worldlm.federation.state import NodeState
 from worldlm.rounds import Context, World
@@ -40,8 +42,8 @@ class PrivacyLedgers(FederationCallback):
             if name in self._left:
                 self.memory(states[name])["history"] = self._left.pop(name)
                 spent = sum(steps for *_, steps in self.ledger(states[name]).history)
-                if world.transport.is_local(world.topology.root.name):  # all processes run this, one logs it
-                    log.warning("%s was in the topology before: its ledger of %d releases is restored", name, spent)
+                message = "%s was in the topology before: its ledger of %d releases is restored"
+                rank_zero_only(log.warning)(message, name, spent)  # all processes run this, one logs it
 
     def state_dict(self) -> dict[str, Any]:
         return {"left": dict(self._left)} if self._left else {}
