@@ -2,5 +2,6 @@
 
 raise ImportError(
     "worldlm.loop was divided: FederationCallback and WorldTrainer are in worldlm.trainer, Context and World in "
-    "worldlm.rounds, Paging in worldlm.storage, RankLost in worldlm.distributed"
+    "worldlm.rounds, Paging in worldlm.storage, RankLost in worldlm.distributed; log_scalars and log_text are now "
+    "context.log and context.log_text"
 )

@@ -205,7 +205,10 @@ class RoundCallback:
     # ------------------------------------------------------------------ reporting
 
     def node_figures(self, node: Node, state: NodeState) -> dict[str, float]:
-        """Return figures of a node for the summary table and results.json, by column."""
+        """Return figures of a node by column: `epsilon`, or another column of the summary table and results.json.
+
+        Other names are not shown. Log a figure of your own with `context.log`.
+        """
         return {}
 
     def routes(self, world: World) -> Counter[str]:
