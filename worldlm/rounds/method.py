@@ -6,7 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any
 
 from worldlm.federation.messages import Download, MessageT, Upload
 from worldlm.federation.parameters import Part
@@ -16,8 +16,6 @@ from worldlm.rounds.context import Context, LocalFit
 from worldlm.rounds.world import World
 from worldlm.topology import Node, Topology
 from worldlm.topology.changes import Changes
-
-T = TypeVar("T")
 
 _RENAMED = {"on_arrive": "on_unpack", "on_emit": "after_aggregate", "honours": "enforces", "kept": "memory_schema"}
 """Former names of hooks and attributes."""
@@ -42,10 +40,6 @@ class Method:
     def parts(self) -> frozenset[Part]:
         """Parts of the model that the callbacks merge. Messages carry them."""
         return frozenset().union(*(callback.parts for callback in self.callbacks))
-
-    def find(self, kind: type[T]) -> T | None:
-        """Return the first callback of a type, or None."""
-        return next((callback for callback in self.callbacks if isinstance(callback, kind)), None)
 
     def context(self, world: World, name: str, subround: int = 0) -> Context:
         """Return what the hooks of a node receive."""

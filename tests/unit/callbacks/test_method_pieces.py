@@ -11,7 +11,7 @@ import torch
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ExamplePrivacy, FedAMP, Proximal, TokenRows
 from worldlm.callbacks.averaging import WeighsRows
-from worldlm.rounds import Method
+from worldlm.rounds import Method, World
 from worldlm.topology import Node, Settings, Topology
 from worldlm.trainer.method_checks import check_parts
 
@@ -102,8 +102,9 @@ def test_token_rows_does_not_change_the_averaging() -> None:
     before = dict(vars(averaging))
     _setup(rows, averaging)
     assert vars(averaging) == before
-    assert Method([rows, averaging]).find(WeighsRows) is rows  # type: ignore[type-abstract]
-    assert Method([averaging]).find(WeighsRows) is None  # type: ignore[type-abstract]
+    world = World(_topology(), {"w": "backbone"}, {"w": torch.zeros(1)})
+    assert Method([rows, averaging]).context(world, "world").find(WeighsRows) is rows  # type: ignore[type-abstract]
+    assert Method([averaging]).context(world, "world").find(WeighsRows) is None  # type: ignore[type-abstract]
 
 
 def test_example_privacy_must_not_overwrite_the_proximal_term() -> None:

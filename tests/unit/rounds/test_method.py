@@ -58,7 +58,7 @@ def test_callbacks_find_each_other_by_type() -> None:
     first, last = Append("a"), Last()
     method = Method([first, object(), last])
     assert method.callbacks == (first, last)
-    assert method.find(Last) is last
+    assert make_context(method).find(Last) is last
     assert make_context(method).find(Append) is first
     assert make_context(Method([first])).find(Last) is None
 
