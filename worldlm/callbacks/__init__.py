@@ -50,7 +50,8 @@ __all__ = [
     "UpdatePrivacy",
 ]
 
-_RENAMED = {"SameText": "DataConsistencyCheck", "StartAnew": "DivergenceRecovery"}
+RENAMED = {"SameText": "DataConsistencyCheck", "StartAnew": "DivergenceRecovery"}
+"""Present names of callbacks, by the names in former versions."""
 
 
 def __getattr__(name: str) -> object:
@@ -60,6 +61,6 @@ def __getattr__(name: str) -> object:
         ImportError: If the name was renamed.
         AttributeError: If there is no such name.
     """
-    if name in _RENAMED:
-        raise ImportError(f"worldlm.callbacks.{name} was renamed: import {_RENAMED[name]}")
+    if name in RENAMED:
+        raise ImportError(f"worldlm.callbacks.{name} was renamed: import {RENAMED[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

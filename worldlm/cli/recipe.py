@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
+from worldlm.callbacks import RENAMED
 from worldlm.cli.safe_mode import denied, refusal, refusal_of_class
 from worldlm.topology.checks import shorten
 from worldlm.topology.compose import line_of, pairs, too_far
@@ -25,15 +26,13 @@ MAX_OBJECTS = 100
 """Most objects in one list, such as callbacks. The time jsonargparse takes grows with the square of their number."""
 MAX_DIGITS = 1000
 """Most digits of one number. Python reads at most 4300."""
-_RENAMED = {
-    "StartAnew": "worldlm.callbacks.DivergenceRecovery",
-    "SameText": "worldlm.callbacks.DataConsistencyCheck",
+_MOVED = {
     "Paging": "worldlm.storage.Paging",
     "RankLost": "worldlm.distributed.RankLost",
     "World": "worldlm.rounds.World",
     "Context": "worldlm.rounds.Context",
 }
-"""Where classes of earlier versions are now, by their old names. All others of worldlm.loop are in worldlm.trainer."""
+"""Where classes of worldlm.loop are now. All others are in worldlm.trainer."""
 
 
 class RecipeError(UserError):
@@ -210,11 +209,13 @@ def find_class(path: str, safe: bool = False) -> tuple[Any | None, str]:
 def _renamed(path: str) -> str:
     """Return where a class of an earlier version is now, as an error message; "" for all others."""
     module, _, name = path.rpartition(".")
-    was_in_loop = f"{module}.".startswith("worldlm.loop.")
-    was_a_callback = name in ("StartAnew", "SameText") and (not module or f"{module}.".startswith("worldlm."))
-    if not was_in_loop and not was_a_callback:
+    if name in RENAMED and (not module or f"{module}.".startswith("worldlm.")):
+        present = f"worldlm.callbacks.{RENAMED[name]}"
+    elif f"{module}.".startswith("worldlm.loop."):
+        present = _MOVED.get(name, f"worldlm.trainer.{name}")
+    else:
         return ""
-    return f"class_path {path!r} was renamed: write {_RENAMED.get(name, f'worldlm.trainer.{name}')}"
+    return f"class_path {path!r} was renamed: write {present}"
 
 
 def _our_classes() -> list[str]:
