@@ -7,6 +7,7 @@ from importlib import import_module
 
 from worldlm import __version__
 from worldlm.cli.parser import parse_command_line
+from worldlm.runs.parent_process import follow_parent
 from worldlm.topology.errors import UserError, printable, suggest
 
 HELP = f"""worldlm {__version__}: language models trained across federations of federations
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mistake that the user can correct. 130 or 143: a signal stopped it.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    follow_parent()
     try:
         return _run(words)
     except KeyboardInterrupt:
@@ -88,6 +90,7 @@ def _run(words: list[str]) -> int:
         return 0
     # threads that spin while they wait slow down a busy machine; torch reads this when it is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch prints a stack for each lost connection
     if command in LIGHTNING:
         return _run_lightning(words)
     if command in OTHERS:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import socket
 from collections.abc import Mapping, Sequence
 
 from worldlm.topology import Topology
 from worldlm.topology.checks import shorten
 from worldlm.topology.errors import join_names
+
+log = logging.getLogger(__name__)
 
 _ADVICE = (
     "start all with the same recipe, topology, options, text and WorldLM; the run's folder must be on a file system "
@@ -52,6 +55,20 @@ def check_consistent(processes: Sequence[tuple[str, Mapping[str, str]]]) -> None
         lines.append(f"{name} was not started as {first} was: {values}{more}")
     if lines:
         raise ValueError("\n".join([*lines, _ADVICE]))
+
+
+def warn_of_differences(processes: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+    """Warn of settings that may differ, but then change the last bits of the results.
+
+    Args:
+        processes: The name of every process, and its settings by name.
+    """
+    first, expected = processes[0]
+    for key, value in expected.items():
+        others = {name: settings.get(key) for name, settings in processes[1:] if settings.get(key) != value}
+        if others:
+            listed = join_names([f"{_shown(other)} at {name}" for name, other in others.items()], 3)
+            log.warning("%s", f"{key}: {value} at {first}, {listed}; results may differ in their last bits")
 
 
 def _shown(value: str | None) -> str:

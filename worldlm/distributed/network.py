@@ -42,6 +42,17 @@ def interface_towards(address: str) -> str | None:
     return next((name for name in outward if addresses[name] == local), None)
 
 
+def loopback_interface() -> str | None:
+    """Name the network interface that reaches only this machine; None on systems other than Linux."""
+    if sys.platform != "linux":
+        return None
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            return next((name for name, ip in _addresses(probe).items() if ip == "127.0.0.1"), None)
+    except OSError:
+        return None
+
+
 def _addresses(probe: socket.socket) -> dict[str, str]:
     """Return the IPv4 address of every interface that has one."""
     import fcntl

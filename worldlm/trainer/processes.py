@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.callbacks.timer import Interval
 
 from worldlm.distributed import slurm
+from worldlm.runs.parent_process import follow_parent
 from worldlm.trainer.strategy import WorldStrategy
 
 
@@ -34,6 +35,7 @@ def choose_processes(options: dict[str, Any], devices_per_node: int, fully_shard
         ValueError: If the processes cannot be divided into teams, another strategy is set, torchrun or srun has
             started another number of processes, or the module cannot be sharded.
     """
+    follow_parent()  # of a script; the command line has done it already
     if devices_per_node < 1:
         raise ValueError(f"devices_per_node must be at least 1, got {devices_per_node}")
     if fully_shard and devices_per_node == 1:

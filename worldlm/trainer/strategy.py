@@ -8,6 +8,7 @@ processes of one team (`devices_per_node`) train in step: each with the whole mo
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import lightning
 import torch
 import torch.distributed as dist
 from lightning.fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd
@@ -31,7 +33,8 @@ from torch.optim import Optimizer
 
 from worldlm.distributed.consistency import check_consistent, digest_of, this_process
 from worldlm.distributed.fsdp import full_state_dict, shard_, unshard
-from worldlm.distributed.network import interface_towards, probe_connections
+from worldlm.distributed.joining import join
+from worldlm.distributed.network import interface_towards, loopback_interface, probe_connections
 from worldlm.distributed.transport import (
     MESSAGE_TIMEOUT,
     RankLost,
@@ -40,9 +43,10 @@ from worldlm.distributed.transport import (
     short_message,
     to_rank_lost,
 )
+from worldlm.runs.parent_process import bound_to_this_process
 
-MINUTES_TO_JOIN = 10
-"""How long a process waits until all others have started."""
+MINUTES_TO_CONNECT = 2
+"""How long a process tries to connect to all others, once they have started."""
 
 
 class WorldStrategy(DDPStrategy):
@@ -54,7 +58,7 @@ class WorldStrategy(DDPStrategy):
     """
 
     def __init__(self, team_size: int = 1, fully_shard: bool = False) -> None:
-        super().__init__(timeout=timedelta(minutes=MINUTES_TO_JOIN))
+        super().__init__()
         self.team_size = team_size
         self.fully_shard = fully_shard
         self._mesh: DeviceMesh | None = None
@@ -85,21 +89,43 @@ class WorldStrategy(DDPStrategy):
             RankLost: If a process is missing or cannot be reached.
             ValueError: If a process was started with other settings.
         """
+        if dist.is_initialized():  # by an earlier fit
+            check_consistent(gather_objects((this_process(self.global_rank), self._must_match())))
+        else:
+            self.set_world_ranks()
+            self._connect()
+        super().setup_distributed()
+
+    def _connect(self) -> None:
         assert self.cluster_environment is not None
-        address = self.cluster_environment.main_address
-        if self.num_nodes > 1 and (interface := interface_towards(address)):
+        cluster, one_machine = self.cluster_environment, self.num_nodes == 1
+        rank, num_ranks, address = cluster.global_rank(), cluster.world_size(), cluster.main_address
+        threads = {"number of threads (OMP_NUM_THREADS)": str(torch.get_num_threads())}
+        store = join(rank, num_ranks, address, cluster.main_port, self._must_match(), threads, one_machine=one_machine)
+        if interface := loopback_interface() if one_machine else interface_towards(address):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         try:
-            super().setup_distributed()
+            dist.init_process_group(
+                self._get_process_group_backend(),
+                store=store,
+                rank=rank,
+                world_size=num_ranks,
+                timeout=timedelta(minutes=MINUTES_TO_CONNECT),
+                device_id=self.root_device if self.root_device.type != "cpu" else None,
+            )
         except RuntimeError as error:
             if not is_network_error(error):
                 raise
-            raise RankLost(_MISSING.format(address=address, reason=short_message(error))) from error
+            raise RankLost(_NOT_CONNECTED.format(reason=short_message(error))) from error
         _set_pg_timeout(MESSAGE_TIMEOUT)
         probe_connections()
+
+    def _must_match(self) -> dict[str, str]:
+        """Return the settings that must be equal in all processes."""
         trainer: Any = self.lightning_module and self.lightning_module.trainer
+        versions = {"torch": str(torch.__version__), "lightning": lightning.__version__}
         world = {"seed": str(trainer.seed), "topology": digest_of(trainer.topology)}
-        check_consistent(gather_objects((this_process(self.global_rank), {**self.must_match, **world})))
+        return {**versions, **self.must_match, **world, "device": self.root_device.type}
 
     def _get_process_group_backend(self) -> str:
         """Return gloo for messages, which are in host memory like the waiting nodes, and nccl for GPUs."""
@@ -188,9 +214,9 @@ class WorldStrategy(DDPStrategy):
         return super().training_step(share, *args, **kwargs)
 
 
-_MISSING = (
-    f"the processes of the run did not find one another within {MINUTES_TO_JOIN} minutes ({{reason}}): start all of "
-    "them, and check that each can reach the others and {address}; if a machine has several networks, set "
+_NOT_CONNECTED = (
+    f"all processes of the run have started, but could not connect to one another within {MINUTES_TO_CONNECT} minutes "
+    "({reason}): check that each machine can reach the others on all ports; if a machine has several networks, set "
     "GLOO_SOCKET_IFNAME to the interface to use"
 )
 
@@ -231,7 +257,8 @@ class Launcher(_SubprocessScriptLauncher):
         os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
         command = self.strategy.command or _basic_subprocess_cmd()
         for rank in range(1, self.num_processes):
-            self.procs.append(subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}))
+            environment = {**os.environ, "LOCAL_RANK": str(rank), **bound_to_this_process(signal.SIGKILL)}
+            self.procs.append(subprocess.Popen(command, env=environment))
 
     def _watch(self) -> None:
         while not any(process.poll() for process in self.procs):

@@ -16,8 +16,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from worldlm.callbacks import Averaging, DataConsistencyCheck, LastCheckpoint, StopSignal
+from worldlm.distributed import joining
 from worldlm.distributed.transport import RankLost
-from worldlm.trainer import strategy
 
 Make = Callable[..., Any]
 
@@ -90,7 +90,7 @@ def test_text_that_is_other_elsewhere_ends_the_run(
 def test_a_process_that_is_never_started(
     star: Make, fit: Make, on_ranks: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strategy, "MINUTES_TO_JOIN", 2 / 60)
+    monkeypatch.setattr(joining, "MINUTES_TO_JOIN", 2 / 60)
 
     def run() -> str:
         if os.environ["RANK"] == "1":
@@ -102,12 +102,12 @@ def test_a_process_that_is_never_started(
         return "no error"
 
     message, _ = on_ranks(2, run)
-    assert message.startswith("the processes of the run did not find one another within ")
+    assert message.startswith("process 1 of the run did not join within 0.0333333 minutes (1 of 2 did): ")
     assert "start all of them, and check that each can reach the others and 127.0.0.1" in message
 
 
 def test_a_fit_may_take_longer_than_joining(star: Make, fit: Make, on_ranks: Make, monkeypatch: Any) -> None:
-    monkeypatch.setattr(strategy, "MINUTES_TO_JOIN", 1.5 / 60)
+    monkeypatch.setattr(joining, "MINUTES_TO_JOIN", 1.5 / 60)
 
     def run() -> int:
         return int(fit(star("ab"), [Averaging(), Ending(1, lambda: time.sleep(2.5))]).current_epoch)

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from worldlm.commands.compare.plan import PlannedRun
 from worldlm.commands.compare.records import is_finished
+from worldlm.runs.parent_process import bound_to_this_process
 
 STDERR = "stderr.txt"
 STDOUT = "stdout.txt"
@@ -59,7 +60,11 @@ def start_process(run: PlannedRun, threads: int) -> Process:
     """Start a run as a process of its own, whose output goes to files in its folder."""
     # -P keeps Python from importing modules of the current folder first
     isolated = ["-P"] if run.safe else []
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # the user's own setting wins
+    environment = {
+        "OMP_NUM_THREADS": str(threads),  # the user's own setting wins
+        **os.environ,
+        **bound_to_this_process(signal.SIGTERM),  # if this process is killed, the run saves a checkpoint and ends
+    }
     with (run.folder / STDOUT).open("w") as out, (run.folder / STDERR).open("w") as err:
         return subprocess.Popen(
             [sys.executable, *isolated, "-m", "worldlm", *run.command],
