@@ -188,6 +188,18 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
         assert is_at_work(run)
 
 
+def test_the_recorded_time_counts_and_not_that_of_the_files(tmp_path: Path) -> None:
+    started = {"last_start": {"written": "1970-01-01T00:10:00+00:00"}}
+    run = put(tmp_path / "version_0", record((8.0, 6.0), **started), 1000)
+    assert read_run(run, tmp_path).last_write == 600
+    (run / LOCK).touch()
+    os.utime(run, (1000, 1000))
+    with FileLock(run / LOCK):
+        assert read_run(run, tmp_path).last_write == 1000  # while it runs
+    forged = put(tmp_path / "version_1", record((8.0, 6.0), last_start={"written": "yesterday"}), 1000)
+    assert read_run(forged, tmp_path).state == "unreadable"
+
+
 def test_folders_without_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

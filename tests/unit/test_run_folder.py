@@ -1,10 +1,12 @@
 """Where the checkpoints of a run lie."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from worldlm.runs.folder import at_work, find_run, find_saved
+from worldlm.runs.folder import at_work, find_checkpoint, find_run, find_saved
 from worldlm.topology.errors import UserError
 
 
@@ -37,6 +39,43 @@ def test_a_round_is_there_or_those_that_are_are_told(tmp_path: Path) -> None:
         find_saved(tmp_path, 3)
     last.unlink()
     assert find_saved(tmp_path) == tenth
+
+
+def _last(runs: Path) -> str:
+    found = find_checkpoint("last", runs)
+    assert found is not None
+    return found.parents[1].name
+
+
+def test_the_last_checkpoint_is_that_of_the_run_that_was_started_last(tmp_path: Path) -> None:
+    runs = tmp_path / "pile"
+    for number, time in ((0, 3000), (1, 2000), (10, 1000)):
+        os.utime(touch(runs / f"version_{number}/checkpoints/last.ckpt"), (time, time))
+    assert _last(runs) == "version_10"  # by an older version, which recorded no order
+    for number in (0, 1, 10, 1):
+        with at_work(runs / f"version_{number}"):
+            pass
+    assert _last(runs) == "version_1"
+    os.utime(runs / "version_0/checkpoints/last.ckpt", (9000, 9000))
+    shutil.copytree(runs / "version_0", runs / "version_11")
+    shutil.copytree(runs / "version_0", runs / "version_0.old")
+    assert _last(runs) == "version_1"
+    shutil.copytree(runs, tmp_path / "moved", copy_function=shutil.copyfile)  # all files with new times
+    assert _last(tmp_path / "moved") == "version_1"
+    with at_work(runs / "version_12"):
+        assert _last(runs) == "version_1"  # the new run has no checkpoint yet
+        touch(runs / "version_12/checkpoints/last.ckpt")
+        assert _last(runs) == "version_12"
+    (runs / ".starts").write_bytes(b"\xff")
+    assert _last(runs) == "version_12"
+
+
+def test_no_checkpoint_yet(tmp_path: Path) -> None:
+    assert find_checkpoint("last", tmp_path) is None
+    with at_work(tmp_path / "version_0"):
+        pass
+    assert find_checkpoint("last", tmp_path) is None
+    assert not (tmp_path / "version_0").exists()
 
 
 def test_what_a_killed_run_had_half_written_goes_and_nothing_else(tmp_path: Path) -> None:

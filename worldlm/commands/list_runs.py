@@ -33,7 +33,7 @@ class ListedRun:
     state: State
     """`stopped` is unfinished and not running: it was stopped, or it crashed."""
     last_write: float
-    """Seconds since 1970."""
+    """Seconds since 1970: as recorded in results.json, which a copy keeps; that of the files if it runs or has none."""
     topology: str | None = None
     """The topology's name. Like all fields below, None before the end of the first round."""
     seed: int | None = None
@@ -77,7 +77,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
     """Yield the folders of runs in a folder and below: those called version_N, and any with a results.json."""
     for name, subfolders, files in os.walk(folder):
         path = Path(name)
-        is_version = path.name[:8] == "version_" and path.name[8:].isdigit()
+        is_version = path.name[:8] == "version_" and path.name[8:].isdecimal()
         if RESULTS in files or RESULTS in subfolders or is_version:
             subfolders.clear()
             yield path
@@ -100,10 +100,12 @@ def read_run(path: Path, folder: Path) -> ListedRun:
     try:
         record = RunRecord(method="", folder=path, content=read_results(path / RESULTS))
         finished = state != "running" and record.content["finished"] is True
+        if state != "running" and (written := _recorded_time(record)) is not None:
+            facts["last_write"] = written
         return ListedRun(state="finished" if finished else state, **facts, **_figures(record))
     except UserError as error:
         problem = str(error)
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         problem = f"{path / RESULTS}: no record of a run: {type(error).__name__} {error}"
     return ListedRun(state="unreadable", **facts, problem=" ".join(problem.split()))
 
@@ -129,6 +131,12 @@ def best_mean(record: RunRecord, moment: Moment) -> float | None:
     series = [record.series(name, moment) for name in nodes]
     rounds = set.intersection(*map(set, series)) if series else ()
     return min((fmean(scores[number] for scores in series) for number in rounds), default=None)
+
+
+def _recorded_time(record: RunRecord) -> float | None:
+    """Return when results.json was written; None if it was written by an older version."""
+    text = record.content.get("last_start", {}).get("written")
+    return None if text is None else datetime.fromisoformat(text).timestamp()
 
 
 def _last_write(folder: Path) -> float:

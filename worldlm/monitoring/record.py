@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ class Record(FederationCallback):
             "data_nodes": data_facts(trainer),
             "versions": versions(),
             "seconds": round(self._elapsed(), 3),
-            "last_start": {"command": self.command, **machine(trainer), "code": self._code},
+            "last_start": {"command": self.command, **machine(trainer), "code": self._code, "written": _now()},
         }
 
     def _add_round(self, trainer: WorldTrainer) -> None:
@@ -249,6 +250,10 @@ def _serialize(content: Mapping[str, Any], more: Mapping[str, Sequence[str]] | N
         yield f"{start} {json.dumps(name)}: "
         yield from _items(lines)
     yield "\n}\n"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _items(lines: Sequence[str]) -> Iterator[str]:

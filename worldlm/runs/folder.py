@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from worldlm.files.atomic_write import write_text
 from worldlm.topology.checks import shorten
 from worldlm.topology.errors import UserError, suggest
 
 LOCK = ".lock"
 """Lock file in a run's folder. The run that writes there holds it; the system releases it when the process ends."""
+
+STARTS = ".starts"
+"""File in the folder of all versions: their names, one a line, in the order in which each was started last."""
 
 LAST = "checkpoints/last.ckpt"
 CONFIG = "config.yaml"
@@ -37,7 +41,7 @@ def find_checkpoint(ckpt_path: str | None, runs: Path) -> Path | None:
     """Find the checkpoint that a run continues from.
 
     Args:
-        ckpt_path: A file, `last` for the last one of any run in the folder, or None.
+        ckpt_path: A file, `last` for that of the run in the folder that was started last, or None.
         runs: Folder of the recipe's runs.
 
     Raises:
@@ -49,15 +53,50 @@ def find_checkpoint(ckpt_path: str | None, runs: Path) -> Path | None:
         if not Path(ckpt_path).is_file():
             raise FileNotFoundError(f"no checkpoint at {ckpt_path}; --ckpt_path takes a file, or last")
         return Path(ckpt_path)
-    found = sorted(runs.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    starts = _starts(runs)
+    found = list(runs.glob(f"version_*/{LAST}"))
     if not found:
         print(f"worldlm: no checkpoint under {runs} yet: starting from the beginning", file=sys.stderr)
-    return found[-1] if found else None
+    return max(found, key=lambda path: _position(path.parents[1].name, starts), default=None)
+
+
+def note_start(folder: Path) -> None:
+    """Record that a run is started now: it becomes the last of all versions in its folder.
+
+    The times of files would change when they are copied.
+
+    Raises:
+        OSError: If the order cannot be written.
+    """
+    if not _is_version(folder.name):
+        return
+    starts = _starts(folder.parent)
+    if starts[-1:] == [folder.name]:
+        return
+    others = [name for name in starts if name != folder.name]
+    write_text(folder.parent / STARTS, "".join(f"{name}\n" for name in (*others, folder.name)), to_disk=True)
+
+
+def _starts(runs: Path) -> list[str]:
+    """Return the versions in the order in which they were started last; none if it was not recorded."""
+    try:
+        return (runs / STARTS).read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _position(name: str, starts: Sequence[str]) -> tuple[int, int]:
+    """Return a key that sorts versions. Those whose start was not recorded come first, by their numbers."""
+    return starts.index(name) if name in starts else -1, int(name[8:]) if _is_version(name) else -1
+
+
+def _is_version(name: str) -> bool:
+    return name.startswith("version_") and name[8:].isdecimal()
 
 
 def find_version(checkpoint: Path | None, runs: Path) -> int:
     """Return the version number of a run: that of the run which continues, else a new one."""
-    numbers = {int(p.name[8:]): p for p in runs.glob("version_*") if p.name[8:].isdigit()}
+    numbers = {int(p.name[8:]): p for p in runs.glob("version_*") if p.name[8:].isdecimal()}
     for number, folder in numbers.items():
         if checkpoint is not None and checkpoint.is_relative_to(folder):
             return number
@@ -78,7 +117,7 @@ def find_run(run: str | Path) -> Path:
     if list(folder.glob("checkpoints/*.ckpt")):
         return folder
     versions = {path.parents[1] for path in folder.glob("version_*/checkpoints/*.ckpt")}
-    numbered = [path for path in versions if path.name[8:].isdigit()]
+    numbered = [path for path in versions if path.name[8:].isdecimal()]
     if numbered:
         return max(numbered, key=lambda path: int(path.name[8:]))
     if folder.is_dir():
@@ -99,7 +138,9 @@ def find_saved(folder: Path, round_: int | None = None) -> Path:
     Raises:
         UserError: If it was not kept. The message names the rounds that were.
     """
-    saved = {int(path.stem[6:]): path for path in folder.glob(_KEPT_CHECKPOINT.format("*")) if path.stem[6:].isdigit()}
+    saved = {
+        int(path.stem[6:]): path for path in folder.glob(_KEPT_CHECKPOINT.format("*")) if path.stem[6:].isdecimal()
+    }
     last, numbers = folder / LAST, ", ".join(map(str, sorted(saved)))
     if round_ is None and (last.is_file() or saved):
         return last if last.is_file() else saved[max(saved)]
@@ -139,6 +180,7 @@ def at_work(folder: Path) -> Iterator[None]:
         except (OSError, NotImplementedError):  # a file system without locks, or a file of another user
             pass
         try:
+            note_start(folder)
             yield
         finally:
             if new and folder.is_dir() and os.listdir(folder) == [LOCK]:

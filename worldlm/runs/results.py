@@ -163,7 +163,7 @@ class RunRecord:
 
 def results_of(folder: Path) -> Path | None:
     """Return the path of results.json in a run's last version, or in the folder itself; None if there is none."""
-    numbered = [path for path in folder.glob(f"version_*/{RESULTS}") if path.parent.name[8:].isdigit()]
+    numbered = [path for path in folder.glob(f"version_*/{RESULTS}") if path.parent.name[8:].isdecimal()]
     direct = folder / RESULTS
     return max(numbered, key=lambda path: int(path.parent.name[8:]), default=direct if direct.is_file() else None)
 

@@ -155,7 +155,7 @@ _FACTS = _object(
     },
 )
 _START = _object(
-    {}, {"command": _text, "platform": _text, "device": _text, "code": _table(_text),
+    {}, {"command": _text, "platform": _text, "device": _text, "written": _text, "code": _table(_text),
          **dict.fromkeys(("processors", "processes", "threads"), _or_null(_count))}
 )  # fmt: skip
 _ROUND = _object(
