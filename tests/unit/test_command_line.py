@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from worldlm.cli import main
 from worldlm.cli.parser import Parser, names, number_from, parse_command_line, split_option, whole_number, whole_numbers
 from worldlm.cli.recipe import find_class, read_recipe
 from worldlm.topology.errors import UserError
@@ -161,3 +162,21 @@ def test_reading_and_drawing_need_no_torch() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'matplotlib', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+class PanicException(BaseException):
+    """As that of libraries in Rust, which cannot be imported."""
+
+
+def test_a_panic_of_a_library_ends_a_command_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def panic(words: list[str]) -> int:
+        raise PanicException("\nindex out of bounds\nnote: more")
+
+    monkeypatch.setattr(sys.modules["worldlm.cli.main"], "_run", panic)
+    assert main(["runs"]) == 1
+    assert capsys.readouterr().err == "worldlm: a library failed: index out of bounds (WORLDLM_DEBUG=1 shows where)\n"
+    monkeypatch.setenv("WORLDLM_DEBUG", "1")
+    with pytest.raises(PanicException):
+        main(["runs"])

@@ -8,7 +8,7 @@ from importlib import import_module
 from worldlm import __version__
 from worldlm.cli.parser import parse_command_line
 from worldlm.runs.parent_process import follow_parent
-from worldlm.topology.errors import UserError, printable, suggest
+from worldlm.topology.errors import UserError, first_line, is_panic, printable, suggest
 
 HELP = f"""worldlm {__version__}: language models trained across federations of federations
 
@@ -76,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (UserError, OSError) as error:
         return fail(str(error))
+    except BaseException as error:
+        if not is_panic(error) or os.environ.get("WORLDLM_DEBUG"):
+            raise
+        return fail(f"a library failed: {first_line(error)} (WORLDLM_DEBUG=1 shows where)", 1)
 
 
 def _run(words: list[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldlm.data.corpora import digest
-from worldlm.topology.errors import suggest
+from worldlm.topology.errors import first_line, native_errors, suggest
 
 TokenIds: TypeAlias = Sequence[int] | NDArray[np.integer]
 """The tokens of a document, shape [num_tokens]."""
@@ -107,11 +107,10 @@ class FileTokenizer:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         from tokenizers import Tokenizer as Backend
 
-        try:
+        self._name = repr(str(path))
+        with native_errors(f"tokenizer {self._name} cannot be read"):
             content = Path(path).expanduser().read_text(encoding="utf-8")
             self._backend = Backend.from_str(content)
-        except Exception as error:  # the backend raises bare Exceptions
-            raise ValueError(f"tokenizer {str(path)!r} cannot be read: {_first_line(error)}") from error
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
@@ -124,18 +123,30 @@ class FileTokenizer:
             raise ValueError(f"tokenizer {str(path)!r} has no end-of-text token; known are {known}")
         self.vocab_size: int = max(vocabulary.values()) + 1
         self.end_of_text: int = vocabulary[ends[0]]
-        self._fingerprint = digest(content, *self._split_special({**special, ends[0]: vocabulary[ends[0]]}))
+        with native_errors(f"tokenizer {self._name} cannot encode its own special tokens"):
+            split = self._split_special({**special, ends[0]: vocabulary[ends[0]]})
+        self._fingerprint = digest(content, *split)
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.integer]]:
-        """Encode documents, on all cores, to uint16 or, above 65,536 tokens, uint32."""
+        """Encode documents, on all cores, to uint16 or, above 65,536 tokens, uint32.
+
+        Raises:
+            ValueError: If the tokenizer fails, such as a regular expression that takes too long.
+        """
         dtype = np.uint16 if self.vocab_size <= 2**16 else np.uint32
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        with native_errors(f"tokenizer {self._name} cannot encode a text"):
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         # numpy reads a list at half this speed
         return [np.frombuffer(array("I", encoding.ids), np.uintc).astype(dtype) for encoding in encodings]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Decode tokens to text, without special tokens."""
-        return self._backend.decode(list(tokens), skip_special_tokens=True)
+        """Decode tokens to text, without special tokens.
+
+        Raises:
+            ValueError: If the tokenizer fails.
+        """
+        with native_errors(f"tokenizer {self._name} cannot decode tokens"):
+            return self._backend.decode(list(tokens), skip_special_tokens=True)
 
     def fingerprint(self) -> str:
         """Return a digest of the file."""
@@ -262,11 +273,6 @@ def _hub_error(error: Exception, repository: str, revision: str) -> str:
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return f"the repository has no {FILE} (google/mt5-*, for example, have none); {_advice(repository)}"
     if isinstance(error, errors.HFValidationError):
-        return f"this is not a valid name on the Hub: {_first_line(error)}"
-    not_fetched = f"it cannot be fetched from the Hugging Face Hub ({_first_line(error)}) and is not in its cache"
+        return f"this is not a valid name on the Hub: {first_line(error)}"
+    not_fetched = f"it cannot be fetched from the Hugging Face Hub ({first_line(error)}) and is not in its cache"
     return f"{not_fetched}; without a network, give the path of a {FILE}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines: Iterable[str] = (line.strip() for line in str(error).splitlines())
-    return next(filter(None, lines), type(error).__name__)

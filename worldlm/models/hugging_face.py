@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from worldlm.models.mpt import Architecture
+from worldlm.topology.errors import native_errors
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -138,10 +139,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         raise ValueError(f"{missing[0]} does not exist{_advice(folder)}")
     weights: dict[str, Tensor] = {}
     for file in files:
-        try:
+        with native_errors(f"{file} cannot be read as safetensors"):
             weights |= load_file(file)
-        except Exception as error:  # the reader raises its own class of exceptions
-            raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
     return weights
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -38,6 +39,36 @@ def join_names(names: Iterable[str], most: int = 10) -> str:
 def reason(error: BaseException) -> str:
     """Return the type and the message of an error in one line, for a report about an unreadable file."""
     return f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
+
+
+def is_panic(error: BaseException) -> bool:
+    """Return whether a library in Rust failed. Such an error is no `Exception`, and its class cannot be imported."""
+    return type(error).__name__ == "PanicException"
+
+
+@contextmanager
+def native_errors(problem: str) -> Iterator[None]:
+    """Convert an error of a library's native code, which may have any class, into one line.
+
+    Args:
+        problem: What failed, the beginning of the line.
+
+    Raises:
+        ValueError: Instead of any error but those that end a process, and a lack of memory.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise ValueError(f"{problem}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that is not empty, else its type."""
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
 
 
 def printable(text: str) -> str:

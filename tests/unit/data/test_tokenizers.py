@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from worldlm.data import ByteTokenizer, load_tokenizer
+from worldlm.data import ByteTokenizer, FileTokenizer, load_tokenizer
+from worldlm.data.encoding import encode
 
 _TEXTS = [
     "the cat's mat is on a map, a d k m n p s u < / >",
@@ -179,6 +180,32 @@ def test_fingerprints_depend_on_the_file(tmp_path: Path) -> None:
     _backend("<eos>").save(str(tmp_path / "b.json"))
     names = ["bytes", str(tmp_path / "a.json"), str(tmp_path / "b.json")]
     assert len({load_tokenizer(name).fingerprint() for name in names}) == 3
+
+
+def _slow_regex(path: Path) -> Path:
+    """Write a tokenizer whose regular expression takes exponential time, until the library gives up with a panic."""
+    backend = _backend()
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("(a|aa)+$"), "isolated")
+    backend.save(str(path))
+    return path
+
+
+def test_a_panic_of_the_library_becomes_one_line(tmp_path: Path) -> None:
+    tokenizer = FileTokenizer(_slow_regex(tmp_path / "slow.json"))
+    assert tokenizer.encode_batch(["b"])[0].tolist() == [2]
+    with pytest.raises(
+        ValueError, match=r"^tokenizer '.*slow\.json' cannot encode a text: Onig: Regex search error.*$"
+    ):
+        tokenizer.encode_batch(["a" * 100 + "b"])
+    with pytest.raises(ValueError, match=r"slow\.json' cannot encode a text: Onig"):
+        list(encode([("tag", ["a" * 100 + "b"])], tokenizer))  # in its thread
+
+
+def test_text_that_a_tokenizer_cannot_encode(tmp_path: Path) -> None:
+    backend = Backend(models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="[UNK]"))
+    backend.save(str(tmp_path / "narrow.json"))
+    with pytest.raises(ValueError, match=r"^tokenizer '.*narrow\.json' cannot encode a text: .*UNK"):
+        FileTokenizer(tmp_path / "narrow.json").encode_batch(["b"])
 
 
 def test_mistakes_name_the_file(tmp_path: Path) -> None:
