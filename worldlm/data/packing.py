@@ -16,7 +16,7 @@ import shutil
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,20 +93,22 @@ class PackedCorpus:
         return PackedCorpus.open, (self.path,)
 
 
-def open_folder(folder: Path, *, verify: bool = True) -> dict[SplitName, PackedCorpus]:
+def open_folder(folder: Path, *, verify: bool = True, vocab_size: int | None = None) -> dict[SplitName, PackedCorpus]:
     """Open both splits of a packed corpus.
 
     Args:
         folder: The folder of the packed corpus.
         verify: Whether to verify the checksums; if not, only the sizes are checked.
+        vocab_size: If given, all tokens are checked to be below it, in the same pass as the checksums.
 
     Raises:
-        ValueError: If a file is missing, truncated or changed.
+        ValueError: If a file is missing, truncated or changed, or a token is not in the vocabulary.
     """
     packed = {split: PackedCorpus.open(folder / f"{split}.bin") for split in SPLITS}
     _, counts = _read_counts(folder / _COUNTS)
     for split, corpus in packed.items() if verify else ():
-        if _checksum(corpus.path, corpus.path.stat().st_size) != counts[split].crc32:
+        size, dtype = corpus.path.stat().st_size, corpus.tokens.dtype
+        if _checksum(corpus.path, size, dtype, vocab_size) != counts[split].crc32:
             raise ValueError(f"{corpus.path} was changed after it was written: its checksum differs")
     return packed
 
@@ -221,11 +223,17 @@ def _read_counts(path: Path) -> tuple[str, dict[SplitName, Counts]]:
     return content["dtype"], {split: Counts(**content["splits"][split]) for split in SPLITS}
 
 
-def _checksum(path: Path, size: int) -> int:
-    """Return the CRC-32 of the first `size` bytes of a file, or of the whole file if it is shorter."""
+def _checksum(path: Path, size: int, dtype: np.dtype[Any] | None = None, vocab_size: int | None = None) -> int:
+    """Return the CRC-32 of the first `size` bytes of a file, or of the whole file if it is shorter.
+
+    Raises:
+        ValueError: If a token is not in a vocabulary of that size.
+    """
     crc = 0
     with path.open("rb") as stream:
         while size and (chunk := stream.read(min(size, _CHUNK))):
             crc = zlib.crc32(chunk, crc)
+            if vocab_size is not None and (largest := np.frombuffer(chunk, dtype).max()) >= vocab_size:
+                raise ValueError(f"{path} holds the token {largest}, but the tokenizer has {vocab_size}")
             size -= len(chunk)
     return crc

@@ -86,17 +86,17 @@ def _prepare(
             if folder in packed or folder in missing:
                 continue
             with suppress(ValueError):
-                packed[folder] = open_folder(folder)
+                packed[folder] = open_folder(folder, vocab_size=tokenizer.vocab_size)
                 continue
             locks.enter_context(exclusive_lock(folder, f"packing {request.name}"))
             try:
-                packed[folder] = open_folder(folder)
+                packed[folder] = open_folder(folder, vocab_size=tokenizer.vocab_size)
             except ValueError:
                 missing[folder] = request
         if missing:
             missing = {folder: missing[folder] for folder in folders.values() if folder in missing}
             _fill(missing, tokenizer)
-        packed |= {folder: open_folder(folder) for folder in missing}
+        packed |= {folder: open_folder(folder, vocab_size=tokenizer.vocab_size) for folder in missing}
     return {name: packed[folder] for name, folder in folders.items()}
 
 

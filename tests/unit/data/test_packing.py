@@ -60,6 +60,14 @@ def test_damage_is_detected(tmp_path: Path, name: str, damage: str) -> None:
         open_folder(folder)
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_a_token_that_is_not_in_the_vocabulary(tmp_path: Path, dtype: str) -> None:
+    folder = _pack(tmp_path / "a", dtype)  # with the right checksum
+    assert open_folder(folder, vocab_size=257)["train"].num_tokens == 5
+    with pytest.raises(ValueError, match=r"train\.bin holds the token 256, but the tokenizer has 256$"):
+        open_folder(folder, vocab_size=256)
+
+
 def test_a_folder_of_another_format_is_rejected(tmp_path: Path) -> None:
     counts = _pack(tmp_path / "a") / "counts.json"
     content = json.loads(counts.read_text())

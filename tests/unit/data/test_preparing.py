@@ -18,6 +18,7 @@ from worldlm.data import filling as filling_module
 from worldlm.data import preparing as preparing_module
 from worldlm.data.encoding import encode
 from worldlm.data.files import FileSource
+from worldlm.data.packing import Packing
 
 Packed = dict[SplitName, PackedCorpus]
 
@@ -211,6 +212,16 @@ def test_damage_is_repaired(tmp_path: Path) -> None:
     corpus = Listed(["abcdef"])
     path = _one(corpus, tmp_path)["train"].path
     path.write_bytes(b"x" * path.stat().st_size)
+    assert _texts(_one(corpus, tmp_path)["train"]) == ["abcdef"]
+    assert corpus.num_reads == 4
+
+
+def test_tokens_beyond_the_vocabulary_are_packed_again(tmp_path: Path) -> None:
+    corpus = Listed(["abcdef"])
+    forged = Packing(_one(corpus, tmp_path)["train"].path.parent, "uint16")  # with the right checksum
+    for split in ("train", "validation"):
+        forged.append(split, np.array([300, 256], np.uint16), 1, 1)
+    forged.finish()
     assert _texts(_one(corpus, tmp_path)["train"]) == ["abcdef"]
     assert corpus.num_reads == 4
 
