@@ -13,6 +13,18 @@ from worldlm.checkpoint.read import as_written, read_checkpoint
 from worldlm.checkpoint.validate import check_progress
 from worldlm.checkpoint.write import save_checkpoint
 
+_CURRENT, _IS_LAST = "current", "is_last_batch"
+"""What Lightning's trackers count within one run of the epoch loop, which is one fit."""
+
+
+def _without_current(progress: Any, within: bool = False) -> Any:
+    """Return the state of a tracker in which the counts of the last fit are 0."""
+    if isinstance(progress, dict):
+        return {
+            name: _without_current(value, within or name in (_CURRENT, _IS_LAST)) for name, value in progress.items()
+        }
+    return type(progress)() if within and isinstance(progress, int) else progress
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically, and always reads them with `weights_only=True`.
@@ -49,7 +61,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class CheckpointConnector(_CheckpointConnector):
-    """Restores a checkpoint as Lightning does, with an error of one line if WorldLM would not have written it."""
+    """Collects and restores a checkpoint as Lightning does, with the differences that its methods describe.
+
+    If WorldLM would not have written a checkpoint, it is rejected with one line.
+    """
+
+    def dump_checkpoint(self, weights_only: bool | None = None) -> dict[str, Any]:
+        """Return the content of a checkpoint, which does not depend on the number of processes.
+
+        The optimizer and the counts of the last fit of process 0 are left out. The loop saves the optimizers of all
+        nodes, and a fit begins with new counts.
+        """
+        checkpoint: dict[str, Any] = super().dump_checkpoint(weights_only)
+        for name in {"optimizer_states", "lr_schedulers"} & checkpoint.keys():
+            checkpoint[name] = []
+        loop = checkpoint["loops"]["fit_loop"]
+        if loop["state_dict"].get("fitting") is False:
+            checkpoint["loops"]["fit_loop"] = {
+                name: _without_current(state) if name.startswith("epoch_loop.") else state
+                for name, state in loop.items()
+            }
+        return checkpoint
 
     def _restore_modules_and_callbacks(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
         with as_written(checkpoint_path):

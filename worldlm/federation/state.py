@@ -91,6 +91,8 @@ class NodeState:
         state["download"] = None if self.download is None else message_state(self.download)
         state["uploads"] = [message_state(upload) for upload in self.uploads.values()]
         state["inbox"] = [message_state(residual) for residual in self.inbox]
+        # a callback may only have looked, in some order that depends on the number of processes
+        state["memory"] = {key: memory for key, memory in sorted(self.memory.items()) if memory}
         return state
 
     def figures(self) -> dict[str, Any]:

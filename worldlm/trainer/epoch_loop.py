@@ -6,10 +6,11 @@ Only this module and `fit_loop.py` use Lightning's private loops (2.6), which is
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loops.fetchers import _DataFetcher
-from lightning.pytorch.loops.progress import _ProcessedTracker, _Progress
+from lightning.pytorch.loops.progress import _ProcessedTracker, _Progress, _ReadyCompletedTracker
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
 
@@ -24,6 +25,7 @@ class NodeEpochLoop(_TrainingEpochLoop):
     def __init__(self, trainer: pl.Trainer, before_batch: Callable[[int], None]) -> None:
         super().__init__(trainer)
         self._before_batch = before_batch
+        self._known = [0, 0]
 
     def reset(self) -> None:
         """Set the counters for a new fit, or resume an interrupted fit after its last finished optimizer step."""
@@ -52,6 +54,28 @@ class NodeEpochLoop(_TrainingEpochLoop):
         steps = self.automatic_optimization.optim_progress.optimizer.step.total
         batches.ready = batches.started = batches.processed = batches.completed = num_batches
         steps.ready = steps.completed = self._batches_that_stepped = num_steps
+
+    def sync_counts(self, gather: Callable[[list[int]], list[list[int]]]) -> None:
+        """Add up what all processes have counted since the last call, where `count` has no figures of the nodes.
+
+        Args:
+            gather: Returns the counts of all processes.
+        """
+        totals = self._totals()
+        counted = gather([tracker.ready - known for tracker, known in zip(totals, self._known, strict=True)])
+        self._known = [known + sum(column) for known, *column in zip(self._known, *counted, strict=True)]
+        for tracker, number in zip(totals, self._known, strict=True):
+            for name in vars(tracker):
+                setattr(tracker, name, number)
+
+    def load_state_dict(self, state_dict: dict[str, Any], prefix: str = "") -> None:
+        """Restore the counts, which all processes read from the same checkpoint."""
+        super().load_state_dict(state_dict, prefix)
+        self._known = [tracker.ready for tracker in self._totals()]
+
+    def _totals(self) -> tuple[_ReadyCompletedTracker, _ReadyCompletedTracker]:
+        """Return the total counts of scheduler steps, and of gradients that were set to zero."""
+        return self.scheduler_progress.total, self.automatic_optimization.optim_progress.optimizer.zero_grad.total
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Skip no batches: the sampler already starts at the first batch that is needed."""

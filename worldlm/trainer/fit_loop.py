@@ -226,6 +226,7 @@ class FederatedFitLoop(_FitLoop):
             world.take_figures(process["figures"])
             trainer.should_stop = trainer.should_stop or process["stop"]
             run_log.write(process["log"] if trainer.is_global_zero else ())
+        self.epoch_loop.sync_counts(world.transport.gather)
         self._count_all()
 
     def _count_all(self) -> None:

@@ -149,7 +149,6 @@ def test_resume_with_and_without_sharding(
     assert_close(resumed(path), alone["all"])
     sharded, whole = (torch.load(file, weights_only=True) for file in (path, saver.saved[-1]))
     assert _shapes(sharded["state_dict"]) == _shapes(whole["state_dict"])
-    assert _shapes(sharded["optimizer_states"]) == _shapes(whole["optimizer_states"])
     optimizers = [checkpoint["loops"]["fit_loop"]["state_dict"]["optimizers"] for checkpoint in (sharded, whole)]
     assert _shapes(optimizers[0]) == _shapes(optimizers[1])
     tied = [sharded["state_dict"][name] for name in ("model.lm_head.weight", "model.transformer.wte.weight")]

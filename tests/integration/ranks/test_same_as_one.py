@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from worldlm.callbacks import (
@@ -45,6 +47,38 @@ def test_state_and_metrics_of_a_run(
         for rank in ranks:
             assert rank[i]["metrics"] == alone["metrics"]
             assert rank[i]["all"]["global_step"] == alone["all"]["global_step"]
+
+
+@pytest.mark.parametrize("number", [3, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_whole_checkpoint(
+    number: int, deep: Topology, whole: Make, on_ranks: Make, differences: Make, tmp_path: Path
+) -> None:
+    """All keys of the file but the duration, in the same order. So is that of a run that resumed."""
+
+    def run(folder: str, resume: Path | None = None) -> None:
+        logger = CSVLogger(tmp_path / folder, "", "")
+        whole(deep, callbacks=[Record(), LastCheckpoint(keep_every_n_rounds=1)], logger=logger, resume=resume)
+
+    first_round = tmp_path / "single" / "checkpoints" / "round_1.ckpt"
+    run("single")
+    for folder, resume in (("ranks", None), ("resumed", first_round)):
+        on_ranks(number, partial(run, folder, resume))
+    alone = _saved(tmp_path / "single")
+    for folder in ("ranks", "resumed"):
+        saved = _saved(tmp_path / folder)
+        assert differences(saved, alone) == []
+        assert _keys(saved) == _keys(alone)
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    del checkpoint["worldlm_seconds"]
+    return checkpoint
+
+
+def _keys(nest: Any) -> list[Any]:
+    """Return the keys of nested dicts in their order."""
+    return [(key, _keys(value)) for key, value in nest.items()] if isinstance(nest, dict) else []
 
 
 def test_nodes_on_disk_and_packed_messages(deep: Topology, whole: Make, on_ranks: Make, differences: Make) -> None:
