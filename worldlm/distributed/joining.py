@@ -18,6 +18,7 @@ from datetime import timedelta
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from worldlm.distributed.consistency import check_consistent, this_process, warn_of_differences
+from worldlm.distributed.heartbeat import Silence
 from worldlm.distributed.transport import RankLost, short_message
 from worldlm.topology.errors import join_names
 
@@ -157,14 +158,14 @@ def _collect(store: Store, num_ranks: int, address: str, deadline: float) -> Non
 def _until_joined(store: Store, num_ranks: int, address: str, deadline: float) -> Iterator[None]:
     """Yield until all processes have joined."""
     missing, started, noticed = set(range(num_ranks)), time.monotonic(), False
-    counts = {rank: _Count() for rank in missing if rank}
+    silences = {rank: _silence() for rank in missing if rank}
     while True:
         store.add(_key("count", 0), 1)
         missing -= {rank for rank in missing if store.check([_key("joined", rank)])}
         if not missing:
             return
-        for rank in counts.keys() - missing:
-            if counts[rank].is_silent(store.add(_key("count", rank), 0)):
+        for rank in silences.keys() - missing:
+            if silences[rank].lasts(store.add(_key("count", rank), 0)):
                 raise RankLost(_silent(json.loads(store.get(_key("joined", rank)))[0]))
         if time.monotonic() > deadline:
             raise RankLost(_missing(sorted(missing), address, f"{num_ranks - len(missing)} of {num_ranks} did"))
@@ -187,10 +188,10 @@ def _let_others_read(store: Store, num_ranks: int) -> None:
 
 def _await_decision(store: Store, rank: int, address: str, deadline: float) -> None:
     """Wait for the decision of process 0."""
-    first = _Count()
+    first = _silence()
     while not store.check([_DECISION]):
         store.add(_key("count", rank), 1)
-        if first.is_silent(number := store.add(_key("count", 0), 0)) and number:
+        if first.lasts(number := store.add(_key("count", 0), 0)) and number:
             raise RankLost(_silent("process 0"))
         if not number and time.monotonic() > deadline:
             raise RankLost(_missing([0], address, "it has not joined"))
@@ -201,16 +202,8 @@ def _await_decision(store: Store, rank: int, address: str, deadline: float) -> N
         raise RankLost(message) if decision == RankLost.__name__ else ValueError(message)
 
 
-class _Count:
-    """The count of another process, and how often it was the same. A pause of this process does not matter."""
-
-    def __init__(self) -> None:
-        self._value, self._looks = -1, 0
-
-    def is_silent(self, value: int) -> bool:
-        self._looks = self._looks + 1 if value == self._value else 0
-        self._value = value
-        return self._looks * _SECONDS_BETWEEN_LOOKS > SECONDS_OF_SILENCE
+def _silence() -> Silence:
+    return Silence(SECONDS_OF_SILENCE / _SECONDS_BETWEEN_LOOKS)
 
 
 def _key(kind: str, rank: int) -> str:

@@ -8,31 +8,26 @@ processes of one team (`devices_per_node`) train in step: each with the whole mo
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import lightning
 import torch
 import torch.distributed as dist
-from lightning.fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.optim import Optimizer
 
 from worldlm.distributed.consistency import check_consistent, digest_of, this_process
 from worldlm.distributed.fsdp import full_state_dict, shard_, unshard
+from worldlm.distributed.heartbeat import Heartbeat
 from worldlm.distributed.joining import join
 from worldlm.distributed.network import interface_towards, loopback_interface, probe_connections
 from worldlm.distributed.transport import (
@@ -41,9 +36,8 @@ from worldlm.distributed.transport import (
     gather_objects,
     is_network_error,
     short_message,
-    to_rank_lost,
 )
-from worldlm.runs.parent_process import bound_to_this_process
+from worldlm.trainer.launcher import Launcher
 
 MINUTES_TO_CONNECT = 2
 """How long a process tries to connect to all others, once they have started."""
@@ -62,6 +56,9 @@ class WorldStrategy(DDPStrategy):
         self.team_size = team_size
         self.fully_shard = fully_shard
         self._mesh: DeviceMesh | None = None
+        self._store: Store | None = None
+        self._num_fits = 0
+        self._heartbeat: Heartbeat | None = None
         self.command: list[str] = []
         """The command that starts another process like this one; by default the running script with its arguments."""
         self.must_match: dict[str, str] = {}
@@ -80,7 +77,7 @@ class WorldStrategy(DDPStrategy):
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
         self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
-        self._launcher.strategy = self
+        self._launcher.get_command = lambda: self.command
 
     def setup_distributed(self) -> None:
         """Join the other processes, and check that all were started for the same run.
@@ -95,13 +92,16 @@ class WorldStrategy(DDPStrategy):
             self.set_world_ranks()
             self._connect()
         super().setup_distributed()
+        self._watch_others()
 
     def _connect(self) -> None:
         assert self.cluster_environment is not None
         cluster, one_machine = self.cluster_environment, self.num_nodes == 1
         rank, num_ranks, address = cluster.global_rank(), cluster.world_size(), cluster.main_address
         threads = {"number of threads (OMP_NUM_THREADS)": str(torch.get_num_threads())}
-        store = join(rank, num_ranks, address, cluster.main_port, self._must_match(), threads, one_machine=one_machine)
+        store = self._store = join(
+            rank, num_ranks, address, cluster.main_port, self._must_match(), threads, one_machine=one_machine
+        )
         if interface := loopback_interface() if one_machine else interface_towards(address):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         try:
@@ -119,6 +119,21 @@ class WorldStrategy(DDPStrategy):
             raise RankLost(_NOT_CONNECTED.format(reason=short_message(error))) from error
         _set_pg_timeout(MESSAGE_TIMEOUT)
         probe_connections()
+
+    def _watch_others(self) -> None:
+        if self._store is not None:
+            self._num_fits += 1
+            store: Store = self._store.clone()  # type: ignore[attr-defined]  # a connection of its own
+            rank, num_ranks = dist.get_rank(), dist.get_world_size()
+            self._heartbeat = Heartbeat(store, self._num_fits, rank, num_ranks, self._end_all)
+            self._heartbeat.start()
+
+    def _end_all(self, message: str) -> None:
+        """End this process, from another thread: the main one may wait for the silent process for ever."""
+        print(f"worldlm: {message}", file=sys.stderr)
+        if isinstance(self._launcher, Launcher):
+            self._launcher.end_others()
+        os._exit(1)
 
     def _must_match(self) -> dict[str, str]:
         """Return the settings that must be equal in all processes."""
@@ -200,6 +215,8 @@ class WorldStrategy(DDPStrategy):
 
     def teardown(self) -> None:
         """Release all resources. A sharded module stays on its device, for the next fit."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         module = self._lightning_module
         if self._mesh is not None:
             self._lightning_module = None
@@ -219,63 +236,3 @@ _NOT_CONNECTED = (
     "({reason}): check that each machine can reach the others on all ports; if a machine has several networks, set "
     "GLOO_SOCKET_IFNAME to the interface to use"
 )
-
-
-class Launcher(_SubprocessScriptLauncher):
-    """Starts the other processes of this machine. If one of them fails, it prints which one and ends all of them."""
-
-    strategy: WorldStrategy
-
-    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        """Start the other processes, then run a function in this one.
-
-        Args:
-            function: The function that all processes run.
-            *args: Its arguments.
-            trainer: Unused; Lightning passes it.
-            **kwargs: Its keyword arguments.
-
-        Raises:
-            RankLost: If the connection to another process is lost.
-        """
-        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        if not self.cluster_environment.creates_processes_externally:
-            self._start()
-            threading.Thread(target=self._watch, daemon=True, name="watch").start()
-        try:
-            return function(*args, **kwargs)
-        except BaseException as error:
-            self._end_others()
-            if is_network_error(error):
-                raise to_rank_lost(error) from error
-            raise
-
-    def _start(self) -> None:
-        cluster = self.cluster_environment
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
-        os.environ["NODE_RANK"], os.environ["LOCAL_RANK"] = str(cluster.node_rank()), "0"
-        os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
-        command = self.strategy.command or _basic_subprocess_cmd()
-        for rank in range(1, self.num_processes):
-            environment = {**os.environ, "LOCAL_RANK": str(rank), **bound_to_this_process(signal.SIGKILL)}
-            self.procs.append(subprocess.Popen(command, env=environment))
-
-    def _watch(self) -> None:
-        while not any(process.poll() for process in self.procs):
-            if all(process.poll() == 0 for process in self.procs):
-                return
-            time.sleep(0.5)
-        time.sleep(2)  # if the main process waits for a message, it detects the loss itself and ends cleanly
-        failed = next(process for process in self.procs if process.returncode)
-        number = self.procs.index(failed) + 1
-        end = f"signal {-failed.returncode}" if failed.returncode < 0 else f"status {failed.returncode}"
-        message = (
-            f"process {number} of the run ended with {end}, so all others were ended; resume with --ckpt_path last"
-        )
-        print(f"worldlm: {message}", file=sys.stderr)
-        self._end_others()
-        os._exit(1)
-
-    def _end_others(self) -> None:
-        for process in self.procs:
-            process.kill()
