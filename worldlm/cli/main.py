@@ -32,7 +32,8 @@ HELP = f"""worldlm {__version__}: language models trained across federations of 
 
 Recipes and topologies are found by path, or by name in ./recipes and ./topologies and among those that come with
 WorldLM. `worldlm fit --help` lists all settings. Several --recipe are merged, and the last one wins.
-A class_path in a recipe runs code. With --safe, only classes of worldlm, torch and lightning are allowed.
+A class_path in a recipe runs code. With --safe, only classes of worldlm, torch and lightning are allowed, and a recipe
+can name no address, no function and no folder elsewhere.
 
 Exit status: 0 all went well; 1 a run failed or its repetition did not match; 2 a mistake that you can correct; 130 or
 143 stopped by Ctrl-C or SIGTERM.

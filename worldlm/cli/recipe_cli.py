@@ -20,6 +20,7 @@ from worldlm.callbacks.defaults import DEFAULT_CALLBACKS
 from worldlm.cli.parser import REPEAT, CommandLine
 from worldlm.cli.recipe import MergeRecipe, read_recipe
 from worldlm.cli.safe_mode import OPTION
+from worldlm.cli.safe_values import check_safe_values
 from worldlm.cli.shared_settings import shared_settings
 from worldlm.data import CorpusDataModule
 from worldlm.distributed.threads import choose_num_threads
@@ -127,7 +128,7 @@ class RecipeCLI(LightningCLI):
         parser.set_defaults({"trainer.enable_model_summary": False})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Check the recipes' keys and classes, then parse all values."""
+        """Check the recipes' keys and classes, parse all values, and with `--safe` check these too."""
         command_parser = self._subcommand_parsers[self.command_line.command]
         command_parser.epilog = _EPILOG
         settings = (action.dest for action in command_parser._actions)
@@ -135,6 +136,10 @@ class RecipeCLI(LightningCLI):
         recipes, safe = self.command_line.recipes, self.command_line.safe
         self.progress.readers = [read_recipe(path, self.known, safe) for path in recipes]
         self.config = parser.parse_args(args)
+        if safe:
+            given = {word.removeprefix("--").split("=")[0] for word in self.command_line.settings if word[:2] == "--"}
+            defaults = {key: command_parser.get_default(key) for key in ("data.cache_dir",)}
+            check_safe_values(self.config[self.command_line.command], given, defaults)
 
     def _parse_ckpt_path(self) -> None:
         """Take the model from the recipe, not from the checkpoint."""

@@ -37,6 +37,10 @@ ALLOWED = (
 REFUSED = {
     "lightning.pytorch.callbacks.LambdaCallback": "it calls functions that a recipe names",
     "lightning.pytorch.callbacks.lambda_function": "it calls functions that a recipe names",
+    "lightning.pytorch.callbacks.ThroughputMonitor": "it calls functions that a recipe names",
+    "lightning.pytorch.callbacks.throughput_monitor": "it calls functions that a recipe names",
+    "lightning.pytorch.profilers.XLAProfiler": "it opens a port",
+    "lightning.pytorch.profilers.xla": "it opens a port",
     "lightning.fabric.plugins.io": "it may read pickles",
     "lightning.pytorch.plugins.io": "it may read pickles",
 }

@@ -14,6 +14,7 @@ import torch
 
 from worldlm.checkpoint.read import SavedWorld, as_written, open_world
 from worldlm.cli.safe_mode import add_current_folder, denied, refusal, restricted_imports
+from worldlm.cli.safe_values import check_safe_values
 from worldlm.data import ByteTokenizer, CorpusDataModule, FileTokenizer, Tokenizer, TrainedBPE, load_tokenizer
 from worldlm.data.tokenizers import FILE
 from worldlm.models import LanguageModule
@@ -224,6 +225,8 @@ def data_module(settings: Mapping[str, Any], trusted: bool) -> CorpusDataModule:
     try:
         with restricted_imports(not trusted):
             config = parser.parse_object({"data": {**settings, "tokenizer": "bytes"}})
+            if not trusted:
+                check_safe_values(config, given=("data",))  # the user may have named any local folder for the fit
             module: CorpusDataModule = parser.instantiate_classes(config).data
     except (ArgumentError, TypeError) as error:
         path = denied(str(error))
