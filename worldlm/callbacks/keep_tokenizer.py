@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from worldlm.data.tokenizers import FILE, FileTokenizer
 from worldlm.files.atomic_write import write_text
 from worldlm.models.initial_weights import find_origin
+from worldlm.runs.folder import check_held
 from worldlm.trainer import FederationCallback, WorldTrainer
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class KeepTokenizer(FederationCallback):
         if trainer.fast_dev_run or not trainer.is_global_zero or not hasattr(tokenizer, "to_json"):  # type: ignore[attr-defined]
             return
         text = tokenizer.to_json()
+        check_held(trainer.folder)
         write_text(trainer.folder / FILE, text)
         module: Any = pl_module
         if not self._resumed and getattr(module, "init_from", None) is not None:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from worldlm.files.atomic_write import atomic_write
+from worldlm.runs.folder import check_held
 from worldlm.trainer import WorldTrainer
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: WorldTrainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # a trial run writes no files
+        check_held(trainer.folder)
         trainer.save_checkpoint(self.path(trainer), weights_only=False)
         self._saved_at = time.monotonic()
 

@@ -23,6 +23,7 @@ from worldlm.monitoring.round_lines import RoundLines, find_rounds
 from worldlm.monitoring.run_facts import code, data_facts, machine, tree_facts, versions
 from worldlm.monitoring.summary import row
 from worldlm.rounds import World
+from worldlm.runs.folder import check_held
 from worldlm.runs.results import FORMAT, RESULTS, RunRecord
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
@@ -151,6 +152,7 @@ class Record(FederationCallback):
     def _write(self, trainer: WorldTrainer, *, finished: bool) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return  # a trial run writes no files, and only process 0 writes
+        check_held(trainer.folder)
         text = _serialize(self._head(trainer, finished), {"rounds": self._rounds.lines})
         write_text(self.path(trainer), text, to_disk=True)  # a checkpoint that refers to it may follow
 

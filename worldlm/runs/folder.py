@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -23,6 +24,7 @@ STARTS = ".starts"
 LAST = "checkpoints/last.ckpt"
 CONFIG = "config.yaml"
 """All settings of a run, as LightningCLI writes them."""
+_WRITTEN_ONCE = (CONFIG, "tokenizer.json")
 _KEPT_CHECKPOINT = "checkpoints/round_{}.ckpt"
 
 
@@ -151,6 +153,30 @@ def find_saved(folder: Path, round_: int | None = None) -> Path:
     raise UserError([f"{folder}: {problem} (LastCheckpoint keeps others with keep_every_n_rounds)"])
 
 
+class FolderLost(UserError):
+    """The folder of a run, or a file in it that is written once, was removed, moved or replaced."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        lost = f"{folder} was removed, moved or replaced" if what == LOCK else f"{folder / what} was removed"
+        super().__init__(
+            [f"{lost} while the run wrote there, so the run has ended; if it was moved, move it back and resume"]
+        )
+
+
+@dataclass(slots=True)
+class _Held:
+    """A folder that this process writes to."""
+
+    lock: tuple[int, int] | None
+    """Device and inode of the lock; None on a file system without locks."""
+    files: set[str] = field(default_factory=set)
+    """Files that are written once and were seen."""
+
+
+_held: dict[Path, _Held] = {}
+"""By absolute path."""
+
+
 @contextmanager
 def at_work(folder: Path) -> Iterator[None]:
     """Lock a run's folder while the run writes to it. Partial files of a killed run are removed.
@@ -162,6 +188,7 @@ def at_work(folder: Path) -> Iterator[None]:
 
     Raises:
         UserError: If another run has the lock, or the folder cannot be made.
+        FolderLost: If a file cannot be read or written, because the folder is gone.
     """
     new = not folder.exists()
     try:
@@ -169,9 +196,11 @@ def at_work(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError([f"the run's folder {folder} cannot be made: {error.strerror}"]) from error
     with ExitStack() as locks:
+        lock: tuple[int, int] | None = None
         try:
             # `is_at_work` holds the lock for a moment, so wait for it
             locks.enter_context(FileLock(folder / LOCK).acquire(timeout=1.0))
+            lock = _identity(folder / LOCK)
             for partial in folder.rglob(".*.partial"):  # of a run that was killed while it wrote
                 if partial.is_file():
                     partial.unlink()
@@ -179,13 +208,56 @@ def at_work(folder: Path) -> Iterator[None]:
             raise UserError([f"another worldlm fit is writing to {folder}: wait for it, or stop it first"]) from None
         except (OSError, NotImplementedError):  # a file system without locks, or a file of another user
             pass
+        place = folder.absolute()
+        _held[place] = _Held(lock)
         try:
             note_start(folder)
             yield
+        except OSError as error:
+            if lost := _lost(place):
+                raise FolderLost(folder, lost) from error
+            raise
         finally:
-            if new and folder.is_dir() and os.listdir(folder) == [LOCK]:
+            is_ours = _lost(place) != LOCK
+            del _held[place]
+            if new and is_ours and os.listdir(folder) == [LOCK]:
                 (folder / LOCK).unlink()
                 folder.rmdir()
+
+
+def check_held(folder: Path) -> None:
+    """Check, before something is written, that a run's folder is still the one that `at_work` locked.
+
+    It does nothing if this process has not locked the folder.
+
+    Raises:
+        FolderLost: If the folder, its lock, its settings or its tokenizer was removed, moved or replaced.
+    """
+    if lost := _lost(folder.absolute()):
+        raise FolderLost(folder, lost)
+
+
+def _lost(place: Path) -> str:
+    """Return the name of a file that was lost, the lock if the folder was; "" if there is none."""
+    if place not in _held:
+        return ""
+    held = _held[place]
+    try:
+        # the lock stays open, so no other file can get its inode
+        if not place.is_dir() if held.lock is None else _identity(place / LOCK) != held.lock:
+            return LOCK
+        present = {name for name in _WRITTEN_ONCE if (place / name).is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return LOCK
+    except OSError:  # whatever is written next raises it too
+        return ""
+    missing, held.files = held.files - present, held.files | present
+    return min(missing, default="")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def is_at_work(folder: Path) -> bool:
