@@ -19,6 +19,7 @@ from worldlm.checkpoint.validate import FORMAT, check_memories, check_messages, 
 from worldlm.federation.membership import carry_over
 from worldlm.federation.parameters import PARTS, Tensors, clone
 from worldlm.federation.state import NodeState
+from worldlm.files.regular import check_regular
 from worldlm.rounds.method import Method
 from worldlm.rounds.world import World
 from worldlm.topology.errors import join_names, reason, suggest
@@ -39,7 +40,7 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]
         ValueError: If the file is not a complete checkpoint of a model, is damaged, or contains anything but tensors
             and plain values.
     """
-    path = Path(path)
+    path = check_regular(Path(path))
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:

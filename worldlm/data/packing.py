@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldlm.data.corpora import SplitName, digest
+from worldlm.files.regular import check_regular
 
 FORMAT = 2
 """The version of the format; it is increased whenever the same text would be packed differently."""
@@ -71,7 +72,7 @@ class PackedCorpus:
         try:
             dtype, counts = _read_counts(path.with_name(_COUNTS))
             expected = counts[path.stem]  # type: ignore[index]
-            tokens = np.memmap(path, dtype=dtype, mode="r")
+            tokens = np.memmap(check_regular(path), dtype=dtype, mode="r")
         except (OSError, TypeError, ValueError, KeyError) as error:
             raise ValueError(f"{path} is not a packed corpus: {error}") from error
         if len(tokens) != expected.num_tokens or path.stat().st_size != tokens.nbytes:
@@ -138,8 +139,9 @@ class Packing:
         except (OSError, TypeError, ValueError, KeyError):  # missing or damaged: start again
             self.position, self.counts = (0, 0), {split: Counts() for split in SPLITS}
         self._files: dict[SplitName, BinaryIO] = {}
-        for split in SPLITS:
-            self._files[split] = self._path(split).open("ab")
+        paths = {split: check_regular(self._path(split)) for split in SPLITS}
+        for split, path in paths.items():
+            self._files[split] = path.open("ab")
             self._files[split].truncate(self._size(split))
 
     def append(self, split: SplitName, tokens: NDArray[np.integer], num_bytes: int, num_documents: int) -> None:
@@ -171,7 +173,7 @@ class Packing:
         }
         content["digest"] = digest(content["splits"])
         new = self.folder / f"{_COUNTS}.new"
-        with new.open("wb") as stream:
+        with check_regular(new).open("wb") as stream:
             stream.write(json.dumps(content).encode())
             stream.flush()
             os.fsync(stream.fileno())
@@ -215,7 +217,7 @@ class Packing:
 
 
 def _read_counts(path: Path) -> tuple[str, dict[SplitName, Counts]]:
-    content = json.loads(path.read_text("utf-8"))
+    content = json.loads(check_regular(path).read_text("utf-8"))
     if content["format"] != FORMAT or content["dtype"] not in ("uint16", "uint32"):
         raise ValueError(f"format {content['format']} of {content['dtype']} is unknown")
     if content["digest"] != digest(content["splits"]):
@@ -230,7 +232,7 @@ def _checksum(path: Path, size: int, dtype: np.dtype[Any] | None = None, vocab_s
         ValueError: If a token is not in a vocabulary of that size.
     """
     crc = 0
-    with path.open("rb") as stream:
+    with check_regular(path).open("rb") as stream:
         while size and (chunk := stream.read(min(size, _CHUNK))):
             crc = zlib.crc32(chunk, crc)
             if vocab_size is not None and (largest := np.frombuffer(chunk, dtype).max()) >= vocab_size:

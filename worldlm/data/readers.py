@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, BinaryIO, TypeAlias, cast
 
+from worldlm.files.regular import check_regular
+
 Located: TypeAlias = tuple[Mapping[str, object], str, float]
 """A record, its position, and the fraction of the file that is read, from 0 to 1."""
 
@@ -32,13 +34,15 @@ def find_files(patterns: str | list[str]) -> list[Path]:
         The files, each once, in the order of the patterns and sorted by name within a pattern.
 
     Raises:
-        ValueError: If a pattern matches no file.
+        ValueError: If a pattern matches no file, or only pipes and devices.
     """
     unique: dict[Path, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         names = glob.glob(str(Path(pattern).expanduser()), recursive=True)
         files = sorted(path for path in map(Path, names) if path.is_file())
         if not files:
+            for name in names:
+                check_regular(Path(name))
             raise ValueError(f"no such file: {pattern} (searched from {Path.cwd()})")
         unique |= dict.fromkeys(files)
     if not unique:
@@ -57,6 +61,7 @@ def read_records(file: Path, fields: tuple[str, ...] = ("text",)) -> Iterator[Lo
         ValueError: If the file cannot be read or has another format. The message starts with the file, and with the
             line if it is known.
     """
+    check_regular(file)
     for ending, read in _READERS.items():
         if file.name.lower().endswith(ending):
             return read(file, fields)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldlm.data.corpora import digest
+from worldlm.files.regular import check_regular
 from worldlm.topology.errors import first_line, native_errors, suggest
 
 TokenIds: TypeAlias = Sequence[int] | NDArray[np.integer]
@@ -109,7 +110,7 @@ class FileTokenizer:
 
         self._name = repr(str(path))
         with native_errors(f"tokenizer {self._name} cannot be read"):
-            content = Path(path).expanduser().read_text(encoding="utf-8")
+            content = check_regular(Path(path).expanduser()).read_text(encoding="utf-8")
             self._backend = Backend.from_str(content)
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -198,10 +199,10 @@ def load_tokenizer(name: str | Path, cache_dir: str | Path | None = None) -> Tok
     if name == "bytes":
         return ByteTokenizer()
     path = Path(os.path.expanduser(name))
-    inside = path / FILE
+    inside = check_regular(path / FILE)
     if name and os.path.isfile(inside):
         return FileTokenizer(inside)
-    if os.path.isfile(path):
+    if os.path.isfile(check_regular(path)):
         return FileTokenizer(path)
     text = str(name)
     is_path = isinstance(name, Path) or text.endswith(".json") or text.startswith((".", "/", "~"))

@@ -15,6 +15,7 @@ from worldlm.data.corpora import Corpus, digest, naming
 from worldlm.data.locks import exclusive_lock
 from worldlm.data.tokenizers import FileTokenizer
 from worldlm.files.atomic_write import write_text
+from worldlm.files.regular import check_regular
 
 _FORMAT = 1
 _END_OF_TEXT = "<|endoftext|>"
@@ -161,6 +162,6 @@ def _open(stem: Path) -> FileTokenizer | None:
     """Open a tokenizer if it exists unchanged: its name ends in a digest of its content."""
     for path in stem.parent.glob(f"{stem.name}-*.json"):
         with suppress(OSError, ValueError):
-            if path.name == f"{stem.name}-{digest(path.read_bytes())}.json":
+            if path.name == f"{stem.name}-{digest(check_regular(path).read_bytes())}.json":
                 return FileTokenizer(path)
     return None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldlm.files.regular import check_regular
 from worldlm.models.mpt import Architecture
 from worldlm.topology.errors import native_errors
 
@@ -140,7 +141,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for file in files:
         with native_errors(f"{file} cannot be read as safetensors"):
-            weights |= load_file(file)
+            weights |= load_file(check_regular(file))
     return weights
 
 
@@ -156,7 +157,7 @@ def _advice(folder: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(check_regular(path).read_text("utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:

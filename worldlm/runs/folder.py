@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from worldlm.files.atomic_write import write_text
+from worldlm.files.regular import check_regular
 from worldlm.topology.checks import shorten
 from worldlm.topology.errors import UserError, suggest
 
@@ -52,7 +53,7 @@ def find_checkpoint(ckpt_path: str | None, runs: Path) -> Path | None:
     if ckpt_path is None:
         return None
     if ckpt_path != "last":
-        if not Path(ckpt_path).is_file():
+        if not check_regular(Path(ckpt_path)).is_file():
             raise FileNotFoundError(f"no checkpoint at {ckpt_path}; --ckpt_path takes a file, or last")
         return Path(ckpt_path)
     starts = _starts(runs)
@@ -143,7 +144,7 @@ def find_saved(folder: Path, round_: int | None = None) -> Path:
     saved = {
         int(path.stem[6:]): path for path in folder.glob(_KEPT_CHECKPOINT.format("*")) if path.stem[6:].isdecimal()
     }
-    last, numbers = folder / LAST, ", ".join(map(str, sorted(saved)))
+    last, numbers = check_regular(folder / LAST), ", ".join(map(str, sorted(saved)))
     if round_ is None and (last.is_file() or saved):
         return last if last.is_file() else saved[max(saved)]
     if round_ in saved:
@@ -187,7 +188,7 @@ def at_work(folder: Path) -> Iterator[None]:
         folder: The run's folder, which need not exist.
 
     Raises:
-        UserError: If another run has the lock, or the folder cannot be made.
+        UserError: If another run has the lock, the folder cannot be made, or it contains pipes or devices.
         FolderLost: If a file cannot be read or written, because the folder is gone.
     """
     new = not folder.exists()
@@ -195,6 +196,8 @@ def at_work(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError([f"the run's folder {folder} cannot be made: {error.strerror}"]) from error
+    for path in folder.rglob("*"):
+        check_regular(path)  # the run may write over it
     with ExitStack() as locks:
         lock: tuple[int, int] | None = None
         try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from worldlm.files.regular import check_regular
 from worldlm.topology.errors import UserError
 
 RESULTS = "results.json"
@@ -164,7 +165,7 @@ class RunRecord:
 def results_of(folder: Path) -> Path | None:
     """Return the path of results.json in a run's last version, or in the folder itself; None if there is none."""
     numbered = [path for path in folder.glob(f"version_*/{RESULTS}") if path.parent.name[8:].isdecimal()]
-    direct = folder / RESULTS
+    direct = check_regular(folder / RESULTS)
     return max(numbered, key=lambda path: int(path.parent.name[8:]), default=direct if direct.is_file() else None)
 
 
@@ -175,7 +176,7 @@ def read_results(path: Path) -> dict[str, Any]:
         UserError: If it is not the record of a run, or has another format.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        content: dict[str, Any] = json.loads(check_regular(path).read_text("utf-8"))
         if content["format"] != FORMAT:
             raise UserError(
                 [f"{path}: format {content['format']!r} is unknown; this version of worldlm reads format {FORMAT}"]

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from worldlm.commands.compare.plan import PlannedRun
 from worldlm.commands.compare.records import is_finished
+from worldlm.files.regular import check_regular
 from worldlm.runs.parent_process import bound_to_this_process
 
 STDERR = "stderr.txt"
@@ -65,7 +66,8 @@ def start_process(run: PlannedRun, threads: int) -> Process:
         **os.environ,
         **bound_to_this_process(signal.SIGTERM),  # if this process is killed, the run saves a checkpoint and ends
     }
-    with (run.folder / STDOUT).open("w") as out, (run.folder / STDERR).open("w") as err:
+    out_file, err_file = (check_regular(run.folder / name) for name in (STDOUT, STDERR))
+    with out_file.open("w") as out, err_file.open("w") as err:
         return subprocess.Popen(
             [sys.executable, *isolated, "-m", "worldlm", *run.command],
             stdin=subprocess.DEVNULL,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from worldlm.cli.safe_mode import OPTION
+from worldlm.files.regular import check_regular
 from worldlm.topology import find_file
 from worldlm.topology.errors import UserError
 from worldlm.topology.reader import read_plain, read_text
@@ -108,7 +109,7 @@ def _planned(
 def changes(run: PlannedRun) -> str:
     """Return what changed since the run in this folder was started; "" if nothing changed, or no run was started."""
     try:
-        before = json.loads(run.settings_file.read_text("utf-8"))
+        before = json.loads(check_regular(run.settings_file).read_text("utf-8"))
     except FileNotFoundError:
         return ""
     except ValueError:

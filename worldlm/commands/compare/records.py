@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from worldlm.commands.compare.plan import SETTINGS
+from worldlm.files.regular import check_regular
 from worldlm.runs.results import RESULTS, RunRecord, read_results, results_of
 from worldlm.topology.errors import UserError
 
@@ -87,7 +88,7 @@ def in_order(records: Sequence[RunRecord], folders: Sequence[Path]) -> list[RunR
     for folder in folders:
         path = folder / ORDER
         try:
-            order += map(str, json.loads(path.read_text("utf-8"))["methods"]) if path.is_file() else []
+            order += map(str, json.loads(path.read_text("utf-8"))["methods"]) if check_regular(path).is_file() else []
         except (KeyError, TypeError, ValueError) as error:
             raise UserError([f"{path}: has no order of methods: {error}"]) from error
     order += [record.method for record in records]

@@ -17,6 +17,7 @@ from worldlm.cli.safe_mode import add_current_folder, denied, refusal, restricte
 from worldlm.cli.safe_values import check_safe_values
 from worldlm.data import ByteTokenizer, CorpusDataModule, FileTokenizer, Tokenizer, TrainedBPE, load_tokenizer
 from worldlm.data.tokenizers import FILE
+from worldlm.files.regular import check_regular
 from worldlm.models import LanguageModule
 from worldlm.runs.folder import CONFIG, find_run, find_saved
 from worldlm.runs.results import RESULTS, RunRecord, read_results
@@ -146,7 +147,7 @@ class SavedRun:
         setting = (self.config.get("data") or {}).get("tokenizer")
         if setting == "bytes":
             return ByteTokenizer()
-        if (self.folder / FILE).is_file():
+        if check_regular(self.folder / FILE).is_file():
             return FileTokenizer(self.folder / FILE)
         if isinstance(setting, str):
             return load_tokenizer(setting)
@@ -190,11 +191,11 @@ def open_run(run: str | Path, round_: int | None = None, trusted: bool = False) 
     """
     folder = find_run(run)
     results, config = folder / RESULTS, folder / CONFIG
-    content = read_results(results) if results.is_file() else None
+    content = read_results(results) if check_regular(results).is_file() else None
     world = open_world(find_saved(folder, round_))
     if "architecture" not in world.hyper_parameters:
         raise UserError([f"{world.path}: its model is not one of worldlm's: it has no architecture"])
-    settings = read_plain(config) if config.is_file() else {}
+    settings = read_plain(config) if check_regular(config).is_file() else {}
     if not isinstance(settings, dict):
         raise UserError([f"{config}: has no settings"])
     return SavedRun(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from worldlm.files.regular import check_regular
 from worldlm.runs.folder import CONFIG
 from worldlm.runs.results import RESULTS
 from worldlm.runs.results_schema import read_valid_results
@@ -34,7 +35,7 @@ def read_first_run(folder: Path) -> FirstRun:
         UserError: If a file is missing, the run is not finished, or it did not start from new weights.
     """
     results, config = folder / RESULTS, folder / CONFIG
-    if missing := [path.name for path in (results, config) if not path.is_file()]:
+    if missing := [path.name for path in (results, config) if not check_regular(path).is_file()]:
         raise UserError([f"{folder} cannot be repeated: it has no {' and no '.join(missing)}"])
     content = read_valid_results(results)
     if not content["finished"]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from worldlm.commands.compare.records import find_runs, in_order, run_folders
+from worldlm.files.regular import check_regular
 from worldlm.runs.folder import CONFIG
 from worldlm.runs.results import RunRecord, results_of
 from worldlm.runs.results_schema import read_valid_results
@@ -66,5 +67,5 @@ def _with_config(record: RunRecord) -> Run:
     path = results_of(record.folder)
     folder = record.folder if path is None else path.parent
     config = folder / CONFIG
-    text = config.read_text("utf-8", errors="replace") if config.is_file() else None
+    text = config.read_text("utf-8", errors="replace") if check_regular(config).is_file() else None
     return Run(record=record, folder=folder, config=text)
