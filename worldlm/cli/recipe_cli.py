@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from worldlm.models import LanguageModule
 from worldlm.monitoring.summary import headline
 from worldlm.runs.folder import at_work, check_name, find_checkpoint, find_version
 from worldlm.topology import Shape
+from worldlm.topology.lint import placeholders
 from worldlm.topology.reader import Reader
 from worldlm.trainer.strategy import WorldStrategy
 from worldlm.trainer.world_trainer import WorldTrainer
@@ -135,6 +137,8 @@ class RecipeCLI(LightningCLI):
         self.progress.known = {name for name in settings if not name.endswith(".help")}
         recipes, safe = self.command_line.recipes, self.command_line.safe
         self.progress.readers = [read_recipe(path, self.known, safe) for path in recipes]
+        for warning in (line for reader in self.progress.readers for line in placeholders(reader)):
+            rank_zero_only(warnings.warn)(warning, stacklevel=2)
         self.config = parser.parse_args(args)
         if safe:
             given = {word.removeprefix("--").split("=")[0] for word in self.command_line.settings if word[:2] == "--"}

@@ -1,16 +1,24 @@
-"""Warnings about settings of a topology that have no effect, or probably not the intended one."""
+"""Warnings about settings that have no effect, or probably not the intended one."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import islice
 
+import yaml
+
+from worldlm.topology.checks import shorten
+from worldlm.topology.compose import line_of
 from worldlm.topology.errors import suggest
+from worldlm.topology.reader import Reader
 from worldlm.topology.settings import KINDS_OF_PRIVACY
 from worldlm.topology.tree import Topology
 
 MAX_WARNINGS = 20
 """Of one kind; a last line counts the others."""
+_PLACEHOLDER = re.compile(r"\$\{[^{}]*\}|^\$[A-Z_][A-Z0-9_]*(?=/|$)")
+"""`${oc.env:HOME}` of OmegaConf, `${HOME}` and `$HOME/` of a shell."""
 
 
 def warnings(topology: Topology) -> Iterator[str]:
@@ -25,6 +33,38 @@ def warnings(topology: Topology) -> Iterator[str]:
     if timed and all(child.settings.link is None for node in timed for child in node.children):
         no_effect = f"deadline_seconds has no effect at {timed[0].name!r}"
         yield f"{timed[0].source}: {no_effect}: none of its children has a link, so transfers take no time"
+
+
+def placeholders(reader: Reader) -> Iterator[str]:
+    """Yield one warning per text in a document that other programs would replace, such as `${oc.env:HOME}`.
+
+    Args:
+        reader: A topology or a recipe.
+    """
+    found = (
+        (line_of(node), match.group()) for node in _scalars(reader.root) if (match := _PLACEHOLDER.search(node.value))
+    )
+    unique = iter(dict.fromkeys(found))
+    for line, text in islice(unique, MAX_WARNINGS):
+        yield f"{reader.source}:{line}: {shorten(text)} is taken as it is: nothing replaces it, so write the value"
+    if left := sum(1 for _ in unique):
+        yield f"{reader.source}: {left} more texts are taken as they are"
+
+
+def _scalars(root: yaml.Node) -> Iterator[yaml.ScalarNode]:
+    """Yield all keys and values, each node once, also where aliases repeat it."""
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.ScalarNode):
+            yield node
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in reversed(node.value) for part in reversed(pair)]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += reversed(node.value)
 
 
 def _unprotected_corpora(topology: Topology) -> Iterator[str]:

@@ -61,7 +61,8 @@ def load_topology(name_or_path: str | Path, settings: Mapping[str, Any] | None =
 def parse_topology(text: str, source: str, settings: Mapping[str, Any] | None = None) -> Topology:
     """Read a topology from YAML text.
 
-    Warns of settings that have no effect, and of a jurisdiction in `accept_from` that no node has.
+    Warns of settings that have no effect, of a jurisdiction in `accept_from` that no node has, and of texts such as
+    `${HOME}`, which nothing replaces.
 
     Args:
         text: the YAML.
@@ -75,7 +76,7 @@ def parse_topology(text: str, source: str, settings: Mapping[str, Any] | None = 
     values = _Loading(reader, settings or {}).topology()
     reader.finish()
     topology = Topology(**values)
-    for warning in lint.warnings(topology):
+    for warning in [*lint.placeholders(reader), *lint.warnings(topology)]:
         warnings.warn(warning, UserWarning, stacklevel=2)
     return topology
 
