@@ -163,8 +163,7 @@ def test_a_trained_tokenizer_is_trained_again(tmp_path: Path) -> None:
 def test_other_paths_pass(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("file")
-    (tmp_path / "loop").symlink_to("loop")
-    for name in ("file", "link", "loop", "missing", "."):
+    for name in ("file", "link", "missing", "."):
         assert check_regular(tmp_path / name) == tmp_path / name
     with suppress(OSError), pytest.raises(UserError, match=NOT_REGULAR):
         check_regular(Path(os.devnull))

@@ -98,6 +98,6 @@ def keep(path: Path, name: str) -> None:
     """Keep a file under a second name: a hard link, or a copy where the file system has no hard links."""
     with atomic_write(path.with_name(name)) as partial:
         try:
-            os.link(path, partial)
+            os.link(path.resolve(), partial)
         except OSError:
             shutil.copyfile(path, partial)

@@ -75,8 +75,13 @@ def list_runs(arguments: Sequence[str]) -> int:
 
 def find_runs(folder: Path) -> Iterator[Path]:
     """Yield the folders of runs in a folder and below: those called version_N, and any with a results.json."""
-    for name, subfolders, files in os.walk(folder):
+    seen = set[str]()  # links may lead in a circle
+    for name, subfolders, files in os.walk(folder, followlinks=True):
         path = Path(name)
+        if (real := os.path.realpath(name)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
         is_version = path.name[:8] == "version_" and path.name[8:].isdecimal()
         if RESULTS in files or RESULTS in subfolders or is_version:
             subfolders.clear()

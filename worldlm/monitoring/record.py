@@ -169,7 +169,8 @@ class Record(FederationCallback):
             return rounds
         (number, digest), self._expected = self._expected, None
         checkpoint = Path(str(trainer.ckpt_path)).absolute()
-        return find_rounds(number, digest, (checkpoint.parents[1], checkpoint.parent, trainer.folder))
+        linked = checkpoint.resolve().parents[1]
+        return find_rounds(number, digest, (checkpoint.parents[1], checkpoint.parent, trainer.folder, linked))
 
     def state_dict(self) -> dict[str, Any]:
         state = {

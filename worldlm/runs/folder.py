@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from worldlm.files.atomic_write import write_text
-from worldlm.files.regular import check_regular
+from worldlm.files.regular import check_link, check_regular, is_special
 from worldlm.topology.checks import shorten
 from worldlm.topology.errors import UserError, suggest
 
@@ -22,11 +22,12 @@ LOCK = ".lock"
 STARTS = ".starts"
 """File in the folder of all versions: their names, one a line, in the order in which each was started last."""
 
-LAST = "checkpoints/last.ckpt"
+CHECKPOINTS = "checkpoints"
+LAST = f"{CHECKPOINTS}/last.ckpt"
 CONFIG = "config.yaml"
 """All settings of a run, as LightningCLI writes them."""
 _WRITTEN_ONCE = (CONFIG, "tokenizer.json")
-_KEPT_CHECKPOINT = "checkpoints/round_{}.ckpt"
+_KEPT_CHECKPOINT = CHECKPOINTS + "/round_{}.ckpt"
 
 
 def check_name(name: str) -> str:
@@ -57,7 +58,8 @@ def find_checkpoint(ckpt_path: str | None, runs: Path) -> Path | None:
             raise FileNotFoundError(f"no checkpoint at {ckpt_path}; --ckpt_path takes a file, or last")
         return Path(ckpt_path)
     starts = _starts(runs)
-    found = list(runs.glob(f"version_*/{LAST}"))
+    places = [check_link(check_link(version) / CHECKPOINTS) / "last.ckpt" for version in runs.glob("version_*")]
+    found = [path for path in places if check_regular(path).is_file()]
     if not found:
         print(f"worldlm: no checkpoint under {runs} yet: starting from the beginning", file=sys.stderr)
     return max(found, key=lambda path: _position(path.parents[1].name, starts), default=None)
@@ -101,7 +103,9 @@ def find_version(checkpoint: Path | None, runs: Path) -> int:
     """Return the version number of a run: that of the run which continues, else a new one."""
     numbers = {int(p.name[8:]): p for p in runs.glob("version_*") if p.name[8:].isdecimal()}
     for number, folder in numbers.items():
-        if checkpoint is not None and checkpoint.is_relative_to(folder):
+        if checkpoint is None:
+            break
+        if checkpoint.is_relative_to(folder) or checkpoint.parent.resolve() == (folder / CHECKPOINTS).resolve():
             return number
     return max(numbers, default=-1) + 1
 
@@ -116,7 +120,8 @@ def find_run(run: str | Path) -> Path:
     Raises:
         UserError: If there is no such run.
     """
-    folder = Path(run).expanduser()
+    folder = check_link(Path(run).expanduser())
+    check_link(folder / CHECKPOINTS)
     if list(folder.glob("checkpoints/*.ckpt")):
         return folder
     versions = {path.parents[1] for path in folder.glob("version_*/checkpoints/*.ckpt")}
@@ -188,25 +193,27 @@ def at_work(folder: Path) -> Iterator[None]:
         folder: The run's folder, which need not exist.
 
     Raises:
-        UserError: If another run has the lock, the folder cannot be made, or it contains pipes or devices.
+        UserError: If another run has the lock, the folder cannot be made, it contains pipes or devices, or it is a link
+            to nowhere.
         FolderLost: If a file cannot be read or written, because the folder is gone.
     """
-    new = not folder.exists()
+    new = not check_link(folder).exists()
+    check_link(folder / CHECKPOINTS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError([f"the run's folder {folder} cannot be made: {error.strerror}"]) from error
-    for path in folder.rglob("*"):
-        check_regular(path)  # the run may write over it
+    if special := [path for path in _content(folder) if is_special(path)]:  # the run could write over one
+        check_regular(special[0])
     with ExitStack() as locks:
         lock: tuple[int, int] | None = None
         try:
             # `is_at_work` holds the lock for a moment, so wait for it
             locks.enter_context(FileLock(folder / LOCK).acquire(timeout=1.0))
             lock = _identity(folder / LOCK)
-            for partial in folder.rglob(".*.partial"):  # of a run that was killed while it wrote
-                if partial.is_file():
-                    partial.unlink()
+            for path in _content(folder):
+                if path.match(".*.partial") and path.is_file():  # of a run that was killed while it wrote
+                    path.unlink()
         except Timeout:
             raise UserError([f"another worldlm fit is writing to {folder}: wait for it, or stop it first"]) from None
         except (OSError, NotImplementedError):  # a file system without locks, or a file of another user
@@ -226,6 +233,12 @@ def at_work(folder: Path) -> Iterator[None]:
             if new and is_ours and os.listdir(folder) == [LOCK]:
                 (folder / LOCK).unlink()
                 folder.rmdir()
+
+
+def _content(folder: Path) -> list[Path]:
+    """Return all files and folders in a folder, also those of checkpoints that are kept elsewhere."""
+    linked = [folder / CHECKPOINTS] if (folder / CHECKPOINTS).is_symlink() else []
+    return [path for part in (folder, *linked) for path in part.rglob("*")]
 
 
 def check_held(folder: Path) -> None:
