@@ -191,6 +191,7 @@ class Packing:
         """Close the files; a new object can continue from the last save."""
         for stream in self._files.values():
             stream.close()
+        self._files.clear()  # if the folder then cannot be renamed, there is nothing more to flush
 
     def remove(self) -> None:
         """Delete the text that is packed so far."""
