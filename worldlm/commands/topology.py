@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worldlm.cli.parser import Parser
+from worldlm.files.atomic_write import write_bytes
 from worldlm.topology import Topology, draw_mermaid, draw_tree, find_file, load_topology
 from worldlm.topology.errors import UserError, suggest
 
@@ -74,7 +75,7 @@ def _show(arguments: Sequence[str]) -> int:
         sys.stdout.buffer.write(content)
         sys.stdout.flush()
     else:
-        Path(target).write_bytes(content)
+        write_bytes(Path(target), content)
         print(f"done. picture of {tree.name}: {target}")
     return 0
 

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from worldlm.files.regular import is_special
+from worldlm.topology.errors import UserError
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -17,7 +20,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Raises:
         OSError: If the file cannot be written; it names the file, whose old content remains.
+        UserError: If a pipe or a device is in its place.
     """
+    if is_special(path):
+        raise UserError([f"{path}: is not a regular file but a pipe or a device"])
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,6 +35,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_text(path: Path, text: str | Iterable[str], errors: str = "strict", *, to_disk: bool = False) -> None:

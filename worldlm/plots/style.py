@@ -11,6 +11,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from worldlm.files.atomic_write import write_bytes
+
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c8c")
 """The palette of Okabe and Ito, which is suitable for colour-blind readers."""
 INCHES, DPI = 10.0, 120
@@ -18,14 +20,14 @@ INCHES, DPI = 10.0, 120
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a plot as PNG and as SVG.
+    """Write a plot as PNG and as SVG, both atomically.
 
     Args:
         figure: The plot.
         path: The path of the files, without a suffix.
     """
-    path.with_name(f"{path.name}.png").write_bytes(encoded(figure, "png"))
-    path.with_name(f"{path.name}.svg").write_bytes(encoded(figure, "svg"))
+    for kind in ("png", "svg"):
+        write_bytes(path.with_name(f"{path.name}.{kind}"), encoded(figure, kind))
 
 
 def encoded(figure: Figure, kind: str) -> bytes:

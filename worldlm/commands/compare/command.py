@@ -16,6 +16,7 @@ from worldlm.commands.compare.execute import Start, execute, start_process
 from worldlm.commands.compare.plan import PlannedRun, changes, plan_runs
 from worldlm.commands.compare.records import ORDER, by_method, common_nodes, in_order, is_finished, read_runs
 from worldlm.commands.compare.table import LEGEND, comma_separated, for_terminal, markdown, rows
+from worldlm.files.atomic_write import write_text
 from worldlm.runs.results import RunRecord, read_results, results_of
 from worldlm.topology.errors import UserError
 
@@ -79,7 +80,7 @@ def _carry_out(runs: Sequence[PlannedRun], target: Path, jobs: int, start: Start
         if is_finished(run.folder) and (path := results_of(run.folder)) is not None
     ]
     order = list(dict.fromkeys(run.method for run in runs))
-    (target / ORDER).write_text(json.dumps({"methods": order}) + "\n", "utf-8")
+    write_text(target / ORDER, json.dumps({"methods": order}) + "\n")
     if records:
         report(sorted(records, key=lambda record: order.index(record.method)), target)
     return 1 if failed else 0
@@ -104,8 +105,8 @@ def report(records: Sequence[RunRecord], target: Path) -> None:
     table, findings = rows(records), check(records)
     checked = "".join(f"- {finding}\n" for finding in findings)
     legend = "".join(f"{line}\n" for line in LEGEND)
-    (target / "table.md").write_text(f"{markdown(table)}\n{legend}\nComparable?\n\n{checked}", "utf-8")
-    (target / "table.csv").write_text(comma_separated(table), "utf-8")
+    write_text(target / "table.md", f"{markdown(table)}\n{legend}\nComparable?\n\n{checked}")
+    write_text(target / "table.csv", comma_separated(table))
     for name, figure in draw_all(records).items():
         save(figure, target / name)
     console = table_console(240)

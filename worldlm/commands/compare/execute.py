@@ -17,7 +17,9 @@ from typing import Protocol
 
 from worldlm.commands.compare.plan import PlannedRun
 from worldlm.commands.compare.records import is_finished
+from worldlm.files.atomic_write import write_text
 from worldlm.files.regular import check_regular
+from worldlm.runs.folder import is_at_work
 from worldlm.runs.parent_process import bound_to_this_process
 
 STDERR = "stderr.txt"
@@ -99,12 +101,18 @@ def execute(
         The runs that failed.
     """
     waiting, working, failed = deque(enumerate(runs, 1)), list[_Job](), list[PlannedRun]()
+    orphans = set[int]()
     threads = max(1, num_cores() // jobs)
     try:
         with _stopped_by_sigterm():
             while waiting or working:
-                while waiting and len(working) < jobs:
-                    number, run = waiting.popleft()
+                # runs of an earlier comparison that was killed are waited for, and then looked at again
+                for number, run in [each for each in waiting if _is_running(each[1]) and each[0] not in orphans]:
+                    orphans.add(number)
+                    report(f"[{number}/{len(runs)}] {run.title}: still running since an earlier start; waiting for it")
+                while len(working) < jobs and (ready := [each for each in waiting if not _is_running(each[1])]):
+                    number, run = ready[0]
+                    waiting.remove(ready[0])
                     label = f"[{number}/{len(runs)}] {run.title}"
                     if is_finished(run.folder):
                         report(f"{label}: finished before")
@@ -114,17 +122,22 @@ def execute(
                     working.remove(job)
                     if not _report_end(job, report):
                         failed.append(job.run)
-                if working:
+                if working or (waiting and not ready):
                     time.sleep(poll_seconds)
     finally:
         _stop([job.process for job in working], report)
     return failed
 
 
+def _is_running(run: PlannedRun) -> bool:
+    """Return whether a process that this one did not start writes to a run's folder."""
+    return any(is_at_work(folder) for folder in run.folder.glob("version_*"))
+
+
 def _start(run: PlannedRun, label: str, start: Start, threads: int, report: Report) -> _Job:
     resumes = any(run.folder.glob("version_*/checkpoints/last.ckpt"))
     run.folder.mkdir(parents=True, exist_ok=True)
-    run.settings_file.write_text(json.dumps(run.settings, indent=1) + "\n", "utf-8")
+    write_text(run.settings_file, json.dumps(run.settings, indent=1) + "\n")
     report(f"{label}: {'resumes' if resumes else 'starts'}")
     return _Job(run, label, start(run, threads), time.monotonic())
 
