@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from worldlm.callbacks import Record
@@ -25,9 +26,10 @@ from worldlm.cli.safe_values import check_safe_values
 from worldlm.cli.shared_settings import shared_settings
 from worldlm.data import CorpusDataModule
 from worldlm.distributed.threads import choose_num_threads
+from worldlm.files.atomic_write import write_text
 from worldlm.models import LanguageModule
 from worldlm.monitoring.summary import headline
-from worldlm.runs.folder import at_work, check_name, find_checkpoint, find_version
+from worldlm.runs.folder import CONFIG, at_work, check_name, find_checkpoint, find_version
 from worldlm.topology import Shape
 from worldlm.topology.lint import placeholders
 from worldlm.topology.reader import Reader
@@ -67,6 +69,17 @@ class RecipeParser(LightningArgumentParser):
         raise UsageError(message) from ex
 
 
+class SaveSettings(SaveConfigCallback):
+    """Writes config.yaml into the run's folder, atomically."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file before training."""
+        folder = trainer.log_dir  # all processes call it, because it is sent to all
+        if folder is not None and trainer.is_global_zero and not self.already_saved:
+            write_text(Path(folder) / CONFIG, self.parser.dump(self.config, skip_none=False))
+        self.already_saved = True
+
+
 class RecipeCLI(LightningCLI):
     """Builds model, data and trainer from recipes, and carries out a command; a fit writes to runs/NAME/version_N.
 
@@ -85,7 +98,7 @@ class RecipeCLI(LightningCLI):
             trainer_class=WorldTrainer,
             parser_class=RecipeParser,
             parser_kwargs={"prog": "worldlm"},
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveSettings,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

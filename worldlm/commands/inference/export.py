@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from safetensors.torch import save_file
@@ -19,6 +20,7 @@ from worldlm.commands.inference.saved_run import SavedRun, open_run
 from worldlm.data import Tokenizer
 from worldlm.data.tokenizers import FILE
 from worldlm.federation.parameters import is_finite
+from worldlm.files.regular import check_link
 from worldlm.models import Architecture
 from worldlm.models.hugging_face import CONFIG, WEIGHTS, mpt_config, their_names
 from worldlm.monitoring.record import weights_digest
@@ -53,13 +55,16 @@ def export(arguments: Sequence[str]) -> int:
     return 0
 
 
+_FILES = {CONFIG, WEIGHTS, FILE, "tokenizer_config.json", "README.md"}
+"""All files of an exported folder."""
 _NO_TOKENIZER = "the run's tokenizer was not found and is not exported"
 
 
 def export_node(run: SavedRun, node: str, target: Path, *, license_: str | None = None) -> list[str]:
     """Write config, weights, tokenizer and model card. Existing files of these names are replaced.
 
-    All files are written beside the folder, and moved into it when all are complete.
+    All files are written beside the folder, and moved into it when all are complete, the weights last. What an export
+    left beside the folder when it was killed is removed.
 
     Args:
         run: The run, as of the round that is exported.
@@ -83,8 +88,10 @@ def export_node(run: SavedRun, node: str, target: Path, *, license_: str | None 
         warnings.append(warning.replace("**", "").replace("`", ""))
     if tokenizer is not None:
         config["eos_token_id"] = tokenizer.end_of_text
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    target = check_link(target).resolve()
+    _remove_left_over(target)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
     try:
         _write_json(partial / CONFIG, config)
         save_file(
@@ -99,7 +106,9 @@ def export_node(run: SavedRun, node: str, target: Path, *, license_: str | None 
         card = model_card(run, node, license_=license_, digest=weights_digest(weights), warning=missing)
         (partial / "README.md").write_text(card, "utf-8")
         target.mkdir(exist_ok=True)
-        for file in sorted(partial.iterdir()):
+        # a folder in which files of two exports are mixed has no weights, so nothing opens it
+        (target / WEIGHTS).unlink(missing_ok=True)
+        for file in sorted(partial.iterdir(), key=lambda path: path.name == WEIGHTS):
             file.replace(target / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -111,6 +120,24 @@ def _tokenizer(run: SavedRun) -> tuple[Tokenizer | None, list[str]]:
         return run.tokenizer, []
     except ValueError as error:
         return None, [_NO_TOKENIZER, *str(error).splitlines()]
+
+
+def _remove_left_over(target: Path) -> None:
+    """Remove the partial folders of exports that were killed; their names contain the number of the process."""
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+        number = folder.name.split(".")[-2]
+        if number.isdigit() and (int(number) == os.getpid() or not _is_alive(int(number))):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_seq_len: int) -> None:
@@ -141,7 +168,9 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _check_target(target: Path, *, force: bool) -> None:
     if target.exists() and not target.is_dir():
         raise UserError([f"{target} is a file: --out takes a folder"])
-    if target.is_dir() and any(target.iterdir()) and not force:
+    names = {path.name for path in target.iterdir()} if target.is_dir() else set[str]()
+    was_killed = WEIGHTS not in names and names <= _FILES
+    if names and not was_killed and not force:
         raise UserError([f"{target} is not empty: choose another folder, or replace its files with --force"])
 
 
