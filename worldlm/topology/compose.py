@@ -1,4 +1,7 @@
-"""YAML text composed into nodes with marks and with limits on size; no Python object is ever constructed."""
+"""YAML text composed into nodes with marks and with limits on size; no Python object is ever constructed.
+
+All text is parsed once, event by event, so that a text beyond a limit is rejected before it is read to its end.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ _TAGS = {"str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merg
 _BY_FORM = {"int", "float", "bool", "timestamp"}
 """Types that PyYAML recognises by their form; it fails on a value with such a tag and another form."""
 _REACHES = re.compile(r"[&*!\[{]")
+C_PARSER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""PyYAML's parser in C, ten times as fast as its parser in Python, which takes its place where PyYAML has none."""
 
 
 class Entry(NamedTuple):
@@ -30,70 +35,166 @@ class Entry(NamedTuple):
     node: yaml.Node
 
 
-class _Extent(NamedTuple):
-    """The size of a node with its aliases expanded."""
+class Limits(NamedTuple):
+    """What a text may contain, and what parses it."""
 
-    num_values: int
-    depth: int
+    depth: int = MAX_DEPTH
+    """Levels of lists and mappings, the value in the innermost one included."""
+    meaning: str = ""
+    """What this many levels are enough for, for the error."""
+    parser: type = yaml.SafeLoader
+    """The parser of PyYAML. Texts that others read too need the one that these use, because the two differ in a few
+    rare texts."""
+
+
+_STARTS = {yaml.SequenceStartEvent: yaml.SequenceNode, yaml.MappingStartEvent: yaml.MappingNode}
+_ENDS = (yaml.SequenceEndEvent, yaml.MappingEndEvent)
 
 
 class LimitExceeded(yaml.composer.ComposerError):
     """Valid YAML that exceeds a limit."""
 
 
-class Composer(yaml.SafeLoader):
-    """SafeLoader that only composes, and rejects cycles, tags, deep nesting and YAML bombs.
+class _Open:
+    """A list or a mapping whose end is yet to come, or the document, whose node is None."""
+
+    __slots__ = ("anchor", "below", "depth", "mark", "node", "num_values")
+
+    def __init__(self, node: Any, anchor: str | None, mark: Any) -> None:
+        self.node = node
+        self.anchor = anchor
+        self.mark = mark
+        self.below: list[yaml.Node] = []
+        self.num_values = 0
+        """Values below it, with aliases expanded."""
+        self.depth = 0
+        """Levels below it, with aliases expanded."""
+
+    def add(self, node: yaml.Node, num_values: int, depth: int) -> None:
+        self.below.append(node)
+        self.num_values += num_values
+        self.depth = max(self.depth, depth)
+
+
+class Composer:
+    """Composes the only document of a text, and rejects cycles, tags, deep nesting and YAML bombs.
+
+    It keeps the open lists and mappings in a list, so that deep nesting does not use up Python's stack.
 
     Attributes:
         alias_lines: id of an aliased node -> line (from 1) of its first alias.
     """
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
+    def __init__(self, text: str, limits: Limits | None = None) -> None:
         self.alias_lines: dict[int, int] = {}
-        self._extents: dict[int, _Extent] = {}
-        self._num_open = 0
+        self._limits = limits or Limits()
+        self._parser = self._limits.parser(text)
         self._max_values = min(MAX_VALUES, FREE_VALUES + len(text))
+        self._anchors: dict[str, yaml.Node] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
+        """Anchor -> values and levels of its node, once that is closed."""
+        self._tags: dict[tuple[type, str | None, Any], str] = {}
+        """Tags by form: keys and many values occur again and again."""
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose a node and check its size."""
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        mark = event.start_mark
-        if self._num_open >= MAX_DEPTH:
-            _reject(f"is nested deeper than the {MAX_DEPTH} levels allowed", mark)
-        self._num_open += 1
-        node = super().compose_node(parent, index)
-        self._num_open -= 1
-        if node is not None and isinstance(event, yaml.AliasEvent):
-            self.alias_lines.setdefault(id(node), mark.line + 1 if mark else 1)
-            if id(node) not in self._extents:
-                _reject(f"alias *{event.anchor} makes a cycle: a node cannot contain itself", mark)
-        elif node is not None:
-            self._extents[id(node)] = self._measure(node, mark)
-        return node
+    def compose(self) -> yaml.Node | None:
+        """Return the root of the document; None if there is no document.
 
-    def _form(self, node: yaml.Node) -> Any:
-        """Return the tag that PyYAML derives from the form of a scalar; None if the node is not a scalar."""
-        if not isinstance(node, yaml.ScalarNode):
-            return None
-        return self.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
+        Raises:
+            yaml.YAMLError: (or ValueError) if the text is not YAML.
+            LimitExceeded: if it exceeds a limit.
+        """
+        document = _Open(None, None, None)
+        open_ = [document]
+        for event in iter(self._parser.get_event, None):
+            kind = type(event)
+            if kind is yaml.ScalarEvent:
+                self._add_scalar(open_, event)
+            elif kind in _STARTS:
+                tag = self._tag(_STARTS[kind], None, event)
+                node = _STARTS[kind](tag, [], event.start_mark, flow_style=event.flow_style)
+                self._name(node, event)
+                self._check_depth(len(open_), event.start_mark)
+                open_.append(_Open(node, event.anchor, event.start_mark))
+            elif kind in _ENDS:
+                self._close(open_)
+            elif kind is yaml.AliasEvent:
+                self._add_alias(open_, event)
+            elif kind is yaml.DocumentStartEvent and document.below:
+                first = document.below[0].start_mark
+                context = "expected a single document in the stream"
+                raise yaml.composer.ComposerError(context, first, "but found another document", event.start_mark)
+        return document.below[0] if document.below else None
 
-    def _measure(self, node: yaml.Node, mark: Any) -> _Extent:
-        tag = node.tag.removeprefix(_PREFIX)
-        if tag not in _TAGS:
-            message = f"tag {shorten(repr(node.tag))} is not allowed; write the plain value"
-            raise yaml.composer.ComposerError(None, None, message, mark)
-        if tag in _BY_FORM and self._form(node) != node.tag:
-            shown = shorten(repr(node.value)) if isinstance(node, yaml.ScalarNode) else "a list or a mapping"
-            _reject(f"tag !!{tag} does not fit {shown}; write the plain value", mark)
-        below = [self._extents[id(child)] for child in _children(node)]
-        num_values = 1 + sum(extent.num_values for extent in below)
-        depth = 1 + max((extent.depth for extent in below), default=0)
+    def _add_scalar(self, open_: list[_Open], event: Any) -> None:
+        tag = self._tag(yaml.ScalarNode, event.value, event)
+        node = yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark, style=event.style or None)
+        self._name(node, event)
+        self._check_depth(len(open_), event.start_mark)
+        if event.anchor is not None:
+            self._sizes[event.anchor] = (1, 1)
+        open_[-1].add(node, 1, 1)
+
+    def _add_alias(self, open_: list[_Open], event: Any) -> None:
+        anchor, mark = event.anchor, event.start_mark
+        if anchor not in self._anchors:
+            raise yaml.composer.ComposerError(None, None, f"found undefined alias {anchor!r}", mark)
+        if anchor not in self._sizes:
+            _reject(f"alias *{anchor} makes a cycle: a node cannot contain itself", mark)
+        node = self._anchors[anchor]
+        self.alias_lines.setdefault(id(node), mark.line + 1)
+        open_[-1].add(node, *self._sizes[anchor])
+
+    def _close(self, open_: list[_Open]) -> None:
+        closed = open_.pop()
+        node, num_values, depth = closed.node, 1 + closed.num_values, 1 + closed.depth
         if num_values > self._max_values:
-            _reject(f"has more than the {self._max_values} values allowed, aliases expanded", mark)
-        if depth > MAX_DEPTH:
-            _reject(f"is nested deeper than the {MAX_DEPTH} levels allowed, aliases expanded", mark)
-        return _Extent(num_values, depth)
+            _reject(f"has more than the {self._max_values} values allowed, aliases expanded", closed.mark)
+        if depth > self._limits.depth:
+            self._too_deep(", aliases expanded", closed.mark)
+        if isinstance(node, yaml.MappingNode):
+            parts = iter(closed.below)
+            node.value = list(zip(parts, parts, strict=True))
+        else:
+            node.value = closed.below
+        if closed.anchor is not None:
+            self._sizes[closed.anchor] = (num_values, depth)
+        open_[-1].add(node, num_values, depth)
+
+    def _check_depth(self, depth: int, mark: Any) -> None:
+        if depth > self._limits.depth:
+            self._too_deep("", mark)
+
+    def _too_deep(self, when: str, mark: Any) -> None:
+        _reject(f"is nested deeper than the {self._limits.depth} levels allowed{when}{self._limits.meaning}", mark)
+
+    def _name(self, node: yaml.Node, event: Any) -> None:
+        """Keep a node that has an anchor."""
+        if event.anchor is None:
+            return
+        if event.anchor in self._anchors:
+            context = f"found duplicate anchor {event.anchor!r}; first occurrence"
+            first = self._anchors[event.anchor].start_mark
+            raise yaml.composer.ComposerError(context, first, "second occurrence", event.start_mark)
+        self._anchors[event.anchor] = node
+
+    def _tag(self, kind: type, value: str | None, event: Any) -> str:
+        """Return the tag of a value: the one that PyYAML derives from its form, or an allowed one that is written."""
+        if event.tag is None or event.tag == "!":
+            return self._tag_of_form(kind, value, event.implicit)
+        tag = event.tag.removeprefix(_PREFIX)
+        if tag not in _TAGS:
+            message = f"tag {shorten(repr(event.tag))} is not allowed; write the plain value"
+            raise yaml.composer.ComposerError(None, None, message, event.start_mark)
+        if tag in _BY_FORM and (value is None or self._tag_of_form(kind, value, (True, False)) != event.tag):
+            shown = "a list or a mapping" if value is None else shorten(repr(value))
+            _reject(f"tag !!{tag} does not fit {shown}; write the plain value", event.start_mark)
+        return str(event.tag)
+
+    def _tag_of_form(self, kind: type, value: str | None, implicit: Any) -> str:
+        form = (kind, value, implicit)
+        if form not in self._tags:
+            self._tags[form] = str(self._parser.resolve(kind, value, implicit))
+        return self._tags[form]
 
 
 def too_far(text: str) -> str:
@@ -104,7 +205,7 @@ def too_far(text: str) -> str:
     if not _REACHES.search(text):
         return ""
     try:
-        node = Composer(text).get_single_node()
+        node = Composer(text).compose()
     except LimitExceeded as error:
         return str(error.problem)
     except (yaml.YAMLError, ValueError):  # other readers take it for a plain text

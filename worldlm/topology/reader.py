@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 import yaml
 
 from worldlm.topology.checks import FieldError, shorten
-from worldlm.topology.compose import MERGE, Composer, Entry, line_of, pairs
+from worldlm.topology.compose import MERGE, Composer, Entry, Limits, line_of, pairs
 from worldlm.topology.errors import UserError, printable, suggest
 from worldlm.topology.scalars import coerce, is_null, shown
 
@@ -78,25 +78,30 @@ class Reader:
         text: the document.
         source: its name in errors, usually its path.
         error: the class of the error to raise.
+        limits: how deep it may be nested, and what parses it.
 
     Raises:
         UserError: (or `error`) if it is empty, not YAML, too deep, cyclic, or a YAML bomb.
     """
 
-    def __init__(self, text: str, source: str, error: type[UserError] = UserError) -> None:
+    def __init__(
+        self, text: str, source: str, error: type[UserError] = UserError, limits: Limits | None = None
+    ) -> None:
         self.source = source
         self._error = error
         self._mistakes: list[tuple[int, str]] = []
-        self.root, self._alias_lines = self._compose(text)
+        self.root, self._alias_lines = self._compose(text, limits)
 
-    def _compose(self, text: str) -> tuple[yaml.Node, dict[int, int]]:
+    def _compose(self, text: str, limits: Limits | None) -> tuple[yaml.Node, dict[int, int]]:
         try:
-            loader = Composer(text)
-            root = loader.get_single_node()
+            if (odd := yaml.reader.Reader.NON_PRINTABLE.search(text)) is not None:  # the parsers count differently
+                raise yaml.reader.ReaderError(self.source, odd.start(), ord(odd.group()), "unicode", "not printable")
+            composer = Composer(text, limits)
+            root = composer.compose()
         except yaml.MarkedYAMLError as problem:
             mark = problem.problem_mark or problem.context_mark
             message = " ".join(filter(None, (problem.context, problem.problem)))
-            self.fail(mark.line + 1 if mark else 1, message)
+            self.fail(min(mark.line, len(text.splitlines()) - 1) + 1 if mark else 1, message)  # no line after the last
         except yaml.reader.ReaderError as problem:
             line = text.count("\n", 0, problem.position) + 1
             self.fail(line, f"character {problem.character!r} is not allowed in YAML")
@@ -104,7 +109,7 @@ class Reader:
             self.fail(1, f"is not YAML: {problem}")
         if root is None:
             self.fail(1, "is empty")
-        return root, loader.alias_lines
+        return root, composer.alias_lines
 
     def report(self, line: int, message: str) -> None:
         """Store a mistake; `finish` raises it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import types
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
@@ -16,6 +17,7 @@ from worldlm.topology.checks import shorten
 from worldlm.topology.compose import pairs
 
 _NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TRUE, _FALSE = {"true", "yes", "on"}, {"false", "no", "off"}
 
 
@@ -29,6 +31,8 @@ def coerce(node: yaml.Node, declared: Any) -> Any:
     Raises:
         ValueError: `must be ..., but is ...`.
     """
+    if declared in _READERS:
+        return _READERS[declared](node)
     origin, arguments = get_origin(declared), get_args(declared)
     if declared is Any:
         return plain(node)
@@ -45,7 +49,7 @@ def coerce(node: yaml.Node, declared: Any) -> Any:
         if isinstance(node, yaml.SequenceNode):
             return tuple(coerce(item, arguments[0]) for item in node.value)
         raise _type_error("a list", node)
-    return {str: _text, int: _integer, float: _real, bool: _boolean}[declared](node)
+    raise TypeError(f"no reader of {declared}")
 
 
 def plain(node: yaml.Node) -> Any:
@@ -102,7 +106,7 @@ def _text(node: yaml.Node) -> str:
     if not isinstance(node, yaml.ScalarNode) or is_null(node):
         raise _type_error("text", node)
     text = str(node.value)
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _SURROGATE.search(text):
         raise _type_error("valid Unicode", node)
     return text
 
@@ -126,3 +130,6 @@ def _boolean(node: yaml.Node) -> bool:
     if not _is_plain(node) or node.value.casefold() not in _TRUE | _FALSE:
         raise _type_error("true or false", node)
     return node.value.casefold() in _TRUE
+
+
+_READERS: Mapping[Any, Callable[[yaml.Node], Any]] = {str: _text, int: _integer, float: _real, bool: _boolean}

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from worldlm.topology.checks import bad_name, out_of_range, raise_mistakes
+from worldlm.topology.errors import join_names
 from worldlm.topology.settings import KINDS_OF_PRIVACY, Settings
+
+MAX_LEVELS = 64
+"""Nodes on the path from the root to the deepest leaf, both included. Each level takes a few frames of Python's stack
+wherever the tree is visited."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +46,16 @@ class Node:
     copy: int = field(default=0, compare=False)
     """The number of this copy, from 1; 0 for a node without `copies`."""
 
+    listens: bool = field(init=False, compare=False, repr=False)
+    """Whether neither this node nor a descendant trains: a listener only receives and evaluates models."""
+
+    levels: int = field(init=False, compare=False, repr=False)
+    """The number of levels of this node and its descendants: 1 for a leaf."""
+
     def __post_init__(self) -> None:
         """Check the node on its own."""
+        object.__setattr__(self, "listens", not self.fits and all(child.listens for child in self.children))
+        object.__setattr__(self, "levels", 1 + max((child.levels for child in self.children), default=0))
         raise_mistakes(
             {
                 "name": bad_name(self.name),
@@ -73,16 +86,13 @@ class Node:
         """Whether the state of its inner optimizer is kept from one fit to the next."""
         return self.fits and self.settings.optimizer_state == "keep"
 
-    @property
-    def listens(self) -> bool:
-        """Whether neither this node nor a descendant trains: a listener only receives and evaluates models."""
-        return not self.fits and all(child.listens for child in self.children)
-
     def walk(self) -> Iterator[Node]:
         """Yield this node and its descendants in preorder: parents first, siblings in order."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
+        pending = [self]
+        while pending:
+            node = pending.pop()
+            yield node
+            pending += reversed(node.children)
 
     def leaves(self) -> Iterator[Node]:
         """Yield the leaves among this node and its descendants, in preorder."""
@@ -111,9 +121,8 @@ class Topology:
         """Check the rules that need the whole tree."""
         counts = Counter(node.name for node in self.root.walk())
         duplicates = [name for name, count in counts.items() if count > 1]
-        problem = (
-            f"must have unique node names, but repeats {', '.join(duplicates)}" if duplicates else _idle(self.root)
-        )
+        repeats = f"must have unique node names, but repeats {join_names(duplicates)}" if duplicates else ""
+        problem = repeats or _too_deep(self.root) or _idle(self.root)
         raise_mistakes({"name": bad_name(self.name), "root": problem or "; ".join(_loosened(self.root))})
 
     @cached_property
@@ -139,22 +148,20 @@ class Topology:
         Raises:
             KeyError: if no node has that name.
         """
-        parent = self.parent(name)
-        return [*(self.path(parent.name) if parent else []), self.nodes[name]]
+        path = [self.nodes[name]]
+        while (parent := self._parents.get(path[-1].name)) is not None:
+            path.append(parent)
+        return path[::-1]
 
     @property
     def data_nodes(self) -> list[Node]:
         """The nodes that hold a corpus, in preorder; listeners are among them."""
         return [node for node in self.root.walk() if node.holds_data]
 
-    @cached_property
+    @property
     def depth(self) -> int:
         """The number of levels: 1 for a root alone."""
-        return _depth(self.root)
-
-
-def _depth(node: Node) -> int:
-    return 1 + max(map(_depth, node.children), default=0)
+        return self.root.levels
 
 
 def _bad_corpus(node: Node) -> str:
@@ -193,6 +200,11 @@ def _loosened(root: Node) -> Iterator[str]:
                     f"must not loosen privacy: {kind}{field and '.'}{field} of {child.name!r} {problem}"
                     for field, problem in problems.items()
                 )
+
+
+def _too_deep(root: Node) -> str:
+    """Return why a tree has too many levels, or an empty string."""
+    return f"has {root.levels} levels of nodes; {MAX_LEVELS} are allowed" if root.levels > MAX_LEVELS else ""
 
 
 def _idle(root: Node) -> str:
