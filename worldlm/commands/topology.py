@@ -38,6 +38,9 @@ def topology(arguments: Sequence[str]) -> int:
         print(_USAGE)
         return 0 if command else 2
     if command == "estimate":
+        from worldlm.cli.lazy_imports import import_lightning
+
+        import_lightning()
         from worldlm.commands.estimate.command import estimate_run  # late: it imports torch
 
         return estimate_run(rest)

@@ -11,14 +11,16 @@ import torch
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange, TokenRows
 from worldlm.cli import main
-from worldlm.commands.estimate import Estimate, estimate
+from worldlm.commands.estimate import Estimate, estimate, traffic
 from worldlm.commands.estimate.memory import Device, device_memory
 from worldlm.commands.estimate.message_sizes import MessageSizes
 from worldlm.commands.estimate.round_time import critical_path
 from worldlm.commands.estimate.speed import measure_speed
 from worldlm.commands.estimate.table import draw, duration, lines, size
+from worldlm.commands.estimate.traffic import num_selected
+from worldlm.federation.parameters import Part
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
-from worldlm.topology import Topology, load_topology, parse_topology
+from worldlm.topology import Node, Topology, load_topology, parse_topology
 from worldlm.trainer.world_trainer import WorldTrainer
 
 
@@ -53,6 +55,26 @@ root:
     - {name: far, corpus: c, settings: {link: {bandwidth_mbps: 0.8, latency_ms: 1000}}}
     - {name: ear, corpus: c, settings: {num_local_steps: 0, link: {bandwidth_mbps: 0.1, latency_ms: 0}}}
 """
+
+
+def test_the_traffic_of_a_deep_tree_visits_each_node_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Residuals climb through every level; each node's number comes from its children's numbers, not from all below."""
+    tree = "{name: n39, corpus: c}"
+    for i in range(38, -1, -1):
+        tree = f"{{name: n{i}, children: [{tree}]}}"
+    text = f"name: t\nsettings: {{num_local_steps: 1, residuals: {{share: true}}}}\nroot: {tree}"
+    calls: list[str] = []
+
+    def counted(node: Node, sizes: MessageSizes) -> int:
+        calls.append(node.name)
+        return num_selected(node, sizes)
+
+    monkeypatch.setattr(traffic, "num_selected", counted)
+    parts: dict[Part, int] = {"backbone": 8, "keys": 4, "values": 4}
+    sizes = MessageSizes(parts=parts, model=16, residual_down=8, residual_up=8, num_residuals=1)
+    found = traffic.expect_traffic(parse_topology(text, "t"), sizes)
+    assert len(calls) == 40
+    assert [found[f"n{i}"].residuals_up for i in range(40)] == [0, *range(38, -1, -1)]  # one more at each federation
 
 
 def test_the_critical_path_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
@@ -40,15 +41,21 @@ def expect_traffic(topology: Topology, sizes: MessageSizes) -> dict[str, NodeTra
     """
     chances: dict[str, float] = {}
     _chance_to_train(topology.root, sizes, chances)
+    residuals = _uploaded_residuals(topology.root, sizes) if sizes.residual_up else {}
     root = topology.root
     nothing = {"downloads": 0.0, "uploads": 0.0, "bytes_down": 0.0, "bytes_up": 0.0, "residuals_up": 0.0}
     found = {root.name: NodeTraffic(fits=float(root.settings.num_subrounds if root.fits else 0), **nothing)}
-    _visit(root, float(root.settings.num_subrounds), sizes, chances, found)
+    _visit(root, float(root.settings.num_subrounds), sizes, chances, residuals, found)
     return found
 
 
 def _visit(
-    node: Node, num_subrounds: float, sizes: MessageSizes, chances: dict[str, float], found: dict[str, NodeTraffic]
+    node: Node,
+    num_subrounds: float,
+    sizes: MessageSizes,
+    chances: Mapping[str, float],
+    residuals: Mapping[str, int],
+    found: dict[str, NodeTraffic],
 ) -> None:
     """Add the traffic below a federation that has a number of sub-rounds in a round of the world."""
     share = _share(node)
@@ -61,11 +68,11 @@ def _visit(
             uploads=uploads,
             bytes_down=downloads * sizes.download,
             bytes_up=uploads * sizes.upload(child.settings),
-            residuals_up=downloads * _uploaded_residuals(child, sizes) if sizes.residual_up else 0.0,
+            residuals_up=downloads * residuals.get(child.name, 0),
             fits=visits if child.fits else 0.0,
         )
         if child.children:
-            _visit(child, visits, sizes, chances, found)
+            _visit(child, visits, sizes, chances, residuals, found)
 
 
 def _share(node: Node) -> float:
@@ -114,10 +121,10 @@ def num_selected(node: Node, sizes: MessageSizes) -> int:
     return min(sizes.num_residuals, len(sharing)) if node.settings.residuals.share else 0
 
 
-def _uploaded_residuals(node: Node, sizes: MessageSizes) -> int:
-    """Return the largest number of residuals in one upload of a node."""
-    if not node.settings.residuals.share:
-        return 0
-    return num_selected(node, sizes) + sum(
-        _uploaded_residuals(child, sizes) for child in node.children if not child.listens
-    )
+def _uploaded_residuals(root: Node, sizes: MessageSizes) -> dict[str, int]:
+    """Return node -> the largest number of residuals in one upload of it."""
+    found: dict[str, int] = {}
+    for node in reversed(list(root.walk())):  # children first
+        below = sum(found[child.name] for child in node.children if not child.listens)
+        found[node.name] = num_selected(node, sizes) + below if node.settings.residuals.share else 0
+    return found
