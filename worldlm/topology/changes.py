@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any, TypeAlias
 
 from worldlm.topology.errors import join_names, suggest
@@ -14,6 +15,9 @@ Described: TypeAlias = Mapping[str, Mapping[str, Any]]
 """Node name -> its `parent` (None at the root) and its settings by dotted name; parents come first."""
 Setting: TypeAlias = tuple[str, Any, Any]
 """Dotted name of a setting, its old value and its new value; None where it is not set."""
+
+MAX_COMPARED = 20_000
+"""Pairs of a new and a removed node whose names are compared for a warning; each takes some 20 microseconds."""
 
 _FOR_DATA = ("num_local_steps", "batch_size", "optimizer_state")
 
@@ -91,7 +95,7 @@ class Changes:
                 f"the new nodes above {self.disclosed} start from its model without noise: its privacy does not cover "
                 f"earlier training, only what {self.disclosed} sends from now on"
             )
-        for name in self.joined:
+        for name in islice(self.joined, max(1, MAX_COMPARED // max(1, len(self.left)))):
             if near := suggest(name, self.left):
                 yield f"{name} is a new node{near} Names identify nodes: the model of the removed node is discarded"
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 
+import pytest
+
+from worldlm.topology import changes as changes_module
 from worldlm.topology import parse_topology
 from worldlm.topology.changes import Changes, compare, described
 
@@ -175,3 +178,13 @@ def test_looser_rules_on_residuals_are_warned_of_and_tighter_ones_are_not() -> N
     assert list(_compare(loose, tight).warnings()) == []
     (warning,) = _compare(loose, with_rules("{}")).warnings()
     assert warning.endswith("residuals.accept_from [eu] -> none")
+
+
+def test_the_names_of_many_new_nodes_are_compared_with_few_removed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison of all pairs of 2,000 new and 2,000 removed nodes would take minutes."""
+    searches: list[int] = []
+    monkeypatch.setattr(changes_module, "suggest", lambda name, known: searches.append(len(known)) or "")
+    left: dict[str, str | None] = {f"old{i}": "w" for i in range(2_000)}
+    assert not list(Changes(joined={f"new{i}": "w" for i in range(2_000)}, left=left).warnings())
+    assert sum(searches) <= changes_module.MAX_COMPARED
+    assert len(searches) == 10
