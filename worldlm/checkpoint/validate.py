@@ -13,6 +13,7 @@ from worldlm.federation.type_checks import matches_type
 from worldlm.rounds.callback import RoundCallback
 from worldlm.topology import Topology
 from worldlm.topology.changes import Changes, Described, compare
+from worldlm.topology.errors import join_names
 
 FORMAT = 3
 """Format of the checkpoints that this version writes. It increases whenever their content changes its meaning."""
@@ -156,8 +157,8 @@ def check_saved(
         )
     in_run, in_checkpoint = children_by_name(topology), saved["topology"]
     another = (
-        f"the checkpoint is of another topology, with nodes {', '.join(in_checkpoint)}; "
-        f"this run has {', '.join(in_run)}"
+        f"the checkpoint is of another topology, with nodes {join_names(in_checkpoint)}; "
+        f"this run has {join_names(in_run)}"
     )
     if "nodes" not in saved:  # written before topologies could change
         if _sorted_children(in_run) != _sorted_children(in_checkpoint):

@@ -10,6 +10,7 @@ from rich.table import Table
 from worldlm.checkpoint.validate import check_weights
 from worldlm.federation.parameters import Tensors
 from worldlm.monitoring.node_metrics import Score, evaluate_node
+from worldlm.topology.errors import join_names
 from worldlm.trainer import FederationCallback, WorldTrainer
 
 
@@ -34,7 +35,7 @@ class NodeValidation(FederationCallback):
 
     def on_validation_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if missing := [name for name in trainer.topology.nodes if name not in self._weights]:
-            raise ValueError(f"the checkpoint has no node {', '.join(missing)}; it has {', '.join(self._weights)}")
+            raise ValueError(f"the checkpoint has no node {join_names(missing)}; it has {join_names(self._weights)}")
         loaders: Any = trainer.val_dataloaders
         limits = dict(zip(loaders, trainer.num_val_batches, strict=True))
         before = {name: value.clone() for name, value in pl_module.state_dict().items()}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
+from worldlm.topology.errors import join_names
 from worldlm.topology.settings import Settings
 from worldlm.topology.tree import Node, Topology
 
@@ -78,7 +79,9 @@ def single(topology: Topology, *, all_tokens: bool = False) -> Topology:
     if not nodes:
         return topology
     if private := [n.name for n in topology.data_nodes if n.settings.privacy or n.settings.example_privacy]:
-        raise ValueError(f"shape single pools the text of all nodes, but these nodes are private: {', '.join(private)}")
+        raise ValueError(
+            f"shape single pools the text of all nodes, but these nodes are private: {join_names(private)}"
+        )
     sizes = {node.settings.batch_size for node in topology.data_nodes if node.fits}
     if len(sizes) > 1:
         listed = ", ".join(sorted(str(size or "the recipe's") for size in sizes))
@@ -127,7 +130,7 @@ def split_rounds(topology: Topology, num_subrounds: int) -> Topology:
     visits, steps = visits_per_round(replace(root, children=deeper)), steps_per_round(topology)
     if indivisible := [f"{steps[name]} of {name}" for name in steps if steps[name] % visits[name]]:
         raise ValueError(
-            f"num_subrounds is {num_subrounds}, which does not divide the local steps: {', '.join(indivisible)}"
+            f"num_subrounds is {num_subrounds}, which does not divide the local steps: {join_names(indivisible)}"
         )
     divided = {name: number // visits[name] for name, number in steps.items()}
     return replace(topology, root=replace(root, children=tuple(_with_steps(child, divided) for child in deeper)))

@@ -12,6 +12,8 @@ from lightning.pytorch.trainer.connectors.data_connector import (
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch.utils.data import DataLoader
 
+from worldlm.topology.errors import join_names
+
 
 def request_loaders(
     trainer: pl.Trainer, source: _DataLoaderSource, names: Sequence[str], team_size: int = 1
@@ -65,9 +67,9 @@ def check_loaders(loaders: Any, names: Sequence[str], team_size: int = 1) -> dic
             stopped, or its batches cannot be divided evenly among the devices.
     """
     if not isinstance(loaders, dict) or sorted(loaders) != sorted(names):
-        received = ", ".join(loaders) if isinstance(loaders, dict) else type(loaders).__name__
+        received = join_names(loaders) if isinstance(loaders, dict) else type(loaders).__name__
         raise ValueError(
-            f"train_dataloader must return a dict with one loader for each of {', '.join(names)}, got {received}"
+            f"train_dataloader must return a dict with one loader for each of {join_names(names)}, got {received}"
         )
     for name in names:
         sampler = getattr(loaders[name], "batch_sampler", None)

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from worldlm.federation.parameters import PARTS
 from worldlm.rounds.callback import RoundCallback
 from worldlm.topology import Settings, Shape, Topology
+from worldlm.topology.errors import join_names
 from worldlm.topology.settings import KINDS_OF_PRIVACY
 
 _PROVIDERS = {
@@ -96,7 +97,7 @@ def check_settings(topology: Topology, callbacks: Sequence[RoundCallback]) -> No
     if missing:
         raise ValueError(
             "\n".join(
-                f"the topology {topology.name} asks for {name} at {', '.join(nodes)}, and no callback provides it: "
+                f"the topology {topology.name} asks for {name} at {join_names(nodes)}, and no callback provides it: "
                 f"add {_PROVIDERS[name]} to trainer.callbacks"
                 for name, nodes in missing.items()
             )
