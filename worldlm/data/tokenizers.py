@@ -29,6 +29,8 @@ _END_OF_TEXT = (
     "[SEP]",
 )
 FILE = "tokenizer.json"
+MAX_BYTES = 100_000_000
+"""A million tokens with their merges are 20 to 60 MB, and take 6 s of CPU and 600 MB of memory to load."""
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB_SECONDS = 5.0
 
@@ -100,7 +102,7 @@ class FileTokenizer:
         path: The file.
 
     Raises:
-        ValueError: If the file is missing, is not a tokenizer, or has no end-of-text token.
+        ValueError: If the file is missing, larger than `MAX_BYTES`, not a tokenizer, or has no end-of-text token.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -110,7 +112,7 @@ class FileTokenizer:
 
         self._name = repr(str(path))
         with native_errors(f"tokenizer {self._name} cannot be read"):
-            content = check_regular(Path(path).expanduser()).read_text(encoding="utf-8")
+            content = _read(Path(path).expanduser())
             self._backend = Backend.from_str(content)
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -182,6 +184,13 @@ class FileTokenizer:
             cut = pre_tokenizers.Split(Regex(pattern), "isolated")
             self._backend.pre_tokenizer = pre_tokenizers.Sequence([first, cut] if first else [cut])
         return spelt
+
+
+def _read(path: Path) -> str:
+    """Read a file unless it is so large that the backend would take minutes and most of the memory to parse it."""
+    if (size := check_regular(path).stat().st_size) > MAX_BYTES:
+        raise ValueError(f"it has {size / 1e6:,.0f} MB; {MAX_BYTES / 1e6:.0f} MB are allowed")
+    return path.read_text(encoding="utf-8")
 
 
 def load_tokenizer(name: str | Path, cache_dir: str | Path | None = None) -> Tokenizer:

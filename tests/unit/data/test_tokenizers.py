@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as Backend
 
 from worldlm.data import ByteTokenizer, FileTokenizer, load_tokenizer
 from worldlm.data.encoding import encode
+from worldlm.data.tokenizers import MAX_BYTES
 
 _TEXTS = [
     "the cat's mat is on a map, a d k m n p s u < / >",
@@ -348,3 +349,12 @@ def test_an_unreachable_hub_is_reported_in_a_line(tmp_path: Path, monkeypatch: p
         load_tokenizer("owner/name", tmp_path)
     with pytest.raises(ValueError, match=r"^tokenizer 'a--b/c': this is not a valid name on the Hub: .*$"):
         load_tokenizer("a--b/c", tmp_path)
+
+
+def test_a_file_that_would_take_minutes_is_rejected_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 150_000_000)  # takes no space on the disk
+    for name in (path, tmp_path):
+        with pytest.raises(ValueError, match=r"tokenizer.json' cannot be read: it has 250 MB; 100 MB are allowed"):
+            load_tokenizer(name)
