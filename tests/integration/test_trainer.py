@@ -192,6 +192,7 @@ def test_metrics_are_the_mean_of_the_data_nodes(star: Make, fit: Make) -> None:
         assert float(trainer.callback_metrics[f"perplexity_{moment}"]) == pytest.approx(sum(values) / 2)
         assert float(trainer.callback_metrics[f"a/perplexity_{moment}"]) == pytest.approx(values[0])
     assert scores["a"]["after_fit"].perplexity < scores["a"]["before"].perplexity
+    assert not trainer.fit_loop.epoch_loop._results  # Lightning looks at all of these after every batch of every node
     module, world = trainer.lightning_module, scores["world"]
     loaders = trainer.fit_loop.val_loaders()
     pooled = [module.evaluate(loaders[name]) for name in "ab"]  # the live module is the root's

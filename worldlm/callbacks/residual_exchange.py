@@ -77,7 +77,10 @@ class ResidualExchange(FederationCallback):
         return self._counts(world, "refusals")
 
     def _counts(self, world: World, key: str) -> Counter[str]:
-        return sum((Counter(self.memory(state).get(key, {})) for state in world.states.values()), Counter[str]())
+        counts = Counter[str]()
+        for state in world.states.values():
+            counts.update(self.memory(state).get(key, {}))
+        return counts
 
     def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         memories = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 
 from worldlm.federation.state import NodeState
@@ -87,6 +88,8 @@ class NodeMetrics(FederationCallback):
         self.tokens_per_second = math.nan
         self._clock = (0.0, 0)
         self._trainer: WorldTrainer | None = None
+        self._held_out: tuple[Any, dict[str, float]] = (None, {})
+        """The loaders of held-out text, and the number of batches of each."""
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
         self._trainer = trainer
@@ -114,7 +117,9 @@ class NodeMetrics(FederationCallback):
         assert trainer is not None, "setup runs before the first round"
         trainer.fit_loop.slot.load_weights(context.node.name, context.state)
         loaders = trainer.fit_loop.val_loaders()
-        limits = dict(zip(loaders, trainer.num_val_batches, strict=True))
+        if self._held_out[0] is not loaders:  # once, not for every node
+            self._held_out = loaders, dict(zip(loaders, trainer.num_val_batches, strict=True))
+        limits = self._held_out[1]
         score = evaluate_node(trainer, node, loaders, limits, cache)
         name = context.node.name
         self.memory(context.state)[moment] = [score.perplexity, score.bits_per_byte]
@@ -153,7 +158,9 @@ class NodeMetrics(FederationCallback):
             metrics |= {f"{name}/perplexity_{moment}": value for name, value in values.items()}
             if values:
                 metrics[f"perplexity_{moment}"] = sum(values.values()) / len(values)
-        pl_module.log_dict(metrics, logger=False, sync_dist=True)  # every process has all values: nothing is exchanged
+        # `log_dict` would keep an object for each metric, and Lightning looks at all of them after every batch
+        values_of_all = torch.tensor(list(metrics.values()), device=pl_module.device).unbind()
+        trainer.callback_metrics.update(zip(metrics, values_of_all, strict=True))
         means = {f"world/mean_{name}": value for name, value in metrics.items() if "/" not in name}
         trainer.run_log.scalars(means, trainer.world.round)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -112,7 +111,7 @@ def draw(record: RunRecord, since: int = 0) -> dict[str, Any]:
     if any("bytes_up" in figures for figures in last["nodes"].values()):
         figures["bytes"] = draw_world(of_traffic(record), f"bytes sent up to round {number}")
     if any(entry["routes"] for entry in record.rounds):
-        routes = sum((record.routes_of(entry) for entry in record.rounds if entry["round"] >= since), Counter())
+        routes = record.routes_from(since)
         title = f"residuals of rounds {since + 1} to {number}" if since + 1 < number else f"residuals of round {number}"
         figures["residuals"] = draw_world(of_names(record), title, routes)
     if any(entry["attention"] for entry in record.rounds):

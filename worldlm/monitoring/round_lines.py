@@ -50,7 +50,10 @@ class RoundLines:
 
     def routes(self) -> Counter[str]:
         """Return the number of residuals of each route, over all rounds."""
-        return sum((Counter(content["routes"]) for content in self.parsed()), Counter[str]())
+        routes = Counter[str]()
+        for content in self.parsed():
+            routes.update(content["routes"])
+        return routes
 
     def parsed(self) -> list[dict[str, Any]]:
         """Return the rounds as they were added."""

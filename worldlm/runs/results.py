@@ -94,7 +94,15 @@ class RunRecord:
     @property
     def routes(self) -> Counter[tuple[str, str]]:
         """The number of residuals from each origin that each home accepted."""
-        return sum(map(self.routes_of, self.rounds), Counter[tuple[str, str]]())
+        return self.routes_from(0)
+
+    def routes_from(self, first: int) -> Counter[tuple[str, str]]:
+        """Return the number of residuals of each route, in the rounds from a number on."""
+        routes = Counter[tuple[str, str]]()
+        for round_ in self.rounds:
+            if round_["round"] >= first:
+                routes.update(self.routes_of(round_))
+        return routes
 
     @staticmethod
     def routes_of(round_: dict[str, Any]) -> Counter[tuple[str, str]]:

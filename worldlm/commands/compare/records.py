@@ -26,7 +26,8 @@ def by_method(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 def common_nodes(records: Sequence[RunRecord]) -> list[str]:
     """Return the data nodes that all runs have, in the order of the first run."""
-    return [name for name in records[0].data_nodes if all(name in record.data_nodes for record in records)]
+    in_all = set.intersection(*(set(record.data_nodes) for record in records))
+    return [name for name in records[0].data_nodes if name in in_all]
 
 
 def is_finished(folder: Path) -> bool:
