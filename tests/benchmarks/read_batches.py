@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from worldlm.data.blocks import Blocks, MixedBlocks, join_blocks
 from worldlm.data.packing import PackedCorpus
-from worldlm.data.samplers import make_sampler
+from worldlm.data.poisson_samplers import make_sampler
 
 BATCH, SEQ = 32, 1024
 SHARES = (0.4, 0.3, 0.2, 0.1)

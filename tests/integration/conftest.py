@@ -30,12 +30,14 @@ from worldlm.callbacks import (
     Traffic,
     UpdatePrivacy,
 )
-from worldlm.data import BlockBatchSampler, PoissonBatchSampler
 from worldlm.data.blocks import Blocks
 from worldlm.data.packing import PackedCorpus
+from worldlm.data.poisson_samplers import make_sampler
+from worldlm.federation.noise_key import NoiseKey
 from worldlm.federation.seeds import derive_seed
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
-from worldlm.topology import Node, Privacy, Residuals, Settings, Topology, parse_topology
+from worldlm.storage.noise_key_file import write_key
+from worldlm.topology import Node, Privacy, PrivacyOfExamples, Residuals, Settings, Topology, parse_topology
 from worldlm.trainer import WorldTrainer
 
 SEQ_LEN, VOCAB_SIZE, BATCH_SIZE = 8, 32, 2
@@ -67,8 +69,9 @@ class TinyData(LightningDataModule):
     def train_loader(self, node: Node) -> DataLoader[Tensor]:
         assert node.corpus is not None
         blocks = self.blocks(node.corpus, "train")
-        kind = PoissonBatchSampler if node.settings.example_privacy else BlockBatchSampler
-        sampler = kind(len(blocks), node.settings.batch_size or BATCH_SIZE, 7, node.name)
+        size = node.settings.batch_size or BATCH_SIZE
+        key = self.trainer.noise_key if node.settings.example_privacy else None  # type: ignore[union-attr]
+        sampler = make_sampler([len(blocks)], size, 7, node.name, key=key)
         return DataLoader(blocks, batch_sampler=sampler, collate_fn=lambda batch: batch, generator=torch.Generator())
 
     def val_dataloader(self) -> dict[str, DataLoader[Tensor]]:
@@ -145,6 +148,15 @@ def busy_tree() -> Topology:
 
 
 @pytest.fixture
+def tree_without_noise() -> Topology:
+    """`busy_tree`, whose private federation only clips. Noise differs wherever an update differs by rounding."""
+    text = TREE.replace("- name: north", "- name: north\n      corpus: e\n      settings: {num_subrounds: 2}")
+    for old, new in (("num_local_steps: 2", "num_local_steps: 1"), ("noise_multiplier: 0.3", "noise_multiplier: 0")):
+        text = text.replace(old, new)
+    return parse_topology(text, "busy.yaml")
+
+
+@pytest.fixture
 def star() -> Callable[..., Topology]:
     """Return a builder of a star of leaves `a`, `b`, ...; settings as YAML, for all or by leaf."""
 
@@ -182,7 +194,15 @@ def whole_method() -> Callable[[], list[Callback]]:
 
 
 @pytest.fixture
-def trainer_for(tmp_path: Path, accelerator: str) -> Callable[..., WorldTrainer]:
+def noise_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a noise key that is the same in every test."""
+    path = tmp_path_factory.mktemp("key") / "noise.key"
+    write_key(NoiseKey(bytes(32)), path)
+    return path
+
+
+@pytest.fixture
+def trainer_for(tmp_path: Path, noise_key: Path, accelerator: str) -> Callable[..., WorldTrainer]:
     """Return a builder of quiet trainers; keywords as WorldTrainer."""
 
     def build(
@@ -201,6 +221,7 @@ def trainer_for(tmp_path: Path, accelerator: str) -> Callable[..., WorldTrainer]
             "enable_model_summary": False,
             "default_root_dir": tmp_path,
             "seed": 7,
+            "noise_key": noise_key,
         }
         if "max_time" not in options:
             quiet["max_epochs"] = 2
@@ -304,11 +325,11 @@ def _worlds(
     above = [draw(st.integers(max(0, i - 3), i - 1)) for i in range(1, num_nodes)]
     below = {i: [j for j, parent in enumerate(above, 1) if parent == i] for i in range(num_nodes)}
 
-    def build(i: int, demand: Privacy | None, of_examples: Privacy | None) -> Node:
+    def build(i: int, demand: Privacy | None, of_examples: PrivacyOfExamples | None) -> Node:
         inner = bool(below[i])
         demand = _tightened(draw, demand, noises) if noises else None
         if examples and of_examples is None and draw(st.booleans()):
-            of_examples = Privacy(clip_norm=0.5, noise_multiplier=draw(st.sampled_from([*noises])))
+            of_examples = PrivacyOfExamples(clip_norm=0.5, noise_multiplier=draw(st.sampled_from([*noises])))
         own = Settings(
             num_local_steps=draw(st.integers(1, 2)),
             batch_size=2,
@@ -426,4 +447,4 @@ def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["worldlm"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return write_toy_world(tmp_path, SHORE, SHORE_RECIPE, str(tmp_path / "cache"))
+    return write_toy_world(tmp_path, SHORE, SHORE_RECIPE)

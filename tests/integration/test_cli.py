@@ -91,7 +91,7 @@ def test_topology_show_draws_in_several_formats(shore: Path, capsysbinary: pytes
     assert b">hills</text>" in capsysbinary.readouterr().out
     assert main(["topology", "show", "shore.yaml", "--format", "mermaid", "--out", "m.txt"]) == 0
     assert Path("m.txt").read_text().startswith("flowchart LR\n")
-    assert main(["topology", "show", "shore.yaml", "--out", "nowhere/m.txt"]) == 2
+    assert main(["topology", "show", "shore.yaml", "--out", "shore.yaml/m.txt"]) == 2
     assert main(["topology", "show", "shore.yaml", "--format", "pdf"]) == 2
 
 
@@ -133,10 +133,11 @@ def test_fit_go_on_and_validate(shore: Path, capsys: pytest.CaptureFixture[str])
         ["config.yaml"],
         ["events.out.tfevents.*"],
         ["hparams.yaml"],
+        ["noise-*.key"],
         ["results.json"],
         ["tokenizer.json"],
     ]
-    there = ("always", "after the first round")
+    there = ("always", "after the first round", "if the topology demands privacy")
     assert {pattern for pattern, when in layout.items() if when.startswith(there)} == {
         pattern_ for (pattern_,) in patterns
     }
@@ -307,7 +308,7 @@ def test_a_topology_with_mistakes_names_file_and_lines(shore: Path, capsys: pyte
 
 def test_a_stopped_run_ends_like_one_that_never_stopped(shore: Path) -> None:
     """Stopped kindly, and taken up again: the same world, bit for bit, noise and ledgers included."""
-    fit = ["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "8"]
+    fit = ["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "8", "--trainer.noise_key", "noise.key"]
     assert main([*fit, "--name", "whole"]) == 0
     command = [sys.executable, "-m", "worldlm", *fit, "--name", "stopped"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -318,7 +319,7 @@ def test_a_stopped_run_ends_like_one_that_never_stopped(shore: Path) -> None:
             break
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
-    again = "fit --recipe tiny.yaml --trainer.max_epochs 8 --name stopped --ckpt_path last"
+    again = f"{shlex.join(fit)} --name stopped --ckpt_path last"
     assert f"stopped; resume with: worldlm {again}. results so far" in out
     assert last("stopped")["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] < 8
     assert main([*fit, "--name", "stopped", "--ckpt_path", "last"]) == 0
@@ -345,10 +346,11 @@ def test_a_report_says_how_to_repeat_a_run(shore: Path) -> None:
 
 def test_several_processes(shore: Path) -> None:
     """They come to what one comes to, and speak with one voice; validate needs but one."""
-    two = worldlm_command("fit", "--safe", "--recipe", str(shore), "--trainer.devices", "2")
+    key = ["--trainer.noise_key", "noise.key"]
+    two = worldlm_command("fit", "--safe", "--recipe", str(shore), "--trainer.devices", "2", *key)
     assert (two.returncode, two.stdout.count("shore: 5 nodes"), two.stdout.count("done.")) == (0, 1, 1), two.stderr
     assert [mark for mark in ("\x1b", "\r", "%|") if mark in two.stdout + two.stderr] == []  # no terminal, no bars
-    assert main(["fit", "--recipe", str(shore), "--name", "one"]) == 0
+    assert main(["fit", "--recipe", str(shore), "--name", "one", *key]) == 0
     records = [json.loads(Path(f"runs/{name}/version_0/results.json").read_text()) for name in ("tiny", "one")]
     own = {"seconds": 0, "last_start": {}}
     assert {**records[0], **own} == {**records[1], **own}

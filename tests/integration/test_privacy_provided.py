@@ -22,7 +22,7 @@ from worldlm.callbacks import (
     UpdatePrivacy,
 )
 from worldlm.data import BlockBatchSampler
-from worldlm.topology import Node, Privacy, Settings, Topology
+from worldlm.topology import Node, Privacy, PrivacyOfExamples, Settings, Topology
 from worldlm.trainer.method_checks import check_listed_once
 
 Make = Callable[..., Any]
@@ -46,7 +46,8 @@ def _demanding(kind: str, where: str, **demand: float) -> Topology:
     """A tree of three levels in which a node and all nodes below it require one kind of privacy."""
 
     def node(name: str, *children: Node) -> Node:
-        privacy = {kind: Privacy(**{"clip_norm": 0.5, **demand})} if name in APPLIES_TO[where] else {}
+        setting = PrivacyOfExamples if kind == "example_privacy" else Privacy
+        privacy = {kind: setting(**{"clip_norm": 0.5, **demand})} if name in APPLIES_TO[where] else {}
         own = Settings(num_local_steps=2, batch_size=2, **privacy)  # type: ignore[arg-type]
         return Node(name=name, corpus=None if children else name, settings=own, children=children)
 
@@ -69,7 +70,7 @@ def test_privacy_without_a_callback_is_an_error(
 
 
 def test_a_single_node_can_require_privacy(trainer_for: Make) -> None:
-    own = Settings(num_local_steps=2, example_privacy=Privacy(clip_norm=0.5, noise_multiplier=1.0))
+    own = Settings(num_local_steps=2, example_privacy=PrivacyOfExamples(clip_norm=0.5, noise_multiplier=1.0))
     alone = Topology(name="single", root=Node(name="alone", corpus="a", settings=own))
     with pytest.raises(ValueError, match="asks for example_privacy at alone"):
         trainer_for(alone, [])

@@ -28,6 +28,7 @@ from worldlm.callbacks import (
     UpdatePrivacy,
 )
 from worldlm.federation.messages import Download, Residual, joined
+from worldlm.federation.noise_key import NoiseKey, RandomStream
 from worldlm.federation.parameters import PARTS, Tensors, clone, norm, subtract
 from worldlm.topology import Topology, parse_topology
 from worldlm.trainer import FederationCallback
@@ -247,11 +248,19 @@ class SkipsResiduals(UpdatePrivacy):
         return replace(super().on_sanitise(context, upload, download), residuals=upload.residuals)
 
 
+class SameStream(NoiseKey):
+    """Has the same stream for every purpose and all values."""
+
+    def stream(self, *purpose: str | int, values: Any = ()) -> RandomStream:
+        return super().stream()
+
+
 class RepeatsNoise(UpdatePrivacy):
     """Draws the same noise in every round."""
 
-    def _release(self, context: Any, *args: Any, **kwargs: Any) -> Any:
-        return super()._release(replace(context, round=0), *args, **kwargs)
+    def on_sanitise(self, context: Any, upload: Any, download: Any) -> Any:
+        context.world.noise_key = SameStream(bytes(32))
+        return super().on_sanitise(context, upload, download)
 
 
 class AddsWeights(FederationCallback):

@@ -264,7 +264,9 @@ def write_mc4(folder: Path) -> dict[str, str]:
     return {key: f"c4-{key}.json.gz" for key in words}
 
 
-@pytest.mark.parametrize(("name", "write"), [("pile_75m", write_pile), ("mc4_250m", write_mc4)])
+@pytest.mark.parametrize(
+    ("name", "write"), [("pile_75m", write_pile), pytest.param("mc4_250m", write_mc4, marks=pytest.mark.slow)]
+)
 def test_a_large_recipe_shrunk_runs_on_local_files(
     name: str, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,7 +69,7 @@ def test_the_record_of_a_run(
     a = second["nodes"]["a"]
     assert (first["nodes"]["a"]["tokens"], a["tokens"]) == (2 * 2 * 8, 2 * 2 * 2 * 8)
     assert a["passes"] == 2 * 2 * 2 / 13
-    assert a["bytes_down"] == 2 * first["nodes"]["a"]["bytes_down"] > 0
+    assert a["bytes_down"] >= 2 * first["nodes"]["a"]["bytes_down"] > 0  # more if a residual came too
     metrics = next(callback for callback in trainer.callbacks if isinstance(callback, NodeMetrics))
     score = metrics.scores(trainer.world.states["a"])["after_fit"]
     assert a["after_fit"] == {"perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
@@ -127,7 +127,7 @@ def test_a_checkpoint_does_not_contain_the_rounds(
     """Without the matching results.json, a run resumes without the earlier rounds and logs a warning."""
     first = fit(tree, [*whole_method(), record := Record(), LastCheckpoint()])
     state = torch.load(LastCheckpoint.path(first), weights_only=True)["callbacks"]["Record"]
-    assert sorted(state) == ["initial_weights", "num_rounds", "rounds_digest", "routes"]
+    assert sorted(state) == ["initial_weights", "noise_keys", "num_rounds", "rounds_digest", "routes"]
     assert state["num_rounds"] == 2
     assert Counter(state["routes"]) == sum((Counter(entry["routes"]) for entry in record.rounds), Counter())
     for content in ("", json.dumps({**read(tmp_path / "results.json"), "rounds": [{}, {}]})):
@@ -158,19 +158,19 @@ def logs(name: str) -> Iterator[list[str]]:
 
 
 def test_an_older_checkpoint_that_contains_the_rounds_is_read(
-    tree: Topology, fit: Make, whole_method: Make, tmp_path: Path
+    tree_without_noise: Topology, fit: Make, whole_method: Make, tmp_path: Path
 ) -> None:
     """Older versions wrote such checkpoints."""
-    first = fit(tree, [*whole_method(), record := Record(), LastCheckpoint()])
+    first = fit(tree_without_noise, [*whole_method(), record := Record(), LastCheckpoint()])
     checkpoint = torch.load(LastCheckpoint.path(first), weights_only=True)
     checkpoint["callbacks"]["Record"] = {"initial_weights": record.initial_weights, "rounds": record.rounds}
     torch.save(checkpoint, tmp_path / "older.ckpt")
     expected = read(tmp_path / "results.json")["rounds"]
     (tmp_path / "results.json").unlink()
-    fit(tree, [*whole_method(), Record()], resume=tmp_path / "older.ckpt", max_epochs=3)
+    fit(tree_without_noise, [*whole_method(), Record()], resume=tmp_path / "older.ckpt", max_epochs=3)
     content = read(tmp_path / "results.json")
     assert (content["rounds"][:2], content["rounds_done"]) == (expected, 3)
-    fit(tree, [*whole_method(), Record()], max_epochs=3, default_root_dir=tmp_path / "anew")
+    fit(tree_without_noise, [*whole_method(), Record()], max_epochs=3, default_root_dir=tmp_path / "anew")
     assert content["rounds"][2]["routes"] == read(tmp_path / "anew" / "results.json")["rounds"][2]["routes"]
 
 

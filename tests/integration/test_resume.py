@@ -28,7 +28,9 @@ def test_resume_from_every_step(
     assert resume_from_all(tree, whole_method, hooks) == 2 * (6 + 1)
 
 
-@pytest.mark.parametrize("hooks", [WITHIN, BEGUN], ids=["after", "before"])
+@pytest.mark.parametrize(
+    "hooks", [pytest.param(WITHIN, id="after"), pytest.param(BEGUN, id="before", marks=pytest.mark.slow)]
+)
 def test_resume_within_accumulation_with_dropout(
     hooks: tuple[str, ...],
     tree: Topology,

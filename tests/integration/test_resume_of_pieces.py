@@ -39,7 +39,10 @@ def amp() -> list[Callback]:
     return [FedAMP(self_weight=0.3, sigma=0.5), Proximal(0.3), NodeMetrics()]
 
 
-@pytest.mark.parametrize("saver_first", [True, False], ids=["saved before", "saved after"])
+@pytest.mark.parametrize(
+    "saver_first",
+    [pytest.param(True, id="saved before", marks=pytest.mark.slow), pytest.param(False, id="saved after")],
+)
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_resume_from_every_step(
     accumulate: int,

@@ -10,6 +10,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks" / "side_by_side"
 TINY = ["--clients", "2", "--steps", "2", "--rounds", "1", "--blocks", "2", "--width", "16"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_worldlm_and_the_bare_loop_agree_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -11,9 +11,19 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldlm.topology import Node, Privacy, Residuals, Settings, Topology, TopologyError, parse_topology, reshape
+from worldlm.topology import (
+    Node,
+    Privacy,
+    PrivacyOfExamples,
+    Residuals,
+    Settings,
+    Topology,
+    TopologyError,
+    parse_topology,
+    reshape,
+)
 from worldlm.topology.changes import compare, described
-from worldlm.topology.settings import KINDS_OF_PRIVACY
+from worldlm.topology.settings import KINDS_OF_PRIVACY, UNITS
 from worldlm.topology.shape import gone_as_one, split_rounds
 
 FEW = settings(max_examples=100)
@@ -34,7 +44,7 @@ def looser(above: Any, below: Any) -> set[str]:
     if above is None:
         return set()
     if below is None:
-        return set(VALUES)
+        return {*VALUES, *(["unit"] if hasattr(above, "unit") else [])}
     found = set()
     if below.clip_norm > above.clip_norm:
         found.add("clip_norm")
@@ -44,6 +54,8 @@ def looser(above: Any, below: Any) -> set[str]:
         found.add("delta")
     if above.max_epsilon is not None and (below.max_epsilon is None or below.max_epsilon > above.max_epsilon):
         found.add("max_epsilon")
+    if getattr(above, "unit", None) is not None and UNITS.index(below.unit) < UNITS.index(above.unit):
+        found.add("unit")
     return found
 
 
@@ -139,18 +151,22 @@ def test_a_child_is_never_looser_in_many_files(whole: dict[str, Any], overrides:
 
 # ---------------------------------------------------------------------- trees that are built by hand
 
-DEMANDS = st.none() | st.builds(
-    Privacy,
-    clip_norm=st.sampled_from([0.5, 1.0]),
-    noise_multiplier=st.sampled_from([1.0, 2.0]),
-    delta=st.sampled_from([1e-6, 1e-5]),
-    max_epsilon=st.sampled_from([None, 4.0, 8.0]),
-)
+_FIELDS: dict[str, Any] = {
+    "clip_norm": st.sampled_from([0.5, 1.0]),
+    "noise_multiplier": st.sampled_from([1.0, 2.0]),
+    "delta": st.sampled_from([1e-6, 1e-5]),
+    "max_epsilon": st.sampled_from([None, 4.0, 8.0]),
+}
+DEMANDS = {
+    "privacy": st.none() | st.builds(Privacy, **_FIELDS),
+    "example_privacy": st.none() | st.builds(PrivacyOfExamples, **_FIELDS, unit=st.sampled_from(UNITS)),
+}
 
 
 @FEW
-@given(st.lists(DEMANDS, min_size=2, max_size=4), st.sampled_from(KINDS_OF_PRIVACY))
-def test_a_tree_built_by_hand_is_refused_where_a_child_is_looser(demands: list[Privacy | None], kind: str) -> None:
+@given(st.data(), st.sampled_from(KINDS_OF_PRIVACY))
+def test_a_tree_built_by_hand_is_refused_where_a_child_is_looser(data: st.DataObject, kind: str) -> None:
+    demands: list[Privacy | None] = data.draw(st.lists(DEMANDS[kind], min_size=2, max_size=4))
     node = None
     for i, demand in reversed([*enumerate(demands)]):
         own = Settings(num_local_steps=1, **{kind: demand})
@@ -178,7 +194,7 @@ def settled(draw: st.DrawFn) -> Topology:
         rules = Residuals(
             share=draw(st.booleans()), accept_from=draw(st.sampled_from([None, (), ("eu",), ("eu", "us")]))
         )
-        own = Settings(num_local_steps=1, privacy=draw(DEMANDS), example_privacy=draw(DEMANDS), residuals=rules)
+        own = Settings(num_local_steps=1, residuals=rules, **{kind: draw(DEMANDS[kind]) for kind in DEMANDS})
         return Node(name=name, corpus=draw(st.sampled_from("xyz")), settings=own)
 
     root = Node(name="world", settings=Settings(num_local_steps=1), children=tuple(map(leaf, names)))
@@ -190,7 +206,7 @@ def _weaker(old: Topology, new: Topology) -> Iterator[tuple[str, str]]:
         one, two = old.nodes[name].settings, new.nodes[name].settings
         for kind in KINDS_OF_PRIVACY:
             before, after = getattr(one, kind), getattr(two, kind)
-            changed = {key for key in VALUES if getattr(before, key, None) != getattr(after, key, None)}
+            changed = {key for key in (*VALUES, "unit") if getattr(before, key, None) != getattr(after, key, None)}
             yield from ((name, f"{kind}.{key}") for key in looser(before, after) & changed)
         if two.residuals.share and not one.residuals.share:
             yield name, "residuals.share"

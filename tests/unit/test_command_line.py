@@ -147,7 +147,9 @@ def test_a_renamed_class_in_a_recipe_is_reported_with_its_line() -> None:
     assert raised.value.mistakes == (f"r.yaml:3: {message}",)
 
 
-@pytest.mark.parametrize("command", ["export", "generate", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["export", *(pytest.param(name, marks=pytest.mark.slow) for name in ("generate", "evaluate"))]
+)
 def test_a_command_can_be_imported_first(command: str) -> None:
     """In a new process, where nothing else has imported the packages in another order."""
     code = f"import worldlm.commands.inference.{command}"

@@ -95,8 +95,8 @@ def test_a_link_to_a_device_is_not_read(tmp_path: Path, name: str) -> None:
 
 def packed(target: Path) -> Packing:
     packing = Packing(target, "uint16")
-    packing.append("train", np.array([1], "uint16"), 1, 1)
-    packing.append("validation", np.array([1], "uint16"), 1, 1)
+    packing.append("train", np.array([1], "uint16"), 1, np.array([len([1])]), np.zeros(1, np.uint64))
+    packing.append("validation", np.array([1], "uint16"), 1, np.array([len([1])]), np.zeros(1, np.uint64))
     return packing
 
 

@@ -2,46 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-import torch
 from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
 from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
 from worldlm.federation.messages import Download, Upload
-from worldlm.federation.seeds import derive_seed
+from worldlm.federation.private_gradient import private_gradient
 from worldlm.federation.state import NodeState
-from worldlm.rounds import Context, LocalFit
+from worldlm.rounds import Context, LocalFit, World
 from worldlm.topology import Node
+from worldlm.topology.changes import Changes
+from worldlm.topology.settings import UNITS
 from worldlm.trainer import WorldTrainer
 
 if TYPE_CHECKING:
     from opacus import GradSampleModule
-    from opacus.optimizers import DPOptimizer
+
+
+class _Memory(TypedDict, total=False):
+    history: list[list[float]]
+    unit: str
 
 
 class ExamplePrivacy(PrivacyLedgers):
     """Trains with DP-SGD (Abadi et al., arXiv 1607.00133) at every node for which the topology sets `example_privacy`.
 
-    The unit of privacy is one block of text of the model's sequence length. Each step clips the gradient of each block,
-    adds noise to their sum, and divides by the expected batch size. Batches are Poisson-sampled, as the accountant
-    assumes. Opacus computes per-sample gradients, clips, and adds noise. The node's own optimizer then steps with the
-    result, so schedules, precision and Lightning's hooks work as usual. A node whose next fit would exceed its
-    `max_epsilon` no longer takes part; this is logged once.
+    The unit of privacy is a block of text, a document, or a person, as the topology sets it. Each step clips the
+    gradient of the one block that each drawn unit contributes, adds noise to their sum, and divides by the expected
+    batch size. Batches are Poisson-sampled, as the accountant
+    assumes. Opacus computes per-sample gradients. The node's own optimizer steps with their clipped, noised mean, so
+    schedules, precision and Lightning's hooks work as usual. A node whose next fit would exceed its `max_epsilon` no
+    longer takes part; this is logged once.
 
     Raises:
         ValueError: If gradients are accumulated over batches or scaled for float16, several devices share a node, or a
-            node's batches are not Poisson-sampled.
+            node's batches are not Poisson-sampled; or if a run resumes with a larger unit.
     """
 
     enforces = frozenset({"example_privacy"})
+    memory_schema = _Memory
 
     def __init__(self) -> None:
         super().__init__()
         self._samples: GradSampleModule | None = None
-        self._optimizer: DPOptimizer | None = None
+        self._batch_size = 1
         self._context: Context | None = None
         self._trainer: WorldTrainer | None = None
 
@@ -64,6 +72,17 @@ class ExamplePrivacy(PrivacyLedgers):
                 "gradients; use bf16-mixed or 32-true"
             )
 
+    def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        super().on_topology_change(world, changes, states)
+        for name, node in world.topology.nodes.items():
+            memory, privacy = self.memory(states[name]), node.settings.example_privacy
+            before = memory.get("unit", UNITS[0])
+            if privacy and memory.get("history") and UNITS.index(before) < UNITS.index(privacy.unit):
+                raise ValueError(
+                    f"{name} has trained with the unit {before}, so its epsilon cannot hold for each {privacy.unit}: "
+                    f"keep example_privacy.unit {before}, or start a new run"
+                )
+
     def participates(self, context: Context) -> bool:
         name, privacy = context.node.name, context.node.settings.example_privacy
         if privacy is None or privacy.max_epsilon is None or not context.node.holds_data:
@@ -73,47 +92,56 @@ class ExamplePrivacy(PrivacyLedgers):
         return self._may_go_on(context, privacy, "fit", rate, steps)
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        private = [node.name for node in trainer.topology.data_nodes if node.fits and node.settings.example_privacy]
-        samplers = {name: trainer.fit_loop.loaders[name].batch_sampler for name in private}
+        private: list[Any] = [n for n in trainer.topology.data_nodes if n.fits and n.settings.example_privacy]
+        samplers: dict[str, Any] = {n.name: trainer.fit_loop.loaders[n.name].batch_sampler for n in private}
         if names := [name for name, sampler in samplers.items() if not hasattr(sampler, "sample_rate")]:
             raise ValueError(
                 f"example_privacy at {', '.join(names)} needs Poisson-sampled batches, which its accountant assumes; "
                 "use worldlm.data.PoissonBatchSampler"
             )
+        for node in private:
+            wanted, drawn = node.settings.example_privacy.unit, samplers[node.name].unit
+            if wanted != drawn:
+                raise ValueError(
+                    f"example_privacy at {node.name} protects each {wanted}, but its batch_sampler draws {drawn}s; see "
+                    "worldlm.data.UnitBatchSampler"
+                )
 
     def on_local_fit_start(self, context: Context, fit: LocalFit) -> None:
         privacy = context.node.settings.example_privacy
         if privacy is None:
             return
         from opacus import GradSampleModule  # imports scipy, so only where a node asks for it
-        from opacus.optimizers import DPOptimizer
 
         module: Any = fit.module
         self._samples = GradSampleModule(module.model, batch_first=True, loss_reduction="mean")
-        self._optimizer = DPOptimizer(
-            fit.optimizers[0],
-            noise_multiplier=privacy.noise_multiplier,
-            max_grad_norm=privacy.clip_norm,
-            expected_batch_size=fit.batch_sampler.batch_size,
-            generator=torch.Generator(device=module.device),
-        )
+        self._batch_size = fit.batch_sampler.batch_size
         self._context = context
 
     def on_before_optimizer_step(  # type: ignore[override]
         self, trainer: WorldTrainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if self._optimizer is None or self._context is None:
+        if self._context is None:
             return
-        state, name, privacy = self._context.state, self._context.node.name, self._context.node.settings.example_privacy
-        assert privacy is not None and self._optimizer.generator is not None
-        num_steps = sum(steps for _, _, steps in self.ledger(state).history)
-        self._optimizer.generator.manual_seed(derive_seed(trainer.seed, name, num_steps, "gradient noise"))
-        self._optimizer.pre_step()  # p.grad becomes the clipped, noised mean
-        self._spend(state, privacy.noise_multiplier, _sample_rate(trainer, name))
+        context, privacy = self._context, self._context.node.settings.example_privacy
+        assert privacy is not None and context.world.noise_key is not None
+        num_steps = sum(steps for _, _, steps in self.ledger(context.state).history)
+        parameters: dict[str, Any] = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
+        gradients = private_gradient(
+            {name: parameter.grad_sample.to(parameter.dtype) for name, parameter in parameters.items()},
+            clip_norm=privacy.clip_norm,
+            noise_multiplier=privacy.noise_multiplier,
+            expected_batch_size=self._batch_size,
+            stream=context.world.noise_key.stream_for(context.node.name, num_steps, "gradient noise"),
+        )
+        for name, parameter in parameters.items():
+            parameter.grad = gradients[name]
+        self._spend(context.state, privacy.noise_multiplier, _sample_rate(trainer, context.node.name))
+        self.memory(context.state)["unit"] = privacy.unit
 
     def on_train_batch_end(self, trainer: WorldTrainer, *args: Any) -> None:  # type: ignore[override]
-        if self._optimizer is not None:
-            self._optimizer.zero_grad(set_to_none=True)  # drops the per-sample gradients
+        if self._samples is not None:
+            self._samples.zero_grad(set_to_none=True)  # also drops the per-sample gradients
 
     def on_local_fit_end(self, context: Context) -> None:
         if (privacy := context.node.settings.example_privacy) is not None:
@@ -138,7 +166,7 @@ class ExamplePrivacy(PrivacyLedgers):
     def _remove_hooks(self) -> None:
         if self._samples is not None:
             self._samples.to_standard_module()  # removes Opacus' hooks
-        self._samples = self._optimizer = self._context = None
+        self._samples = self._context = None
 
 
 def _sample_rate(trainer: WorldTrainer, name: str) -> float:

@@ -70,9 +70,9 @@ class PrivacyLedgers(FederationCallback):
         if after > privacy.max_epsilon and name not in self._stopped:
             self._stopped.add(name)
             log.warning(
-                "%s no longer takes part, from round %d on: its next %s would raise its epsilon to %.2f, above its "
-                "max_epsilon of %g (spent so far: %.2f)",
-                name, context.round, what, after, privacy.max_epsilon, ledger.epsilon(privacy.delta),
+                "%s no longer takes part, from round %d on: its next %s would raise its epsilon to %.2f at delta "
+                "%g, above its max_epsilon of %g (spent so far: %.2f)",
+                name, context.round, what, after, privacy.delta, privacy.max_epsilon, ledger.epsilon(privacy.delta),
             )  # fmt: skip
         return after <= privacy.max_epsilon
 

@@ -4,8 +4,6 @@ import logging
 import math
 from dataclasses import replace
 
-import torch
-
 from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
 from worldlm.federation.messages import Download, Residual, Upload, joined
 from worldlm.federation.parameters import Tensors
@@ -42,8 +40,8 @@ class UpdatePrivacy(PrivacyLedgers):
         if privacy is None:
             return upload
         upload = replace(upload, metrics={}, row_counts={})
-        if not any(upload.parts.values()):  # no weights are released
-            return upload
+        if not any(upload.parts.values()):
+            return replace(upload, residuals=())  # nothing is released
         start = {**context.world.reference, **joined(download.parts)}
         model = joined(upload.parts)
         safe = self._release(context, privacy, model, start, "upload noise")
@@ -69,9 +67,8 @@ class UpdatePrivacy(PrivacyLedgers):
     def _release(self, context: Context, privacy: Privacy, model: Tensors, start: Tensors, purpose: str) -> Sanitised:
         """Clip and noise weights before they are sent, and add the release to the ledger."""
         self._spend(context.state, privacy.noise_multiplier)
-        generator = torch.Generator().manual_seed(context.seed(purpose))
         bounds = {"clip_norm": privacy.clip_norm, "noise_multiplier": privacy.noise_multiplier}
-        safe = sanitise(model, start, **bounds, generator=generator)
+        safe = sanitise(model, start, **bounds, stream=context.noise(purpose))
         if not math.isfinite(safe.update_norm):
             message = "round %d: the update of %s has NaN or infinite values; only noise is sent"
             log.warning(message, context.round, context.node.name)

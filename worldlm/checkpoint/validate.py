@@ -1,5 +1,6 @@
 """Validates checkpoints: whether their content is what WorldLM writes, and whether this run can resume from it."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -118,11 +119,14 @@ def _described(tensor: Tensor | None) -> str:
 
 
 def check_format(saved: Mapping[str, Any]) -> None:
-    """Check that a saved world has the format that this version writes.
+    """Check that a saved world has the format that this version writes, and a valid fingerprint of its noise key.
 
     Raises:
-        ValueError: If it has another format.
+        ValueError: If it has another format or an invalid fingerprint.
     """
+    key = saved.get("noise_key")
+    if key is not None and not (isinstance(key, str) and re.fullmatch("[0-9a-f]{16}", key)):
+        raise ValueError("the fingerprint of the noise key in the checkpoint is not 16 hexadecimal digits")
     if saved.get("format") != FORMAT:
         raise ValueError(
             f"the checkpoint has format {saved.get('format', 1)}, but this WorldLM reads format {FORMAT}: "

@@ -35,6 +35,7 @@ def world_state(world: World, steps_per_round: Mapping[str, int]) -> dict[str, A
         "format": FORMAT,
         "round": world.round,
         "seed": world.seed,
+        "noise_key": None if world.noise_key is None else world.noise_key.fingerprint,
         "topology": children_by_name(world.topology),
         "nodes": world.description,
         "steps": dict(steps_per_round),

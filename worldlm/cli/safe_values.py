@@ -28,7 +28,7 @@ _TEXTS = re.compile(
 
 _FOLDERS = re.compile(
     r"runs|data\.cache_dir|data\.corpora\.[^.]+\.init_args\.cache_dir"
-    r"|trainer\.(default_root_dir|paging\.folder|paging\.init_args\.folder)"
+    r"|trainer\.(default_root_dir|noise_key|paging\.folder|paging\.init_args\.folder)"
 )
 """Settings of WorldLM that name a folder to write into."""
 

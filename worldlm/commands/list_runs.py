@@ -18,10 +18,14 @@ from rich.text import Text
 from worldlm.cli.console import table_console
 from worldlm.cli.parser import Parser
 from worldlm.runs.folder import is_at_work
+from worldlm.runs.guarantees import meanings
 from worldlm.runs.results import MOMENTS, RESULTS, Moment, RunRecord, read_results
 from worldlm.topology.errors import UserError
 
 State = Literal["running", "finished", "stopped", "unreadable"]
+
+_MAX_MEANINGS = 4
+"""Meanings of epsilon that are printed below the table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,8 @@ class ListedRun:
     """Lowest mean perplexity per token over the data nodes of any round; None if it was never evaluated."""
     epsilon: float | None = None
     """The largest epsilon that a node has spent; None if no node is private."""
+    epsilon_means: tuple[str, ...] = ()
+    """At which delta, for which unit and towards whom; see `worldlm.runs.guarantees.meanings`."""
     problem: str | None = None
     """The reason why its results cannot be read."""
 
@@ -124,6 +130,7 @@ def _figures(record: RunRecord) -> dict[str, Any]:
         "rounds_wanted": None if wanted is None else int(wanted),
         "best": {moment: best_mean(record, moment) for moment in MOMENTS},
         "epsilon": record.epsilon if record.rounds else None,
+        "epsilon_means": tuple(meanings(record.nodes)),
     }
 
 
@@ -168,7 +175,9 @@ def as_json(run: ListedRun) -> dict[str, Any]:
     if run.topology is not None:
         content |= {"rounds_wanted": run.rounds_wanted, "topology": run.topology, "seed": run.seed}
         content |= {f"best_{moment}": _finite(value) for moment, value in (run.best or {}).items()}
-    return content if run.epsilon is None else {**content, "epsilon": _finite(run.epsilon)}
+    if run.epsilon is None:
+        return content
+    return {**content, "epsilon": _finite(run.epsilon), "epsilon_means": list(run.epsilon_means)}
 
 
 def _finite(value: float | None) -> float | None:
@@ -185,6 +194,9 @@ def _print(listed: Sequence[ListedRun], folder: Path) -> None:
         table.add_row(*map(Text, _cells(run, private)))
     console = table_console(200)
     console.print(table)
+    means = list(dict.fromkeys(line for run in listed for line in run.epsilon_means))
+    for line in means[:_MAX_MEANINGS]:
+        console.print(f"{line} (the largest of any node)", markup=False, soft_wrap=True)
     note = "perplexity per token, mean over the data nodes, lowest of all rounds"
     for line in (*(run.problem for run in listed if run.problem), f"done. {note}: {folder}"):
         console.print(line, markup=False, soft_wrap=True)

@@ -7,11 +7,13 @@ from worldlm.data.files import TextFiles
 from worldlm.data.hub import HubDataset
 from worldlm.data.mixture import Mixture
 from worldlm.data.packing import PackedCorpus
+from worldlm.data.poisson_samplers import PoissonBatchSampler, UnitBatchSampler
 from worldlm.data.preparing import Request, prepare
-from worldlm.data.samplers import BlockBatchSampler, MixtureBatchSampler, NodeSampler, PoissonBatchSampler
+from worldlm.data.samplers import BlockBatchSampler, MixtureBatchSampler, NodeSampler
 from worldlm.data.standard_library import StandardLibrary
 from worldlm.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer, load_tokenizer
 from worldlm.data.trained_tokenizer import TrainedBPE
+from worldlm.data.unit_blocks import UnitBlocks
 
 __all__ = [
     "BlockBatchSampler",
@@ -35,6 +37,8 @@ __all__ = [
     "TextFiles",
     "Tokenizer",
     "TrainedBPE",
+    "UnitBatchSampler",
+    "UnitBlocks",
     "join_blocks",
     "load_tokenizer",
     "prepare",

@@ -16,24 +16,28 @@ from worldlm.data.packing import PackedCorpus
 class Blocks(Dataset[Tensor]):
     """A packed corpus cut into blocks of one length.
 
-    Block i has the tokens from i * seq_len to (i + 1) * seq_len inclusive. Its last token is the first of the next
-    block, so that every token but the first is predicted once.
+    A block has seq_len + 1 tokens. By default its last token is the first of the next block, so that every token but
+    the first is predicted once. Disjoint blocks share no token, so that each token is in one block, and one in
+    seq_len + 1 tokens is not predicted.
 
     Args:
         packed: The corpus.
         seq_len: Tokens of an input sequence; a block has one more.
+        disjoint: Whether blocks share no token, for example-level privacy.
 
     Raises:
         ValueError: If the corpus is shorter than one block.
     """
 
-    def __init__(self, packed: PackedCorpus, seq_len: int) -> None:
+    def __init__(self, packed: PackedCorpus, seq_len: int, disjoint: bool = False) -> None:
         if packed.num_tokens <= seq_len:
             raise ValueError(f"{packed.num_tokens} tokens are fewer than a block of {seq_len} + 1 tokens")
         self.packed = packed
         self.seq_len = seq_len
+        self.disjoint = disjoint
         tokens = np.asarray(packed.tokens)  # still memory-mapped, without the overhead of the memmap class
-        self.rows: NDArray[np.integer] = np.lib.stride_tricks.sliding_window_view(tokens, seq_len + 1)[::seq_len]
+        windows = np.lib.stride_tricks.sliding_window_view(tokens, seq_len + 1)
+        self.rows: NDArray[np.integer] = windows[:: seq_len + disjoint]
         """All blocks, shape [num_blocks, seq_len + 1], mapped from disk."""
 
     def __len__(self) -> int:
@@ -48,9 +52,9 @@ class Blocks(Dataset[Tensor]):
         """Return a batch of blocks, int64, shape [len(indices), seq_len + 1]."""
         return torch.from_numpy(self.rows[indices].astype(np.int64))
 
-    def __reduce__(self) -> tuple[object, tuple[PackedCorpus, int]]:
+    def __reduce__(self) -> tuple[object, tuple[PackedCorpus, int, bool]]:
         """Pickle the path instead of the tokens, for data workers."""
-        return Blocks, (self.packed, self.seq_len)
+        return Blocks, (self.packed, self.seq_len, self.disjoint)
 
     @property
     def sizes(self) -> list[int]:

@@ -9,13 +9,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol
 
 SplitName = Literal["train", "validation"]
 """The two splits of every corpus."""
 
-Chosen: TypeAlias = tuple[SplitName, str]
-"""A document and the split it belongs to."""
+
+class Chosen(NamedTuple):
+    """A document that a corpus uses."""
+
+    split: SplitName
+    """The split it belongs to."""
+    text: str
+    """Its text."""
+    person: int = 0
+    """A digest of the person whose text it is, not 0, to protect all text of a person together; 0 if none is named."""
 
 
 class SourceInterrupted(ValueError):
@@ -127,7 +135,7 @@ class _Documents:
 
 
 def _choose_all(split: SplitName) -> Callable[[Record], Chosen | None]:
-    return lambda record: (split, record.values) if has_text(record.values) else None
+    return lambda record: Chosen(split, record.values) if has_text(record.values) else None
 
 
 def chosen_documents(corpus: Corpus, split: SplitName) -> Iterator[str]:
@@ -139,13 +147,13 @@ def chosen_documents(corpus: Corpus, split: SplitName) -> Iterator[str]:
     readings = [reading for reading in corpus.readings() if split in reading.splits]
     chosen = (document for r in readings for document in map(r.choose, r.source.records()) if document is not None)
     if split == "train":
-        yield from islice((text for name, text in chosen if name == split), limits.max_documents)
+        yield from islice((document.text for document in chosen if document.split == split), limits.max_documents)
         return
     num_train, num_validation = 0, 0
-    for name, text in chosen:
-        num_train += name == "train"
-        if name == split:
-            yield text
+    for document in chosen:
+        num_train += document.split == "train"
+        if document.split == split:
+            yield document.text
             num_validation += 1
         if num_train == limits.max_documents or num_validation == limits.max_validation_documents:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from lightning import LightningDataModule
@@ -17,15 +17,19 @@ from worldlm.data.corpora import Corpus, SourceInterrupted, SplitName, naming
 from worldlm.data.files import local_corpora
 from worldlm.data.mixture import Mixture
 from worldlm.data.packing import PackedCorpus
+from worldlm.data.poisson_samplers import Unit, make_sampler
 from worldlm.data.preparing import Request, open_prepared, prepare
-from worldlm.data.samplers import NodeSampler, make_sampler, spread
+from worldlm.data.samplers import NodeSampler, spread
 from worldlm.data.tokenizers import Tokenizer, load_tokenizer
 from worldlm.data.trained_tokenizer import TrainedBPE
+from worldlm.data.unit_blocks import UnitBlocks
 from worldlm.topology import ALL
 from worldlm.topology.errors import suggest
 
 if TYPE_CHECKING:
     from worldlm.topology import Node, Topology
+
+AnyBlocks: TypeAlias = Blocks | MixedBlocks | UnitBlocks
 
 
 class CorpusDataModule(LightningDataModule):
@@ -55,7 +59,7 @@ class CorpusDataModule(LightningDataModule):
     """The tokenizer of all corpora; a trained one is set by `prepare_data` or `setup`."""
     bytes_per_token: dict[str, float]
     """Data node -> bytes per token of its validation text; set by `setup`."""
-    blocks: dict[SplitName, dict[str, Blocks | MixedBlocks]]
+    blocks: dict[SplitName, dict[str, AnyBlocks]]
     """Split -> data node -> its blocks; set by `setup`."""
 
     def __init__(
@@ -123,11 +127,8 @@ class CorpusDataModule(LightningDataModule):
         packed = self._open()
         for name, node in self._data_nodes().items():
             for split, blocks in self.blocks.items():
-                parts = []
-                for member in self._members(node):
-                    with naming(_title([node], split) + (f": {member}" if member != node.corpus else "")):
-                        parts.append(Blocks(packed[member][split], architecture.max_seq_len))
-                blocks[name] = join_blocks(parts)
+                parts = {member: packed[member][split] for member in self._members(node)}
+                blocks[name] = _cut(node, split, parts, architecture.max_seq_len)
             self.bytes_per_token[name] = self.blocks["validation"][name].bytes_per_token
 
     def train_dataloader(self) -> dict[str, DataLoader[Tensor]]:
@@ -160,12 +161,14 @@ class CorpusDataModule(LightningDataModule):
                 self._trainer().seed,
                 node.name,
                 weights=weights,
-                poisson=node.fits and node.settings.example_privacy is not None,
+                key=self._trainer().noise_key if _unit(node) else None,
+                unit=_unit(node) or "block",
+                unit_starts=blocks.unit_starts if isinstance(blocks, UnitBlocks) else None,
             )
         sampler.length = node.settings.num_local_steps or sampler.length
         return self._loader(blocks, sampler)
 
-    def _loader(self, blocks: Blocks | MixedBlocks, sampler: NodeSampler | BatchSampler) -> DataLoader[Tensor]:
+    def _loader(self, blocks: AnyBlocks, sampler: NodeSampler | BatchSampler) -> DataLoader[Tensor]:
         return DataLoader(
             blocks,
             batch_sampler=sampler,
@@ -237,6 +240,25 @@ class CorpusDataModule(LightningDataModule):
         if getattr(self.trainer, "topology", None) is None:
             raise ValueError("CorpusDataModule needs a trainer that has a topology")
         return self.trainer
+
+
+def _unit(node: Node) -> Unit | None:
+    """Return the unit that example-level privacy protects in a node's training; None if there is none."""
+    privacy = node.settings.example_privacy
+    return privacy.unit if privacy is not None and node.fits else None
+
+
+def _cut(node: Node, split: SplitName, parts: Mapping[str, PackedCorpus], seq_len: int) -> AnyBlocks:
+    """Cut the text of a node into blocks, given its corpora by name."""
+    unit = _unit(node) if split == "train" else None
+    if unit in ("document", "person"):
+        with naming(_title([node], split)):
+            return UnitBlocks(list(parts.values()), seq_len, unit)
+    cut = []
+    for name, packed in parts.items():
+        with naming(_title([node], split) + (f": {name}" if name != node.corpus else "")):
+            cut.append(Blocks(packed, seq_len, disjoint=unit == "block"))
+    return join_blocks(cut)
 
 
 def _title(nodes: Sequence[Node], split: SplitName | None = None) -> str:

@@ -99,5 +99,6 @@ def _local(corpus: Corpus, pattern: str) -> TextFiles:
         train=pattern.replace("{split}", "train"),
         validation=pattern.replace("{split}", "validation") if "{split}" in pattern else None,
         field=corpus.field if isinstance(corpus, RecordCorpus) else "text",
+        person=corpus.person if isinstance(corpus, RecordCorpus) else None,
         **asdict(corpus.limits()),
     )

@@ -26,6 +26,8 @@ class Part:
     """The index of the corpus among those that are read together."""
     is_train: list[bool] = field(default_factory=list)
     """For each document, whether it is a training document; the others are held out."""
+    persons: list[int] = field(default_factory=list)
+    """For each document, a digest of the person whose text it is, or 0."""
     position: int = 0
     """Number of records of the source up to the end of this part."""
     done: float | None = None
@@ -91,8 +93,9 @@ class Filling:
         for split, mask in (("train", train & accepted), ("validation", held_out & accepted)):
             if mask.any():
                 tokens = encoded.tokens if mask.all() else encoded.tokens[np.repeat(mask, encoded.num_tokens)]
-                num_bytes, num_documents = int(encoded.num_bytes[mask].sum()), int(mask.sum())
-                self.packing.append(split, tokens, num_bytes, num_documents)  # type: ignore[arg-type]
+                persons = np.array(part.persons, np.uint64)[mask]
+                num_bytes = int(encoded.num_bytes[mask].sum())
+                self.packing.append(split, tokens, num_bytes, encoded.num_tokens[mask], persons)  # type: ignore[arg-type]
         self.packing.position = (self.packing.position[0], part.position)
 
     def end_reading(self) -> None:
@@ -201,13 +204,13 @@ class _Queue:
     def offer(self, record: Record, number: int) -> Iterator[tuple[Part, list[str]]]:
         """Add the document of a record if the corpus uses it; yield a part when it is complete."""
         chosen = self.filling.choose(self.reading, record)
-        if chosen is None or self.room[chosen[0]] <= 0:
+        if chosen is None or self.room[chosen.split] <= 0:
             return
-        split, text = chosen
-        self.room[split] -= 1
-        self.part.is_train.append(split == "train")
-        self.texts.append(text)
-        self.num_characters += len(text)
+        self.room[chosen.split] -= 1
+        self.part.is_train.append(chosen.split == "train")
+        self.part.persons.append(chosen.person)
+        self.texts.append(chosen.text)
+        self.num_characters += len(chosen.text)
         if self.num_characters >= self._part_characters():
             yield from self.flush(number + 1, record.done)
 

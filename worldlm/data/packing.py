@@ -2,7 +2,8 @@
 
     NAME-KEY/           a packed corpus, complete; KEY is a digest of corpus, tokenizer and format
         train.bin       tokens, uint16 or uint32, little-endian, each document followed by the end of text
-        validation.bin
+        train.documents     for each document, where its tokens end, and whose it is: `DOCUMENT`, little-endian
+        validation.bin, validation.documents
         counts.json     the size of each split, and checksums
 
 An incomplete folder is called `.NAME-KEY.partial` and has the same files. It is renamed when it is complete.
@@ -24,8 +25,11 @@ from numpy.typing import NDArray
 from worldlm.data.corpora import SplitName, digest
 from worldlm.files.regular import check_regular
 
-FORMAT = 2
+FORMAT = 3
 """The version of the format; it is increased whenever the same text would be packed differently."""
+
+DOCUMENT = np.dtype([("end", "<u8"), ("person", "<u8")])
+"""A document: the position after its last token, and a digest of the person whose text it is, or 0."""
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
@@ -42,6 +46,8 @@ class Counts:
     num_documents: int = 0
     crc32: int = 0
     """CRC-32 of the file of tokens."""
+    documents_crc32: int = 0
+    """CRC-32 of the file of documents."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +64,8 @@ class PackedCorpus:
     """Number of documents."""
     crc32: int | None = None
     """CRC-32 of the file of tokens; None if it was not recorded."""
+    documents: NDArray[np.void] | None = None
+    """All documents, shape [num_documents], `DOCUMENT`, mapped from disk; None if they were not recorded."""
 
     @classmethod
     def open(cls, path: Path) -> PackedCorpus:
@@ -73,11 +81,14 @@ class PackedCorpus:
             dtype, counts = _read_counts(path.with_name(_COUNTS))
             expected = counts[path.stem]  # type: ignore[index]
             tokens = np.memmap(check_regular(path), dtype=dtype, mode="r")
+            documents = np.memmap(check_regular(_documents_of(path)), dtype=DOCUMENT, mode="r")
         except (OSError, TypeError, ValueError, KeyError) as error:
             raise ValueError(f"{path} is not a packed corpus: {error}") from error
         if len(tokens) != expected.num_tokens or path.stat().st_size != tokens.nbytes:
             raise ValueError(f"{path} holds {path.stat().st_size} bytes, not {expected.num_tokens} tokens of {dtype}")
-        return cls(path, tokens, expected.num_bytes, expected.num_documents, expected.crc32)
+        if len(documents) != expected.num_documents:
+            raise ValueError(f"{_documents_of(path)} holds {len(documents)} documents, not {expected.num_documents}")
+        return cls(path, tokens, expected.num_bytes, expected.num_documents, expected.crc32, documents)
 
     @property
     def num_tokens(self) -> int:
@@ -108,9 +119,16 @@ def open_folder(folder: Path, *, verify: bool = True, vocab_size: int | None = N
     packed = {split: PackedCorpus.open(folder / f"{split}.bin") for split in SPLITS}
     _, counts = _read_counts(folder / _COUNTS)
     for split, corpus in packed.items() if verify else ():
-        size, dtype = corpus.path.stat().st_size, corpus.tokens.dtype
-        if _checksum(corpus.path, size, dtype, vocab_size) != counts[split].crc32:
-            raise ValueError(f"{corpus.path} was changed after it was written: its checksum differs")
+        path, documents, expected = corpus.path, _documents_of(corpus.path), counts[split]
+        tokens_crc32 = _checksum(path, path.stat().st_size, corpus.tokens.dtype, vocab_size)
+        documents_crc32 = _checksum(documents, documents.stat().st_size)
+        for file, found, wanted in (
+            (path, tokens_crc32, expected.crc32),
+            (documents, documents_crc32, expected.documents_crc32),
+        ):
+            if found != wanted:
+                raise ValueError(f"{file} was changed after it was written: its checksum differs")
+        _check_documents(documents, corpus)
     return packed
 
 
@@ -138,27 +156,39 @@ class Packing:
             self.position, self.counts = self._load()
         except (OSError, TypeError, ValueError, KeyError):  # missing or damaged: start again
             self.position, self.counts = (0, 0), {split: Counts() for split in SPLITS}
-        self._files: dict[SplitName, BinaryIO] = {}
-        paths = {split: check_regular(self._path(split)) for split in SPLITS}
-        for split, path in paths.items():
-            self._files[split] = path.open("ab")
-            self._files[split].truncate(self._size(split))
+        self._files: dict[Path, BinaryIO] = {}
+        sizes = {check_regular(path): size for path, size in self._sizes().items()}
+        for path, size in sizes.items():
+            self._files[path] = path.open("ab")
+            self._files[path].truncate(size)
 
-    def append(self, split: SplitName, tokens: NDArray[np.integer], num_bytes: int, num_documents: int) -> None:
+    def append(
+        self,
+        split: SplitName,
+        tokens: NDArray[np.integer],
+        num_bytes: int,
+        lengths: NDArray[np.int64],
+        persons: NDArray[np.uint64],
+    ) -> None:
         """Add documents to a split.
 
         Args:
             split: The split.
             tokens: The tokens of the documents, each followed by the end of text, of this packing's dtype.
             num_bytes: Bytes of the documents in UTF-8.
-            num_documents: Number of documents.
+            lengths: Tokens of each document, the end of text included, shape [documents].
+            persons: A digest of the person whose text each document is, or 0; same shape.
         """
-        counts = self.counts[split]
-        self._files[split].write(tokens.data)
+        counts, path = self.counts[split], self._path(split)
+        documents = np.empty(len(lengths), DOCUMENT)
+        documents["end"], documents["person"] = counts.num_tokens + np.cumsum(lengths), persons
+        self._files[path].write(tokens.data)
+        self._files[_documents_of(path)].write(documents.tobytes())
         counts.crc32 = zlib.crc32(tokens.data, counts.crc32)
+        counts.documents_crc32 = zlib.crc32(documents.tobytes(), counts.documents_crc32)
         counts.num_tokens += len(tokens)
         counts.num_bytes += num_bytes
-        counts.num_documents += num_documents
+        counts.num_documents += len(lengths)
 
     def save(self) -> None:
         """Write the packed text and the position to disk, so that they survive a kill."""
@@ -206,15 +236,38 @@ class Packing:
             raise ValueError(f"{dtype} is not {self.dtype}")
         self.counts = counts
         for split in SPLITS:
-            if _checksum(self._path(split), self._size(split)) != counts[split].crc32:
-                raise ValueError(f"{split} was changed after it was written")
+            path, sizes, expected = self._path(split), self._sizes(), counts[split]
+            for file, crc32 in ((path, expected.crc32), (_documents_of(path), expected.documents_crc32)):
+                if _checksum(file, sizes[file]) != crc32:
+                    raise ValueError(f"{file} was changed after it was written")
         return (reading, records), counts
 
     def _path(self, split: SplitName) -> Path:
         return self.folder / f"{split}.bin"
 
-    def _size(self, split: SplitName) -> int:
-        return self.counts[split].num_tokens * np.dtype(self.dtype).itemsize
+    def _sizes(self) -> dict[Path, int]:
+        """Return the bytes of each file that are packed so far."""
+        sizes: dict[Path, int] = {}
+        for split, counts in self.counts.items():
+            sizes[self._path(split)] = counts.num_tokens * np.dtype(self.dtype).itemsize
+            sizes[_documents_of(self._path(split))] = counts.num_documents * DOCUMENT.itemsize
+        return sizes
+
+
+def _check_documents(path: Path, corpus: PackedCorpus) -> None:
+    assert corpus.documents is not None
+    ends = corpus.documents["end"]
+    if (
+        not len(ends)
+        or ends[-1] != corpus.num_tokens
+        or (np.diff(ends, prepend=np.uint64(0)).view(np.int64) <= 0).any()
+    ):
+        raise ValueError(f"{path} does not divide the {corpus.num_tokens} tokens of {corpus.path.name} into documents")
+
+
+def _documents_of(path: Path) -> Path:
+    """Return the file of documents that belongs to a file of tokens."""
+    return path.with_suffix(".documents")
 
 
 def _read_counts(path: Path) -> tuple[str, dict[SplitName, Counts]]:

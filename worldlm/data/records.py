@@ -41,6 +41,9 @@ class RecordCorpus(Corpus):
     where: dict[str, str | list[str]] = dataclass_field(default_factory=dict)
     """Use only records whose fields have these values (a value, or any of a list), such as
     `meta.pile_set_name: Pile-CC`. Corpora that differ only in this are read together, in one pass."""
+    person: str | None = None
+    """The field that names the person whose text a document is, such as `author.id`, for `example_privacy` with
+    `unit: person`."""
     validation_fraction: float = _DEFAULT_FRACTION
     """Fraction of the documents to hold out by a hash of their text, in (0, 1), if the corpus has no validation text of
     its own."""
@@ -107,7 +110,7 @@ class RecordCorpus(Corpus):
 
     def fields(self) -> tuple[str, ...]:
         """Return the fields of a record that are used; the field of the text comes first."""
-        return (self.field, *sorted(self.where))
+        return (self.field, *sorted({*self.where, *([self.person] if self.person else [])} - {self.field}))
 
     def _choose(self, split_of: Callable[[str], SplitName | None]) -> Callable[[Record], Chosen | None]:
         required = {name: {values} if isinstance(values, str) else set(values) for name, values in self.where.items()}
@@ -119,9 +122,18 @@ class RecordCorpus(Corpus):
             if not isinstance(text, str):
                 raise ValueError(f"{record.place}: field {self.field!r} is {type(text).__name__}, not text")
             split = split_of(text) if has_text(text) else None
-            return None if split is None else (split, text)
+            return None if split is None else Chosen(split, text, self._person(record))
 
         return choose
+
+    def _person(self, record: Record) -> int:
+        """Return a digest of the person who is named in a record, or 0 if the corpus names none."""
+        if self.person is None:
+            return 0
+        value = _value(record, self.person)
+        if value is None or isinstance(value, Mapping | list) or value == "":
+            raise ValueError(f"{record.place}: field {self.person!r} is {value!r}, which names no person")
+        return _hash(str(value)) or 1
 
     def _by_hash(self, text: str) -> SplitName:
         return "validation" if _hash(text) < int(self.validation_fraction * 2**64) else "train"
@@ -137,7 +149,7 @@ class _HeldOut:
     @cached_property
     def _hashes(self) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
         chosen = map(self._reading.choose, self._reading.source.records())
-        texts = islice((document[1] for document in chosen if document is not None), self._max_documents)
+        texts = islice((document.text for document in chosen if document is not None), self._max_documents)
         return np.unique(np.fromiter(map(_hash, texts), np.uint64))
 
     def __contains__(self, text: str) -> bool:

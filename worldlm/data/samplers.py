@@ -28,16 +28,14 @@ class NodeSampler(Sampler[list[int]], ABC):
     Args:
         num_blocks: Number of blocks of the node's text, at least 1.
         batch_size: Blocks per batch, at least 1.
-        seed: The run's seed.
         node: The node's name.
     """
 
-    def __init__(self, num_blocks: int, batch_size: int, seed: int, node: str) -> None:
+    def __init__(self, num_blocks: int, batch_size: int, node: str) -> None:
         assert num_blocks >= 1
         assert batch_size >= 1
         self.num_blocks = num_blocks
         self.batch_size = batch_size
-        self.seed = seed
         self.node = node
         self.start = 0
         """Number of batches that the node drew in earlier fits."""
@@ -60,11 +58,17 @@ class NodeSampler(Sampler[list[int]], ABC):
 class BlockBatchSampler(NodeSampler):
     """Repeated passes over a node's text, each in a new random order.
 
-    A batch may extend into the next pass. For the arguments see `NodeSampler`.
+    A batch may extend into the next pass.
+
+    Args:
+        num_blocks: Number of blocks of the node's text, at least 1.
+        batch_size: Blocks per batch, at least 1.
+        seed: The run's seed.
+        node: The node's name.
     """
 
     def __init__(self, num_blocks: int, batch_size: int, seed: int, node: str) -> None:
-        super().__init__(num_blocks, batch_size, seed, node)
+        super().__init__(num_blocks, batch_size, node)
         self._passes = _Passes(num_blocks, seed, node)
 
     def batch(self, step: int) -> list[int]:
@@ -89,7 +93,8 @@ class MixtureBatchSampler(NodeSampler):
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], batch_size: int, seed: int, node: str) -> None:
         assert len(sizes) == len(weights)
-        super().__init__(sum(sizes), batch_size, seed, node)
+        super().__init__(sum(sizes), batch_size, node)
+        self.seed = seed
         self.quotas = quotas(weights)
         """Number of draws from each part per window."""
         self._firsts = list(accumulate(sizes[:-1], initial=0))
@@ -126,73 +131,6 @@ class MixtureBatchSampler(NodeSampler):
             rng.shuffle(order)
             self._window = (number, order)
         return self._window[1]
-
-
-class PoissonBatchSampler(NodeSampler):
-    """Batches that contain each block with the same probability, as the accounting of DP-SGD assumes.
-
-    A batch has `batch_size` blocks on average and may be empty.
-
-    Args:
-        num_blocks: Number of blocks of the node's text.
-        batch_size: Expected number of blocks per batch, from 1 to `num_blocks`.
-        seed: The run's seed.
-        node: The node's name.
-
-    Raises:
-        ValueError: If `batch_size` is more than `num_blocks`.
-    """
-
-    def __init__(self, num_blocks: int, batch_size: int, seed: int, node: str) -> None:
-        super().__init__(num_blocks, batch_size, seed, node)
-        if batch_size > num_blocks:
-            raise ValueError(
-                f"batch_size is {batch_size}; with Poisson sampling it must not be more than the "
-                f"{num_blocks} blocks of the text"
-            )
-        self.sample_rate = batch_size / num_blocks
-        """Probability that a block is in a batch."""
-
-    def batch(self, step: int) -> list[int]:
-        """Return the distinct blocks of a batch by its number; see `NodeSampler.batch`."""
-        rng = np.random.default_rng(derive_seed(self.seed, self.node, "poisson", step))
-        # An independent draw for each block: first the number of chosen blocks, then which ones.
-        size = rng.binomial(self.num_blocks, self.sample_rate)
-        blocks: list[int] = rng.choice(self.num_blocks, size, replace=False, shuffle=False).tolist()
-        return blocks
-
-
-def make_sampler(
-    sizes: Sequence[int],
-    batch_size: int,
-    seed: int,
-    node: str,
-    *,
-    weights: Sequence[float] | None = None,
-    poisson: bool = False,
-) -> NodeSampler:
-    """Make the sampler of a node.
-
-    Args:
-        sizes: Number of blocks of each part of the node's text, in the order in which blocks are numbered.
-        batch_size: Blocks per batch, on average if `poisson`.
-        seed: The run's seed.
-        node: The node's name.
-        weights: Share of each part in the tokens; None takes every block once per pass.
-        poisson: Whether to draw batches as the accounting of example-level privacy assumes.
-
-    Raises:
-        ValueError: If a Poisson-sampled batch has weights, or is larger than the text.
-    """
-    if weights is None:
-        kind = PoissonBatchSampler if poisson else BlockBatchSampler
-        return kind(sum(sizes), batch_size, seed, node)
-    if poisson:
-        raise ValueError(
-            "weights of a mixture cannot be combined with example_privacy, whose accounting assumes the same "
-            "probability for every block; remove the weights"
-        )
-    return MixtureBatchSampler(sizes, weights, batch_size, seed, node)
 
 
 def quotas(weights: Sequence[float]) -> list[int]:

@@ -47,7 +47,8 @@ def subtract(minuend: Mapping[str, Tensor], subtrahend: Mapping[str, Tensor]) ->
 @torch.no_grad()
 def norm(tensors: Mapping[str, Tensor]) -> float:
     """Return the L2 norm of all tensors taken as one vector."""
-    squares = (torch.linalg.vector_norm(t, dtype=torch.float64) ** 2 for t in tensors.values())
+    parts = (part for tensor in tensors.values() for part in chunks(tensor))  # each is converted to float64
+    squares = (torch.linalg.vector_norm(part, dtype=torch.float64) ** 2 for part in parts)
     return float(sum(squares, torch.zeros((), dtype=torch.float64)).sqrt())
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from random import Random
 
+from worldlm.federation.noise_key import RandomStream
 from worldlm.topology import Link, Node
 
 
@@ -20,13 +21,14 @@ def num_drawn(node: Node) -> int:
     return max(1, round(node.settings.participation * sum(not child.listens for child in node.children)))
 
 
-def draw_children(node: Node, able: Sequence[str], seed: int) -> list[str]:
+def draw_children(node: Node, able: Sequence[str], seed: int, stream: RandomStream | None = None) -> list[str]:
     """Draw the children that take part in one sub-round.
 
     Args:
         node: The federation's parent.
         able: Its children that may take part; all of them do if participation is 1.
         seed: Seed of the draw.
+        stream: If nobody may predict the draw: source of Poisson sampling, in place of the seed.
 
     Returns:
         Names, sorted. With Poisson sampling (Mironov et al., arXiv 1908.10530) the list may be empty.
@@ -34,11 +36,15 @@ def draw_children(node: Node, able: Sequence[str], seed: int) -> list[str]:
     names = sorted(able)
     if node.settings.participation >= 1 or not names:
         return names
-    random = Random(seed)
+    random, rate = Random(seed), node.settings.participation
     if not is_poisson(node):
         return sorted(random.sample(names, min(num_drawn(node), len(names))))
     children = sorted(child.name for child in node.children if not child.listens)
-    drawn = {name for name in children if random.random() < node.settings.participation}
+    if stream is None:
+        draws = [random.random() < rate for _ in children]
+    else:
+        draws = stream.bernoulli(len(children), rate).tolist()
+    drawn = {name for name, is_drawn in zip(children, draws, strict=True) if is_drawn}
     return [name for name in names if name in drawn]
 
 

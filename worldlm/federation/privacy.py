@@ -1,7 +1,7 @@
 """Update-level differential privacy: clipping, noise, and accounting.
 
-The unit of privacy is the node. Its whole upload is clipped and noise is added, so that the guarantee hides whether the
-node, with the whole federation below it, took part (McMahan et al., arXiv 1710.06963).
+The unit of privacy is the node. Its whole upload is clipped and noise is added, so that the guarantee hides what the
+node, with the whole federation below it, contributed (McMahan et al., arXiv 1710.06963). That it took part is visible.
 """
 
 import math
@@ -12,12 +12,14 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from worldlm.federation.gaussian import composed_mu, gaussian_epsilon
+from worldlm.federation.noise_key import StreamFor
 from worldlm.federation.parameters import Tensors, norm, subtract
+from worldlm.federation.rounded_gaussian import add_noise_
 
-# Keeps the norm of a clipped update below the bound despite float32 rounding.
+# Keeps the norm of a clipped update below the bound despite rounding.
 _MARGIN = 1.0 - 2.0**-20
 
 
@@ -37,41 +39,42 @@ def sanitise(
     *,
     clip_norm: float,
     noise_multiplier: float,
-    generator: Generator,
+    stream: StreamFor,
 ) -> Sanitised:
     """Clip the update `model - start` to an L2 norm and add Gaussian noise.
 
-    ``U <- U * min(1, C / |U|) + N(0, (sigma C)^2)`` per coordinate, all tensors taken as one vector. An update that is
-    not finite is clipped to 0, so that only noise is sent. Sending nothing would reveal that the node diverged.
+    ``U <- U * min(1, C / |U|) + N(0, (sigma C)^2)`` per coordinate, all tensors taken as one vector. The noise and the
+    clipped update are on a grid of step ``sigma C / 2^40``; see `worldlm.federation.rounded_gaussian`. An update that
+    is not finite is clipped to 0, so that only noise is sent. Sending nothing would reveal that the node diverged.
 
     Args:
         model: The trained tensors of the node, by name.
         start: The tensors that its parent already has, by name.
         clip_norm: C, above 0; with infinity nothing is clipped, and noise is not allowed.
-        noise_multiplier: sigma, 0 for none.
-        generator: Random generator of the noise, on the CPU.
+        noise_multiplier: sigma; 0 for none, else at least `MIN_NOISE_MULTIPLIER`.
+        stream: Makes the random stream of the noise, given the values that determine the clipped update.
 
     Returns:
         New tensors `start + U`; the model's own tensors if nothing was clipped or added.
 
     Raises:
-        ValueError: If `noise_multiplier` is above 0 without a finite `clip_norm`.
+        ValueError: If `noise_multiplier` is above 0 without a finite `clip_norm`, or too small.
     """
     if noise_multiplier > 0 and math.isinf(clip_norm):
         raise ValueError("noise_multiplier needs a finite clip_norm: unclipped updates have no sensitivity")
     update = subtract({name: _at_least_float32(tensor) for name, tensor in model.items()}, start)
     length = norm(update)
-    is_bounded = length <= clip_norm or math.isinf(clip_norm)
-    scale = 1.0 if is_bounded else clip_norm / length * _MARGIN
-    if is_bounded and noise_multiplier == 0.0:
+    if noise_multiplier == 0.0 and (length <= clip_norm or math.isinf(clip_norm)):
         return Sanitised(dict(model), length)
-    for name, tensor in update.items():
-        tensor.mul_(scale) if math.isfinite(length) else tensor.zero_()
-        if noise_multiplier > 0:
-            noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-            tensor.add_(noise.to(tensor.device), alpha=noise_multiplier * clip_norm)
-        update[name] = tensor.add_(start[name]).to(model[name].dtype)
-    return Sanitised(update, length)
+    if not math.isfinite(length):
+        update = {name: torch.zeros_like(tensor) for name, tensor in update.items()}
+    scale = min(1.0, clip_norm / length * _MARGIN) if 0 < length < math.inf else 1.0
+    if noise_multiplier > 0:
+        add_noise_(update.values(), stream, scale=scale, clip_norm=clip_norm, noise_multiplier=noise_multiplier)
+    else:
+        for tensor in update.values():
+            tensor.mul_(scale)
+    return Sanitised({name: tensor.add_(start[name]).to(model[name].dtype) for name, tensor in update.items()}, length)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from worldlm.files.regular import is_special
@@ -34,7 +34,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # such as that there is no such folder, which is reported already
+            partial.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from worldlm.models.initial_weights import find_origin, initial_weights
 from worldlm.models.mpt import MPT, Architecture, Cache, differences
+from worldlm.models.padded_loss import mean_of_examples
 from worldlm.models.partition import Split, partition
 from worldlm.topology.errors import join_names
 
@@ -207,15 +208,13 @@ class LanguageModule(LightningModule):
         return logits
 
     def loss(self, batch: Tensor) -> Tensor:
-        """Mean cross entropy in float32.
+        """Mean cross entropy in nats per token, in float32; 0 for an empty batch, which Poisson sampling may draw.
 
         Args:
-            batch: Tokens, int64 [batch, seq + 1].
-
-        Returns:
-            Nats per token, a scalar; zero, with gradients of zero, for a batch of size 0 (which Poisson
-            sampling may draw).
+            batch: Tokens, int64 [batch, seq + 1]; or int32, with negative padding: see `mean_of_examples`.
         """
+        if batch.dtype == torch.int32:
+            return mean_of_examples(self(batch[:, :-1].clamp(min=0)), batch[:, 1:])
         logits: Tensor = self(batch[:, :-1])
         if batch.shape[0] == 0:
             return logits.float().sum()

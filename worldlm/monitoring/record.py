@@ -52,6 +52,8 @@ class Record(FederationCallback):
     def __init__(self) -> None:
         self.changes: list[dict[str, Any]] = []
         """The topology changes, each with the number of rounds before it."""
+        self.noise_keys: list[dict[str, Any]] = []
+        """The fingerprint of each noise key, with the number of rounds before it; empty without privacy."""
         self.initial_weights: str | None = None
         """Digest of the common initial weights; None if the run resumed from a checkpoint without a record."""
         self.final_weights: dict[str, str] | None = None
@@ -84,6 +86,9 @@ class Record(FederationCallback):
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         self._started, self.final_weights = time.monotonic(), None
         self.began = True
+        key = trainer.noise_key
+        if key is not None and key.fingerprint not in [last["fingerprint"] for last in self.noise_keys[-1:]]:
+            self.noise_keys.append({"round": trainer.current_epoch, "fingerprint": key.fingerprint})
         if trainer.is_global_zero:
             self._code = {} if trainer.fast_dev_run else code()  # type: ignore[attr-defined]
             self._rounds = self._earlier_rounds(trainer)
@@ -120,6 +125,7 @@ class Record(FederationCallback):
             "rounds_wanted": max_epochs if max_epochs is not None and max_epochs >= 0 else None,
             "seed": trainer.seed,
             "changes": self.changes,
+            **({"noise_keys": self.noise_keys} if self.noise_keys else {}),
             "topology": {"name": trainer.topology.name, "root": tree_facts(trainer.topology.root, None)},
             "initial_weights": self.initial_weights,
             "final_weights": self.final_weights,
@@ -179,7 +185,8 @@ class Record(FederationCallback):
             "rounds_digest": self._rounds.digest,
             "routes": dict(self._routes),
         }
-        return {**state, "changes": list(self.changes)} if self.changes else state
+        lists = {"changes": list(self.changes), "noise_keys": list(self.noise_keys)}
+        return {**state, **{name: entries for name, entries in lists.items() if entries}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.initial_weights = state_dict["initial_weights"]
@@ -191,6 +198,7 @@ class Record(FederationCallback):
             self._expected = state_dict["num_rounds"], state_dict["rounds_digest"]
             self._routes = Counter(state_dict["routes"])
         self.changes = list(state_dict.get("changes", []))
+        self.noise_keys = list(state_dict.get("noise_keys", []))
 
     def on_save_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[_SECONDS] = self._elapsed()  # not in the state, which must not depend on interruptions

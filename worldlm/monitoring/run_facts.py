@@ -72,6 +72,7 @@ def tree_facts(node: Node, parent: Node | None) -> dict[str, Any]:
         "told": list(facts(node, parent)),
         **privacy,
         **example_privacy,
+        **({"example_unit": node.settings.example_privacy.unit} if node.settings.example_privacy else {}),
         "children": [tree_facts(child, node) for child in node.children],
     }
 

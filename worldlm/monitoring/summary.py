@@ -11,6 +11,9 @@ from rich.table import Table
 from worldlm.federation.parameters import PARTS
 from worldlm.models import LanguageModule
 from worldlm.monitoring.node_metrics import MOMENTS
+from worldlm.monitoring.run_facts import tree_facts
+from worldlm.runs.guarantees import meanings
+from worldlm.runs.results import nodes_of
 from worldlm.topology import Node, draw_tree
 from worldlm.trainer import FederationCallback, WorldTrainer
 
@@ -28,6 +31,8 @@ class Summary(FederationCallback):
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if trainer.is_global_zero:
             trainer.run_log.text("topology", "```text\n" + draw_tree(trainer.topology) + "\n```")
+            if explained := meanings(nodes_of(tree_facts(trainer.topology.root, None))):
+                trainer.run_log.text("privacy", "  \n".join(explained))
             if changes := trainer.world.changes:
                 lines = [*changes.lines(), *changes.warnings()]
                 trainer.run_log.text("changes", "  \n".join(lines), trainer.world.changed_after)
@@ -62,7 +67,9 @@ class Summary(FederationCallback):
         if refusals := trainer.method.refusals(trainer.world):
             counts = "; ".join(f"{reason} ({count})" for reason, count in refusals.most_common())
             console.print(f"residuals rejected: {counts}", highlight=False)
-        for line in (*_LEGEND, *(line for column, line in _LEGENDS.items() if column in shown)):
+        kinds = [kind for column, kind in _EPSILONS.items() if column in shown]
+        explained = meanings(nodes_of(tree_facts(trainer.topology.root, None)), kinds)
+        for line in (*_LEGEND, *(line for column, line in _LEGENDS.items() if column in shown), *explained):
             console.print(line, highlight=False)
 
     @staticmethod
@@ -120,6 +127,9 @@ _LEGENDS = {
     "missed": "missed: sub-rounds in which the node took part and its upload did not arrive",
     "refused": "refused: uploads of the node that were rejected before merging",
 }
+
+_EPSILONS = {"epsilon": "epsilon", "example epsilon": "example_epsilon"}
+"""Columns of epsilon -> kinds of `worldlm.runs.guarantees`."""
 
 _COLUMNS = {
     "before": "{:.2f}",

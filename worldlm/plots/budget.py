@@ -8,7 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from worldlm.plots.style import COLOURS, INCHES
+from worldlm.runs.guarantees import meanings, unit
 from worldlm.runs.results import RunRecord
+
+_MAX_MEANINGS = 3
 
 KINDS = {"epsilon": "max_epsilon", "example_epsilon": "max_example_epsilon"}
 """Name of a spent epsilon, of updates or of examples -> name of its limit in the record of a node."""
@@ -21,9 +24,9 @@ def budget(record: RunRecord, inches: float = INCHES) -> Figure:
     """
     figure = Figure(figsize=(inches, 4.6), layout="constrained")
     axes = figure.subplots()
-    for i, ((kind, limit, curve), names) in enumerate(_shared(record).items()):
+    for i, ((kind, unit_name, limit, curve), names) in enumerate(_shared(record).items()):
         colour = COLOURS[i % len(COLOURS)]
-        label = f"{_list(names)}{' (examples)' if kind == 'example_epsilon' else ''}"
+        label = f"{_list(names)}{f' (for {unit(kind, unit_name)})' if kind == 'example_epsilon' else ''}"
         label += "" if limit is None else f", at most {limit:g}"
         bounded = [(number, value) for number, value in curve if value is not None]
         axes.plot(*zip(*bounded, strict=True) if bounded else ((), ()), marker="o", markersize=3, color=colour,
@@ -37,30 +40,31 @@ def budget(record: RunRecord, inches: float = INCHES) -> Figure:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.suptitle("privacy spent by round; dashed: max_epsilon")
+    lines = ["privacy spent by round; dashed: max_epsilon", *meanings(record.nodes)[:_MAX_MEANINGS]]
+    figure.suptitle("\n".join(lines), fontsize="medium")
     return figure
 
 
 Curve = tuple[tuple[int, float | None], ...]
 
 
-def _shared(record: RunRecord) -> dict[tuple[str, float | None, Curve], list[str]]:
-    curves: dict[tuple[str, float | None, Curve], list[str]] = {}
-    for name, kind, limit in _private(record):
+def _shared(record: RunRecord) -> dict[tuple[str, str | None, float | None, Curve], list[str]]:
+    curves: dict[tuple[str, str | None, float | None, Curve], list[str]] = {}
+    for name, kind, unit_name, limit in _private(record):
         curve = tuple(
             (entry["round"] + 1, entry["nodes"][name][kind])
             for entry in record.rounds
             if kind in entry["nodes"].get(name, {})
         )
         if curve:
-            curves.setdefault((kind, limit, curve), []).append(name)
+            curves.setdefault((kind, unit_name, limit, curve), []).append(name)
     return curves
 
 
-def _private(record: RunRecord) -> Iterator[tuple[str, str, float | None]]:
+def _private(record: RunRecord) -> Iterator[tuple[str, str, str | None, float | None]]:
     for node in record.nodes:
         for kind, limit in KINDS.items():
-            yield node["name"], kind, node.get(limit)
+            yield node["name"], kind, node.get("example_unit"), node.get(limit)
 
 
 def _list(names: list[str]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from worldlm.federation.noise_key import RandomStream, StreamFor
 from worldlm.federation.parameters import Part, Tensors
 from worldlm.federation.seeds import derive_seed
 from worldlm.federation.state import NodeState
@@ -44,6 +45,21 @@ class Context:
     def seed(self, purpose: str) -> int:
         """Return the seed of a random draw: a pure function of (seed, node, round, sub-round, purpose)."""
         return derive_seed(self.world.seed, self.node.name, self.round, self.subround, purpose)
+
+    def noise(self, purpose: str) -> StreamFor:
+        """Return what makes the random stream of noise that protects this node.
+
+        The stream is a pure function of (noise key, node, round, sub-round, purpose, values to be noised). Without the
+        key, nobody can compute or predict it.
+        """
+        assert self.world.noise_key is not None, "a topology that demands privacy has a noise key"
+        return self.world.noise_key.stream_for(self.node.name, self.round, self.subround, purpose)
+
+    def secret_draws(self, purpose: str) -> RandomStream | None:
+        """Return a random stream for draws that others must not predict; None if the topology demands no privacy."""
+        if self.world.noise_key is None:
+            return None
+        return self.world.noise_key.stream(self.node.name, self.round, self.subround, purpose)
 
     def part(self, part: Part) -> Tensors:
         """Return the node's tensors of one part, not copied."""

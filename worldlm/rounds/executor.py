@@ -103,7 +103,9 @@ class RoundExecutor:
         children = sorted(child.name for child in node.children if not child.listens)
         ready = [name for name in children if self._delivery.is_ready(name, context.subround, takes_part)]
         if takes_part:
-            participants = draw_children(node, ready, context.seed("participation"))
+            participants = draw_children(
+                node, ready, context.seed("participation"), context.secret_draws("participation")
+            )
             if node.fits and self.method.participates(context):
                 participants.append(node.name)
             state.participants = tuple(participants)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from worldlm.federation.noise_key import NoiseKey
 from worldlm.federation.parameters import Part, Tensors, clone
 from worldlm.federation.state import NodeState
 from worldlm.rounds.log import LogSink
@@ -26,6 +27,7 @@ class World:
         store: Stores waiting nodes; by default in host memory.
         transport: Exchanges messages between processes; by default this process holds all nodes.
         log: Receives metrics; by default they are dropped.
+        noise_key: The secret of all noise; by default a new one if the topology demands privacy.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class World:
         store: NodeStore | None = None,
         transport: Transport | None = None,
         log: LogSink | None = None,
+        noise_key: NoiseKey | None = None,
     ) -> None:
         self.topology = topology
         self.partition = partition
@@ -45,6 +48,7 @@ class World:
         self.store = store or NodeStore()
         self.transport = transport or Transport()
         self.log = log or LogSink()
+        self.noise_key = noise_key or (NoiseKey() if topology.demands_privacy else None)
         self.round = 0
         """The current or next round, from 0."""
         self.num_rounds: int | None = None

@@ -30,6 +30,11 @@ _WRITTEN_ONCE = (CONFIG, "tokenizer.json")
 _KEPT_CHECKPOINT = CHECKPOINTS + "/round_{}.ckpt"
 
 
+def key_name(fingerprint: str) -> str:
+    """Return the name of the file of a noise key in the folder of a run."""
+    return f"noise-{fingerprint}.key"
+
+
 def check_name(name: str) -> str:
     """Check and return the name of a run.
 
@@ -53,7 +58,7 @@ def find_checkpoint(ckpt_path: str | None, runs: Path) -> Path | None:
     """
     if ckpt_path is None:
         return None
-    if ckpt_path != "last":
+    if str(ckpt_path) != "last":
         if not check_regular(Path(ckpt_path)).is_file():
             raise FileNotFoundError(f"no checkpoint at {ckpt_path}; --ckpt_path takes a file, or last")
         return Path(ckpt_path)

@@ -67,6 +67,11 @@ def _text(value: Any, where: str) -> Iterator[str]:
         yield f"{where}: must be text, but is {_short(value)}"
 
 
+def _unit(value: Any, where: str) -> Iterator[str]:
+    if value not in ("block", "document", "person"):
+        yield f"{where}: must be block, document or person, but is {_short(value)}"
+
+
 def _or_null(check: Check) -> Check:
     return lambda value, where: iter(()) if value is None else check(value, where)
 
@@ -134,7 +139,7 @@ _EXAMPLE_PRIVACY = ("example_noise_multiplier", "example_clip_norm", "example_de
 
 _NODE = _object(
     {"name": _text, "corpus": _or_null(_text), "children": _list(_node)},
-    {"told": _list(_text), **dict.fromkeys((*_PRIVACY, *_EXAMPLE_PRIVACY), _or_null(_number))},
+    {"told": _list(_text), **dict.fromkeys((*_PRIVACY, *_EXAMPLE_PRIVACY), _or_null(_number)), "example_unit": _unit},
 )
 _SCORE = _object({"perplexity": _or_null(_above_zero)}, {"bits_per_byte": _or_null(_number)})
 _FIGURES = _object(
@@ -183,5 +188,6 @@ _RECORD = _object(
         "initial_weights": _or_null(_text),
         "final_weights": _or_null(_table(_text)),
         "last_start": _START,
+        "noise_keys": _list(_object({"round": _count, "fingerprint": _text}, {})),
     },
 )

@@ -4,7 +4,7 @@ from worldlm.topology.draw import draw_tree
 from worldlm.topology.find import find_file
 from worldlm.topology.load import TopologyError, load_topology, parse_topology
 from worldlm.topology.mermaid import draw_mermaid
-from worldlm.topology.settings import Link, OuterOptimizer, Privacy, Residuals, Settings
+from worldlm.topology.settings import Link, OuterOptimizer, Privacy, PrivacyOfExamples, Residuals, Settings
 from worldlm.topology.shape import ALL, SHAPES, Shape, reshape, single, split_rounds, star, steps_per_round
 from worldlm.topology.tree import Node, Topology
 
@@ -15,6 +15,7 @@ __all__ = [
     "Node",
     "OuterOptimizer",
     "Privacy",
+    "PrivacyOfExamples",
     "Residuals",
     "Settings",
     "Shape",

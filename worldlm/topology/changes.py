@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from worldlm.topology.errors import join_names, suggest
-from worldlm.topology.settings import FOR_CHILDREN, KINDS_OF_PRIVACY, Privacy, Settings
+from worldlm.topology.settings import FOR_CHILDREN, KINDS_OF_PRIVACY, Privacy, PrivacyOfExamples, Settings
 from worldlm.topology.tree import Topology
 
 Described: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -218,7 +218,8 @@ def _begins(old: Described, new: Described, name: str, kind: str) -> bool:
 
 def _privacy(node: Mapping[str, Any], kind: str) -> Privacy | None:
     fields = {key.removeprefix(f"{kind}."): value for key, value in node.items() if key.startswith(f"{kind}.")}
-    return Privacy(**fields) if fields else None
+    kinds = {"privacy": Privacy, "example_privacy": PrivacyOfExamples}
+    return kinds[kind](**fields) if fields else None
 
 
 def _grouped(values: Mapping[str, Any]) -> dict[Any, list[str]]:

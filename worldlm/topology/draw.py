@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from worldlm.topology.settings import FOR_CHILDREN, Link, OuterOptimizer, Privacy, Residuals, Settings
+from worldlm.topology.settings import (
+    FOR_CHILDREN,
+    Link,
+    OuterOptimizer,
+    Privacy,
+    PrivacyOfExamples,
+    Residuals,
+    Settings,
+)
 from worldlm.topology.tree import Node, Topology
 
 
@@ -96,7 +104,8 @@ def _privacy(privacy: Privacy | None) -> str:
     if privacy is None:
         return "off"
     limit = "" if privacy.max_epsilon is None else f" ε≤{privacy.max_epsilon:g}"
-    return f"C={privacy.clip_norm:g} σ={privacy.noise_multiplier:g} δ={privacy.delta:g}{limit}"
+    unit = f"per {privacy.unit} " if isinstance(privacy, PrivacyOfExamples) else ""
+    return f"{unit}C={privacy.clip_norm:g} σ={privacy.noise_multiplier:g} δ={privacy.delta:g}{limit}"
 
 
 def _residuals(residuals: Residuals) -> str:

@@ -20,7 +20,15 @@ from worldlm.topology.errors import UserError
 from worldlm.topology.find import find_file
 from worldlm.topology.reader import Reader, read_text
 from worldlm.topology.scalars import is_null
-from worldlm.topology.settings import FOR_CHILDREN, Link, OuterOptimizer, Privacy, Residuals, Settings
+from worldlm.topology.settings import (
+    FOR_CHILDREN,
+    Link,
+    OuterOptimizer,
+    Privacy,
+    PrivacyOfExamples,
+    Residuals,
+    Settings,
+)
 from worldlm.topology.tree import MAX_LEVELS, Node, Topology
 
 _TOP_KEYS = ("name", "description", "settings", "root")
@@ -254,7 +262,8 @@ class _Loading:
                 self.reader.report(entry.line, problem)
             return None if demand is None else MISSING
         given = {} if demand is None else asdict(demand)
-        privacy = self.reader.build(Privacy, entry, key, given)
+        kind = PrivacyOfExamples if key == "example_privacy" else Privacy
+        privacy = self.reader.build(kind, entry, key, given)
         if privacy is None or demand is None:
             return privacy or MISSING
         written = self.reader.mapping(entry.node, key)

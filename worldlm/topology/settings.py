@@ -24,6 +24,10 @@ KINDS_OF_PRIVACY = ("privacy", "example_privacy")
 """Settings that enable differential privacy of updates and of examples. A descendant may only tighten them."""
 
 
+MIN_NOISE_MULTIPLIER = 0.001
+"""The smallest noise that can be drawn; its epsilon is in the hundreds of thousands."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Privacy:
     """Differential privacy: clipping to a norm, Gaussian noise, and a limit on the budget.
@@ -36,7 +40,7 @@ class Privacy:
     """Largest L2 norm that is not scaled down; above 0."""
 
     noise_multiplier: float = 0.0
-    """Standard deviation of the noise divided by `clip_norm`; at least 0; 0 only clips."""
+    """Standard deviation of the noise divided by `clip_norm`; 0, which only clips, or at least 0.001."""
 
     delta: float = 1e-5
     """The delta at which epsilon is computed; between 0 and 1, both excluded."""
@@ -52,7 +56,7 @@ class Privacy:
         raise_mistakes(
             {
                 "clip_norm": out_of_range(self.clip_norm, above=0),
-                "noise_multiplier": out_of_range(self.noise_multiplier, at_least=0),
+                "noise_multiplier": _noise_problem(self.noise_multiplier),
                 "delta": out_of_range(self.delta, above=0, below=1),
                 "max_epsilon": max_epsilon,
             }
@@ -76,6 +80,36 @@ class Privacy:
         demand, value = self.noise_multiplier, below.noise_multiplier
         if value < demand:
             problems["noise_multiplier"] = f"may only be tightened: at least {demand:g} as above, but is {value!r}"
+        return problems
+
+
+UNITS = ("block", "document", "person")
+"""Units of example-level privacy; each contains the ones before it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrivacyOfExamples(Privacy):
+    """Differential privacy of a node's training text.
+
+    Raises:
+        FieldError: (a ValueError) naming every field that is out of range.
+    """
+
+    unit: Literal["block", "document", "person"] = "block"
+    """What is protected: `block`, a piece of text as long as the model's input; `document`, a whole document; `person`,
+    all documents of a person, whom the corpus names (`person`)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super(PrivacyOfExamples, self).__post_init__()
+        raise_mistakes({"unit": _one_of(self.unit, *UNITS)})
+
+    def loosened_by(self, below: Privacy) -> dict[str, str]:
+        """Return the fields in which a descendant's privacy is weaker than this; see `Privacy.loosened_by`."""
+        problems = super(PrivacyOfExamples, self).loosened_by(below)
+        unit = getattr(below, "unit", UNITS[0])
+        if UNITS.index(unit) < UNITS.index(self.unit):
+            problems["unit"] = f"may only be tightened: {' or '.join(UNITS[UNITS.index(self.unit) :])}, but is {unit!r}"
         return problems
 
 
@@ -202,7 +236,7 @@ class Settings:
     privacy: Privacy | None = None
     """Update-level DP: the unit is the node with all its descendants. They may only tighten it."""
 
-    example_privacy: Privacy | None = None
+    example_privacy: PrivacyOfExamples | None = None
     """Example-level DP: DP-SGD in the fit. Descendants may only tighten it."""
 
     residuals: Residuals = field(default_factory=Residuals)
@@ -236,10 +270,22 @@ class Settings:
                 "deadline_seconds": out_of_range(self.deadline_seconds, above=0),
                 "min_participants": out_of_range(self.min_participants, at_least=0),
                 "max_update_norm": out_of_range(self.max_update_norm, above=0),
+                "example_privacy": _kind_problem(self.example_privacy),
                 "jurisdiction": "" if self.jurisdiction is None else bad_name(self.jurisdiction),
                 "optimizer_state": _one_of(state, "keep", "reset"),
             }
         )
+
+
+def _kind_problem(privacy: object) -> str:
+    return "" if isinstance(privacy, PrivacyOfExamples | None) else f"must be a PrivacyOfExamples, but is {privacy!r}"
+
+
+def _noise_problem(value: float) -> str:
+    """Return why a noise multiplier is not allowed; noise below 0.001 is too small for the grid that it is drawn on."""
+    if value == 0:
+        return ""
+    return out_of_range(value, at_least=0) or out_of_range(value, at_least=MIN_NOISE_MULTIPLIER)
 
 
 def _one_of(value: str, *allowed: str) -> str:

@@ -159,6 +159,11 @@ class Topology:
         return [node for node in self.root.walk() if node.holds_data]
 
     @property
+    def demands_privacy(self) -> bool:
+        """Whether any node has either level of privacy."""
+        return any(node.settings.is_private for node in self.nodes.values())
+
+    @property
     def depth(self) -> int:
         """The number of levels: 1 for a root alone."""
         return self.root.levels

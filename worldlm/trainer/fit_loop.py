@@ -96,6 +96,7 @@ class FederatedFitLoop(_FitLoop):
         if self._combined_loader is not None:
             return
         run, names = self.run_settings, [node.name for node in self.topology.data_nodes]
+        run.agree_on_folder(self._restored.get("world", {}).get("noise_key"))
         run.collect_callbacks()  # again: `configure_callbacks` of the module, or a `setup`, may have changed them
         self.loaders = request_loaders(self.trainer, self._data_source, names, run.devices_per_node)
         self._combined_loader = CombinedLoader(self.loaders, "sequential")
@@ -103,7 +104,6 @@ class FederatedFitLoop(_FitLoop):
         self.trainer.val_check_batch = float("inf")
         self._metric_callbacks = self._metric_callbacks or find_metric_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
         set_metric_callbacks(self._metric_callbacks, True)
-        run.agree_on_folder()
         self.val_loaders()  # Lightning requires all processes to request them at the same point
         self._make_world()
 

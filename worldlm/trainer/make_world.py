@@ -35,7 +35,16 @@ def make_world(trainer: pl.Trainer, run: RunSettings, module: Any, costs: Mappin
         topology, teams, trainer.global_rank, run.devices_per_node, lambda: trainer.received_sigterm
     )
     store = run.make_store([name for name in topology.nodes if transport.is_local(name)])
-    return World(topology, module.partition(), weights, seed=run.seed, store=store, transport=transport, log=run.log)
+    return World(
+        topology,
+        module.partition(),
+        weights,
+        seed=run.seed,
+        store=store,
+        transport=transport,
+        log=run.log,
+        noise_key=run.noise_key,
+    )
 
 
 def log_changes(changes: Changes, num_rounds: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from worldlm.federation.noise_key import NoiseKey
 from worldlm.rounds.method import Method
 from worldlm.storage.node_store import NodeStore
 from worldlm.topology import Topology
@@ -28,10 +29,13 @@ class RunSettings:
     """Writes metrics and texts to the loggers."""
     make_store: Callable[[Collection[str]], NodeStore]
     """Makes the store of waiting nodes, given the names of the nodes that this process holds."""
-    agree_on_folder: Callable[[], None]
-    """Makes all processes use the folder of process 0."""
+    agree_on_folder: Callable[[str | None], None]
+    """Makes all processes use the folder of process 0, and sets `noise_key` if the topology demands privacy, given the
+    fingerprint of the checkpoint's key."""
     collect_callbacks: Callable[[], None]
     """Makes `method` of the callbacks that the trainer has now, and checks it."""
+    noise_key: NoiseKey | None = None
+    """The noise key of the current fit."""
     num_ranks: int = 1
     """Processes that share the world."""
     devices_per_node: int = 1

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 
 from worldlm.checkpoint.lightning_io import AtomicCheckpointIO, CheckpointConnector
+from worldlm.federation.noise_key import NoiseKey
 from worldlm.federation.parameters import num_bytes
 from worldlm.rounds.context import Context
 from worldlm.rounds.method import Method
@@ -22,6 +23,7 @@ from worldlm.storage.node_store import NodeStore
 from worldlm.storage.paged_store import PagedStore, Paging
 from worldlm.topology import Shape, Topology, load_topology, reshape, split_rounds
 from worldlm.topology.shape import gone_as_one
+from worldlm.trainer.find_noise_key import find_noise_key
 from worldlm.trainer.fit_loop import FederatedFitLoop
 from worldlm.trainer.fit_plan import FitPlan
 from worldlm.trainer.method_checks import check_handed_out, check_listed_once, check_parts, check_settings
@@ -55,6 +57,8 @@ class WorldTrainer(pl.Trainer):
         nodes_on: Where nodes wait and are merged: in the memory of the `host`, or of the `device` that trains them.
             `auto` uses a GPU if the whole world fills at most half of its memory.
         paging: Keeps the tensors of waiting nodes on disk; by default they are in memory.
+        noise_key: File of the secret from which noise is drawn if the topology demands privacy; made if it does not
+            exist. By default, a new run makes one in its folder, and a resumed run uses that of its checkpoint.
         **kwargs: As `lightning.Trainer`. `devices` and `num_nodes` (machines) set the number of processes among which
             the nodes' fits are distributed; by default 1, or what torchrun has started. On a GPU `precision` is
             bf16-mixed unless it is given.
@@ -78,6 +82,7 @@ class WorldTrainer(pl.Trainer):
         fully_shard: bool = False,
         nodes_on: NodesOn = "auto",
         paging: Paging | None = None,
+        noise_key: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(topology, Topology) and settings:
@@ -91,6 +96,7 @@ class WorldTrainer(pl.Trainer):
         self._folder: Path | None = None
         self.nodes_on = check_nodes_on(nodes_on, paging is not None, fully_shard)
         self.paging = paging
+        self._noise_key_path = None if noise_key is None else Path(noise_key).expanduser()
         plugins = kwargs.get("plugins") or []
         kwargs["plugins"] = [
             *(plugins if isinstance(plugins, list) else [plugins]),
@@ -189,10 +195,18 @@ class WorldTrainer(pl.Trainer):
         """The run's folder: its logger's, else `default_root_dir`. Only process 0 writes there, except for pages."""
         return self._folder or Path(self.log_dir or self.default_root_dir)
 
-    def _agree_on_folder(self) -> None:
-        """Set the run's folder to that of process 0. All processes call this at the same point."""
+    def _agree_on_folder(self, fingerprint: str | None) -> None:
+        """Set the run's folder to that of process 0, and find the noise key. All processes call this together."""
         self._folder = None
         self._folder = self.folder
+        run = self._run_settings
+        if self.topology.demands_privacy and (run.noise_key is None or fingerprint is not None):
+            run.noise_key = find_noise_key(self, self.folder, self._noise_key_path, fingerprint)
+
+    @property
+    def noise_key(self) -> NoiseKey | None:
+        """The secret of all noise, once a fit has begun; None if the topology demands no privacy."""
+        return self._run_settings.noise_key
 
     def _make_store(self, names: Collection[str]) -> NodeStore:
         """Make the store for the nodes that this process holds."""

@@ -63,7 +63,7 @@ def prepare(folder: Path, job: Job) -> None:
     """Write what a run of this job needs: text, packed as the recipe's would be, and every client's batches of it."""
     from worldlm.data import Blocks, Request, TextFiles, load_tokenizer
     from worldlm.data import prepare as pack
-    from worldlm.data.samplers import make_sampler
+    from worldlm.data.poisson_samplers import make_sampler
 
     drawn = np.random.default_rng(SEED)
     for split, size in (("train", 2_000_000), ("validation", 20_000)):

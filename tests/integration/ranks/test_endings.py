@@ -106,6 +106,7 @@ def test_a_process_that_is_never_started(
     assert "start all of them, and check that each can reach the others and 127.0.0.1" in message
 
 
+@pytest.mark.slow
 def test_a_fit_may_take_longer_than_joining(star: Make, fit: Make, on_ranks: Make, monkeypatch: Any) -> None:
     monkeypatch.setattr(joining, "MINUTES_TO_JOIN", 1.5 / 60)
 

@@ -72,10 +72,11 @@ def run(whole: Make) -> Make:
 
 
 def test_two_sharding_teams_of_two_give_the_result_of_one_device(
-    busy_tree: Topology, run: Make, on_ranks: Make, differences: Make
+    tree_without_noise: Topology, run: Make, on_ranks: Make, differences: Make
 ) -> None:
     options = {"gradient_clip_val": 0.3, "accumulate_grad_batches": 2}
-    ranks, alone = on_ranks(4, lambda: run(busy_tree, **SHARDED, **options)), run(busy_tree, **options)
+    ranks = on_ranks(4, lambda: run(tree_without_noise, **SHARDED, **options))
+    alone = run(tree_without_noise, **options)
     assert_close(ranks[0]["all"], alone["all"])
     assert ranks[0]["metrics"] == pytest.approx(alone["metrics"], rel=1e-4)
     assert ranks[0]["local"] == ranks[1]["local"] != ranks[2]["local"] == ranks[3]["local"]
@@ -127,18 +128,19 @@ class SaveRound(Callback):
             trainer.save_checkpoint(self.path, weights_only=False)
 
 
+@pytest.mark.slow
 def test_resume_with_and_without_sharding(
-    tree: Topology, run: Make, on_ranks: Make, save_everywhere: Make, tmp_path: Path, make_module: Make
+    tree_without_noise: Topology, run: Make, on_ranks: Make, save_everywhere: Make, tmp_path: Path, make_module: Make
 ) -> None:
     """Checkpoints hold whole tensors. A sharded run can also resume from one that was saved within a round."""
     saver, path = save_everywhere("on_train_batch_end"), tmp_path / "sharded.ckpt"
-    alone = run(tree, callbacks=[saver])
+    alone = run(tree_without_noise, callbacks=[saver])
 
     def resumed(file: Path, **options: Any) -> Any:
-        return run(tree, resume=file, module=make_module(99), **options)["all"]
+        return run(tree_without_noise, resume=file, module=make_module(99), **options)["all"]
 
     def job() -> list[Any]:
-        run(tree, callbacks=[SaveRound(path)], **SHARDED)
+        run(tree_without_noise, callbacks=[SaveRound(path)], **SHARDED)
         within, paging = saver.saved[3], Paging(cache_gb=0.0)
         return [
             resumed(path, **SHARDED, paging=paging), resumed(within, **SHARDED), resumed(path, devices_per_node=2)

@@ -32,7 +32,7 @@ from worldlm.topology import Topology, parse_topology
 Make = Callable[..., Any]
 
 
-@pytest.mark.parametrize("number", [2, 3, 4])
+@pytest.mark.parametrize("number", [2, *(pytest.param(number, marks=pytest.mark.slow) for number in (3, 4))])
 def test_state_and_metrics_of_a_run(
     number: int, tree: Topology, busy_tree: Topology, deep: Topology, single: Topology, whole: Make, on_ranks: Make,
     differences: Make,
@@ -130,7 +130,7 @@ class SaveRounds(Callback):
         trainer.save_checkpoint(self.folder / f"round{trainer.world.round}.ckpt", weights_only=False)
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
 def test_resume_on_another_number_of_processes(
     every: int, deep: Topology, whole: Make, on_ranks: Make, differences: Make, save_everywhere: Make, tmp_path: Path
 ) -> None:

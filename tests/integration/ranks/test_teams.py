@@ -15,10 +15,10 @@ Make = Callable[..., Any]
 
 @pytest.mark.parametrize(("number", "size"), [(2, 2), (4, 2)])
 def test_two_devices_with_half_the_batch_give_the_result_of_one(
-    number: int, size: int, busy_tree: Topology, whole: Make, on_ranks: Make, differences: Make
+    number: int, size: int, tree_without_noise: Topology, whole: Make, on_ranks: Make, differences: Make
 ) -> None:
-    ranks = on_ranks(number, lambda: whole(busy_tree, devices_per_node=size, gradient_clip_val=1.0))
-    alone = whole(busy_tree, gradient_clip_val=1.0)
+    ranks = on_ranks(number, lambda: whole(tree_without_noise, devices_per_node=size, gradient_clip_val=1.0))
+    alone = whole(tree_without_noise, gradient_clip_val=1.0)
     states = alone["all"]["world"]["states"]
     for name, state in ranks[0]["all"]["world"]["states"].items():
         for figure in ("num_steps", "num_batches", "num_tokens", "bytes_up", "bytes_down", "participants"):

@@ -48,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize(
-    "how", ["torn", *(pytest.param(how, marks=pytest.mark.slow) for how in ("kill", "full", "read-only"))]
+    "how", [pytest.param(how, marks=pytest.mark.slow) for how in ("torn", "kill", "full", "read-only")]
 )
 def test_at_every_change(
     folder: Path, monkeypatch: pytest.MonkeyPatch, content: Callable[..., dict[str, Any]], how: How

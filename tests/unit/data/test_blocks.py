@@ -18,7 +18,7 @@ def _packed(tokens: np.ndarray, num_bytes: int = 1, folder: Path | None = None) 
     if folder is None:
         return PackedCorpus(Path("unused"), tokens, num_bytes, 1)
     packing = Packing(folder, str(tokens.dtype))
-    packing.append("train", tokens, num_bytes, 1)
+    packing.append("train", tokens, num_bytes, np.array([len(tokens)]), np.zeros(1, np.uint64))
     packing.finish()
     return PackedCorpus.open(folder / "train.bin")
 

@@ -23,7 +23,8 @@ from worldlm.data import (
     TextFiles,
     TrainedBPE,
 )
-from worldlm.topology import Node, Privacy, Settings, Topology
+from worldlm.federation.noise_key import NoiseKey
+from worldlm.topology import Node, PrivacyOfExamples, Settings, Topology
 
 
 @pytest.fixture
@@ -47,7 +48,8 @@ def _topology(**settings: Settings) -> Topology:
 def _attach(module: CorpusDataModule, topology: Topology, seq_len: int = 8, vocab_size: int = 257) -> CorpusDataModule:
     architecture = SimpleNamespace(max_seq_len=seq_len, vocab_size=vocab_size)
     lightning_module = SimpleNamespace(architecture=architecture)
-    trainer = SimpleNamespace(topology=topology, lightning_module=lightning_module, seed=0)
+    key = NoiseKey(bytes(32))
+    trainer = SimpleNamespace(topology=topology, lightning_module=lightning_module, seed=0, noise_key=key)
     module.trainer = cast(Trainer, trainer)
     return module
 
@@ -87,14 +89,14 @@ def test_validation_reads_all_blocks_in_order(corpora: dict[str, TextFiles], tmp
 
 
 def test_example_level_privacy_draws_poisson_batches(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
-    private = Settings(num_local_steps=40, example_privacy=Privacy(clip_norm=1.0))
+    private = Settings(num_local_steps=400, example_privacy=PrivacyOfExamples(clip_norm=1.0))
     topology = _topology(alpha=private, alpha_2=STEPS)
     module = _attach(_module({"alpha": corpora["alpha"]}, tmp_path), topology)
     module.setup()
     loaders = module.train_dataloader()
     sampler = loaders["alpha"].batch_sampler
     assert isinstance(sampler, PoissonBatchSampler)
-    assert sampler.sample_rate == 4 / 62
+    assert sampler.sample_rate == 4 / 55  # 501 tokens, in disjoint blocks of 9
     assert isinstance(loaders["alpha_2"].batch_sampler, BlockBatchSampler)
     sizes = {len(batch) for batch in loaders["alpha"]}
     assert 0 in sizes
@@ -171,10 +173,10 @@ def test_the_vocabulary_of_the_model_must_cover_all_tokens(corpora: dict[str, Te
 
 
 def test_too_large_poisson_batches_name_the_node(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
-    private = Settings(num_local_steps=1, batch_size=12, example_privacy=Privacy(clip_norm=1.0))
+    private = Settings(num_local_steps=1, batch_size=12, example_privacy=PrivacyOfExamples(clip_norm=1.0))
     module = _attach(_module({"beta": corpora["beta"]}, tmp_path), _topology(beta=private))
     module.setup()
-    with pytest.raises(ValueError, match="node 'beta', corpus 'beta'.*batch_size is 12.*11 blocks"):
+    with pytest.raises(ValueError, match="node 'beta', corpus 'beta'.*batch_size is 12.*10 blocks"):
         module.train_dataloader()
 
 
@@ -235,7 +237,7 @@ def test_weights_set_the_share_of_each_part(corpora: dict[str, TextFiles], tmp_p
     module.setup()
     first = [row[0] for batch in module.train_dataloader()["both"] for row in batch[:, 2:3].tolist()]
     assert sum(token == 97 for token in first) == pytest.approx(8000, abs=40)  # a few rows begin with an end of text
-    private = Settings(num_local_steps=1, example_privacy=Privacy(clip_norm=1.0))
+    private = Settings(num_local_steps=1, example_privacy=PrivacyOfExamples(clip_norm=1.0))
     _attach(module, _topology(both=private))
     with pytest.raises(ValueError, match="node 'both', corpus 'both'.*weights of a mixture cannot be combined with"):
         module.train_dataloader()
@@ -271,7 +273,7 @@ def test_corpora_that_only_all_uses_are_warned_of(corpora: dict[str, TextFiles],
 
 def test_a_listener_draws_no_batches_for_private_training(corpora: dict[str, TextFiles], tmp_path: Path) -> None:
     """The text of a listener may be shorter than a Poisson-sampled batch, because it never trains."""
-    private = Settings(num_local_steps=0, batch_size=99, example_privacy=Privacy(clip_norm=1.0))
+    private = Settings(num_local_steps=0, batch_size=99, example_privacy=PrivacyOfExamples(clip_norm=1.0))
     module = CorpusDataModule({"beta": corpora["beta"], "alpha": corpora["alpha"]}, cache_dir=str(tmp_path / "cache"))
     _attach(module, _topology(beta=private, alpha=STEPS)).setup()
     assert isinstance(module.train_dataloader()["beta"].batch_sampler, BlockBatchSampler)

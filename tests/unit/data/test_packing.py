@@ -14,8 +14,9 @@ from worldlm.data.packing import Packing, open_folder
 
 
 def _append(packing: Packing, train: list[int], validation: list[int]) -> None:
-    packing.append("train", np.array(train, packing.dtype), len(train) - 1, 1)
-    packing.append("validation", np.array(validation, packing.dtype), len(validation) - 1, 1)
+    for split, tokens in (("train", train), ("validation", validation)):
+        lengths, persons = np.array([len(tokens)]), np.array([7], np.uint64)
+        packing.append(split, np.array(tokens, packing.dtype), len(tokens) - 1, lengths, persons)  # type: ignore[arg-type]
 
 
 def _pack(target: Path, dtype: str = "uint16") -> Path:
@@ -33,12 +34,14 @@ def test_tokens_are_appended_in_order(tmp_path: Path, dtype: str) -> None:
     assert packed["validation"].tokens.tolist() == [99, 256, 101, 102, 256]
     train = packed["train"]
     assert train.tokens.dtype == dtype
+    assert train.documents is not None
+    assert train.documents.tolist() == [(3, 7), (5, 7)]
     assert (train.num_tokens, train.num_bytes, train.num_documents) == (5, 3, 2)
     assert train.bytes_per_token == 3 / 5
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("name", ["train.bin", "validation.bin", "counts.json"])
+@pytest.mark.parametrize("name", ["train.bin", "validation.bin", "counts.json", "train.documents"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "short", "odd", "longer", "flipped"])
 def test_damage_is_detected(tmp_path: Path, name: str, damage: str) -> None:
     folder = _pack(tmp_path / "a")

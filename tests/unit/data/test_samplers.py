@@ -24,10 +24,13 @@ from worldlm.data import (
     PackedCorpus,
     PoissonBatchSampler,
 )
-from worldlm.data.samplers import WINDOW, make_sampler, quotas, spread
+from worldlm.data.poisson_samplers import make_sampler
+from worldlm.data.samplers import WINDOW, quotas, spread
+from worldlm.federation.noise_key import NoiseKey
 
+KEY = NoiseKey(bytes(32))
 SIZES, WEIGHTS = [30, 7, 3], [0.5, 0.3, 0.2]
-KINDS: dict[str, dict[str, Any]] = {"uniform": {}, "poisson": {"poisson": True}, "mixture": {"weights": WEIGHTS}}
+KINDS: dict[str, dict[str, Any]] = {"uniform": {}, "poisson": {"key": KEY}, "mixture": {"weights": WEIGHTS}}
 
 
 def _sampler(kind: str, batch_size: int = 4, seed: int = 0, node: str = "a") -> NodeSampler:
@@ -61,9 +64,9 @@ def test_the_uniform_order_is_fixed() -> None:
 
 
 def test_the_poisson_order_is_fixed() -> None:
-    expected = [[2, 0], [13, 15, 7], [10, 15, 5], [4, 3, 17, 14]]
-    assert _visit(PoissonBatchSampler(20, 3, 1, "a"), 3, 4) == expected
-    assert _digest(_visit(PoissonBatchSampler(5000, 32, 1337, "wk"), 17, 64)) == "cff769e83fcf5e6d"
+    expected = [[1, 8, 14], [2, 5, 17], [6, 18], [6, 8, 14, 19]]
+    assert _visit(PoissonBatchSampler(20, 3, KEY, "a"), 3, 4) == expected
+    assert _digest(_visit(PoissonBatchSampler(5000, 32, KEY, "wk"), 17, 64)) == "afae67cc401c47fe"
 
 
 def test_the_order_of_a_mixture_is_fixed() -> None:
@@ -72,13 +75,13 @@ def test_the_order_of_a_mixture_is_fixed() -> None:
     assert _digest(_visit(sampler, 2400, 200)) == "ee0f2477fbef44c7"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["uniform", "mixture"])
 def test_seed_and_node_make_different_orders(kind: str) -> None:
     orders = {str(list(_sampler(kind, 4, seed, node))) for seed in (0, 1) for node in "ab"}
     assert len(orders) == 4
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["uniform", "mixture"])
 def test_samplers_can_be_pickled(kind: str) -> None:
     sampler = _sampler(kind)
     assert list(pickle.loads(pickle.dumps(sampler))) == list(sampler)
@@ -105,14 +108,26 @@ def test_a_batch_may_be_larger_than_the_text() -> None:
 
 def test_a_mixture_without_weights_is_one_text() -> None:
     assert list(_sampler("uniform")) == list(BlockBatchSampler(40, 4, 0, "a"))
-    assert list(_sampler("poisson")) == list(PoissonBatchSampler(40, 4, 0, "a"))
+    assert list(_sampler("poisson")) == list(PoissonBatchSampler(40, 4, KEY, "a"))
 
 
 # ---------------------------------------------------------------------- Poisson
 
 
+def test_poisson_draws_differ_by_key_and_node_and_never_leave_the_process() -> None:
+    samplers = [PoissonBatchSampler(40, 4, key, node) for key in (KEY, NoiseKey(b"k" * 32)) for node in "ab"]
+    assert len({str(list(sampler)) for sampler in samplers}) == 4
+    with pytest.raises(TypeError, match="a noise key is secret"):
+        pickle.dumps(samplers[0])
+
+
+def test_a_seed_in_place_of_the_key_is_rejected() -> None:
+    with pytest.raises(TypeError, match=r"key is 7: it must be a NoiseKey, such as trainer\.noise_key"):
+        PoissonBatchSampler(20, 3, 7, "a")  # type: ignore[arg-type]
+
+
 def test_poisson_batches_have_the_sample_rate() -> None:
-    sampler = PoissonBatchSampler(20, 3, seed=0, node="a")
+    sampler = PoissonBatchSampler(20, 3, KEY, node="a")
     sampler.length = 4000
     assert sampler.sample_rate == 0.15
     taken = np.zeros((sampler.length, 20))
@@ -129,13 +144,13 @@ def test_poisson_batches_have_the_sample_rate() -> None:
 
 def test_a_poisson_batch_size_is_at_most_the_text() -> None:
     with pytest.raises(ValueError, match="batch_size is 4.* 3 blocks"):
-        PoissonBatchSampler(3, 4, seed=0, node="a")
-    assert sorted(next(iter(PoissonBatchSampler(3, 3, seed=0, node="a")))) == [0, 1, 2]
+        PoissonBatchSampler(3, 4, KEY, node="a")
+    assert sorted(next(iter(PoissonBatchSampler(3, 3, KEY, node="a")))) == [0, 1, 2]
 
 
 def test_poisson_sampling_rejects_weights() -> None:
     with pytest.raises(ValueError, match="weights of a mixture cannot be combined with example_privacy"):
-        make_sampler(SIZES, 4, 0, "a", weights=WEIGHTS, poisson=True)
+        make_sampler(SIZES, 4, 0, "a", weights=WEIGHTS, key=KEY)
 
 
 # ---------------------------------------------------------------------- mixtures

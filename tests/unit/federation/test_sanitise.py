@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from worldlm.federation.noise_key import NoiseKey
 from worldlm.federation.parameters import norm, subtract
 from worldlm.federation.privacy import Sanitised, sanitise
 
@@ -20,8 +21,8 @@ def moved(length: float) -> dict[str, Tensor]:
 
 
 def clean(model, clip_norm: float, noise_multiplier: float = 0.0, seed: int = 0, start=START) -> Sanitised:
-    generator = torch.Generator().manual_seed(seed)
-    return sanitise(model, start, clip_norm=clip_norm, noise_multiplier=noise_multiplier, generator=generator)
+    stream = NoiseKey(bytes(32)).stream_for(seed)
+    return sanitise(model, start, clip_norm=clip_norm, noise_multiplier=noise_multiplier, stream=stream)
 
 
 def noise_of(result: Sanitised, mean: dict[str, Tensor] = START) -> dict[str, Tensor]:
@@ -102,19 +103,42 @@ def test_noise_is_added_to_short_updates_too(length) -> None:
     assert all((tensor != 0).all() for tensor in noise_of(result, moved(length)).values())
 
 
-def test_noise_is_added_after_clipping_and_independent_of_the_update() -> None:
-    alone = noise_of(clean(START, clip_norm=2.0, noise_multiplier=0.5))
-    result = noise_of(clean(moved(100.0), clip_norm=2.0, noise_multiplier=0.5), moved(2.0))
-    torch.testing.assert_close(result, alone, rtol=0, atol=1e-5)
+def test_noise_is_added_after_clipping() -> None:
+    """The noise of two different updates differs, so that their difference does not cancel it."""
+    alone = noise_of(clean(START, clip_norm=2.0, noise_multiplier=0.001))
+    result = noise_of(clean(moved(100.0), clip_norm=2.0, noise_multiplier=0.001), moved(2.0))
+    for name, noise in result.items():
+        assert (noise != alone[name]).all()
+        assert noise.abs().max() < 8 * 0.002
+
+
+def test_the_same_update_has_the_same_noise_and_the_next_one_independent_noise() -> None:
+    zero = {"x": torch.zeros(2000)}
+    noises = [clean({"x": zero["x"] + shift}, 1.0, 1.0, start=zero).tensors["x"] for shift in (0.0, 0.0, 1e-20)]
+    assert torch.equal(noises[0], noises[1])
+    assert abs(torch.corrcoef(torch.stack(noises[1:]))[0, 1]) < 5 * 2000**-0.5
+
+
+def test_noise_below_the_precision_of_the_grid_is_rejected() -> None:
+    with pytest.raises(ValueError, match="noise_multiplier is 0.0001: it must be 0 or at least 0.001"):
+        clean(moved(1.0), 1.0, noise_multiplier=1e-4)
+
+
+def test_the_noised_update_lies_on_the_grid() -> None:
+    """Its last bits are those of the grid, whatever the update was."""
+    zero = {"x": torch.zeros(1000, dtype=torch.float64)}
+    model = {"x": torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)}
+    sent = clean(model, 1.0, 1.0, start=zero).tensors["x"] * 2**40 - 0.5  # in steps of the grid
+    assert torch.equal(sent, sent.round())
 
 
 @pytest.mark.parametrize(("clip_norm", "noise_multiplier"), [(2.0, 0.25), (0.1, 3.0)])
 def test_the_moments_of_the_noise_in_every_coordinate(clip_norm, noise_multiplier) -> None:
-    num_draws, generator = 2000, torch.Generator().manual_seed(0)
+    num_draws, key = 2000, NoiseKey(bytes(32))
     zero = {"a": torch.zeros(2, 2), "b": torch.zeros(3)}
     draws = [
-        sanitise(zero, zero, clip_norm=clip_norm, noise_multiplier=noise_multiplier, generator=generator)
-        for _ in range(num_draws)
+        sanitise(zero, zero, clip_norm=clip_norm, noise_multiplier=noise_multiplier, stream=key.stream_for(draw))
+        for draw in range(num_draws)
     ]
     rows = torch.stack([torch.cat([t.flatten() for t in sanitised.tensors.values()]) for sanitised in draws]).double()
     rows /= clip_norm * noise_multiplier  # should be standard normal, and independent
@@ -133,17 +157,17 @@ def test_the_noise_is_gaussian() -> None:
     assert (draws**4).mean().item() == pytest.approx(3.0, abs=5 * (96 / 100_000) ** 0.5)
 
 
-def test_same_seed_same_noise() -> None:
+def test_same_purpose_same_noise() -> None:
     first, second = (clean(moved(1.0), 2.0, 1.0, seed=7).tensors for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_different_seeds_give_different_noise_everywhere() -> None:
+def test_different_purposes_give_different_noise_everywhere() -> None:
     first, second = (clean(moved(1.0), 2.0, 1.0, seed=seed).tensors for seed in (7, 8))
     assert all((first[name] != second[name]).all() for name in first)
 
 
-def test_noise_uses_only_its_generator() -> None:
+def test_noise_uses_no_global_generator() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     clean(moved(1.0), clip_norm=2.0, noise_multiplier=1.0)

@@ -56,8 +56,9 @@ def test_noise_protects_beyond_where_it_was_added(
 
 
 def test_a_guarantee_in_words(tree: Topology) -> None:
+    of_updates = "for all text at and below the node, towards its parent and all beyond it"
     assert [describe(protection) for protection in protections(tree, tree.nodes["b"], "c", FIGURES)] == [
         "its training steps: no finite epsilon, noise multiplier 0.5",
-        "the updates of `b`: epsilon 1.50 at delta 1e-06, noise multiplier 2",
-        "the updates of `north`: epsilon 3.00 at delta 1e-06, noise multiplier 2",
+        f"the updates of `b`: epsilon 1.50 at delta 1e-06, {of_updates}, noise multiplier 2",
+        f"the updates of `north`: epsilon 3.00 at delta 1e-06, {of_updates}, noise multiplier 2",
     ]

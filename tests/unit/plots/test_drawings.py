@@ -99,5 +99,5 @@ def test_budget_shows_spent_epsilon_and_limits() -> None:
     lines = [(line.get_label(), list(line.get_ydata())) for line in figure.axes[0].lines]
     assert lines[0] == ("a, b, at most 8", [1.0])
     assert lines[1][1] == [8.0, 8.0]
-    assert lines[2] == ("a (examples): no bound", [])
+    assert lines[2] == ("a (for each block of text): no bound", [])
     assert len(lines) == 3

@@ -102,7 +102,8 @@ def test_one_run_is_told_wholly(lay: Lay, capsys: pytest.CaptureFixture[str]) ->
     for expected in (
         "A world of 5 nodes in 3 levels, 3 with text (shore), trained for 2 of 2 rounds with seed 1337 on 6,666 tokens",
         "went from 257.75 to 16.75 (after_fit).",
-        "The largest epsilon that a node has spent is 8.75 (private: c).",
+        "The largest epsilon that a node has spent is 8.75 (private: c). "
+        f"epsilon: at delta 1e-05, for {UPDATES}, towards {PARENT}.",
         "worldlm fit --recipe tiny",
         "worldlm fit --recipe runs/tiny/version_0/config.yaml --name tiny-repeated --trainer.logger null",
         "model: {lr: 0.5}",
@@ -110,6 +111,9 @@ def test_one_run_is_told_wholly(lay: Lay, capsys: pytest.CaptureFixture[str]) ->
         "25.8 MB over all edges",
     ):
         assert expected in page.text
+
+
+UPDATES, PARENT = "all text at and below the node", "its parent and all beyond it"
 
 
 @pytest.mark.usefixtures("empty_pictures")
@@ -137,8 +141,8 @@ def test_the_table_says_what_the_record_says(lay: Lay, content: Callable[..., di
 def test_privacy_has_an_account_of_every_private_node(lay: Lay) -> None:
     page = report_page(lay())
     assert page.table("noise_multiplier")[:2] == [
-        ["node", "protects", "epsilon", "max_epsilon", "delta", "noise_multiplier", "clip_norm"],
-        ["c", "updates", "8.75", "12", "1e-05", "0.75", "0.5"],
+        ["node", "protects", "towards", "epsilon", "max_epsilon", "delta", "noise_multiplier", "clip_norm"],
+        ["c", UPDATES, PARENT, "8.75", "12", "1e-05", "0.75", "0.5"],
     ]
     assert page.table("c (updates)")[1:3] == [["1", "4.38"], ["2", "8.75"]]
     rounds = [{"round": 0, "nodes": {"a": {"after_merge": {"perplexity": 4.0}}}, "attention": {}, "routes": {}}]
@@ -155,7 +159,7 @@ def test_an_epsilon_without_a_bound_is_said_to_have_none(lay: Lay, content: Call
     for round_ in rounds:
         round_["nodes"]["c"]["epsilon"] = None
     page = report_page(lay(rounds=rounds))
-    assert page.table("noise_multiplier")[1][2] == "no bound"
+    assert page.table("noise_multiplier")[1][3] == "no bound"
     assert "is no bound (private: c)" in page.text
 
 
@@ -249,7 +253,7 @@ def test_what_older_versions_did_not_write_is_left_out(lay: Lay, content: Callab
     old["topology"]["root"] = strip(old["topology"]["root"])
     folder = lay("old", config=None, text=json.dumps(old))
     page = report_page(folder)
-    assert page.table("noise_multiplier")[0] == ["node", "protects", "epsilon", "noise_multiplier"]
+    assert page.table("noise_multiplier")[0] == ["node", "protects", "towards", "epsilon", "noise_multiplier"]
     assert "Its command and its config.yaml are missing." in page.text
     assert "every federation has a frame." in page.text
 

@@ -88,10 +88,11 @@ def export_node(run: SavedRun, node: str, target: Path, *, license_: str | None 
         warnings.append(warning.replace("**", "").replace("`", ""))
     if tokenizer is not None:
         config["eos_token_id"] = tokenizer.end_of_text
+    target.parent.mkdir(parents=True, exist_ok=True)
     target = check_link(target).resolve()
     _remove_left_over(target)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
+    partial.mkdir()
     try:
         _write_json(partial / CONFIG, config)
         save_file(

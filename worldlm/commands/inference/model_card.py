@@ -169,8 +169,8 @@ def _privacy(run: SavedRun, node: str) -> Iterator[str]:
         lines += [f"| {name} | {_guarantees(guarantees)} |" for name, guarantees in found.items()]
         yield _cut(lines)
         yield (
-            "*Training steps*: the protected unit is one block of text. *Updates*: the protected unit is all text at "
-            "and below the node that sent them. Where there are several guarantees, each holds by itself."
+            "*Training steps* were clipped and noised, and so were *updates*, where a node sent them to its parent. "
+            "Where there are several guarantees, each holds by itself."
         )
     if warning := own_updates(run, node, tree):
         yield warning

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from worldlm.topology import Node, Topology
+from worldlm.runs.guarantees import meaning
+from worldlm.topology import Node, PrivacyOfExamples, Topology
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,7 +15,7 @@ class Protection:
     """A guarantee for a text in a model."""
 
     kind: Literal["examples", "updates"]
-    """`examples` protects a block of text, by DP-SGD. `updates` protects all text at and below a node."""
+    """`examples` protects blocks, documents or persons, by DP-SGD. `updates` protects all text at and below a node."""
     node: str
     """The node whose privacy ledger counts it."""
     epsilon: float | None
@@ -23,6 +24,8 @@ class Protection:
     """The delta of this epsilon; None if the topology's settings are not known."""
     noise_multiplier: float | None
     """Noise divided by the clipping norm; None if it is not known."""
+    unit: str | None = None
+    """Of examples: `block`, `document` or `person`."""
 
 
 def protections(
@@ -60,6 +63,7 @@ def _protection(kind: Literal["examples", "updates"], node: Node, epsilon: float
         epsilon=epsilon,
         delta=None if settings is None else settings.delta,
         noise_multiplier=None if settings is None else settings.noise_multiplier,
+        unit=settings.unit if isinstance(settings, PrivacyOfExamples) else None,
     )
 
 
@@ -69,5 +73,5 @@ def describe(protection: Protection) -> str:
     noise = "" if protection.noise_multiplier is None else f", noise multiplier {protection.noise_multiplier:g}"
     if protection.epsilon is None:
         return f"{whose}: no finite epsilon{noise}"
-    delta = "" if protection.delta is None else f" at delta {protection.delta:g}"
-    return f"{whose}: epsilon {protection.epsilon:.2f}{delta}{noise}"
+    kind = "example_epsilon" if protection.kind == "examples" else "epsilon"
+    return f"{whose}: epsilon {protection.epsilon:.2f} {meaning(kind, protection.delta, protection.unit)}{noise}"

@@ -10,7 +10,7 @@ from worldlm.runs.results import nodes_of
 
 _MAX_SHOWN = 3
 """Differences that are printed; the others are counted."""
-_INPUTS = ("seed", "rounds_wanted", "initial_weights")
+_INPUTS = ("seed", "rounds_wanted", "initial_weights", "noise_keys")
 _MACHINE = ("platform", "device", "threads", "code")
 
 Difference = tuple[tuple[str, ...], Any, Any]
@@ -18,7 +18,8 @@ Difference = tuple[tuple[str, ...], Any, Any]
 
 
 def run_changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Return the differences with which a repetition cannot match: in seed, rounds, nodes, text, batches or weights.
+    """Return the differences with which a repetition cannot match: in seed, noise key, rounds, nodes, text, batches or
+    weights.
 
     Args:
         first: The results.json of the run that is repeated. What it lacks is not compared.
@@ -103,6 +104,8 @@ def _line(path: tuple[str, ...], first: Any, second: Any) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_value(entry)}" for name, entry in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_value, value)) or "nothing"
     return "nothing" if value is None else str(value)

@@ -42,6 +42,8 @@ def read_first_run(folder: Path) -> FirstRun:
         raise UserError([f"{folder} is not finished: finish it first, with worldlm fit and --ckpt_path last"])
     if content.get("changes"):
         raise UserError([f"{folder} cannot be repeated: its topology changed, and config.yaml has only the last one"])
+    if len(content.get("noise_keys", [])) > 1:
+        raise UserError([f"{folder} cannot be repeated: its noise key was lost or replaced between two rounds"])
     if content.get("initial_weights") is None:
         raise UserError([f"{folder} cannot be repeated: it went on from the checkpoint of another run"])
     return FirstRun(folder=folder, content=content, config=config.read_text("utf-8", "replace"))

@@ -27,12 +27,13 @@ from worldlm.commands.repeat.differences import (
 from worldlm.commands.repeat.first_run import FirstRun
 from worldlm.commands.report.settings import flat_settings
 from worldlm.monitoring.record import weights_digest
-from worldlm.runs.folder import CONFIG, LAST, find_saved
+from worldlm.runs.folder import CONFIG, LAST, find_saved, key_name
 from worldlm.runs.results import RESULTS, read_results
+from worldlm.storage.noise_key_file import find_key
 from worldlm.trainer.world_trainer import WorldTrainer
 
-_DEVICES = ("trainer.devices", "trainer.num_nodes")
-"""Settings that do not change the results."""
+_WITHOUT_EFFECT = ("trainer.devices", "trainer.num_nodes", "trainer.noise_key")
+"""Settings that do not change the results: where the work is done, and where the key is."""
 
 
 class DifferentRun(Exception):
@@ -70,7 +71,7 @@ def _read(path: Path) -> str:
 
 def _settings(config: str) -> Mapping[str, str]:
     settings = flat_settings(config) or {}
-    return {name: value for name, value in settings.items() if name not in _DEVICES}
+    return {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT}
 
 
 @dataclass(slots=True)
@@ -99,8 +100,27 @@ class RepeatCLI(RecipeCLI):
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
         first = self.repetition.first.folder
+        self._use_noise_key()
         if self.checkpoint is not None and self.checkpoint.resolve().is_relative_to(first.resolve()):
             raise UsageError(f"ckpt_path {self.checkpoint} belongs to {first}, the run that is to be repeated")
+
+    def _use_noise_key(self) -> None:
+        """Let the repetition draw the same noise, which needs the key of the first run.
+
+        Raises:
+            UsageError: If the first run had a noise key, and it is not in its folder and not named.
+        """
+        first, settings = self.repetition.first, self.config["fit"].trainer
+        for recorded in first.content.get("noise_keys", []):
+            path = find_key(recorded["fingerprint"], [first.folder])
+            given = settings.noise_key is not None and Path(settings.noise_key).expanduser().exists()
+            if path is None and not given:
+                name = key_name(recorded["fingerprint"])
+                raise UsageError(
+                    f"{first.folder} has no {name}: without its noise key the noise cannot be the same. Whoever has "
+                    "the key can name it: --trainer.noise_key FILE"
+                )
+            settings.noise_key = settings.noise_key if given else str(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         trainer = super().instantiate_trainer(**kwargs)

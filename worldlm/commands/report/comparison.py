@@ -17,6 +17,7 @@ from worldlm.commands.report.load_runs import Run
 from worldlm.commands.report.number_format import count_text, duration, epsilon, list_names, plural, score, size
 from worldlm.commands.report.settings import flat_settings
 from worldlm.plots.boxes import MAX_ROWS
+from worldlm.runs.guarantees import meanings
 from worldlm.runs.results import RunRecord
 
 MAX_NODES = 12
@@ -76,7 +77,9 @@ def _runs(runs: Sequence[Run], nodes: Sequence[str]) -> Html:
     lines = [_run(run, f"r{i}", nodes) for i, run in enumerate(runs)]
     if len({run.record.topology for run in runs}) == 1:
         lines = [[line[0], "", *line[2:]] for line in lines]
-    note = "Perplexities are means over the data nodes that all runs have."
+    note = "Perplexities are means over the data nodes that all runs have. Epsilon is the largest of any node"
+    explained = dict.fromkeys(line for run in runs for line in meanings(run.record.nodes))
+    note += "".join(f"; {line}" for line in explained) + "."
     return joined([table(headings, lines, words=[1]), element("p", note, class_="note") if nodes else NOTHING])
 
 

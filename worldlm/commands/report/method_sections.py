@@ -11,6 +11,7 @@ from worldlm.plots.boxes import of_names, of_settings, of_traffic, shortened
 from worldlm.plots.budget import budget
 from worldlm.plots.heatmaps import attention as attention_picture
 from worldlm.plots.world import draw_world
+from worldlm.runs.guarantees import towards, unit
 from worldlm.runs.results import RunRecord
 
 DROPPED = "dropped"
@@ -86,13 +87,13 @@ def privacy(run: Run, salt: str) -> Html:
             "p", "This run has no differential privacy: no node clips its updates or examples and adds noise."
         )
     rows = [_account_row(account) for account in found]
-    headings = ("node", "protects", "epsilon", "max_epsilon", "delta", "noise_multiplier", "clip_norm")
+    headings = ("node", "protects", "towards", "epsilon", "max_epsilon", "delta", "noise_multiplier", "clip_norm")
     spent = [account for account in found if account.spent]
     note = (
-        "Epsilon spent, computed by Opacus' accountants. For updates, the protected unit is all text at and below the "
-        "node; for examples, it is one block of text. A node stops taking part before it would exceed its max_epsilon."
+        "Epsilon spent at delta, which bounds what those named under towards learn about the unit under protects. A "
+        "node stops taking part before it would exceed its max_epsilon."
     )
-    parts = [element("p", note), if_long("All private nodes", len(rows), table(headings, rows, words=[1]))]
+    parts = [element("p", note), if_long("All private nodes", len(rows), table(headings, rows, words=[1, 2]))]
     if any(epsilon_ is not None for account in spent for epsilon_ in account.spent.values()):
         parts.append(picture(lambda: budget(run.record, INCHES), f"{salt}-budget", "privacy spent by round"))
     return joined([*parts, folded("Epsilon round by round", _ledger(run.record, spent[:24]))])
@@ -101,7 +102,7 @@ def privacy(run: Run, salt: str) -> Html:
 def _account_row(account: metrics.Account) -> list[str]:
     last = epsilon(account.spent[max(account.spent)]) if account.spent else "nothing spent"
     settings = (account.max_epsilon, account.delta, account.noise_multiplier, account.clip_norm)
-    return [account.node, metrics.KIND_NAMES[account.kind], last, *map(setting, settings)]
+    return [account.node, unit(account.kind, account.unit), towards(account.kind), last, *map(setting, settings)]
 
 
 def _ledger(record: RunRecord, spent: list[metrics.Account]) -> Html:

@@ -72,6 +72,8 @@ class Account:
     """The node's name."""
     kind: str
     """A key of `KIND_NAMES`, under which the record has epsilon."""
+    unit: str | None
+    """The protected unit of examples; None for updates, or where it is not recorded."""
     noise_multiplier: float | None
     """None where it is not recorded."""
     clip_norm: float | None
@@ -103,6 +105,7 @@ def _account(record: RunRecord, node: dict[str, Any], kind: str) -> Account:
     noise, clip, delta = (node.get(key) for key in _SETTINGS[kind])
     by_round = {round_["round"] + 1: round_["nodes"].get(name, {}) for round_ in record.rounds}
     return Account(
-        node=name, kind=kind, noise_multiplier=noise, clip_norm=clip, delta=delta, max_epsilon=node.get(KINDS[kind]),
+        node=name, kind=kind, unit=node.get("example_unit"), noise_multiplier=noise, clip_norm=clip, delta=delta,
+        max_epsilon=node.get(KINDS[kind]),
         spent={number: figures[kind] for number, figures in by_round.items() if kind in figures},
     )  # fmt: skip

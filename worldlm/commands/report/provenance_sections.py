@@ -10,7 +10,7 @@ from worldlm.commands.report.html_tags import NOTHING, Html, code, element, fact
 from worldlm.commands.report.load_runs import Run
 from worldlm.commands.report.number_format import count_text
 from worldlm.commands.report.results_sections import MAX_ROWS
-from worldlm.runs.folder import CONFIG
+from worldlm.runs.folder import CONFIG, key_name
 
 
 def data(run: Run) -> Html:
@@ -80,6 +80,8 @@ def repeat(run: Run) -> Html:
     if run.config is not None:
         name = f"{run.folder.parent.name if run.folder.name.startswith('version_') else run.folder.name}-repeated"
         again = ["worldlm", "fit", "--recipe", str(run.folder / CONFIG), "--name", name]
+        keys = [str(run.folder / key_name(key["fingerprint"])) for key in run.record.content.get("noise_keys", [])]
+        again += ["--trainer.noise_key", keys[0]] if len(keys) == 1 else []
         command = shlex.join([*again, "--trainer.logger", "null", "--ckpt_path", "null"])
         note = (
             "The same run from its settings, in a new folder; run it in the folder where it was first run. With the "

@@ -11,6 +11,7 @@ from worldlm.commands.report.load_runs import Run
 from worldlm.commands.report.number_format import count_text, duration, epsilon, list_names, plural, score, size
 from worldlm.plots.boxes import of_perplexity, shortened
 from worldlm.plots.world import draw_world
+from worldlm.runs.guarantees import meanings
 from worldlm.runs.results import RunRecord
 
 MAX_ROWS = 200
@@ -61,7 +62,9 @@ def _privacy(record: RunRecord) -> str:
     names = list(dict.fromkeys(account.node for account in found if account.spent))
     if not names:
         return "Nodes have privacy settings, and no epsilon was spent yet."
-    return f"The largest epsilon that a node has spent is {epsilon(record.epsilon)} (private: {list_names(names)})."
+    explained = " ".join(f"{line}." for line in meanings(record.nodes))
+    largest = f"The largest epsilon that a node has spent is {epsilon(record.epsilon)} (private: {list_names(names)})."
+    return f"{largest} {explained}"
 
 
 def _cards(run: Run) -> Html:
@@ -79,7 +82,8 @@ def _cards(run: Run) -> Html:
         ("time", duration(record.content["seconds"]), "sum of all starts"),
     ]
     if record.rounds and any(account.spent for account in metrics.accounts(record)):
-        cards.append(("epsilon", epsilon(record.epsilon), "the largest of any node"))
+        note = "; ".join(["the largest of any node", *meanings(record.nodes)])
+        cards.append(("epsilon", epsilon(record.epsilon), note))
     items = (
         element("li", element("span", name), element("strong", value), element("small", note))
         for name, value, note in cards
