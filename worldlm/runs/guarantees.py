@@ -44,6 +44,7 @@ def meanings(nodes: Iterable[Mapping[str, Any]], kinds: Iterable[str] = KINDS) -
         nodes: The recorded nodes; see `worldlm.runs.results.RunRecord.nodes`.
         kinds: The kinds to describe.
     """
+    nodes = list(nodes)
     found = [
         f"{kind}: {meaning(kind, node[_DELTAS[kind]], node.get('example_unit'))}"
         for kind in kinds
