@@ -144,6 +144,7 @@ def test_a_federation_continues_from_its_merged_weights(node: str, fit: Make) ->
     assert len(merged) == 4
 
 
+@pytest.mark.slow
 def test_resume_from_every_step(star: Make, resume_from_all: Make) -> None:
     saved = resume_from_all(
         star("abc"),

@@ -103,6 +103,7 @@ root:
     assert set(scores) == {"before", "after_merge"}
 
 
+@pytest.mark.slow
 def test_resume_with_listeners(star: Make, whole_method: Make, resume_from_all: Make) -> None:
     hooks = ("on_train_batch_start", "on_train_batch_end", "on_train_epoch_end")
     for topology, options in (

@@ -83,6 +83,7 @@ class Terminate(Callback):
             trainer._signal_connector.received_sigterm = True
 
 
+@pytest.mark.slow
 def test_sigterm_at_every_step(
     busy_tree: Topology,
     fit: Make,

@@ -91,6 +91,7 @@ class Probe(Callback):
 """
 
 
+@pytest.mark.slow
 def test_fit_has_imported_no_more_than_it_needs_at_its_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

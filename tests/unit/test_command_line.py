@@ -148,7 +148,7 @@ def test_a_renamed_class_in_a_recipe_is_reported_with_its_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["export", *(pytest.param(name, marks=pytest.mark.slow) for name in ("generate", "evaluate"))]
+    "command", [pytest.param(name, marks=pytest.mark.slow) for name in ("export", "generate", "evaluate")]
 )
 def test_a_command_can_be_imported_first(command: str) -> None:
     """In a new process, where nothing else has imported the packages in another order."""
