@@ -33,10 +33,9 @@ class ExamplePrivacy(PrivacyLedgers):
 
     The unit of privacy is a block of text, a document, or a person, as the topology sets it. Each step clips the
     gradient of the one block that each drawn unit contributes, adds noise to their sum, and divides by the expected
-    batch size. Batches are Poisson-sampled, as the accountant
-    assumes. Opacus computes per-sample gradients. The node's own optimizer steps with their clipped, noised mean, so
-    schedules, precision and Lightning's hooks work as usual. A node whose next fit would exceed its `max_epsilon` no
-    longer takes part; this is logged once.
+    batch size. Batches are Poisson-sampled, as the accountant assumes. Opacus computes per-sample gradients. The node's
+    own optimizer steps with their clipped, noised mean, so schedules, precision and Lightning's hooks work as usual. A
+    node whose next fit would exceed its `max_epsilon` no longer takes part; this is logged once.
 
     Raises:
         ValueError: If gradients are accumulated over batches or scaled for float16, several devices share a node, or a
@@ -75,7 +74,7 @@ class ExamplePrivacy(PrivacyLedgers):
     def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         super().on_topology_change(world, changes, states)
         for name, node in world.topology.nodes.items():
-            memory, privacy = self.memory(states[name]), node.settings.example_privacy
+            memory, privacy = states[name].memory.get(self.state_key, {}), node.settings.example_privacy
             before = memory.get("unit", UNITS[0])
             if privacy and memory.get("history") and UNITS.index(before) < UNITS.index(privacy.unit):
                 raise ValueError(

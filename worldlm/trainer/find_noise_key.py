@@ -68,10 +68,11 @@ def _find_or_make(trainer: pl.Trainer, folder: Path, given: Path | None, fingerp
         checkpoint = Path(str(trainer.ckpt_path)).absolute()
         source = find_key(fingerprint, (folder, checkpoint.parents[1], checkpoint.parent))
         if source is not None:
-            if (found := read_key(source).fingerprint) != fingerprint:
-                raise ValueError(f"{source} holds the noise key {found}: delete or rename it")
+            key = read_key(source)
+            if key.fingerprint != fingerprint:
+                raise ValueError(f"{source} holds the noise key {key.fingerprint}: delete or rename it")
             if source.parent.resolve() != folder.resolve():  # this run must not depend on the other's folder
-                write_key(read_key(source), folder / source.name)
+                write_key(key, folder / source.name)
                 log.warning(
                     "the noise key was copied from %s: if others have had that folder, name a new key with "
                     "--trainer.noise_key", source,
