@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from torch.utils.data import DataLoader
 
 from worldlm.callbacks import Averaging, ExamplePrivacy, LastCheckpoint
 from worldlm.data import PoissonBatchSampler
+from worldlm.federation.state import NodeState
 from worldlm.storage.noise_key_file import read_key
 from worldlm.topology import Node
+from worldlm.topology.changes import Changes
 
 Make = Callable[..., Any]
 
@@ -157,6 +160,19 @@ def test_a_run_cannot_resume_with_a_larger_unit(star: Make, fit: Make) -> None:
     larger = star("ab", _private(0.1, 1.0, ", unit: document"))
     with pytest.raises(ValueError, match="a has trained with the unit block, .* cannot hold for each document"):
         fit(larger, [Averaging(), ExamplePrivacy()], resume=LastCheckpoint.path(first))
+
+
+def test_a_node_that_rejoins_keeps_the_unit_of_its_ledger(star: Make) -> None:
+    with_a, without_a = star("ab", _private(0.1, 1.0, ", unit: document")), star("b", _private(0.1, 1.0))
+    key, memory = ExamplePrivacy().state_key, {"history": [[1.0, 0.1, 3]], "unit": "document"}
+    states = {name: NodeState(parameters={}) for name in with_a.nodes}
+    states["a"].memory[key] = dict(memory)
+    before, after = ExamplePrivacy(), ExamplePrivacy()
+    before.on_topology_change(SimpleNamespace(topology=without_a), Changes(left={"a": "world"}), states)
+    after.load_state_dict(before.state_dict())
+    states["a"] = NodeState(parameters={})
+    after.on_topology_change(SimpleNamespace(topology=with_a), Changes(joined={"a": "world"}), states)
+    assert states["a"].memory[key] == memory
 
 
 def test_a_sampler_of_another_unit_is_rejected(star: Make, fit: Make) -> None:

@@ -32,15 +32,16 @@ class PrivacyLedgers(FederationCallback):
 
     def __init__(self) -> None:
         self._stopped: set[str] = set()
-        self._left: dict[str, list[list[float]]] = {}  # ledgers of nodes that have left the topology
+        self._left: dict[str, dict[str, Any]] = {}  # memories of nodes that have left the topology
 
     def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
         for name in changes.left:
-            if history := states[name].memory.get(self.state_key, {}).get("history"):
-                self._left[name] = history
+            memory = states[name].memory.get(self.state_key, {})
+            if memory.get("history"):
+                self._left[name] = memory
         for name in changes.joined:
             if name in self._left:
-                self.memory(states[name])["history"] = self._left.pop(name)
+                self.memory(states[name]).update(self._left.pop(name))
                 spent = sum(steps for *_, steps in self.ledger(states[name]).history)
                 message = "%s was in the topology before: its ledger of %d releases is restored"
                 rank_zero_only(log.warning)(message, name, spent)  # all processes run this, one logs it
@@ -49,7 +50,10 @@ class PrivacyLedgers(FederationCallback):
         return {"left": dict(self._left)} if self._left else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._left = dict(state_dict.get("left", {}))
+        left = state_dict.get("left", {})
+        self._left = {
+            name: memory if isinstance(memory, dict) else {"history": memory} for name, memory in left.items()
+        }
 
     def ledger(self, state: NodeState) -> PrivacyLedger:
         """Return a copy of a node's ledger, with all its releases so far."""
