@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from worldlm.data.control_tokens import END_OF_TEXT, find_end_of_text, protect_control_tokens
 from worldlm.data.corpora import digest
 from worldlm.files.regular import check_regular
 from worldlm.topology.errors import first_line, native_errors, suggest
@@ -19,15 +20,6 @@ from worldlm.topology.errors import first_line, native_errors, suggest
 TokenIds: TypeAlias = Sequence[int] | NDArray[np.integer]
 """The tokens of a document, shape [num_tokens]."""
 
-_END_OF_TEXT = (
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<eos>",
-    "</s>",
-    "<|im_end|>",
-    "[EOS]",
-    "[SEP]",
-)
 FILE = "tokenizer.json"
 MAX_BYTES = 100_000_000
 """A file of 23 MB with a million short tokens and their merges took 6 s of CPU and 600 MB of memory to load."""
@@ -81,7 +73,7 @@ class ByteTokenizer:
         backend = Tokenizer(models.BPE({letter: byte for byte, letter in enumerate(_letters())}, []))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         backend.decoder = decoders.ByteLevel()
-        backend.add_special_tokens([AddedToken(_END_OF_TEXT[0], special=True, normalized=False)])
+        backend.add_special_tokens([AddedToken(END_OF_TEXT[0], special=True, normalized=False)])
         text: str = backend.to_str()
         return text
 
@@ -96,13 +88,16 @@ def _letters() -> list[str]:
 class FileTokenizer:
     """A tokenizer read from a `tokenizer.json`.
 
-    Text in a document that spells a special token is encoded as plain text. The tokenizer can be pickled.
+    A text is always encoded in the same way: the BPE dropout, truncation, padding and post-processor of the file have
+    no effect. Text that spells a control token, such as the end of text, is encoded as plain text; see
+    `worldlm.data.control_tokens`. The tokenizer can be pickled.
 
     Args:
         path: The file.
 
     Raises:
-        ValueError: If the file is missing, larger than `MAX_BYTES`, not a tokenizer, or has no end-of-text token.
+        ValueError: If the file is missing, larger than `MAX_BYTES`, not a tokenizer, or has no end-of-text token or one
+            that also stands for unknown characters.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -117,18 +112,16 @@ class FileTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
+        changes = _disable_dropout(self._backend)
+        end = find_end_of_text(self._backend)
+        if not end:
+            raise ValueError(f"tokenizer {self._name} has no end-of-text token; known are {', '.join(END_OF_TEXT)}")
+        with native_errors(f"tokenizer {self._name} cannot be used"):
+            changes += protect_control_tokens(self._backend, end)
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        added = self._backend.get_added_tokens_decoder()
-        special = {token.content: number for number, token in added.items() if token.special}
-        ends = [token for kind in (special, vocabulary) for token in _END_OF_TEXT if token in kind]
-        if not ends:
-            known = ", ".join(_END_OF_TEXT)
-            raise ValueError(f"tokenizer {str(path)!r} has no end-of-text token; known are {known}")
         self.vocab_size: int = max(vocabulary.values()) + 1
-        self.end_of_text: int = vocabulary[ends[0]]
-        with native_errors(f"tokenizer {self._name} cannot encode its own special tokens"):
-            split = self._split_special({**special, ends[0]: vocabulary[ends[0]]})
-        self._fingerprint = digest(content, *split)
+        self.end_of_text: int = vocabulary[end]
+        self._fingerprint = digest(content, *changes)
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.integer]]:
         """Encode documents, on all cores, to uint16 or, above 65,536 tokens, uint32.
@@ -156,7 +149,7 @@ class FileTokenizer:
         return self._fingerprint
 
     def to_json(self) -> str:
-        """Return the tokenizer as it is used: without truncation or padding, and with special tokens split in text."""
+        """Return the tokenizer as it is used: without dropout, truncation or padding; text spells no control token."""
         text: str = self._backend.to_str()
         return text
 
@@ -165,25 +158,13 @@ class FileTokenizer:
         self.__dict__.update(state)
         self._backend.encode_special_tokens = True
 
-    def _split_special(self, tokens: dict[str, int]) -> list[str]:
-        """Prevent text that spells some tokens from being encoded as these tokens.
 
-        Unigram models have the spellings in their vocabulary and prefer them to single characters. Such a spelling is
-        split after its first character by the pre-tokenizer. Nothing else is split.
-
-        Returns:
-            The spellings to split.
-        """
-        from tokenizers import Regex, pre_tokenizers
-
-        encodings = {text: self._backend.encode(text, add_special_tokens=False) for text in tokens if len(text) > 1}
-        spelt = [text for text, encoding in encodings.items() if tokens[text] in encoding.ids]
-        if spelt:
-            pattern = "|".join(f"{re.escape(text[0])}(?={re.escape(text[1:])})" for text in spelt)
-            first = self._backend.pre_tokenizer
-            cut = pre_tokenizers.Split(Regex(pattern), "isolated")
-            self._backend.pre_tokenizer = pre_tokenizers.Sequence([first, cut] if first else [cut])
-        return spelt
+def _disable_dropout(backend: Any) -> list[str]:
+    """Switch off the dropout of a BPE model, which encodes a text differently each time; return what was changed."""
+    if not getattr(backend.model, "dropout", None):
+        return []
+    backend.model.dropout = None
+    return ["dropout"]
 
 
 def _read(path: Path) -> str:

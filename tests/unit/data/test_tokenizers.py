@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable, Iterator
 from hashlib import sha1
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
 from worldlm.data import ByteTokenizer, FileTokenizer, load_tokenizer
+from worldlm.data.corpora import digest
 from worldlm.data.encoding import encode
 from worldlm.data.tokenizers import MAX_BYTES
 
@@ -61,6 +63,43 @@ def _like_bloom() -> Backend:
     settings_ = {"vocab_size": 300, "special_tokens": ["<unk>", "<s>", "</s>", "<pad>"], "show_progress": False}
     trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **settings_)
     backend.train_from_iterator(_TEXTS * 9, trainer)
+    return backend
+
+
+def _unmarked(backend: Backend) -> Backend:
+    """Return a tokenizer whose special tokens are not marked as such in its file."""
+    content = json.loads(backend.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = False
+    return Backend.from_str(json.dumps(content))
+
+
+def _like_phi() -> Backend:
+    """A byte-level BPE to which special tokens were added as ordinary ones, beside a placeholder of its text."""
+    backend = _like_bloom()
+    backend.add_tokens([AddedToken("<|user|>", rstrip=True), "|||EMAIL|||"])
+    return _unmarked(backend)
+
+
+def _like_llama() -> Backend:
+    """A BPE without pre-tokenizer, whose merges spell the end of text within a word."""
+    pieces = ["<unk>", "<s>", "</s>", "<", "/", "s", ">", "</", "s>", "▁", "▁<", *map(chr, range(97, 123))]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    merges = [("▁", "<"), ("<", "/"), ("s", ">"), ("</", "s>"), ("<", "s>")]
+    backend = Backend(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return backend
+
+
+def _like_bert() -> Backend:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"[]abcdefghijklmnopqrstuvwxyz"]
+    pieces += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    backend = Backend(models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.add_special_tokens(pieces[:5])
     return backend
 
 
@@ -174,6 +213,76 @@ def test_a_special_token_is_preferred_as_the_end_of_text(tmp_path: Path) -> None
     backend.add_special_tokens(["[SEP]"])
     backend.save(str(tmp_path / "special.json"))
     assert load_tokenizer(tmp_path / "special.json").end_of_text == 1
+
+
+_CONTROLS = ["</s>", "<s>", "<pad>", "<unk>", "<|user|>", "[SEP]", "[PAD]", "[CLS]"]
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=st.lists(st.sampled_from([*_CONTROLS, "cat", "s", " ", "<", "/s>", "[", "SEP]"]), max_size=6))
+@example(parts=[*_CONTROLS, "cat", "</s>", "</s>", " ", "</s>", "cat"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        _like_llama,
+        _like_bert,
+        _like_phi,
+        lambda: _unmarked(_like_xlm_roberta()),
+        lambda: _unmarked(_like_bloom()),
+        lambda: _unmarked(_like_llama()),
+        lambda: _unmarked(_backend("</s>")),
+        lambda: Backend(models.WordLevel({"</s>": 0, "cat": 1, "[UNK]": 2}, unk_token="[UNK]")),
+    ],
+)
+def test_no_text_becomes_a_control_token(make: Callable[[], Backend], parts: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    if not file.exists():
+        make().save(str(file))
+        (tmp_path / "again.json").write_text(load_tokenizer(file).to_json(), encoding="utf-8")
+    vocabulary = Backend.from_file(str(file)).get_vocab()
+    control = {vocabulary[text] for text in set(_CONTROLS) - {"<unk>"} if text in vocabulary}
+    for name in (file, tmp_path / "again.json"):
+        tokenizer = load_tokenizer(name)
+        tokens = np.asarray(tokenizer.encode_batch(["".join(parts)])[0]).tolist()
+        assert not (control | {tokenizer.end_of_text}) & set(tokens)
+        assert tokenizer.decode([*tokens, tokenizer.end_of_text]) == tokenizer.decode(tokens)
+
+
+def test_an_unmarked_token_that_is_no_control_token_stays_one_token(tmp_path: Path) -> None:
+    _like_phi().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    (tokens,) = tokenizer.encode_batch(["a|||EMAIL|||"])
+    assert len(tokens) == 2
+    assert tokenizer.decode(list(tokens)) == "a|||EMAIL|||"
+
+
+def test_the_end_of_text_must_not_stand_for_unknown_characters(tmp_path: Path) -> None:
+    backend = Backend(models.WordLevel({"</s>": 0, "a": 1}, unk_token="</s>"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"tokenizer.json' cannot be used: unknown characters .* '</s>'"):
+        load_tokenizer(tmp_path)
+
+
+def test_sampling_is_switched_off(tmp_path: Path) -> None:
+    plain, dropping, sampling = (json.loads(_like_bloom().to_str()) for _ in range(3))
+    dropping["model"]["dropout"] = 0.5
+    sampling["model"] = json.loads(_like_xlm_roberta().to_str())["model"] | {"alpha": 0.1, "nbest_size": -1}
+    tokenizers = []
+    for number, content in enumerate((plain, dropping, sampling)):
+        (tmp_path / f"{number}.json").write_text(json.dumps(content))
+        tokenizers.append(load_tokenizer(tmp_path / f"{number}.json"))
+    expected, *others = [[list(ids) for ids in tokenizer.encode_batch(_TEXTS * 20)] for tokenizer in tokenizers]
+    assert others[0] == expected
+    assert all(ids == others[1][i % len(_TEXTS)] for i, ids in enumerate(others[1]))
+    assert tokenizers[1].to_json() == tokenizers[0].to_json()  # so an export does not drop merges either
+
+
+def test_files_that_were_encoded_differently_before_are_packed_again(tmp_path: Path) -> None:
+    for name, make in (("plain", _like_bloom), ("unmarked", lambda: _unmarked(_like_bloom()))):
+        make().save(str(tmp_path / name))
+    plain, unmarked = (FileTokenizer(tmp_path / name) for name in ("plain", "unmarked"))
+    assert plain.fingerprint() == digest((tmp_path / "plain").read_text())
+    assert unmarked.fingerprint() != digest((tmp_path / "unmarked").read_text())
 
 
 def test_fingerprints_depend_on_the_file(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Every kind of tokenizer as transformers opens it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,8 +42,18 @@ def _unigram(folder: Path) -> Tokenizer:
     return FileTokenizer(folder / "unigram.json")
 
 
+def _unmarked(folder: Path) -> Tokenizer:
+    """A byte-level BPE with dropout whose end of text is not marked as special."""
+    content = json.loads(_trained(folder).to_json())
+    content["model"]["dropout"] = 0.9
+    for token in content["added_tokens"]:
+        token["special"] = False
+    (folder / "unmarked.json").write_text(json.dumps(content))
+    return FileTokenizer(folder / "unmarked.json")
+
+
 @pytest.mark.filterwarnings("ignore:the text gave a tokenizer")
-@pytest.mark.parametrize("make", [_bytes, _trained, _unigram])
+@pytest.mark.parametrize("make", [_bytes, _trained, _unigram, _unmarked])
 def test_it_encodes_as_the_run_did(make: Callable[[Path], Tokenizer], tmp_path: Path) -> None:
     ours, folder = make(tmp_path), tmp_path / "out"
     folder.mkdir()
