@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field  # RecordCorpus has a setting with the name field
+from datetime import date, time
 from functools import cached_property
 from itertools import islice
 
@@ -24,6 +26,7 @@ from worldlm.data.corpora import (
     digest,
     has_text,
 )
+from worldlm.topology.errors import join_names
 
 _DEFAULT_FRACTION = 0.05
 _NUM_LOOKED_AT = 1000
@@ -40,7 +43,9 @@ class RecordCorpus(Corpus):
     """The field with the text of a document; `a.b` is field b within field a."""
     where: dict[str, str | list[str]] = dataclass_field(default_factory=dict)
     """Use only records whose fields have these values (a value, or any of a list), such as
-    `meta.pile_set_name: Pile-CC`. Corpora that differ only in this are read together, in one pass."""
+    `meta.pile_set_name: Pile-CC`. Values are compared as text: `2020` is the number and the text. A list in a record
+    has the values of all its items; a null or missing field has none. Corpora that differ only in this are read
+    together, in one pass."""
     person: str | None = None
     """The field that names the person whose text a document is, such as `author.id`, for `example_privacy` with
     `unit: person`."""
@@ -102,10 +107,10 @@ class RecordCorpus(Corpus):
         if num_train or not self.where:
             return ""
         records = list(islice(self.source("train").records(), _NUM_LOOKED_AT))
-        seen = [
-            f"{name} is {', '.join(sorted({repr(_value(record, name)) for record in records})) or 'missing'}"
-            for name in self.where
-        ]
+        seen = []
+        for name in self.where:
+            values = {repr(v) if isinstance(v, str) else _text(v) for record in records for v in _found(record, name)}
+            seen.append(f"{name} is {join_names(sorted(values)) or 'missing'}")
         return f"; where requires {self.where}, but in the first {len(records)} records {'; '.join(seen)}"
 
     def fields(self) -> tuple[str, ...]:
@@ -113,10 +118,13 @@ class RecordCorpus(Corpus):
         return (self.field, *sorted({*self.where, *([self.person] if self.person else [])} - {self.field}))
 
     def _choose(self, split_of: Callable[[str], SplitName | None]) -> Callable[[Record], Chosen | None]:
-        required = {name: {values} if isinstance(values, str) else set(values) for name, values in self.where.items()}
+        required = {
+            name: set(map(_text, values if isinstance(values, list | tuple) else [values]))
+            for name, values in self.where.items()
+        }
 
         def choose(record: Record) -> Chosen | None:
-            if not all(_value(record, name) in values for name, values in required.items()):
+            if not all(_has(record, name, values) for name, values in required.items()):
                 return None
             text = _value(record, self.field)
             if not isinstance(text, str):
@@ -174,6 +182,46 @@ def _value(record: Record, name: str) -> object:
             raise ValueError(f"{record.place}: no field {name!r}; fields are {known}")
         value = value[part]
     return value
+
+
+def _has(record: Record, name: str, required: Set[str]) -> bool:
+    """Return whether a field has one of some values.
+
+    Raises:
+        ValueError: If the field is a mapping; the message begins with the position of the record.
+    """
+    for value in _found(record, name):
+        if isinstance(value, Mapping):
+            within = f"; name a field within it, such as {f'{name}.{next(iter(value))}'!r}" if value else ""
+            raise ValueError(f"{record.place}: where: field {name!r} is a mapping{within}")
+        if value is not None and not required.isdisjoint((_text(value), str(value))):
+            return True
+    return False
+
+
+def _found(record: Record, name: str) -> Iterator[object]:
+    """Yield the values of a field, or of a field within fields; a list stands for its items."""
+    values = record.values
+    return _leaves(values[name], ()) if name in values else _leaves(values, tuple(name.split(".")))
+
+
+def _leaves(value: object, names: tuple[str, ...]) -> Iterator[object]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(item, names)
+    elif not names:
+        yield value
+    elif isinstance(value, Mapping) and names[0] in value:
+        yield from _leaves(value[names[0]], names[1:])
+
+
+def _text(value: object) -> str:
+    """Return the text of a value as JSON writes it, a date as in `2024-01-31`; the number 2020.0 is `2020`."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
 def _hash(text: str) -> int:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow  # type: ignore[import-untyped, unused-ignore]
 import pytest
+from pyarrow import parquet  # type: ignore[import-untyped, unused-ignore]
 
 from worldlm.data import HubDataset, SourceInterrupted, TextFiles
 
@@ -79,10 +83,76 @@ def test_where_selects_records_by_their_fields(tmp_path: Path) -> None:
     assert keep(where={"meta.pile_set_name": "Pile-CC"}) == ["0", "3"]
     assert keep(where={"meta.pile_set_name": ["Github", "Wikipedia (en)"]}) == ["1", "2"]
     assert keep(field="meta.pile_set_name", where={"text": ["1", "2"]}) == ["Github", "Wikipedia (en)"]
-    with pytest.raises(ValueError, match=r"a.jsonl:1: no field 'meta.set'; fields are 'text', 'meta', 'a.b'"):
-        keep(where={"meta.set": "Github"})
+    assert keep(where={"meta.set": "Github"}) == []
+    assert "but in the first 4 records meta.set is missing" in TextFiles(
+        train=str(file), where={"meta.set": "Github"}
+    ).why_empty(0)
+    with pytest.raises(ValueError, match=r"a.jsonl:1: where: field 'meta' is a mapping; .* 'meta.pile_set_name'"):
+        keep(where={"meta": "Github"})
     why = TextFiles(train=str(file), where={"meta.pile_set_name": "github"}).why_empty(0)
     assert "in the first 4 records meta.pile_set_name is 'Github', 'Pile-CC', 'Wikipedia (en)'" in why
+
+
+_VALUES = {
+    "list": ["x", "y"],
+    "nested list": [["x"], [2020]],
+    "objects": [{"name": "x"}, {"name": None}, {"other": 1}],
+    "integer": 2020,
+    "real": 2020.0,
+    "text": "2020",
+    "fraction": 0.5,
+    "true": True,
+    "null": None,
+    "empty": [],
+    "parent": {"child": None},
+    "orphan": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "required", "kept"),
+    [
+        ("list", "y", True),
+        ("list", "['x', 'y']", False),
+        ("list", ["a", "x"], True),
+        ("nested list", "2020", True),
+        ("objects.name", "x", True),
+        ("objects.other", "1", True),
+        ("integer", "2020", True),
+        ("integer", "02020", False),
+        ("real", "2020", True),
+        ("real", "2020.0", True),
+        ("text", "2020", True),
+        ("text", "2020.0", False),
+        ("fraction", "0.5", True),
+        ("true", "true", True),
+        ("true", "True", True),
+        ("true", "1", False),
+        ("null", "null", False),
+        ("null", "None", False),
+        ("empty", "", False),
+        ("parent.child", "x", False),
+        ("orphan.child", "x", False),
+        ("missing", "x", False),
+        ("text.child", "x", False),
+    ],
+)
+def test_where_compares_any_value_as_text(name: str, required: str | list[str], kept: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"body": "a", **_VALUES}) + "\n")
+    corpus = TextFiles(train=str(tmp_path / "a.jsonl"), field="body", where={name: required})
+    assert [*corpus.documents("train"), *corpus.documents("validation")] == ["a"] * kept
+
+
+def test_where_compares_dates_and_decimals_of_parquet(tmp_path: Path) -> None:
+    midnight = datetime(2024, 1, 31)
+    columns = {"text": ["a"], "day": [midnight.date()], "at": [midnight], "price": [Decimal("1.50")], "tags": [["x"]]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    found = {"day": "2024-01-31", "at": ["2024-01-31 00:00:00"], "price": "1.50", "tags": "x"}
+    for where in (found, {"at": "2024-01-31T00:00:00"}):
+        corpus = TextFiles(train=str(tmp_path / "a.parquet"), where=where)  # type: ignore[arg-type]
+        assert [*corpus.documents("train"), *corpus.documents("validation")] == ["a"]
+    why = TextFiles(train=str(tmp_path / "a.parquet"), where={"day": "31.1.2024"}).why_empty(0)
+    assert why.endswith("in the first 1 records day is 2024-01-31")
 
 
 def test_corpora_that_differ_only_in_where_share_their_source(tmp_path: Path) -> None:
