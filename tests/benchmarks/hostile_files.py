@@ -85,7 +85,8 @@ def command_reader() -> Callable[[bytes], object]:
     """Return a function that reads a recipe as `worldlm fit --safe` does, without building anything."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from worldlm.cli.recipe import explain, read_recipe
+    from worldlm.cli.explain import explain
+    from worldlm.cli.recipe import read_recipe
     from worldlm.cli.safe_mode import restricted_imports
 
     cli = _command_line()

@@ -11,8 +11,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from worldlm.cli.console import log_to_terminal, quiet_libraries
+from worldlm.cli.explain import explain, out_of_memory
 from worldlm.cli.parser import CommandLine
-from worldlm.cli.recipe import RecipeError, explain, out_of_memory
+from worldlm.cli.recipe import RecipeError
 from worldlm.cli.recipe_cli import Progress, RecipeCLI
 from worldlm.cli.safe_mode import add_current_folder, restricted_imports
 from worldlm.distributed.consistency import this_process

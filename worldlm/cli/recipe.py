@@ -5,7 +5,6 @@ jsonargparse checks the values. This module finds the mistakes for which its mes
 
 import importlib
 import inspect
-import re
 from collections.abc import Collection
 from dataclasses import MISSING
 from pathlib import Path
@@ -15,11 +14,11 @@ import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from worldlm.callbacks import RENAMED
-from worldlm.cli.safe_mode import denied, refusal, refusal_of_class
+from worldlm.cli.safe_mode import refusal, refusal_of_class
 from worldlm.topology.checks import shorten
 from worldlm.topology.compose import line_of, pairs, too_far
 from worldlm.topology.errors import UserError, suggest
-from worldlm.topology.reader import MAX_CHARACTERS, MAX_MISTAKES, Reader, read_text
+from worldlm.topology.reader import MAX_MISTAKES, Reader, read_text
 from worldlm.trainer.method_checks import wrong_base
 
 MAX_OBJECTS = 100
@@ -74,36 +73,6 @@ def read_recipe(path: Path, known: Collection[str], safe: bool = False) -> Reade
     _check_keys(reader, reader.root, "", known, safe)
     reader.finish()
     return reader
-
-
-def line_of_key(readers: Collection[Reader], key: str, value: str | None = None) -> str:
-    """Return `file:line` of a key; "" if no recipe has it, or more than one key may be meant.
-
-    Args:
-        readers: The recipes.
-        key: The key, dotted or by its last name.
-        value: Its value, which distinguishes keys of the same name.
-    """
-    for reader in readers:
-        found = [entry for entry in _keys(reader.root, "") if entry[0] == key or entry[0].endswith(f".{key}")]
-        if len(found) > 1:
-            found = [entry for entry in found if entry[2] == value]
-        if len(found) == 1:
-            return f"{reader.source}:{found[0][1]}"
-    return ""
-
-
-def _keys(node: yaml.Node, prefix: str) -> list[tuple[str, int, Any]]:
-    """List the dotted path, line and (if it is a scalar) text of every key."""
-    found: list[tuple[str, int, Any]] = []
-    if isinstance(node, yaml.MappingNode):
-        for key, entry in pairs(node):
-            path = f"{prefix}.{key.value}" if prefix else str(key.value)
-            found += [(path, entry.line, entry.node.value), *_keys(entry.node, path)]
-    elif isinstance(node, yaml.SequenceNode):
-        for i, item in enumerate(node.value):
-            found += _keys(item, f"{prefix}.{i}")
-    return found
 
 
 def _lists(node: yaml.Node, prefix: str) -> list[str]:
@@ -221,80 +190,3 @@ def _renamed(path: str) -> str:
 def _our_classes() -> list[str]:
     modules = [importlib.import_module(f"worldlm.{name}") for name in ("callbacks", "data")]
     return [f"{module.__name__}.{name}" for module in modules for name in getattr(module, "__all__", ())]
-
-
-# ---------------------------------------------------------------------- errors of values
-
-
-def explain(message: str, readers: Collection[Reader], known: Collection[str], words: Collection[str] = ()) -> str:
-    """Shorten an error to one line per mistake, with file and line of the mistakes in recipes.
-
-    Args:
-        message: The message of jsonargparse, or of a class that it built.
-        readers: The recipes.
-        known: Dotted names of all settings.
-        words: The command line. Settings in it override the recipes'.
-
-    Returns:
-        One line per mistake.
-    """
-    text = _explain(message, readers, known, words)
-    return "\n".join(shorten(line, MAX_CHARACTERS) for line in text.splitlines())
-
-
-def out_of_memory(error: Exception) -> str:
-    """Return a message for an error that says that memory ran out; "" for all other errors."""
-    text = " ".join(str(error).split())
-    found = re.search(r"tried to allocate [\d.]+ \w+|out of memory", text, re.IGNORECASE)
-    if not found and not isinstance(error, MemoryError):
-        return ""
-    detail = f" ({found.group()})" if found else ""
-    remedy = "a smaller model or batch_size" + (", or --trainer.nodes_on host" if "CUDA" in text else "")
-    return f"not enough memory{detail}: use {remedy}; see worldlm topology estimate"
-
-
-def _explain(message: str, readers: Collection[Reader], known: Collection[str], words: Collection[str]) -> str:
-    overridden = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
-    if unknown := re.match(r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE):
-        return f"no setting --{unknown.group(1)}{suggest(unknown.group(1), known)}"
-    if path := denied(message):
-        return _with_place_of_value(refusal(path), path, readers)
-    keys = re.findall(r'Parser key "([\w.]+)":', message)
-    if not keys and "Union subtypes" not in message:
-        elsewhere = tuple(f"{setting.rsplit('.', 1)[-1]} " for setting in overridden)
-        lines = message.splitlines()
-        return "\n".join(line if line.startswith(elsewhere) else _with_place(line, line, readers) for line in lines)
-    text = _innermost(message.rsplit('Parser key "', 1)[-1].split('":', 1)[-1])
-    line = f"{keys[-1]}: {text}" if keys else text
-    return line if keys and keys[-1] in overridden else _with_place(line, line, readers)
-
-
-def _innermost(text: str) -> str:
-    """Pick the useful part of jsonargparse's message, which lists every type that it tried."""
-    text = text.replace("typing.", "").strip()
-    if not text.startswith("Does not validate"):
-        text = text.split("\n", 1)[0]
-    bullets = [bullet.strip() for bullet in re.findall(r"^\s+- (.*)$", text, re.MULTILINE)]
-    useful = [bullet for bullet in bullets if not re.match(r"(Expected a <class|Not a valid subclass|an? )", bullet)]
-    if useful:
-        return "; ".join(dict.fromkeys(useful))
-    types = re.findall(r"<class '(?:\w+\.)*(\w+)'>", " ".join(bullets) if bullets else text)
-    value = re.search(r"(?:Given value|Got value): (.*)", text)
-    if not types:
-        return " ".join(text.split())
-    allowed = " or ".join("nothing" if name == "NoneType" else name for name in dict.fromkeys(types))
-    return f"must be {allowed}" + (f", but is {value.group(1)}" if value else "")
-
-
-def _with_place(message: str, key: str, readers: Collection[Reader]) -> str:
-    name = re.match(r"[\w.]+", key)
-    value = re.search(r"(?:is|Got value:|got) '?([^\s':,]+)'?", message)
-    place = line_of_key(readers, name.group().rstrip("."), value and value.group(1)) if name else ""
-    return f"{place}: {message}" if place else message
-
-
-def _with_place_of_value(message: str, value: str, readers: Collection[Reader]) -> str:
-    places = (
-        f"{reader.source}:{line}: " for reader in readers for _, line, text in _keys(reader.root, "") if text == value
-    )
-    return f"{next(places, '')}{message}"

@@ -60,7 +60,7 @@ def find_checkpoint(ckpt_path: str | None, runs: Path) -> Path | None:
         return None
     if str(ckpt_path) != "last":
         if not check_regular(Path(ckpt_path)).is_file():
-            raise FileNotFoundError(f"no checkpoint at {ckpt_path}; --ckpt_path takes a file, or last")
+            raise FileNotFoundError(f"ckpt_path: no checkpoint at {ckpt_path}; write a file, or last")
         return Path(ckpt_path)
     starts = _starts(runs)
     places = [check_link(check_link(version) / CHECKPOINTS) / "last.ckpt" for version in runs.glob("version_*")]

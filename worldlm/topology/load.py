@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -239,7 +240,12 @@ class _Loading:
         text = yaml.safe_dump({"settings": dict(self.overrides)}, sort_keys=False)
         reader = Reader(text, "federation.settings", TopologyError)
         settings = _Loading(reader, {})._settings(reader.mapping(reader.root, "settings"), above)
-        reader.finish()
+        try:
+            reader.finish()
+        except TopologyError as error:  # lines of this text, which nobody wrote, would mislead
+            raise TopologyError(
+                [re.sub(r"^(federation\.settings):\d+:", r"\1:", line) for line in error.mistakes]
+            ) from None
         return settings
 
     def _setting(self, key: str, entry: Entry, above: Settings) -> Any:

@@ -61,7 +61,7 @@ def test_all_mistakes_at_once_in_the_order_of_lines() -> None:
             - {name: b, corpus: fr, settings: {participation: 0.5}}
             - {corpus: uk}
             - 7
-            - {name: e f}
+            - {name: e f, corpus: it}
     """)
     expected = [
         (1, "name must be 1 to 100 letters"),
@@ -74,12 +74,20 @@ def test_all_mistakes_at_once_in_the_order_of_lines() -> None:
         (9, "participation has no effect at a leaf"),
         (10, "a child of 'world' needs the key 'name'"),
         (11, "a child of 'world' must be a mapping"),
-        (12, "corpus is needed at node 'e f'"),
         (12, "name must be 1 to 100 letters"),
     ]
     assert len(reported) == len(expected)
     for got, (line, start) in zip(reported, expected, strict=True):
         assert got.startswith(f"t.yaml:{line}: {start}")
+
+
+def test_a_mistake_of_many_nodes_is_reported_once() -> None:
+    children = "".join(f"\n  - {{name: n{i}, corpus: c, wieght: 2}}" for i in range(9))
+    steps, key = mistakes(f"name: t\nroot:\n  name: w\n  children:{children}")
+    assert steps.startswith("t.yaml:5: num_local_steps is needed at node 'n0', which holds data")
+    assert steps.endswith("; also in lines 6, 7, 8, 9, 10 and 3 more")
+    assert key.startswith("t.yaml:5: unknown key 'wieght'")
+    assert key.endswith("; also in lines 6, 7, 8, 9, 10 and 3 more")
 
 
 @pytest.mark.parametrize(
@@ -213,8 +221,8 @@ def test_overrides_replace_settings_at_the_top() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_local_step": 3}, "federation.settings:2: .*'num_local_step'.*did you mean 'num_local_steps'"),
-        ({"batch_size": 4, "num_local_steps": -1}, "federation.settings:3: num_local_steps"),
+        ({"num_local_step": 3}, "federation.settings: .*'num_local_step'.*did you mean 'num_local_steps'"),
+        ({"batch_size": 4, "num_local_steps": -1}, "federation.settings: num_local_steps"),
         ({"privacy": None}, "privacy may only be tightened below a private federation, but is removed"),
         ({"privacy": {"noise_multiplier": 0.1}}, "may only be tightened: at least 0.5"),
     ],
