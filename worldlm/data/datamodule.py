@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,7 +25,8 @@ from worldlm.data.tokenizers import Tokenizer, load_tokenizer
 from worldlm.data.trained_tokenizer import TrainedBPE
 from worldlm.data.unit_blocks import UnitBlocks
 from worldlm.topology import ALL
-from worldlm.topology.errors import suggest
+from worldlm.topology.errors import join_names, suggest
+from worldlm.topology.reader import MAX_MISTAKES
 
 if TYPE_CHECKING:
     from worldlm.topology import Node, Topology
@@ -200,14 +202,12 @@ class CorpusDataModule(LightningDataModule):
         """
         known = [*self.corpora, *self.mixtures]
         nodes = self._data_nodes().values()
-        errors = [
-            f"node {node.name!r}: unknown corpus {node.corpus!r}; known are "
-            f"{', '.join(known) or 'none'}{suggest(str(node.corpus), known)}"
-            for node in nodes
-            if node.corpus not in known
-        ]
-        if errors:
-            raise ValueError("\n".join(errors))
+        unknown: dict[str, list[Node]] = {}
+        for node in nodes:
+            if node.corpus not in self.corpora and node.corpus not in self.mixtures:
+                unknown.setdefault(str(node.corpus), []).append(node)
+        if unknown:
+            raise ValueError("\n".join(_unknown_corpora(unknown, known)))
         users: dict[str, list[Node]] = {}
         for node in nodes:
             for name in self._members(node):
@@ -261,9 +261,20 @@ def _cut(node: Node, split: SplitName, parts: Mapping[str, PackedCorpus], seq_le
     return join_blocks(cut)
 
 
+def _unknown_corpora(unknown: Mapping[str, Sequence[Node]], known: Sequence[str]) -> Iterator[str]:
+    """Yield an error for each unknown corpus that some nodes have, with the place of the first node."""
+    listed = join_names(known, 30) or "none"
+    for corpus, nodes in islice(unknown.items(), MAX_MISTAKES):
+        place = f"{nodes[0].source}: " if nodes[0].source else ""
+        names = join_names(repr(node.name) for node in nodes)
+        yield f"{place}node {names}: unknown corpus {corpus!r}; known are {listed}{suggest(corpus, known)}"
+    if len(unknown) > MAX_MISTAKES:
+        yield f"and {len(unknown) - MAX_MISTAKES} more unknown corpora"
+
+
 def _title(nodes: Sequence[Node], split: SplitName | None = None) -> str:
     """Return the names of nodes, corpora and split, for errors."""
-    names = ", ".join(repr(node.name) for node in nodes)
+    names = join_names(repr(node.name) for node in nodes)
     corpora = ", ".join(dict.fromkeys(repr(node.corpus) for node in nodes))
     title = f"node {names}, corpus {corpora}"
     return f"{title} ({split})" if split else title

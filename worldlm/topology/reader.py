@@ -7,6 +7,7 @@ declared, and `no` is a text where a text is declared. Topologies are read with 
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -18,7 +19,7 @@ import yaml
 
 from worldlm.topology.checks import FieldError, shorten
 from worldlm.topology.compose import MERGE, Composer, Entry, Limits, line_of, pairs
-from worldlm.topology.errors import UserError, printable, suggest
+from worldlm.topology.errors import UserError, join_names, printable, suggest
 from worldlm.topology.scalars import coerce, is_null, shown
 
 MAX_BYTES = 2_000_000
@@ -26,6 +27,7 @@ MAX_CHARACTERS = 1000
 """Of one mistake, whose message may repeat a value."""
 MAX_MISTAKES = 100
 """Reported for one file; a last line counts the others."""
+_NODE = re.compile(r"node '[^']*'")
 _T = TypeVar("_T")
 _NONE_GIVEN: Mapping[str, Any] = MappingProxyType({})
 
@@ -131,10 +133,17 @@ class Reader:
             raise self._error(self._messages())
 
     def _messages(self) -> list[str]:
-        mistakes = sorted(set(self._mistakes))
-        messages = [f"{self.source}:{line}: {message}" for line, message in mistakes[:MAX_MISTAKES]]
+        """Return one line per mistake. A mistake that many lines share, apart from the node's name, is one."""
+        lines: dict[str, tuple[str, list[int]]] = {}
+        for line, message in sorted(set(self._mistakes)):
+            lines.setdefault(_NODE.sub("node", message), (message, []))[1].append(line)
+        mistakes = list(lines.values())
+        messages = [
+            f"{self.source}:{first}: {message}{_also_in(others)}"
+            for message, (first, *others) in mistakes[:MAX_MISTAKES]
+        ]
         if left := mistakes[MAX_MISTAKES:]:
-            messages.append(f"{self.source}:{left[0][0]}: and {len(left)} more mistakes from here on")
+            messages.append(f"{self.source}:{left[0][1][0]}: and {len(left)} more mistakes from here on")
         return messages
 
     def alias_line(self, node: yaml.Node) -> int:
@@ -255,3 +264,8 @@ class Reader:
                 at = entries[name].line if name in entries else line
                 self.report(at, f"{prefix}{name} {message}")
             return None
+
+
+def _also_in(lines: Sequence[int]) -> str:
+    """Return the end of a message about a mistake that other lines share."""
+    return f"; also in line{'s' if len(lines) > 1 else ''} {join_names(map(str, lines), 5)}" if lines else ""
