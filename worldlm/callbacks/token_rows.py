@@ -15,6 +15,7 @@ from worldlm.federation.parameters import Part, Tensors
 from worldlm.federation.state import NodeState
 from worldlm.federation.token_rows import Tally, row_shares
 from worldlm.federation.type_checks import check_fields
+from worldlm.models import parts_of
 from worldlm.rounds import Context, LocalFit, RoundCallback, World
 from worldlm.topology import Topology
 from worldlm.topology.changes import Changes
@@ -65,7 +66,7 @@ class TokenRows(FederationCallback):
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
         module: Any = pl_module
-        parts = module.partition()
+        parts = parts_of(module)
         names = self.find(parts)
         if len(names) != 1:
             matching = f"{len(names)} parameters are" if names else "no parameter is"

@@ -47,36 +47,29 @@ def world_state(world: World, steps_per_round: Mapping[str, int]) -> dict[str, A
 def loop_state(
     world: World,
     optimizers: Mapping[str, Any],
+    loaders: Mapping[str, Any],
     steps_per_round: Mapping[str, int],
-    *,
-    cursor: int,
-    fitting: bool,
-    active: str,
 ) -> dict[str, Any]:
-    """Return the state that the fit loop saves: the position in the round, and all nodes.
+    """Return the state of all nodes that the fit loop saves, beside its position in the round.
 
     All processes call this together.
 
     Args:
         world: The world.
         optimizers: Optimizer state of the nodes that this process holds, by name; some nodes may have none.
+        loaders: State of the training loaders that have one, by node.
         steps_per_round: As in `world_state`.
-        cursor: Position in the round's program.
-        fitting: Whether the step at the cursor is a fit that has begun.
-        active: Name of the node whose weights are in the live module.
 
     Returns:
         At process 0 with the states of all nodes; elsewhere with those of the nodes that the process holds.
     """
     state = world_state(world, steps_per_round)
-    local = {name: (node, optimizers.get(name)) for name, node in state["states"].items()}
+    local = {name: (node, optimizers.get(name), loaders.get(name)) for name, node in state["states"].items()}
     collected = world.transport.collect(local)
     return {
-        "cursor": cursor,
-        "fitting": fitting,
-        "active": active,
-        "world": {**state, "states": {name: node for name, (node, _) in collected.items()}},
-        "optimizers": {name: optimizer for name, (_, optimizer) in collected.items() if optimizer is not None},
+        "world": {**state, "states": {name: node for name, (node, _, _) in collected.items()}},
+        "optimizers": {name: optimizer for name, (_, optimizer, _) in collected.items() if optimizer is not None},
+        "loaders": {name: loader for name, (_, _, loader) in collected.items() if loader is not None},
     }
 
 

@@ -3,7 +3,7 @@
 from worldlm.models.generation import NotFiniteError, generate
 from worldlm.models.module import Evaluation, LanguageModule, OptimizerSettings, warmup_cosine
 from worldlm.models.mpt import MPT, Architecture, alibi_slopes
-from worldlm.models.partition import Split, partition
+from worldlm.models.partition import Split, partition, parts_of
 
 __all__ = [
     "MPT",
@@ -16,5 +16,6 @@ __all__ = [
     "alibi_slopes",
     "generate",
     "partition",
+    "parts_of",
     "warmup_cosine",
 ]

@@ -8,6 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
+from worldlm.federation.parameters import PARTS, Part
+from worldlm.topology.errors import join_names, suggest
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
@@ -66,6 +71,34 @@ def partition(names: Sequence[str], split: Split) -> dict[str, str]:
         mistakes.append("the backbone is empty: the patterns of split.keys and split.values match all parameters")
     if mistakes:
         raise ValueError("\n".join(mistakes))
+    return parts
+
+
+def parts_of(module: nn.Module) -> dict[str, Part]:
+    """Return the part of each of a module's parameters.
+
+    Args:
+        module: Any module. Its method `partition()`, if it has one, returns the part of each of its
+            `named_parameters()`; without it, all of them are the backbone.
+
+    Raises:
+        ValueError: If `partition()` names a part that does not exist, or does not name the module's parameters.
+    """
+    names, kind = [name for name, _ in module.named_parameters()], type(module).__name__
+    method = getattr(module, "partition", None)
+    if method is None:
+        return dict.fromkeys(names, "backbone")
+    parts: dict[str, Part] = method()
+    if missing := [name for name in names if name not in parts]:
+        raise ValueError(f"{kind}.partition() lacks the parameters {join_names(missing)}")
+    if unknown := [name for name in parts if name not in names]:
+        raise ValueError(
+            f"{kind}.partition() has {join_names(unknown)}, but no such parameter{suggest(unknown[0], names)}"
+        )
+    if wrong := next((part for part in parts.values() if part not in PARTS), None):
+        raise ValueError(
+            f"{kind}.partition() has the part {wrong!r}; parts are {', '.join(PARTS)}{suggest(str(wrong), PARTS)}"
+        )
     return parts
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.data import extract_batch_size
 
 from worldlm.federation.state import NodeState
 from worldlm.models import Evaluation
@@ -16,6 +17,7 @@ from worldlm.rounds import Context, LocalFit, World
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
 from worldlm.trainer import FederationCallback, WorldTrainer
+from worldlm.trainer.validation import run_validation
 
 MOMENTS = ("before", "after_merge", "after_fit")
 
@@ -78,6 +80,10 @@ class NodeMetrics(FederationCallback):
     Callbacks that monitor a metric can use the means over the data nodes, `perplexity_after_merge` and
     `perplexity_after_fit`, or the values of one node, such as `NAME/perplexity_after_merge`.
 
+    A module measures its perplexity by a method `evaluate`, as `LanguageModule` does. Without one, its
+    `validation_step` is run, and each metric that it logs takes the place of the perplexity. Callbacks can then also
+    use the name of the metric alone: it is the mean over the data nodes after their fits.
+
     The loss, learning rate and tokens per second of a node are logged every `log_every_n_steps` of its own steps.
     """
 
@@ -96,10 +102,14 @@ class NodeMetrics(FederationCallback):
 
     def scores(self, state: NodeState) -> dict[str, Score]:
         """Return a node's last scores by moment: `before` (the initial weights), `after_merge`, `after_fit`."""
-        return {moment: Score(*pair) for moment, pair in self.memory(state).items()}
+        return {moment: Score(*pair) for moment, pair in self.memory(state).items() if moment in MOMENTS}
+
+    def own_metrics(self, state: NodeState) -> dict[str, float]:
+        """Return a node's last values of the metrics that the module logs, such as `val_loss_after_fit`."""
+        return {name: values[0] for name, values in self.memory(state).items() if name not in MOMENTS}
 
     def node_figures(self, node: Node, state: NodeState) -> dict[str, float]:
-        figures = {}
+        figures = self.own_metrics(state)
         for moment, score in self.scores(state).items():
             figures[moment] = score.perplexity
             if not math.isnan(score.bits_per_byte):
@@ -119,9 +129,14 @@ class NodeMetrics(FederationCallback):
         loaders = trainer.fit_loop.val_loaders()
         if self._held_out[0] is not loaders:  # once, not for every node
             self._held_out = loaders, dict(zip(loaders, trainer.num_val_batches, strict=True))
-        limits = self._held_out[1]
+        name, limits = context.node.name, self._held_out[1]
+        if not hasattr(trainer.lightning_module, "evaluate"):
+            below = {data_node.name: loaders[data_node.name] for data_node in node.walk() if data_node.holds_data}
+            own = run_validation(trainer, trainer.fit_loop.epoch_loop.val_loop, below, limits)
+            self.memory(context.state).update({f"{metric}_{moment}": [value] for metric, value in own.items()})
+            context.log({f"{name}/{metric}_{moment}": value for metric, value in own.items()})
+            return
         score = evaluate_node(trainer, node, loaders, limits, cache)
-        name = context.node.name
         self.memory(context.state)[moment] = [score.perplexity, score.bits_per_byte]
         scalars = {f"{name}/perplexity_{moment}": score.perplexity}
         if not math.isnan(score.bits_per_byte):
@@ -158,11 +173,24 @@ class NodeMetrics(FederationCallback):
             metrics |= {f"{name}/perplexity_{moment}": value for name, value in values.items()}
             if values:
                 metrics[f"perplexity_{moment}"] = sum(values.values()) / len(values)
+        metrics |= self._own_metrics_of_all(trainer)
         # `log_dict` would keep an object for each metric, and Lightning looks at all of them after every batch
         values_of_all = torch.tensor(list(metrics.values()), device=pl_module.device).unbind()
         trainer.callback_metrics.update(zip(metrics, values_of_all, strict=True))
         means = {f"world/mean_{name}": value for name, value in metrics.items() if "/" not in name}
         trainer.run_log.scalars(means, trainer.world.round)
+
+    def _own_metrics_of_all(self, trainer: WorldTrainer) -> dict[str, float]:
+        """Return the metrics that the module logs: of every data node, and their means."""
+        metrics: dict[str, float] = {}
+        own = {node.name: self.own_metrics(trainer.world.states[node.name]) for node in trainer.topology.data_nodes}
+        for metric in dict.fromkeys(metric for values in own.values() for metric in values):
+            values = {name: of_node[metric] for name, of_node in own.items() if metric in of_node}
+            mean = sum(values.values()) / len(values)
+            metrics |= {f"{name}/{metric}": value for name, value in values.items()} | {metric: mean}
+            if metric.endswith(f"_{MOMENTS[-1]}"):
+                metrics[metric.removesuffix(f"_{MOMENTS[-1]}")] = mean
+        return metrics
 
     # ------------------------------------------------------------------ training
 
@@ -178,7 +206,8 @@ class NodeMetrics(FederationCallback):
         batch_idx: int,
     ) -> None:
         accumulate = trainer.accumulate_grad_batches
-        self._clock = (self._clock[0], self._clock[1] + len(batch))
+        size = len(batch) if isinstance(batch, torch.Tensor) else extract_batch_size(batch)
+        self._clock = (self._clock[0], self._clock[1] + size)
         step, rest = divmod(batch_idx + 1, accumulate)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         name = trainer.active_node

@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
 from worldlm.federation.parameters import PARTS
-from worldlm.models import LanguageModule
+from worldlm.models import LanguageModule, parts_of
 from worldlm.monitoring.node_metrics import MOMENTS
 from worldlm.monitoring.run_facts import tree_facts
 from worldlm.runs.guarantees import meanings
@@ -45,7 +46,8 @@ class Summary(FederationCallback):
         number = trainer.world.round + 1
         table = Table(title=f"{trainer.topology.name} after {number} round{'s' * (number != 1)}")
         table.add_column("node")
-        shown = [name for name in _COLUMNS if any(name in figures for figures in rows.values())]
+        present = dict.fromkeys(name for figures in rows.values() for name in figures if not name.endswith(" bits"))
+        shown = [name for name in present if name not in _COLUMNS] + [name for name in _COLUMNS if name in present]
         for name in shown:
             table.add_column(name, justify="right")
         for node in trainer.topology.nodes.values():
@@ -69,7 +71,12 @@ class Summary(FederationCallback):
             console.print(f"residuals rejected: {counts}", highlight=False)
         kinds = [kind for column, kind in _EPSILONS.items() if column in shown]
         explained = meanings(nodes_of(tree_facts(trainer.topology.root, None)), kinds)
-        for line in (*_LEGEND, *(line for column, line in _LEGENDS.items() if column in shown), *explained):
+        own = not any(moment in shown for moment in MOMENTS)
+        for line in (
+            *(_LEGEND_OF_OWN if own else _LEGEND),
+            *(line for column, line in _LEGENDS.items() if column in shown),
+            *explained,
+        ):
             console.print(line, highlight=False)
 
     @staticmethod
@@ -106,7 +113,7 @@ def headline(trainer: WorldTrainer, module: LanguageModule) -> str:
     """Describe in one line what will be trained, and with how many processes and threads."""
     tree, threads = trainer.topology, torch.get_num_threads()
     sizes: dict[str, int] = dict.fromkeys(PARTS, 0)
-    for name, part in module.partition().items():
+    for name, part in parts_of(module).items():
         sizes[part] += module.get_parameter(name).numel()
     parts = ", ".join(f"{part} {size / 1e6:.2f} M" for part, size in sizes.items())
     listening = sum(node.listens for node in tree.data_nodes)
@@ -121,6 +128,11 @@ def headline(trainer: WorldTrainer, module: LanguageModule) -> str:
 _LEGEND = (
     "before, after_merge, after_fit: perplexity per token (bits per byte) on held-out text of the initial weights,",
     "after merging, and after local training; passes: over the node's own text; MB: from and to the parent",
+)
+
+_LEGEND_OF_OWN = (
+    "before, after_merge, after_fit: on held-out data, of the initial weights, after merging, and after local training",
+    "tokens: examples, if the data set has no seq_len; passes: over the node's own data; MB: from and to the parent",
 )
 
 _LEGENDS = {
@@ -149,7 +161,7 @@ _COLUMNS = {
 def _cell(column: str, figures: dict[str, float]) -> str:
     if column not in figures:
         return ""
-    text = _COLUMNS[column].format(figures[column])
+    text = _COLUMNS.get(column, "{:.4g}").format(figures[column])
     bits = figures.get(f"{column} bits")
     return text if bits is None else f"{text} ({bits:.2f})"
 
@@ -161,7 +173,8 @@ def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
     if node.holds_data:
         figures["tokens"] = state.num_tokens
         dataset: Any = trainer.fit_loop.loaders[name].dataset
-        figures["passes"] = state.num_tokens / (len(dataset) * getattr(dataset, "seq_len", 1))
+        if (size := sized_len(dataset)) is not None:
+            figures["passes"] = state.num_tokens / (size * getattr(dataset, "seq_len", 1))
     parent = trainer.topology.parent(name)
     if parent is not None:
         figures["MB down"] = state.bytes_down / 1e6

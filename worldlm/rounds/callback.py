@@ -205,9 +205,9 @@ class RoundCallback:
     # ------------------------------------------------------------------ reporting
 
     def node_figures(self, node: Node, state: NodeState) -> dict[str, float]:
-        """Return figures of a node by column: `epsilon`, or another column of the summary table and results.json.
+        """Return figures of a node by column of the summary table; results.json has those that it defines.
 
-        Other names are not shown. Log a figure of your own with `context.log`.
+        Log a figure of your own with `context.log` too, to have its course.
         """
         return {}
 

@@ -5,6 +5,7 @@ Only this module and `fit_loop.py` use Lightning's private loops (2.6), which is
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +86,16 @@ class NodeEpochLoop(_TrainingEpochLoop):
     def advance(self, data_fetcher: _DataFetcher) -> None:
         self._before_batch(self.batch_progress.current.ready)
         super().advance(data_fetcher)
+
+    def end_fit(self) -> None:
+        """Step the schedulers whose interval is the epoch: a fit is an epoch of its node."""
+        with warnings.catch_warnings():  # a resumed process may not have stepped the optimizer itself
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            super().update_lr_schedulers("epoch", update_plateau_schedulers=False)
+
+    def update_lr_schedulers(self, interval: str, update_plateau_schedulers: bool) -> None:
+        if interval == "step":  # at the end of a round, Lightning would step those of the last node only
+            super().update_lr_schedulers(interval, update_plateau_schedulers)
 
     def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
         return False  # the program of a round decides when nodes are evaluated, not the end of an epoch loop

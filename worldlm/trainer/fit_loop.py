@@ -8,8 +8,6 @@ No state of a random generator is saved, because none is needed. Torch is seeded
 node, round and sub-round, and before every batch from seed, node and number of batches. All other draws use generators
 of their own, seeded with `context.seed`. A callback that draws from a global generator does not resume bit for bit. A
 fit that was interrupted repeats the batches after its last finished optimizer step.
-
-Only this module and `epoch_loop.py` use Lightning's private loops (2.6), which is why the dependency is pinned.
 """
 
 from __future__ import annotations
@@ -33,9 +31,10 @@ from worldlm.rounds.context import Context, LocalFit
 from worldlm.rounds.executor import FitCounts, RoundExecutor
 from worldlm.rounds.world import World
 from worldlm.trainer.epoch_loop import NodeEpochLoop, trackers
-from worldlm.trainer.loaders import num_tokens, request_loaders, request_val_loaders
+from worldlm.trainer.loaders import load_states, num_tokens, request_loaders, request_val_loaders, states_of
 from worldlm.trainer.make_world import log_changes, make_world
 from worldlm.trainer.metric_callbacks import MetricCallback, find_metric_callbacks, set_metric_callbacks
+from worldlm.trainer.module_checks import check_module
 from worldlm.trainer.node_slot import NodeSlot
 from worldlm.trainer.phase import Phase
 from worldlm.trainer.run_settings import RunSettings
@@ -98,7 +97,8 @@ class FederatedFitLoop(_FitLoop):
         run, names = self.run_settings, [node.name for node in self.topology.data_nodes]
         run.agree_on_folder(self._restored.get("world", {}).get("noise_key"))
         run.collect_callbacks()  # again: `configure_callbacks` of the module, or a `setup`, may have changed them
-        self.loaders = request_loaders(self.trainer, self._data_source, names, run.devices_per_node)
+        check_module(self.trainer, run.method.callbacks)
+        self.loaders = request_loaders(self.trainer, self._data_source, names, run.seed, run.devices_per_node)
         self._combined_loader = CombinedLoader(self.loaders, "sequential")
         self.max_batches = max(map(self.plan.num_batches, names))
         self.trainer.val_check_batch = float("inf")
@@ -115,7 +115,7 @@ class FederatedFitLoop(_FitLoop):
 
     def val_loaders(self) -> dict[str, DataLoader[Any]]:
         """Every data node's validation loader, by name; empty if there is no validation."""
-        return request_val_loaders(self.trainer, self.epoch_loop.val_loop)
+        return request_val_loaders(self.trainer, self.epoch_loop.val_loop, list(self.loaders))
 
     # ------------------------------------------------------------------ the world
 
@@ -128,9 +128,7 @@ class FederatedFitLoop(_FitLoop):
                 raise RuntimeError("the last fit stopped while nodes exchanged messages: resume from a checkpoint")
             self._executor = RoundExecutor(self.world, run.method)
             return
-        visits = self.plan.num_visits
-        costs = {name: visits[name] * num_tokens(self.loaders[name], self.plan.num_batches(name)) for name in visits}
-        self._world = world = make_world(self.trainer, run, module, costs)
+        self._world = world = make_world(self.trainer, run, self.loaders)
         self._executor = RoundExecutor(world, run.method)
         self._slot = NodeSlot(module, self.trainer.strategy, run.share_memory, world.store)
         active = self.topology.root.name
@@ -154,6 +152,7 @@ class FederatedFitLoop(_FitLoop):
         restore_world(world, self.run_settings.method, saved["world"], model, self.plan.steps_per_round(), num_rounds)
         names = [name for name in optimizers if name in self.loaders and world.transport.is_local(name)]
         self.slot.load_state_dict({name: optimizers[name] for name in names})
+        load_states(self.loaders, saved.get("loaders", {}))
         if not world.changes:
             return self.topology.nodes[saved["active"]].name  # an unknown name is an error of the checkpoint
         if self.trainer.is_global_zero:
@@ -250,6 +249,7 @@ class FederatedFitLoop(_FitLoop):
         self.run_settings.method.on_local_fit_start(context, fit)
         if done < num_batches:
             self._run_batches(name, done, num_batches)
+        loop.end_fit()
         self.phase = Phase.EXCHANGING
         if not context.node.keeps_moments:
             optimizer.optimizer.state.clear()  # at once, which frees its memory while other nodes train
@@ -286,11 +286,11 @@ class FederatedFitLoop(_FitLoop):
             raise RuntimeError("a checkpoint cannot be saved while nodes exchange messages: save it in a batch hook")
         if self.run_settings.num_ranks > 1 and self.cursor < len(self.executor.program):
             raise RuntimeError("several processes can save a checkpoint only together, at the end of a round")
-        fitting = self.phase is Phase.FITTING
-        if fitting:
+        if fitting := self.phase is Phase.FITTING:
             self.slot.save_weights()
-        optimizers, steps = self.slot.state_dict(), self.plan.steps_per_round()
-        return loop_state(self.world, optimizers, steps, cursor=self.cursor, fitting=fitting, active=self.slot.name)
+        position = {"cursor": self.cursor, "fitting": fitting, "active": self.slot.name}
+        saved = self.slot.state_dict(), states_of(self.loaders), self.plan.steps_per_round()
+        return {**position, **loop_state(self.world, *saved)}
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         if "world" not in state_dict:

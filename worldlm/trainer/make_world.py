@@ -7,27 +7,30 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+from torch.utils.data import DataLoader
 
 from worldlm.distributed.placement import place
 from worldlm.distributed.transport import ProcessTransport
+from worldlm.models.partition import parts_of
 from worldlm.rounds.world import World
 from worldlm.topology.changes import Changes
+from worldlm.trainer.loaders import num_tokens
 from worldlm.trainer.run_settings import RunSettings
 
 log = logging.getLogger(__name__)
 
 
-def make_world(trainer: pl.Trainer, run: RunSettings, module: Any, costs: Mapping[str, float]) -> World:
+def make_world(trainer: pl.Trainer, run: RunSettings, loaders: Mapping[str, DataLoader[Any]]) -> World:
     """Make a world in which every node starts from the weights that the module has in process 0.
 
     Args:
-        trainer: Its strategy broadcasts the weights to the other processes.
+        trainer: Has the live module, and its strategy broadcasts the weights to the other processes.
         run: The settings of the run.
-        module: The live module, with `partition()`.
-        costs: Cost of each data node's fits in one round, by name and in any unit. The nodes are distributed over the
-            processes by these costs.
+        loaders: The training loaders, by data node. The nodes are distributed over the processes by the tokens that
+            they train on in a round.
     """
-    topology = run.topology
+    topology, plan, module = run.topology, run.plan, trainer.lightning_module
+    costs = {name: n * num_tokens(loaders[name], plan.num_batches(name)) for name, n in plan.num_visits.items()}
     weights = {name: parameter.detach().cpu() for name, parameter in module.named_parameters()}
     weights = trainer.strategy.broadcast(weights)
     teams = place(topology, costs, run.num_ranks // run.devices_per_node)
@@ -37,7 +40,7 @@ def make_world(trainer: pl.Trainer, run: RunSettings, module: Any, costs: Mappin
     store = run.make_store([name for name in topology.nodes if transport.is_local(name)])
     return World(
         topology,
-        module.partition(),
+        parts_of(module),
         weights,
         seed=run.seed,
         store=store,

@@ -23,6 +23,7 @@ from worldlm.distributed.fsdp import (
 from worldlm.federation.state import NodeState
 from worldlm.storage.node_store import NodeStore
 from worldlm.topology.errors import reason
+from worldlm.trainer.module_checks import check_configured
 from worldlm.trainer.strategy import WorldStrategy
 
 
@@ -127,6 +128,7 @@ class NodeSlot:
         strategy = self._strategy
         if name not in self._optimizers:
             strategy.setup_optimizers(self.module.trainer)
+            check_configured(self.module, strategy.optimizers, strategy.lr_scheduler_configs)
             self._optimizers[name] = NodeOptimizer(strategy.optimizers[0], strategy.lr_scheduler_configs)
             if name in self._pending:
                 saved = self._store.load_optimizer(self._pending.pop(name))

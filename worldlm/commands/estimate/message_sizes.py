@@ -11,6 +11,7 @@ from torch import Tensor
 from worldlm.callbacks import Compression, ResidualExchange, TokenRows
 from worldlm.federation.compression import Encoding, encoded_bytes
 from worldlm.federation.parameters import PARTS, Part
+from worldlm.models import parts_of
 from worldlm.rounds import RoundCallback
 from worldlm.topology import Settings
 
@@ -61,7 +62,7 @@ def message_sizes(module: LightningModule, callbacks: Sequence[RoundCallback]) -
         module: The model. Only names, shapes and types of its parameters are used.
         callbacks: The callbacks of the method.
     """
-    partition: dict[str, Part] = module.partition()  # type: ignore[operator]
+    partition = parts_of(module)
     tensors: dict[str, Tensor] = dict(module.named_parameters())
     sent = frozenset().union(*(callback.parts for callback in callbacks))
     compressions = (callback for callback in callbacks if isinstance(callback, Compression))
