@@ -1,7 +1,7 @@
 """Attention over key layers, in aggregation and on download."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from worldlm.callbacks.averaging import Averaging
 from worldlm.federation.attention import Attended, Granularity, KeyValue, Similarity, attend, attention_weights
@@ -11,6 +11,7 @@ from worldlm.federation.parameters import Part, copy_
 from worldlm.federation.schedule import Rate, check_rate, in_round
 from worldlm.rounds import Context, RoundCallback
 from worldlm.topology import Topology
+from worldlm.topology.errors import check_choice
 from worldlm.trainer import FederationCallback
 
 Query: TypeAlias = Literal["own", "mean"]
@@ -58,12 +59,9 @@ class AttentionAggregation(FederationCallback):
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
-        if query not in ("own", "mean"):
-            raise ValueError(f"query must be own or mean, got {query!r}")
-        if similarity not in ("cosine", "dot", "distance"):
-            raise ValueError(f"similarity must be cosine, dot or distance, got {similarity!r}")
-        if granularity not in ("model", "block"):
-            raise ValueError(f"granularity must be model or block, got {granularity!r}")
+        check_choice("query", query, get_args(Query))
+        check_choice("similarity", similarity, get_args(Similarity))
+        check_choice("granularity", granularity, get_args(Granularity))
         self.temperature = temperature
         self.query: Query = query
         self.similarity: Similarity = similarity

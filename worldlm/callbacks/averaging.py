@@ -20,6 +20,7 @@ from worldlm.federation.token_rows import weighted_mean_by_rows
 from worldlm.rounds import Context, RoundCallback, World
 from worldlm.topology import Node, Topology
 from worldlm.topology.changes import Changes
+from worldlm.topology.errors import check_choice
 from worldlm.trainer import FederationCallback
 
 log = logging.getLogger(__name__)
@@ -92,10 +93,11 @@ class Averaging(FederationCallback):
         leaf_download_rate: Rate = 1.0,
         attentive: bool = False,
     ) -> None:
-        if not parts or set(parts) - set(PARTS):
-            raise ValueError(f"parts must be some of {', '.join(PARTS)}, got {list(parts)}")
-        if weights not in ("num_tokens", "uniform"):
-            raise ValueError(f"weights must be num_tokens or uniform, got {weights!r}")
+        if not parts or isinstance(parts, str):
+            raise ValueError(f"parts must be a list of some of {', '.join(PARTS)}, got {parts!r}")
+        for part in parts:
+            check_choice("each of parts", part, PARTS)
+        check_choice("weights", weights, ("num_tokens", "uniform"))
         self.parts = frozenset(parts)
         self.weights = weights
         self.default_optimizer = (optimizer, dict(arguments or {"lr": 1.0}))

@@ -23,6 +23,7 @@ from worldlm.federation.state import NodeState
 from worldlm.rounds import Context, RoundCallback, World
 from worldlm.topology import Node, Topology
 from worldlm.topology.changes import Changes
+from worldlm.topology.errors import check_choice
 from worldlm.trainer import FederationCallback, WorldTrainer
 
 
@@ -61,8 +62,7 @@ class Compression(FederationCallback):
 
     def __init__(self, down: Encoding = "bf16", up: Encoding = "int8", error_feedback: bool = True) -> None:
         for name, encoding in (("down", down), ("up", up)):
-            if encoding not in get_args(Encoding):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(Encoding))}, got {encoding!r}")
+            check_choice(name, encoding, get_args(Encoding))
         self.down: Encoding = down
         self.up: Encoding = up
         self.error_feedback = error_feedback

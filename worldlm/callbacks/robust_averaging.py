@@ -10,6 +10,7 @@ from worldlm.federation.messages import Upload
 from worldlm.federation.parameters import Part, Tensors
 from worldlm.federation.robust import median, norm_bounded_mean, trimmed_mean
 from worldlm.rounds import Context
+from worldlm.topology.errors import check_choice
 
 Rule = Literal["median", "trimmed_mean", "norm_bound"]
 
@@ -44,8 +45,7 @@ class RobustAveraging(Averaging):
         **kwargs: Any,
     ) -> None:
         super().__init__(parts, **kwargs)
-        if rule not in get_args(Rule):
-            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
+        check_choice("rule", rule, get_args(Rule))
         for name, value, its_rule in (("trim", trim, "trimmed_mean"), ("max_norm", max_norm, "norm_bound")):
             if value is not None and rule != its_rule:
                 raise ValueError(f"{name} has no effect with the rule {rule}; it belongs to {its_rule}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from worldlm.data.corpora import Corpus, SplitName, digest
-from worldlm.topology.errors import suggest
+from worldlm.topology.errors import check_choice
 
 Area = Literal["topics", "docstrings", "network", "tools"]
 
@@ -56,10 +56,7 @@ class StandardLibrary(Corpus):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        areas = get_args(Area)
-        if self.area not in areas:
-            hint = suggest(self.area, areas)
-            raise ValueError(f"area is {self.area!r}; it must be one of {', '.join(areas)}{hint}")
+        check_choice("area", self.area, get_args(Area))
 
     def documents(self, split: SplitName) -> Iterator[str]:
         """Read the documents of a split; see `Corpus.documents`."""

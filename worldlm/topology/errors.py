@@ -30,6 +30,17 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_fold[near[0]]!r}?" if near else ""
 
 
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Check that a setting has one of the allowed values.
+
+    Raises:
+        ValueError: If it has another; the message names the nearest.
+    """
+    if value not in allowed:
+        hint = suggest(value, allowed) if isinstance(value, str) else ""
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{hint}")
+
+
 def join_names(names: Iterable[str], most: int = 10) -> str:
     """Return the first `most` names, separated by commas, and how many more there are."""
     listed = list(names)

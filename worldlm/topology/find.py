@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from worldlm.topology.checks import shorten
 from worldlm.topology.errors import suggest
@@ -21,7 +23,13 @@ def find_file(kind: Literal["topologies", "recipes"], name_or_path: str | Path) 
 
     Raises:
         FileNotFoundError: if there is none; the message lists the known names and the nearest.
+        ValueError: if it is neither a text nor a path.
     """
+    if not isinstance(name_or_path, str | Path):
+        raise ValueError(
+            f"{type(name_or_path).__name__} is not one of {kind}: give the name or path of a file, a dict with the "
+            "content of a file, or for topologies a worldlm.topology.Topology"
+        )
     path = Path(os.path.expanduser(name_or_path))  # unchanged if the user does not exist
     if os.path.isfile(path):
         return path
@@ -34,6 +42,18 @@ def find_file(kind: Literal["topologies", "recipes"], name_or_path: str | Path) 
     missing = f"no file {shorten(repr(str(name_or_path)), 200)}, and no file of that name in {kind}"
     near = suggest(name, known) or suggest(path.name, known)
     raise FileNotFoundError(f"{missing}; known: {', '.join(sorted(known))}{near}")
+
+
+def as_yaml(content: Mapping[str, Any]) -> str:
+    """Return a dict with the content of a file as YAML, in one line.
+
+    Raises:
+        ValueError: If it holds anything but plain values.
+    """
+    try:
+        return json.dumps(dict(content))  # which is YAML too
+    except TypeError as error:
+        raise ValueError(f"a dict in place of a file may hold plain values only: {error}") from error
 
 
 def _known(kind: str) -> dict[str, Path]:

@@ -18,7 +18,7 @@ from worldlm.topology.checks import FieldError, bad_name
 from worldlm.topology.compose import C_PARSER, Entry, Limits, line_of
 from worldlm.topology.copies import copy_problem, expand_copies
 from worldlm.topology.errors import UserError
-from worldlm.topology.find import find_file
+from worldlm.topology.find import as_yaml, find_file
 from worldlm.topology.reader import Reader, read_text
 from worldlm.topology.scalars import is_null
 from worldlm.topology.settings import (
@@ -59,18 +59,20 @@ class _Inherited(NamedTuple):
     broken: frozenset[str]
 
 
-def load_topology(name_or_path: str | Path, settings: Mapping[str, Any] | None = None) -> Topology:
-    """Load a topology by path, or by the name of a file in `topologies/`.
+def load_topology(source: str | Path | Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Topology:
+    """Load a topology by path, by the name of a file in `topologies/`, or from a dict with the content of a file.
 
     Args:
-        name_or_path: the file.
+        source: the file or the dict.
         settings: replace settings at the top of the file, as if they were written there.
 
     Raises:
         FileNotFoundError: if there is none; the message lists the known names.
         TopologyError: (a ValueError) with all mistakes in the file, one per line.
     """
-    path = find_file("topologies", name_or_path)
+    if isinstance(source, Mapping):
+        return parse_topology(as_yaml(source), "topology", settings)
+    path = find_file("topologies", source)
     return parse_topology(read_text(path, TopologyError), str(path), settings)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
-from worldlm.topology.errors import join_names
+from worldlm.topology.errors import check_choice, join_names
 from worldlm.topology.settings import Settings
 from worldlm.topology.tree import Node, Topology
 
@@ -31,8 +31,7 @@ def reshape(topology: Topology, shape: Shape) -> Topology:
     Raises:
         ValueError: If the shape is unknown, or as in `single`.
     """
-    if shape not in SHAPES:
-        raise ValueError(f"shape must be one of {', '.join(SHAPES)}, but is {shape!r}")
+    check_choice("shape", shape, SHAPES)
     if shape == "tree":
         return topology
     return star(topology) if shape == "star" else single(topology, all_tokens=shape == "single_all_tokens")

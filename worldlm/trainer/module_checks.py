@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
-from torchmetrics import Metric
 
 from worldlm.federation.parameters import PARTS
 from worldlm.models.partition import parts_of
@@ -54,8 +53,8 @@ def check_module(trainer: pl.Trainer, callbacks: Sequence[RoundCallback]) -> Non
     if trainer.checkpoint_callbacks:
         _check_hyper_parameters(module, trainer.datamodule)  # type: ignore[attr-defined]
     for layer in module.modules():
-        if isinstance(layer, Metric):
-            layer.sync_on_compute = False
+        if hasattr(layer, "sync_on_compute"):  # a metric of torchmetrics
+            layer.sync_on_compute = False  # type: ignore[assignment]
 
 
 def _check_hyper_parameters(*holders: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +44,7 @@ class WorldTrainer(pl.Trainer):
     the round in which they take effect.
 
     Args:
-        topology: A topology, or the name or path of its YAML file.
+        topology: A topology, the name or path of its YAML file, or a dict with the content of such a file.
         settings: Override the settings at the top of the topology's file. Settings of single nodes override both.
         shape: `tree`, as the topology is; `star`, all data nodes below the root; `single` or `single_all_tokens`, one
             model on the text of all nodes, measured at every node. See `worldlm.topology.reshape`.
@@ -73,7 +73,7 @@ class WorldTrainer(pl.Trainer):
     def __init__(
         self,
         *args: Any,
-        topology: Topology | Path | str,
+        topology: Topology | Mapping[str, Any] | Path | str,
         settings: dict[str, Any] | None = None,
         shape: Shape = "tree",
         num_subrounds: int | None = None,

@@ -16,15 +16,17 @@ from worldlm.trainer.method_checks import check_parts
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Averaging(parts=[]), "parts must be some of backbone, keys, values"),
-        (lambda: Averaging(parts=["spine"]), "got .'spine'."),  # type: ignore[list-item]
-        (lambda: Averaging(weights="votes"), "weights must be num_tokens or uniform"),  # type: ignore[arg-type]
+        (lambda: Averaging(parts=[]), "parts must be a list of some of backbone, keys, values"),
+        (lambda: Averaging(parts="keys"), "parts must be a list .* got 'keys'"),  # type: ignore[arg-type]
+        (lambda: Averaging(parts=["backbon"]), "got 'backbon'; did you mean 'backbone'"),  # type: ignore[list-item]
+        (lambda: Averaging(parts=["spine"]), "each of parts must be one of backbone, keys, values, got 'spine'"),  # type: ignore[list-item]
+        (lambda: Averaging(weights="votes"), "weights must be one of num_tokens, uniform, got .votes"),  # type: ignore[arg-type]
         (lambda: Averaging(optimizer="Optimizer"), "no optimizer 'Optimizer'"),
         (lambda: Averaging(optimizer="SGD", arguments={"speed": 1}), "SGD.*speed"),
         (lambda: Averaging(optimizer="SGD", arguments={"lr": -1.0}), "Invalid learning rate"),
         (lambda: AttentionAggregation(temperature=0.0), "temperature must be above 0"),
-        (lambda: AttentionAggregation(query="child"), "query must be own or mean, got 'child'"),  # type: ignore[arg-type]
-        (lambda: AttentionAggregation(similarity="near"), "similarity must be cosine, dot or distance"),  # type: ignore[arg-type]
+        (lambda: AttentionAggregation(query="child"), "query must be one of own, mean, got 'child'"),  # type: ignore[arg-type]
+        (lambda: AttentionAggregation(similarity="near"), "similarity must be one of cosine, dot, distance"),  # type: ignore[arg-type]
         (lambda: AttentionAggregation(granularity="layer"), "granularity must be"),  # type: ignore[arg-type]
         (lambda: ResidualExchange(num_residuals=0), "num_residuals must be at least 1"),
     ],

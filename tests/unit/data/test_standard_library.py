@@ -45,5 +45,5 @@ def test_fingerprints_differ_by_area() -> None:
 
 
 def test_an_unknown_area_is_rejected() -> None:
-    with pytest.raises(ValueError, match="area is 'topic'; it must be one of .*mean 'topics'"):
+    with pytest.raises(ValueError, match="area must be one of .* got 'topic'; did you mean 'topics'"):
         StandardLibrary(area="topic")  # type: ignore[arg-type]

@@ -239,3 +239,30 @@ def test_a_world_without_a_training_node_is_rejected() -> None:
     assert parse(text.replace("SETTINGS", "{}")).nodes["a"].fits
     reported = mistakes(text.replace("SETTINGS", "{num_local_steps: 0}"))
     assert reported == ["t.yaml:3: no node trains: num_local_steps is 0 at every node that holds data"]
+
+
+def test_a_dict_is_read_like_a_file() -> None:
+    leaves = [{"name": "a", "corpus": "a", "settings": {"privacy": {"clip_norm": 1e-5}}}, {"name": "b", "corpus": "b"}]
+    content = {"name": "t", "settings": {"num_local_steps": 3}, "root": {"name": "w", "children": leaves}}
+    expected = parse(
+        """
+        name: t
+        settings: {num_local_steps: 3}
+        root:
+          name: w
+          children: [{name: a, corpus: a, settings: {privacy: {clip_norm: 1e-5}}}, {name: b, corpus: b}]
+        """
+    )
+    assert load_topology(content) == expected
+    assert load_topology(content, {"num_local_steps": 5}).nodes["a"].settings.num_local_steps == 5
+    leaves[1]["corpsu"] = "b"
+    with pytest.raises(TopologyError, match="topology:1: unknown key 'corpsu' in a child of 'w'.*mean 'corpus'"):
+        load_topology(content)
+    leaves[1]["corpsu"] = {1, 2}
+    with pytest.raises(ValueError, match="plain values only: Object of type set"):
+        load_topology(content)
+
+
+def test_what_is_no_topology_is_named() -> None:
+    with pytest.raises(ValueError, match="Node is not one of topologies: give .* worldlm.topology.Topology"):
+        load_topology(parse("{name: t, root: {name: a, corpus: a, settings: {num_local_steps: 1}}}").root)  # type: ignore[arg-type]

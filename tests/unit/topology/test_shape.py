@@ -121,7 +121,7 @@ def test_private_text_is_not_pooled(kind: str) -> None:
 
 
 def test_an_unknown_shape() -> None:
-    with pytest.raises(ValueError, match="shape must be one of tree, star, single, single_all_tokens, but is 'ring'"):
+    with pytest.raises(ValueError, match="shape must be one of tree, star, single, single_all_tokens, got 'ring'"):
         reshape(tree(), "ring")  # type: ignore[arg-type]
 
 
