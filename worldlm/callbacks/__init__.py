@@ -58,9 +58,7 @@ def __getattr__(name: str) -> object:
     """Name the class that took the place of one of a former version.
 
     Raises:
-        ImportError: If the name was renamed.
-        AttributeError: If there is no such name.
+        AttributeError: For every name, because the module has none of them.
     """
-    if name in RENAMED:
-        raise ImportError(f"worldlm.callbacks.{name} was renamed: import {RENAMED[name]}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    present = f"; it was renamed: import {RENAMED[name]}" if name in RENAMED else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{present}")

@@ -114,7 +114,9 @@ class PassSampler(Sampler[Any]):
         self._seed = seed
         self._node = node
         self.batch_size = loader.batch_size or getattr(batches, "batch_size", None) or 1
-        """Examples per batch; the last batch of a pass may have fewer."""
+        """Examples per batch."""
+        self.has_rest = not getattr(batches, "drop_last", False) and len(loader.dataset) % self.batch_size > 0  # type: ignore[arg-type]
+        """Whether the last batch of a pass has fewer examples."""
         self.start = 0
         """Number of batches that the node drew in earlier fits."""
         self.length = len(batches)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 
-from worldlm.data.node_loaders import Stream, node_loader
+from worldlm.data.node_loaders import PassSampler, Stream, node_loader
 from worldlm.topology.errors import join_names, suggest
 
 
@@ -45,6 +45,11 @@ def request_loaders(
             raise ValueError(
                 f"{name}: its batches of {size} cannot be divided evenly among {team_size} devices; "
                 "see devices_per_node"
+            )
+        if team_size > 1 and isinstance(loader.batch_sampler, PassSampler) and loader.batch_sampler.has_rest:
+            raise ValueError(
+                f"{name}: the last batch of a pass is smaller, and cannot be divided evenly among {team_size} devices: "
+                "give its DataLoader drop_last=True"
             )
     stage = (trainer, TrainerFn.FITTING, RunningStage.TRAINING)
     return {name: cast(DataLoader[Any], _process_dataloader(*stage, loader)) for name, loader in prepared.items()}

@@ -19,6 +19,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 from torch.distributed.device_mesh import DeviceMesh
@@ -225,9 +226,10 @@ class WorldStrategy(DDPStrategy):
 
     # ------------------------------------------------------------------ steps
 
-    def training_step(self, batch: Tensor, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Train on this process's share of a batch. Hooks receive the whole batch."""
-        share = batch[self.global_rank % self.team_size :: self.team_size]
+    def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Train on this process's share of a batch: of each of its tensors. Hooks receive the whole batch."""
+        examples = slice(self.global_rank % self.team_size, None, self.team_size)
+        share = apply_to_collection(batch, Tensor, lambda tensor: tensor[examples] if tensor.dim() else tensor)
         return super().training_step(share, *args, **kwargs)
 
 
