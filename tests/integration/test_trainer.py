@@ -102,6 +102,19 @@ class Scripted(NodeMetrics):
         self.memory(context.state)[moment] = [self.script[context.round], math.nan]
 
 
+def test_the_closing_lines_name_the_nodes_that_are_far_worse(
+    star: Make, fit: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callbacks = [fedavg(), Scripted(5, 11e300), Summary(), RoundProgress()]
+    fit(star("ab", b="settings: {num_local_steps: 0}"), callbacks, enable_progress_bar=True)
+    output = capsys.readouterr()
+    assert (
+        "far worse than at the start (perplexity above 2 times that before, or not finite): world, a, b" in output.out
+    )
+    assert len(max(output.out.splitlines(), key=len)) < 200
+    assert "round 1/2: mean perplexity after fit 5.00 (1 of 2 nodes), perplexity after merge 5.00\n" in output.err
+
+
 def test_early_stopping_monitors_rounds(star: Make, fit: Make) -> None:
     stopping = EarlyStopping(monitor="perplexity_after_fit", patience=2)
     trainer = fit(star("ab"), [fedavg(), Scripted(5, 4, 6, 6, 1, 1), stopping], max_epochs=6)
@@ -157,7 +170,9 @@ def test_rounds_without_evaluation(star: Make, fit: Make, recorder: Any) -> None
         log_every_n_steps=1,
     )
     steps = [step for tag, _, step in recorder.scalars if tag == "a/perplexity_after_fit"]
-    assert steps == [1, 3, 4]  # after rounds 2 and 4, and after the last
+    assert steps == [2, 4, 5]  # after rounds 2 and 4, and after the last
+    means = [step for tag, _, step in recorder.scalars if tag == "world/mean_perplexity_after_fit"]
+    assert means == [2, 4, 5]
     assert [step for tag, _, step in recorder.scalars if tag == "a/loss"] == [*range(1, 11)]
 
 

@@ -97,6 +97,23 @@ def test_one_model_in_one_place_has_no_after_fit_at_the_nodes(tmp_path: Path) ->
     assert found.best == {"after_merge": 12.0, "after_fit": None}
 
 
+def test_a_mean_is_over_the_nodes_that_have_a_score_and_bad_nodes_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = record((8.0, 6.0))
+    del content["rounds"][0]["nodes"]["b"]["after_fit"]
+    content["rounds"][0]["nodes"]["b"]["before"] = score(7.5)
+    put(tmp_path / "version_0", content, 1000)
+    assert main(["runs", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "│ 6.00 (1 of 2 nodes) │" in output
+    assert "version_0: far worse than at the start (perplexity above 2 times that before, or not finite): b" in output
+    assert main(["runs", str(tmp_path), "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)
+    assert (run["best_after_fit"], run["nodes_after_fit"], run["nodes_after_merge"]) == (6.0, 1, 2)
+    assert run["far_worse"] == ["b"]
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 from rich.table import Table
@@ -20,7 +19,8 @@ from worldlm.cli.parser import Parser
 from worldlm.runs.folder import is_at_work
 from worldlm.runs.guarantees import meanings
 from worldlm.runs.results import MOMENTS, RESULTS, Moment, RunRecord, read_results
-from worldlm.topology.errors import UserError
+from worldlm.runs.scores import best_mean, far_worse, far_worse_text, mean_text
+from worldlm.topology.errors import UserError, join_names
 
 State = Literal["running", "finished", "stopped", "unreadable"]
 
@@ -45,6 +45,11 @@ class ListedRun:
     rounds_wanted: int | None = None
     best: dict[Moment, float | None] | None = None
     """Lowest mean perplexity per token over the data nodes of any round; None if it was never evaluated."""
+    num_nodes: dict[Moment, int] | None = None
+    """The number of nodes in these means."""
+    num_data_nodes: int = 0
+    far_worse: tuple[str, ...] = ()
+    """The nodes that are far worse than at the start; see `worldlm.runs.scores.far_worse`."""
     epsilon: float | None = None
     """The largest epsilon that a node has spent; None if no node is private."""
     epsilon_means: tuple[str, ...] = ()
@@ -123,26 +128,21 @@ def read_run(path: Path, folder: Path) -> ListedRun:
 
 def _figures(record: RunRecord) -> dict[str, Any]:
     wanted = record.content["rounds_wanted"]
+    # nodes that are never evaluated after_merge, as the one that trains in centralised training, are left out
+    nodes = [name for name in record.data_nodes if record.series(name, "after_merge")]
+    means = {moment: best_mean(record, nodes, moment) for moment in MOMENTS}
     return {
         "topology": record.topology,
         "seed": record.seed,
         "rounds_done": int(record.content["rounds_done"]),
         "rounds_wanted": None if wanted is None else int(wanted),
-        "best": {moment: best_mean(record, moment) for moment in MOMENTS},
+        "best": {moment: mean for moment, (mean, _) in means.items()},
+        "num_nodes": {moment: number for moment, (_, number) in means.items()},
+        "num_data_nodes": len(record.data_nodes),
+        "far_worse": tuple(far_worse(record)),
         "epsilon": record.epsilon if record.rounds else None,
         "epsilon_means": tuple(meanings(record.nodes)),
     }
-
-
-def best_mean(record: RunRecord, moment: Moment) -> float | None:
-    """Return the lowest mean over the data nodes of any round; None if no round evaluated all of them.
-
-    Nodes that are never evaluated after_merge, as in centralised training, are left out.
-    """
-    nodes = [name for name in record.data_nodes if record.series(name, "after_merge")]
-    series = [record.series(name, moment) for name in nodes]
-    rounds = set.intersection(*map(set, series)) if series else ()
-    return min((fmean(scores[number] for scores in series) for number in rounds), default=None)
 
 
 def _recorded_time(record: RunRecord) -> float | None:
@@ -175,6 +175,8 @@ def as_json(run: ListedRun) -> dict[str, Any]:
     if run.topology is not None:
         content |= {"rounds_wanted": run.rounds_wanted, "topology": run.topology, "seed": run.seed}
         content |= {f"best_{moment}": _finite(value) for moment, value in (run.best or {}).items()}
+        content |= {f"nodes_{moment}": number for moment, number in (run.num_nodes or {}).items()}
+        content |= {"far_worse": list(run.far_worse)}
     if run.epsilon is None:
         return content
     return {**content, "epsilon": _finite(run.epsilon), "epsilon_means": list(run.epsilon_means)}
@@ -197,28 +199,26 @@ def _print(listed: Sequence[ListedRun], folder: Path) -> None:
     means = list(dict.fromkeys(line for run in listed for line in run.epsilon_means))
     for line in means[:_MAX_MEANINGS]:
         console.print(f"{line} (the largest of any node)", markup=False, soft_wrap=True)
+    worse = [f"{run.run}: {far_worse_text(join_names(run.far_worse, 6))}" for run in listed if run.far_worse]
+    problems = [run.problem for run in listed if run.problem]
     note = "perplexity per token, mean over the data nodes, lowest of all rounds"
-    for line in (*(run.problem for run in listed if run.problem), f"done. {note}: {folder}"):
+    for line in (*worse, *problems, f"done. {note}: {folder}"):
         console.print(line, markup=False, soft_wrap=True)
 
 
 def _cells(run: ListedRun, private: bool) -> list[str]:
     rounds = f"{run.rounds_done}/{run.rounds_wanted}" if run.rounds_wanted is not None else str(run.rounds_done)
-    best = run.best or {}
+    best, numbers = run.best or {}, run.num_nodes or {}
     return [
         run.run,
         run.topology or "",
         "" if run.seed is None else str(run.seed),
         run.state,
         "" if run.problem else rounds,
-        *(_number(best.get(moment)) for moment in MOMENTS),
-        *([_number(run.epsilon)] if private else []),
+        *(mean_text(best.get(moment), numbers.get(moment, 0), run.num_data_nodes) for moment in MOMENTS),
+        *(["" if run.epsilon is None else f"{run.epsilon:.2f}"] if private else []),
         datetime.fromtimestamp(run.last_write).strftime("%Y-%m-%d %H:%M"),
     ]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}" if value < 1e6 else f"{value:.3g}"
 
 
 def _parser() -> Parser:

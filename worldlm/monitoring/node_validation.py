@@ -10,6 +10,7 @@ from rich.table import Table
 from worldlm.checkpoint.validate import check_weights
 from worldlm.federation.parameters import Tensors
 from worldlm.monitoring.node_metrics import Score, evaluate_node
+from worldlm.runs.scores import score_text
 from worldlm.topology.errors import join_names
 from worldlm.trainer import FederationCallback, WorldTrainer
 
@@ -50,5 +51,5 @@ class NodeValidation(FederationCallback):
     def on_validation_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         table = Table("node", "perplexity", "bits per byte", title=trainer.topology.name)
         for name, score in self.scores.items():
-            table.add_row(name, f"{score.perplexity:.2f}", f"{score.bits_per_byte:.3f}")
+            table.add_row(name, score_text(score.perplexity), f"{score.bits_per_byte:.3f}")
         Console().print(table)

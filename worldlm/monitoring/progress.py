@@ -15,7 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from worldlm.monitoring.node_metrics import NodeMetrics
+from worldlm.monitoring.node_metrics import MOMENTS, NodeMetrics
+from worldlm.runs.scores import mean_text
 from worldlm.trainer import WorldTrainer
 
 
@@ -81,8 +82,15 @@ class RoundProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not self._enabled:
             return
-        means = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" not in name}
-        figures = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in sorted(means.items()))
+        metrics, num_all = trainer.callback_metrics, len(trainer.topology.data_nodes)
+        means = {name: float(value) for name, value in metrics.items() if "/" not in name}
+        numbers = {name: sum(tag.endswith((f"/{name}", f"/{name}_{MOMENTS[-1]}")) for tag in metrics) for name in means}
+        if not trainer.fit_loop.evaluates:  # means over nodes are those of an earlier round
+            means = {name: value for name, value in means.items() if not numbers[name]}
+        figures = ", ".join(
+            f"{name.replace('_', ' ')} {mean_text(value, numbers[name] or num_all, num_all)}"
+            for name, value in sorted(means.items())
+        )
         line = f"round {trainer.world.round + 1}/{trainer.max_epochs}: mean {figures or 'not evaluated'}"
         (self._bar.console if self._bar else self._console).print(line, highlight=False, soft_wrap=True)
 

@@ -1,5 +1,6 @@
 """The summary of a run: its closing table, and its description in TensorBoard."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from worldlm.monitoring.node_metrics import MOMENTS
 from worldlm.monitoring.run_facts import tree_facts
 from worldlm.runs.guarantees import meanings
 from worldlm.runs.results import nodes_of
+from worldlm.runs.scores import far_worse_text, is_far_worse, score_text, with_residuals
 from worldlm.topology import Node, draw_tree
+from worldlm.topology.errors import join_names
 from worldlm.trainer import FederationCallback, WorldTrainer
 
 _MAX_NODES = 24
@@ -61,7 +64,7 @@ class Summary(FederationCallback):
         console.print(table)
         for name, state in trainer.world.states.items():
             if state.attention:
-                weights = ", ".join(f"{participant} {weight:.2f}" for participant, weight in state.attention.items())
+                weights = ", ".join(f"{of} {weight:.2f}" for of, weight in with_residuals(state.attention).items())
                 console.print(f"{name} attended to {weights}", highlight=False)
         if routes := trainer.method.routes(trainer.world):
             counts = ", ".join(f"{path} ({count})" for path, count in routes.most_common())
@@ -69,14 +72,13 @@ class Summary(FederationCallback):
         if refusals := trainer.method.refusals(trainer.world):
             counts = "; ".join(f"{reason} ({count})" for reason, count in refusals.most_common())
             console.print(f"residuals rejected: {counts}", highlight=False)
+        if worse := [name for name, figures in rows.items() if is_far_worse(*map(figures.get, MOMENTS))]:
+            console.print(far_worse_text(join_names(worse, 6)), highlight=False, markup=False)
         kinds = [kind for column, kind in _EPSILONS.items() if column in shown]
         explained = meanings(nodes_of(tree_facts(trainer.topology.root, None)), kinds)
         own = not any(moment in shown for moment in MOMENTS)
-        for line in (
-            *(_LEGEND_OF_OWN if own else _LEGEND),
-            *(line for column, line in _LEGENDS.items() if column in shown),
-            *explained,
-        ):
+        legends = [line for column, line in _LEGENDS.items() if column in shown]
+        for line in (*(_LEGEND_OF_OWN if own else _LEGEND), *limits_line(trainer), *legends, *explained):
             console.print(line, highlight=False)
 
     @staticmethod
@@ -143,27 +145,34 @@ _LEGENDS = {
 _EPSILONS = {"epsilon": "epsilon", "example epsilon": "example_epsilon"}
 """Columns of epsilon -> kinds of `worldlm.runs.guarantees`."""
 
-_COLUMNS = {
-    "before": "{:.2f}",
-    "after_merge": "{:.2f}",
-    "after_fit": "{:.2f}",
-    "tokens": "{:,}",
-    "passes": "{:.2f}",
-    "MB down": "{:.1f}",
-    "MB up": "{:.1f}",
-    "missed": "{:,}",
-    "refused": "{:,}",
-    "epsilon": "{:.2f}",
-    "example epsilon": "{:.2f}",
+_COLUMNS: dict[str, Callable[[float], str]] = {
+    **dict.fromkeys(MOMENTS, score_text),
+    "tokens": "{:,}".format,
+    "passes": "{:.2f}".format,
+    "MB down": "{:.1f}".format,
+    "MB up": "{:.1f}".format,
+    "missed": "{:,}".format,
+    "refused": "{:,}".format,
+    "epsilon": "{:.2f}".format,
+    "example epsilon": "{:.2f}".format,
 }
 
 
 def _cell(column: str, figures: dict[str, float]) -> str:
     if column not in figures:
         return ""
-    text = _COLUMNS.get(column, "{:.4g}").format(figures[column])
+    text = _COLUMNS.get(column, "{:.4g}".format)(figures[column])
     bits = figures.get(f"{column} bits")
     return text if bits is None else f"{text} ({bits:.2f})"
+
+
+def limits_line(trainer: WorldTrainer) -> Iterator[str]:
+    """Yield a line if only a part of the held-out text is evaluated."""
+    loaders = trainer.fit_loop.val_loaders()
+    limits = trainer.num_val_batches if loaders else ()
+    sizes = [sized_len(loader) for loader in loaders.values()]
+    if any(size is not None and limit < size for limit, size in zip(limits, sizes, strict=True)):
+        yield f"limit_val_batches: of each node's held-out text, at most {max(limits)} batches are evaluated"
 
 
 def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:

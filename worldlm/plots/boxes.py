@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from worldlm.runs.results import MOMENTS, RunRecord
+from worldlm.runs.results import MOMENTS, RunRecord, or_infinity
+from worldlm.runs.scores import is_far_worse, score_text
 from worldlm.topology import Node, Topology
 from worldlm.topology.draw import facts
 
@@ -58,21 +59,28 @@ def of_topology(topology: Topology) -> Box:
 def of_perplexity(record: RunRecord, number: int | None = None) -> Box:
     """Return boxes with every node's perplexities after a round; a lower perplexity has a stronger colour.
 
+    Nodes that are far worse than at the start have no colour.
+
     Args:
         record: The run.
         number: The round, from 0; by default the last one.
     """
     nodes = record.round(number)["nodes"]
     scores = {name: _scores(figures) for name, figures in nodes.items()}
-    logs = {name: math.log(min(perplexities.values())) for name, perplexities in scores.items() if perplexities}
+    before = {name: figures.get("before", {}).get("perplexity") for name, figures in nodes.items()}
+    logs = {
+        name: math.log(min(perplexities.values()))
+        for name, perplexities in scores.items()
+        if perplexities and not is_far_worse(before[name], *perplexities.values())
+    }
     low, high = min(logs.values(), default=0.0), max(logs.values(), default=0.0)
 
     def content(name: str) -> dict[str, Any]:
         perplexities = scores.get(name, {})
         has_scale = name in logs and high > low
         return {
-            "lines": tuple(f"{figure(value)} {moment}" for moment, value in perplexities.items()),
-            "shade": 1.0 - 0.8 * (logs[name] - low) / (high - low) if has_scale else 0.5 * bool(perplexities),
+            "lines": tuple(f"{score_text(value)} {moment}" for moment, value in perplexities.items()),
+            "shade": 1.0 - 0.8 * (logs[name] - low) / (high - low) if has_scale else 0.5 * (name in logs),
         }
 
     return _recorded(record, content)
@@ -141,13 +149,7 @@ def _at_most(box: Box, most: int) -> Box:
 
 
 def _scores(figures: Mapping[str, Any]) -> dict[str, float]:
-    perplexities = {moment: figures.get(moment, {}).get("perplexity") for moment in MOMENTS}
-    return {moment: value for moment, value in perplexities.items() if value is not None}
-
-
-def figure(value: float) -> str:
-    """Format a perplexity, which may be very large with noise."""
-    return f"{value:,.2f}" if value < 1e6 else f"{value:.1e}"
+    return {moment: or_infinity(figures[moment]["perplexity"]) for moment in MOMENTS if moment in figures}
 
 
 def _megabytes(number: int) -> str:

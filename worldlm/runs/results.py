@@ -112,17 +112,13 @@ class RunRecord:
 
     def series(self, node: str, moment: Moment, measure: str = "perplexity") -> dict[int, float]:
         """Return a node's scores by round, counted from 1. Rounds without a score are left out."""
-        scores = {}
-        for round_ in self.rounds:
-            value = round_["nodes"].get(node, {}).get(moment, {}).get(measure)
-            if value is not None:
-                scores[round_["round"] + 1] = float(value)
-        return scores
+        scores = {round_["round"] + 1: _score(round_, node, moment, measure) for round_ in self.rounds}
+        return {number: score for number, score in scores.items() if score is not None}
 
     def last(self, node: str, moment: Moment, measure: str = "perplexity") -> float | None:
-        """Return a node's last score; None without scores."""
-        series = self.series(node, moment, measure)
-        return series[max(series)] if series else None
+        """Return a node's score in the last round in which it was evaluated; None without scores."""
+        evaluated = (round_ for round_ in reversed(self.rounds) if moment in round_["nodes"].get(node, {}))
+        return next((_score(round_, node, moment, measure) for round_ in evaluated), None)
 
     def best(self, node: str, moment: Moment, measure: str = "perplexity") -> float | None:
         """Return a node's lowest score of all rounds, as of early stopping; None without scores."""
@@ -194,6 +190,20 @@ def read_results(path: Path) -> dict[str, Any]:
             raise
         raise UserError([f"{path}: no record of a run: {error}"]) from error
     return content
+
+
+def _score(round_: dict[str, Any], node: str, moment: Moment, measure: str) -> float | None:
+    """Return a score of a round; None if there is none. A recorded perplexity of null is infinite or NaN."""
+    found = round_["nodes"].get(node, {}).get(moment, {})
+    if measure == "perplexity" and measure in found:
+        return or_infinity(found[measure])
+    value = found.get(measure)
+    return None if value is None else float(value)
+
+
+def or_infinity(value: float | None) -> float:
+    """Return a recorded figure. A record has null for numbers that are not finite."""
+    return math.inf if value is None else float(value)
 
 
 def nodes_of(node: dict[str, Any]) -> Iterator[dict[str, Any]]:

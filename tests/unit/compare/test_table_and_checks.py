@@ -16,7 +16,7 @@ from worldlm.commands.compare import compare
 from worldlm.commands.compare.checks import check
 from worldlm.commands.compare.plots import draw_all, mean_curve
 from worldlm.commands.compare.records import common_nodes, read_runs
-from worldlm.commands.compare.table import Spread, cells, comma_separated, markdown, rows, spread
+from worldlm.commands.compare.table import Spread, cells, comma_separated, legend, markdown, rows, spread
 from worldlm.plots.style import save
 from worldlm.runs.results import RunRecord, results_of
 from worldlm.topology.errors import UserError
@@ -76,14 +76,17 @@ def test_the_table_as_text(record: Make) -> None:
     assert (read[1]["a after_fit"], read[1]["a after_fit deviation"], read[1]["epsilon"]) == ("6.0", "", "")
 
 
-def test_a_node_without_a_score_leaves_no_mean(record: Make) -> None:
-    run = record("m")
+def test_means_are_over_the_nodes_that_have_a_score(record: Make) -> None:
+    run, other = record("m"), record("other")
     for number in run.content["rounds"]:
         del number["nodes"]["b"]["after_fit"]
-    (row,) = rows([run])
-    assert row.figures["after_fit"] is None
-    assert row.figures["a after_fit"] == Spread(6.0)
+    row, of_other = rows([run, other])
+    assert row.figures["after_fit"] == row.figures["a after_fit"] == row.figures["best after_fit"] == Spread(6.0)
+    assert of_other.figures["after_fit"] == Spread(6.0)  # not the mean of 6 and 2: both are over a alone
+    assert of_other.figures["after_merge"] == Spread(6.0)
     assert "4.00 / -" in markdown([row])
+    assert legend([run, other])[-1] == "Means of after_fit are over 1 of 2 data nodes: not b."
+    assert not any("Means of" in line for line in legend([other]))
 
 
 def test_the_last_score_counts_where_the_last_round_has_none(record: Make) -> None:

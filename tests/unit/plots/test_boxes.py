@@ -42,9 +42,18 @@ def test_a_lower_perplexity_has_a_stronger_colour() -> None:
 
 
 def test_very_large_perplexities_are_abbreviated() -> None:
-    root = of_perplexity(record(world={"after_merge": score(1e304)}, a={"after_merge": score(None)}))
-    assert root.lines == ("1.0e+304 after_merge",)
-    assert root.children[0].lines == ()
+    root = of_perplexity(record(world={"after_merge": score(1e12)}, a={"after_merge": score(None)}))
+    assert root.lines == ("1.0e+12 after_merge",)
+    assert root.children[0].lines == ("inf after_merge",)
+
+
+def test_nodes_far_worse_than_at_the_start_have_no_colour_and_no_part_in_the_scale() -> None:
+    start = {"before": score(100.0)}
+    lost = {**start, "after_merge": score(1e304), "after_fit": score(12.0)}
+    good = {**start, "after_merge": score(10.0)}
+    root = of_perplexity(record(world={**start, "after_merge": score(100.0)}, a=lost, b=good))
+    a, b = root.children
+    assert (root.shade, a.shade, b.shade) == pytest.approx((0.2, 0.0, 1.0))
 
 
 def test_traffic_is_shown_on_the_edges() -> None:

@@ -268,7 +268,20 @@ def test_where_one_node_trains_for_all_the_others_stand_for_the_run(
             del round_["nodes"][name]["after_fit"]
         del round_["nodes"]["a"]["after_merge"]
     page = report_page(lay(text=json.dumps(pooled)))
-    assert "The mean held-out perplexity over 2 data nodes went from 258.25 to 17.75 (after_merge)." in page.text
+    assert "The mean held-out perplexity over 2 of 3 data nodes went from 258.25 to 17.75 (after_merge)." in page.text
+
+
+@pytest.mark.usefixtures("empty_pictures")
+def test_nodes_far_worse_than_at_the_start_are_named_at_the_head(
+    lay: Lay, content: Callable[..., dict[str, Any]]
+) -> None:
+    lost = content()
+    lost["rounds"][-1]["nodes"]["b"]["after_merge"]["perplexity"] = 1e304
+    lost["rounds"][-1]["nodes"]["c"]["after_fit"] = {"perplexity": None, "bits_per_byte": None}
+    page = report_page(lay(text=json.dumps(lost)))
+    warning = "Far worse than at the start (perplexity above 2 times that before, or not finite): b, c."
+    assert page.text.index(warning) < page.text.index("A world of 5 nodes")
+    assert "Far worse" not in report_page(lay("good")).text
 
 
 @pytest.mark.usefixtures("empty_pictures")

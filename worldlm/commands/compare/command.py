@@ -15,7 +15,7 @@ from worldlm.commands.compare.checks import check
 from worldlm.commands.compare.execute import Start, execute, start_process
 from worldlm.commands.compare.plan import PlannedRun, changes, plan_runs
 from worldlm.commands.compare.records import ORDER, by_method, common_nodes, in_order, is_finished, read_runs
-from worldlm.commands.compare.table import LEGEND, comma_separated, for_terminal, markdown, rows
+from worldlm.commands.compare.table import comma_separated, for_terminal, legend, markdown, rows
 from worldlm.files.atomic_write import write_text
 from worldlm.runs.results import RunRecord, read_results, results_of
 from worldlm.topology.errors import UserError
@@ -104,14 +104,15 @@ def report(records: Sequence[RunRecord], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     table, findings = rows(records), check(records)
     checked = "".join(f"- {finding}\n" for finding in findings)
-    legend = "".join(f"{line}\n" for line in LEGEND)
-    write_text(target / "table.md", f"{markdown(table)}\n{legend}\nComparable?\n\n{checked}")
+    explained = legend(records)
+    text = "".join(f"{line}\n" for line in explained)
+    write_text(target / "table.md", f"{markdown(table)}\n{text}\nComparable?\n\n{checked}")
     write_text(target / "table.csv", comma_separated(table))
     for name, figure in draw_all(records).items():
         save(figure, target / name)
     console = table_console(240)
     console.print(for_terminal(table, f"{len(by_method(records))} methods, {len(records)} runs"))
-    for line in (*LEGEND, *map(str, findings), f"done. table and pictures: {target}"):
+    for line in (*explained, *map(str, findings), f"done. table and pictures: {target}"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -15,6 +15,7 @@ from worldlm.commands.compare.table import Spread, spread
 from worldlm.plots.heatmaps import attention, residuals
 from worldlm.plots.style import COLOURS, INCHES
 from worldlm.runs.results import MOMENTS, Moment, RunRecord
+from worldlm.runs.scores import scored
 
 _DASHES = dict(zip(MOMENTS, ("solid", "dotted"), strict=True))
 _MOMENT_LEGEND = ": solid after_merge, dotted after_fit"
@@ -81,13 +82,13 @@ def by_megabytes(records: Sequence[RunRecord], inches: float = INCHES) -> Figure
         records: The runs.
         inches: Width of the picture.
     """
-    nodes = common_nodes(records)
+    having = {moment: scored(records, common_nodes(records), moment) for moment in MOMENTS}
     figure = Figure(figsize=(inches, 1.6 + 0.4 * inches), layout="constrained")
     axes = figure.subplots()
     for (method, group), style in zip(by_method(records).items(), line_styles(), strict=False):
         moved = mean_curve([record.megabytes() for record in group])
         for moment in MOMENTS:
-            curve = mean_curve([_mean_over_nodes(record, nodes, moment) for record in group])
+            curve = mean_curve([_mean_over_nodes(record, having[moment], moment) for record in group])
             rounds = sorted(curve.keys() & moved.keys())
             label, dashes = method if moment == MOMENTS[0] else None, _DASHES[moment]
             if rounds and not any(spread_.mean for spread_ in moved.values()):
@@ -112,7 +113,7 @@ def by_noise(records: Sequence[RunRecord], inches: float = INCHES) -> Figure:
         records: The runs.
         inches: Width of the picture.
     """
-    nodes = common_nodes(records)
+    nodes = scored(records, common_nodes(records), "after_merge")
     figure = Figure(figsize=(inches, 1.6 + 0.4 * inches), layout="constrained")
     axes = figure.subplots()
     families: dict[str, dict[float | None, list[RunRecord]]] = {}
@@ -124,10 +125,11 @@ def by_noise(records: Sequence[RunRecord], inches: float = INCHES) -> Figure:
             noise: spread(_mean_over_nodes(run, nodes, "after_merge").get(len(run.rounds)) for run in group)
             for noise, group in groups.items()
         }
-        noisy = sorted((noise, value.mean) for noise, value in found.items() if noise is not None and value is not None)
+        finite = {noise: value for noise, value in found.items() if value is not None and math.isfinite(value.mean)}
+        noisy = sorted((noise, value.mean) for noise, value in finite.items() if noise is not None)
         if noisy:
             axes.plot(*zip(*noisy, strict=True), **{**style, "marker": "o", "markevery": 1}, label=method)
-        if (without := found.get(None)) is not None:
+        if (without := finite.get(None)) is not None:
             axes.axhline(without.mean, **style, linestyle="dashed", label=None if noisy else method)
     noises = _noises(records)
     axes.set_xscale("symlog", linthresh=min((noise for noise in noises if noise > 0), default=1.0))
@@ -148,7 +150,7 @@ def _noises(records: Sequence[RunRecord]) -> list[float]:
 
 def mean_curve(curves: Sequence[dict[int, float]]) -> dict[int, Spread]:
     """Return mean and standard deviation by round, for the rounds that all curves have."""
-    shared = [x for x in curves[0] if all(x in curve for curve in curves)]
+    shared = [x for x in (curves[0] if curves else ()) if all(x in curve for curve in curves)]
     found = {x: spread(curve[x] for curve in curves) for x in shared}
     return {x: value for x, value in found.items() if value is not None}
 
@@ -191,8 +193,10 @@ def _draw_curve(axes: Axes, curve: dict[int, Spread], style: dict[str, Any], mom
         label=label,
     )
     if moment == MOMENTS[0] and any(value.deviation for value in curve.values()):
-        low = [value.mean - (value.deviation or 0.0) for value in curve.values()]
-        high = [value.mean + (value.deviation or 0.0) for value in curve.values()]
+        deviations = [value.deviation or 0.0 for value in curve.values()]
+        low, high = (
+            [mean + sign * deviation for mean, deviation in zip(means, deviations, strict=True)] for sign in (-1, 1)
+        )
         axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -14,6 +14,8 @@ from rich.table import Table
 from worldlm.commands.compare.checks import all_tokens
 from worldlm.commands.compare.records import by_method, common_nodes
 from worldlm.runs.results import MOMENTS, Moment, RunRecord
+from worldlm.runs.scores import score_text, scored
+from worldlm.topology.errors import join_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +38,17 @@ class MethodRow:
     """The number of runs."""
     figures: dict[str, Spread | None]
     """Figures by the names of their columns, or None. after_merge, after_fit and their bits per byte are means over
-    data nodes; best after_fit is the mean over the nodes' best rounds; `NODE after_merge` is the figure of one node."""
+    the data nodes that have them; best after_fit is the mean over the nodes' best rounds; `NODE after_merge` is the
+    figure of one node."""
 
 
 _FORMATS = {"tokens": "{:,.0f}", "MB moved": "{:,.1f}", "epsilon": "{:.2f}", "seconds": "{:,.0f}"}
 _BITS = "bits per byte"
-_MAX_WRITTEN = 1e15
-"""Larger numbers are written with an exponent: noise can raise a perplexity to hundreds of digits."""
-LEGEND = (
+_LEGEND = (
     "Perplexity per token on held-out text, mean over the data nodes, ± standard deviation over seeds. best after_fit",
     "takes each node at its best round. Columns of nodes are after_merge / after_fit. Tokens of all nodes, MB over all",
     "edges both ways, the largest epsilon, wall seconds.",
 )
-"""The legend of the table."""
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
@@ -73,16 +73,31 @@ def rows(records: Sequence[RunRecord]) -> list[MethodRow]:
         A row for each method. Epsilon is the largest over nodes and seeds; all other figures are means over seeds.
     """
     nodes = common_nodes(records)
-    return [_row(method, group, nodes) for method, group in by_method(records).items()]
+    having = {moment: scored(records, nodes, moment) for moment in MOMENTS}
+    return [_row(method, group, nodes, having) for method, group in by_method(records).items()]
 
 
-def _row(method: str, group: Sequence[RunRecord], nodes: Sequence[str]) -> MethodRow:
+def legend(records: Sequence[RunRecord]) -> list[str]:
+    """Return the legend of the table. It states which means leave out nodes without the score."""
+    nodes, lines = common_nodes(records), list(_LEGEND)
+    for moment in MOMENTS:
+        found = scored(records, nodes, moment)
+        if 0 < len(found) < len(nodes):
+            others = join_names(name for name in nodes if name not in found)
+            lines.append(f"Means of {moment} are over {len(found)} of {len(nodes)} data nodes: not {others}.")
+    return lines
+
+
+def _row(
+    method: str, group: Sequence[RunRecord], nodes: Sequence[str], having: Mapping[Moment, Sequence[str]]
+) -> MethodRow:
     figures: dict[str, Spread | None] = {}
-    for moment in MOMENTS:
-        figures[moment] = spread(_over_nodes(record, nodes, moment, "perplexity") for record in group)
-    for moment in MOMENTS:
-        figures[f"{moment} {_BITS}"] = spread(_over_nodes(record, nodes, moment, "bits_per_byte") for record in group)
-    figures["best after_fit"] = spread(_mean(record.best(node, "after_fit") for node in nodes) for record in group)
+    for moment, names in having.items():
+        figures[moment] = spread(_over_nodes(record, names, moment, "perplexity") for record in group)
+    for moment, names in having.items():
+        figures[f"{moment} {_BITS}"] = spread(_over_nodes(record, names, moment, "bits_per_byte") for record in group)
+    bests = (_mean(record.best(node, "after_fit") for node in having["after_fit"]) for record in group)
+    figures["best after_fit"] = spread(bests)
     for node in nodes:
         for moment in MOMENTS:
             figures[f"{node} {moment}"] = spread(record.last(node, moment) for record in group)
@@ -136,15 +151,13 @@ def cells(table: Sequence[MethodRow]) -> tuple[list[str], list[list[str]]]:
 def _cell(figure: Spread | None, name: str, with_deviation: bool = True) -> str:
     if figure is None:
         return "-"
-    form = _FORMATS.get(name, "{:.3f}" if name.endswith(_BITS) else "{:.2f}")
-    mean = _format(form, figure.mean)
-    if not with_deviation or figure.deviation is None:
-        return mean
-    return f"{mean} ± {_format(form, figure.deviation)}"
-
-
-def _format(form: str, value: float) -> str:
-    return form.format(value) if value < _MAX_WRITTEN else f"{value:.1e}"
+    form = "{:.3f}" if name.endswith(_BITS) else _FORMATS.get(name)
+    mean, *deviation = (
+        score_text(value) if form is None else form.format(value)
+        for value in (figure.mean, figure.deviation)
+        if value is not None
+    )
+    return f"{mean} ± {deviation[0]}" if deviation and with_deviation else mean
 
 
 def markdown(table: Sequence[MethodRow]) -> str:

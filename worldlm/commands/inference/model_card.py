@@ -9,8 +9,10 @@ import yaml
 
 from worldlm import __version__
 from worldlm.commands.inference.privacy import Protection, describe, protections
-from worldlm.commands.inference.saved_run import SavedRun, or_infinity
+from worldlm.commands.inference.saved_run import SavedRun
 from worldlm.models import Architecture
+from worldlm.runs.results import or_infinity
+from worldlm.runs.scores import score_text
 from worldlm.topology import Node, Topology, draw_tree
 
 _MAX_LINES = 60
@@ -141,7 +143,7 @@ def _training(run: SavedRun, digest: str) -> str:
 def _perplexity(run: SavedRun, node: str) -> Iterator[str]:
     figures = run.figures(node)
     rows = [
-        f"| {label} | {or_infinity(score['perplexity']):.2f} | {or_infinity(score['bits_per_byte']):.3f} |"
+        f"| {label} | {score_text(or_infinity(score['perplexity']))} | {or_infinity(score['bits_per_byte']):.3f} |"
         for moment, label in _MOMENTS.items()
         if (score := figures.get(moment))
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -253,8 +252,3 @@ def _recorded_topology(record: RunRecord) -> Topology:
 
     description = f"{_RECORDED}; its settings are not known"
     return Topology(name=topology["name"], description=description, root=build(topology["root"]))
-
-
-def or_infinity(value: float | None) -> float:
-    """Return a recorded figure. A record has null for numbers that are not finite."""
-    return math.inf if value is None else float(value)

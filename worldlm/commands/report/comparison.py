@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
 from worldlm.commands.compare.checks import check
 from worldlm.commands.compare.plots import by_megabytes, by_noise
 from worldlm.commands.compare.records import by_method, common_nodes
-from worldlm.commands.compare.table import LEGEND, cells, rows
+from worldlm.commands.compare.table import cells, rows
+from worldlm.commands.compare.table import legend as table_legend
 from worldlm.commands.report import metrics
 from worldlm.commands.report.charts import INCHES, curves, legend, picture
 from worldlm.commands.report.html_tags import NOTHING, Html, element, joined, section, table
@@ -18,7 +19,8 @@ from worldlm.commands.report.number_format import count_text, duration, epsilon,
 from worldlm.commands.report.settings import flat_settings
 from worldlm.plots.boxes import MAX_ROWS
 from worldlm.runs.guarantees import meanings
-from worldlm.runs.results import RunRecord
+from worldlm.runs.results import MOMENTS, Moment, RunRecord
+from worldlm.runs.scores import scored
 
 MAX_NODES = 12
 """Most nodes that have a column in the table of methods."""
@@ -68,22 +70,23 @@ def _methods(records: Sequence[RunRecord]) -> Html:
     hidden = set(common_nodes(records)[MAX_NODES:])
     shown = [i for i, heading in enumerate(headings) if heading not in hidden]
     methods = table([headings[i] for i in shown], [[line[i] for i in shown] for line in lines])
-    return joined([methods, element("p", " ".join(LEGEND), class_="note")])
+    return joined([methods, element("p", " ".join(table_legend(records)), class_="note")])
 
 
 def _runs(runs: Sequence[Run], nodes: Sequence[str]) -> Html:
     perplexities = ("after_merge", "after_fit", "best after_fit")
     headings = ("run", "topology", "rounds", *perplexities, "tokens", "traffic", "epsilon", "time")
-    lines = [_run(run, f"r{i}", nodes) for i, run in enumerate(runs)]
+    having = {moment: scored([run.record for run in runs], nodes, moment) for moment in MOMENTS}
+    lines = [_run(run, f"r{i}", having) for i, run in enumerate(runs)]
     if len({run.record.topology for run in runs}) == 1:
         lines = [[line[0], "", *line[2:]] for line in lines]
-    note = "Perplexities are means over the data nodes that all runs have. Epsilon is the largest of any node"
+    note = "Perplexities are means over the same data nodes as above. Epsilon is the largest of any node"
     explained = dict.fromkeys(line for run in runs for line in meanings(run.record.nodes))
     note += "".join(f"; {line}" for line in explained) + "."
     return joined([table(headings, lines, words=[1]), element("p", note, class_="note") if nodes else NOTHING])
 
 
-def _run(run: Run, name: str, nodes: Sequence[str]) -> list[str]:
+def _run(run: Run, name: str, having: Mapping[Moment, Sequence[str]]) -> list[str]:
     record = run.record
     done, wanted = record.content["rounds_done"], record.content.get("rounds_wanted")
     private = run.has_rounds and any(account.spent for account in metrics.accounts(record))
@@ -91,9 +94,8 @@ def _run(run: Run, name: str, nodes: Sequence[str]) -> list[str]:
         element("a", record.title, href=f"#{name}"),
         record.topology,
         f"{done:,}" if wanted in (None, done) else f"{done:,} of {wanted:,}",
-        score(metrics.mean(record, nodes, "after_merge")),
-        score(metrics.mean(record, nodes, "after_fit")),
-        score(metrics.mean(record, nodes, "after_fit", best=True)),
+        *(score(metrics.mean(record, having[moment], moment)) for moment in MOMENTS),
+        score(metrics.mean(record, having["after_fit"], "after_fit", best=True)),
         count_text(metrics.tokens(record)),
         size(metrics.moved(record)),
         epsilon(record.epsilon) if private else "",

@@ -13,6 +13,7 @@ from worldlm.plots.heatmaps import attention as attention_picture
 from worldlm.plots.world import draw_world
 from worldlm.runs.guarantees import towards, unit
 from worldlm.runs.results import RunRecord
+from worldlm.runs.scores import with_residuals
 
 DROPPED = "dropped"
 """The destination of residuals that no federation accepted."""
@@ -44,7 +45,7 @@ def attention(run: Run, salt: str) -> Html:
     rows = [
         [federation, child, "not finite" if weight is None else f"{weight:.3f}"]
         for federation, weights in record.round()["attention"].items()
-        for child, weight in weights.items()
+        for child, weight in with_residuals(weights).items()
     ]
     last = folded("Weights of the last round", table(["federation", "participant", "weight"], rows[:200], words=[1]))
     return joined([element("p", note), weights_picture, last])

@@ -27,7 +27,7 @@ def with_depth(node: dict[str, Any], depth: int = 0) -> Iterator[tuple[dict[str,
 def mean(
     record: RunRecord, nodes: Sequence[str], moment: Moment, measure: str = "perplexity", *, best: bool = False
 ) -> float | None:
-    """Return the mean over nodes of their last or lowest scores; None if one of them has no score.
+    """Return the mean over the nodes that have a score of their last or lowest ones; None if none has any.
 
     Args:
         record: The run.
@@ -37,7 +37,7 @@ def mean(
         best: Whether to take the lowest score of all rounds instead of the last.
     """
     find = record.best if best else record.last
-    found = spread(find(name, moment, measure) for name in nodes)
+    found = spread(score for name in nodes if (score := find(name, moment, measure)) is not None)
     return None if found is None else found.mean
 
 

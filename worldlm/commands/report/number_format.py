@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from worldlm.plots.boxes import figure
+from worldlm.runs.scores import score_text
 
 
 def score(value: float | None) -> str:
     """Format a perplexity or bits per byte."""
-    return "" if value is None else figure(value)
+    return "" if value is None else score_text(value)
 
 
 def count_text(value: float | None) -> str:

@@ -54,7 +54,9 @@ def run_sections(run: Run, salt: str) -> Html:
     names = {title: f"{salt}-{title.lower().replace(' ', '-')}" for title, content in contents.items() if content}
     links = element("nav", *(element("a", title, href=f"#{name}") for title, name in names.items()))
     sections = (section(names[title], title, contents[title]) for title in names)
-    return joined([results_sections.unfinished(run), results_sections.summary(run), links, *sections])
+    return joined(
+        [results_sections.unfinished(run), results_sections.worse(run), results_sections.summary(run), links, *sections]
+    )
 
 
 def _details(runs: Iterable[Run]) -> Html:

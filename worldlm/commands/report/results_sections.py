@@ -13,6 +13,7 @@ from worldlm.plots.boxes import of_perplexity, shortened
 from worldlm.plots.world import draw_world
 from worldlm.runs.guarantees import meanings
 from worldlm.runs.results import RunRecord
+from worldlm.runs.scores import far_worse, far_worse_text
 
 MAX_ROWS = 200
 """Most rows of a table of nodes."""
@@ -26,6 +27,15 @@ def unfinished(run: Run) -> Html:
     done, wanted = record.content["rounds_done"], record.content.get("rounds_wanted")
     rounds = f"{plural(done, 'round')}{'' if wanted is None else f' of {wanted:,}'}"
     return element("p", f"Not finished: {rounds} when its results were last written.", class_="warning")
+
+
+def worse(run: Run) -> Html:
+    """Return a warning about nodes that are far worse than at the start, if there are any."""
+    names = far_worse(run.record)
+    if not names:
+        return NOTHING
+    text = far_worse_text(list_names(names, 12))
+    return element("p", f"{text[0].upper()}{text[1:]}.", class_="warning")
 
 
 def summary(run: Run) -> Html:
@@ -50,9 +60,14 @@ def _perplexities(record: RunRecord) -> str:
     if last is None:
         return "No perplexity was evaluated."
     before, best = metrics.mean(record, nodes, "before"), metrics.mean(record, nodes, moment, best=True)
-    text = f"The mean held-out perplexity over {plural(len(nodes), 'data node')} went "
+    text = f"The mean held-out perplexity over {_how_many(record, nodes)} went "
     text += f"{f'from {score(before)} ' if before else ''}to {score(last)} ({moment})"
     return text + (f"; with each node at its best round, it is {score(best)}." if best != last else ".")
+
+
+def _how_many(record: RunRecord, nodes: list[str]) -> str:
+    number, all_ = len(nodes), len(record.data_nodes)
+    return plural(number, "data node") if number == all_ else f"{number:,} of {plural(all_, 'data node')}"
 
 
 def _privacy(record: RunRecord) -> str:
@@ -72,7 +87,7 @@ def _cards(run: Run) -> Html:
     moment, nodes = metrics.headline(record)
     last = metrics.mean(record, nodes, moment)
     bits = metrics.mean(record, nodes, moment, "bits_per_byte")
-    nodes_text = f"{moment}, mean over {plural(len(nodes), 'data node')}"
+    nodes_text = f"{moment}, mean over {_how_many(record, nodes)}"
     cards = [
         ("perplexity", score(last), nodes_text),
         ("bits per byte", score(bits), nodes_text),
@@ -109,7 +124,7 @@ def _perplexity_picture(record: RunRecord, salt: str) -> Html:
     box = shortened(of_perplexity(record), MAX_LEAVES)
     if not any(child.lines for child in box.walk() if child.name):
         return NOTHING
-    note = "The lower a node's perplexity, the stronger its colour."
+    note = "The lower a node's perplexity, the stronger its colour; nodes far worse than at the start have none."
     return joined([element("p", note), picture(lambda: draw_world(box), f"{salt}-scores", "perplexity of every node")])
 
 
