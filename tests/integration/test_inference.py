@@ -333,7 +333,12 @@ def test_any_corpus(shore: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert list(matrix["texts"]) == ["sea", "sky.jsonl", "woods", "all"]
     num_bytes = sum(len(f"cloud number {i} of the sky") + 1 for i in range(20))
     assert matrix["texts"]["sky.jsonl"]["blocks"] == (num_bytes - 1) // 16
-    capsys.readouterr()
+    for row in matrix["nodes"]:  # the run's limit_val_batches of 2 is for its own corpora alone
+        assert {name: row["scores"][name]["tokens"] // 16 for name in ("sky.jsonl", "woods", "all")} == {
+            name: matrix["texts"][name]["blocks"] for name in ("sky.jsonl", "woods", "all")
+        }
+        assert row["scores"]["sea"]["tokens"] == 2 * 4 * 16
+    assert f"sky.jsonl: measured on all {(num_bytes - 1) // 16 * 16} tokens; " in capsys.readouterr().out
     assert refused(capsys, *arguments, "--corpus", "see") == [
         "'see' is neither a corpus nor a file; there are hills, sea, all; did you mean 'sea'?"
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from worldlm.commands.inference.matrix import Cell, Matrix, as_csv, as_json, draw_table, heatmap
+from worldlm.commands.inference.matrix import Cell, Matrix, as_csv, as_json, best_lines, draw_table, heatmap
 from worldlm.models import Evaluation
 from worldlm.plots.style import save
 
@@ -25,6 +25,7 @@ MATRIX = Matrix(
     },
     own={"world": None, "a": "sea", "b": "sky"},
     depths={"world": 0, "a": 1, "b": 1},
+    sizes={"sea": 10, "sky": 5000},
 )
 
 
@@ -33,6 +34,13 @@ def test_the_best_on_a_text_and_means_in_bits() -> None:
     assert MATRIX.mean_bits("b") == pytest.approx(2.0)
     assert MATRIX.cells["a"]["sea"].perplexity == pytest.approx(4.0)
     assert MATRIX.cells["a"]["sea"].bits_per_byte == pytest.approx(1.0)
+
+
+def test_a_line_on_each_text_states_how_much_was_measured() -> None:
+    assert list(best_lines(MATRIX)) == [
+        "sea: measured on all 10 tokens; best model is a, 4.00 (1.000)",
+        "sky: measured on 10 of 5,000 tokens; best model is world, 16.00 (2.000)",
+    ]
 
 
 def test_the_table_marks_a_nodes_own_corpus() -> None:
@@ -73,6 +81,7 @@ def test_a_picture_of_any_number_of_nodes(number: int, tmp_path: Path) -> None:
         },
         own=dict.fromkeys(nodes, "sea"),
         depths=dict.fromkeys(nodes, 0),
+        sizes={"sea": 10, "sky": 10},
     )
     figure = heatmap(matrix)
     axes = figure.axes[0]

@@ -87,6 +87,7 @@ def measure(run: SavedRun, nodes: Sequence[str], texts: Sequence[Text]) -> Matri
         cells=cells,
         own={node: corpora.get(node) for node in nodes},
         depths={node: run.depth(node) for node in nodes},
+        sizes={text.name: text.num_tokens for text in texts},
     )
 
 
@@ -148,7 +149,10 @@ def _parser() -> Parser:
     )
     parser.add_argument("--split", choices=("validation", "train"), default="validation", help="default: validation")
     parser.add_argument(
-        "--limit", type=whole_number(1), metavar="N", help="batches of each text; default: the run's own number"
+        "--limit",
+        type=whole_number(1),
+        metavar="N",
+        help="batches of each text; default: those that the run evaluated of its nodes' corpora, all of other texts",
     )
     parser.add_argument("--recipe", action="append", default=[], help="a recipe whose corpora may also be named")
     parser.add_argument("--root", metavar="FOLDER", help="folder of the run's relative paths (data.root)")

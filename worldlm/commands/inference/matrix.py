@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text as Styled
 
 from worldlm.models import Evaluation
+from worldlm.runs.scores import score_text
 
 _MAX_LABELLED = 60
 """Most nodes whose names and numbers are drawn."""
@@ -52,6 +53,8 @@ class Matrix:
     """Each node's own corpus."""
     depths: Mapping[str, int]
     """The number of levels above each node."""
+    sizes: Mapping[str, int]
+    """The number of tokens of each whole text, of which all or some are evaluated."""
 
     @property
     def texts(self) -> list[str]:
@@ -86,7 +89,7 @@ def draw_table(matrix: Matrix) -> Table:
 
 
 def _text(cell: Cell) -> str:
-    return f"{cell.perplexity:.2f} ({cell.bits_per_byte:.3f})"
+    return f"{score_text(cell.perplexity)} ({cell.bits_per_byte:.3f})"
 
 
 def _star(matrix: Matrix, node: str, text: str) -> str:
@@ -156,7 +159,7 @@ def heatmap(matrix: Matrix) -> Figure:
         for column, text in enumerate(texts):
             colour = "white" if grid[row][column] > _range(grid) / 2 else "black"
             weight = "bold" if matrix.best(text) == node else "normal"
-            label = f"{matrix.cells[node][text].perplexity:.2f}"
+            label = score_text(matrix.cells[node][text].perplexity)
             axes.text(column, row, label, ha="center", va="center", color=colour, weight=weight)
             if matrix.own[node] == text:
                 axes.add_patch(_frame(column, row))
@@ -179,7 +182,10 @@ def _range(grid: Sequence[Sequence[float]]) -> float:
 
 
 def best_lines(matrix: Matrix) -> Iterable[str]:
-    """Yield a line about the best model on each text."""
+    """Yield a line about each text: the best model, and how much of the text was evaluated."""
     for text in matrix.texts:
         node = matrix.best(text)
-        yield f"{text}: best model is {node}, {_text(matrix.cells[node][text])}"
+        cell, size = matrix.cells[node][text], matrix.sizes[text]
+        tokens = cell.evaluation.num_tokens
+        measured = f"all {tokens:,} tokens" if tokens == size else f"{tokens:,} of {size:,} tokens"
+        yield f"{text}: measured on {measured}; best model is {node}, {_text(cell)}"

@@ -37,6 +37,11 @@ class Text:
     is_other: bool = False
     """Whether it differs from the text that the run held out under this name."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole text that a model can predict."""
+        return len(self.blocks) * self.blocks.seq_len
+
     def batches(self) -> Iterator[Tensor]:
         """Yield the batches in the order of a run's own evaluation."""
         sampler = BatchSampler(spread(self.blocks.sizes), self.batch_size, drop_last=False)
@@ -75,8 +80,8 @@ def find_texts(
         run: The run. Its tokenizer and block length are used.
         wanted: Names of corpora, or paths of files; by default the corpora of the run's own nodes.
         split: The split of a corpus; a file is read as a whole.
-        limit: Batches of each text. By default, as many as in the run's own evaluation, or as its
-            `limit_val_batches` allows for other texts.
+        limit: Batches of each text. By default, as many as the run itself evaluates of its nodes' corpora, and all of
+            other texts.
         recipes: Recipes whose corpora may also be named. They take precedence over the run's.
         changes: New values of settings in `data`: `root`, `cache_dir`.
 
@@ -156,16 +161,7 @@ def _text(run: SavedRun, name: str, blocks: Blocks | MixedBlocks, limit: int | N
     num_blocks = [user["held_out_blocks"] for user in users if user.get("held_out_blocks")]
     parts = blocks.parts if isinstance(blocks, MixedBlocks) else (blocks,)
     packed, recorded = [part.packed.path.parent.name for part in parts], [user.get("held_out_text") for user in users]
-    if limit is None and num_blocks and is_held_out:
+    if limit is None and num_blocks:
         limit = math.ceil(max(num_blocks) / size)
-    elif limit is None:
-        limit = _limit((run.config.get("trainer") or {}).get("limit_val_batches"), math.ceil(len(blocks) / size))
     is_other = is_held_out and any(names is not None and names != packed for names in recorded)
     return Text(name=_title(name), blocks=blocks, batch_size=size, num_batches=limit, is_other=is_other)
-
-
-def _limit(setting: float | int | None, num_batches: int) -> int | None:
-    """Read Lightning's `limit_val_batches`: a number of batches, or a share of all."""
-    if isinstance(setting, float):
-        return max(1, int(setting * num_batches))
-    return setting or None
