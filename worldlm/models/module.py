@@ -144,7 +144,7 @@ class LanguageModule(LightningModule):
         self.model = MPT(architecture)
         self.init_from = init_from
         self._is_fresh = True
-        self._warned_of_totals: set[float] = set()
+        self._has_warned_of_warmup = False
         self._parts = partition([name for name, _ in self.named_parameters()], split)
 
     @classmethod
@@ -254,11 +254,12 @@ class LanguageModule(LightningModule):
         total = self.trainer.estimated_stepping_batches
         if total == -1 or math.isinf(total):
             return None
-        if self.optimizer_settings.warmup_steps >= total and total not in self._warned_of_totals:
-            self._warned_of_totals.add(total)  # the optimizers of all nodes are built here
+        warmup_steps = self.optimizer_settings.warmup_steps
+        if warmup_steps >= total and not self._has_warned_of_warmup:
+            self._has_warned_of_warmup = True  # once, although the optimizers of all nodes are built here
             rank_zero_warn(
-                f"warmup_steps is {self.optimizer_settings.warmup_steps}, but the run has {int(total)} steps: "
-                "the learning rate will not decay"
+                f"warmup_steps is {warmup_steps}, but a node trains only {int(total)} steps: "
+                "its learning rate will not decay"
             )
         return int(total)
 

@@ -113,18 +113,18 @@ def test_an_unlimited_run_does_not_decay() -> None:
 
 
 def test_a_warmup_longer_than_the_run_is_warned_of(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="warmup_steps is 100, but the run has 3 steps"):
+    with pytest.warns(UserWarning, match="warmup_steps is 100, but a node trains only 3 steps"):
         fit(tmp_path, OptimizerSettings(), max_epochs=1)
 
 
 def test_a_warmup_longer_than_the_run_is_warned_of_once() -> None:
-    """`configure_optimizers` is called for every node."""
+    """`configure_optimizers` is called for every node, and nodes may train different numbers of steps."""
     module = build(OptimizerSettings(warmup_steps=100))
-    module.trainer = type("Short", (), {"estimated_stepping_batches": 3})()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        module.configure_optimizers()
-        module.configure_optimizers()
+        for steps in (3, 3, 2):
+            module.trainer = type("Short", (), {"estimated_stepping_batches": steps})()
+            module.configure_optimizers()
     assert [str(one.message)[:21] for one in seen] == ["warmup_steps is 100, "]
 
 
