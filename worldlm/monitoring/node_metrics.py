@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
+from torch.optim import Optimizer
 
 from worldlm.federation.state import NodeState
 from worldlm.models import Evaluation
@@ -17,6 +19,7 @@ from worldlm.rounds import Context, LocalFit, World
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
 from worldlm.trainer import FederationCallback, WorldTrainer
+from worldlm.trainer.strategy import WorldStrategy
 from worldlm.trainer.validation import run_validation
 
 MOMENTS = ("before", "after_merge", "after_fit")
@@ -84,15 +87,21 @@ class NodeMetrics(FederationCallback):
     `validation_step` is run, and each metric that it logs takes the place of the perplexity. Callbacks can then also
     use the name of the metric alone: it is the mean over the data nodes after their fits.
 
-    The loss, learning rate and tokens per second of a node are logged every `log_every_n_steps` of its own steps.
+    The loss, learning rate and tokens per second of a node are logged every `log_every_n_steps` of its own steps. The
+    loss is the mean over all batches of the step, and the learning rate is the one that the step used.
     """
 
     memory_schema = dict[str, list[float]]
 
     def __init__(self) -> None:
         self.last_loss = math.nan
+        """Of the last logged step of this fit."""
         self.tokens_per_second = math.nan
         self._clock = (0.0, 0)
+        self._losses: list[Tensor] = []
+        """Of the batches since the last optimizer step."""
+        self._lr: float | None = None
+        """Of the optimizer step that the current batch ends; None if it ends none."""
         self._trainer: WorldTrainer | None = None
         self._held_out: tuple[Any, dict[str, float]] = (None, {})
         """The loaders of held-out text, and the number of batches of each."""
@@ -130,18 +139,19 @@ class NodeMetrics(FederationCallback):
         if self._held_out[0] is not loaders:  # once, not for every node
             self._held_out = loaders, dict(zip(loaders, trainer.num_val_batches, strict=True))
         name, limits = context.node.name, self._held_out[1]
+        step = trainer.current_epoch if moment == MOMENTS[0] else None
         if not hasattr(trainer.lightning_module, "evaluate"):
             below = {data_node.name: loaders[data_node.name] for data_node in node.walk() if data_node.holds_data}
             own = run_validation(trainer, trainer.fit_loop.epoch_loop.val_loop, below, limits)
             self.memory(context.state).update({f"{metric}_{moment}": [value] for metric, value in own.items()})
-            context.log({f"{name}/{metric}_{moment}": value for metric, value in own.items()})
+            context.log({f"{name}/{metric}_{moment}": value for metric, value in own.items()}, step)
             return
         score = evaluate_node(trainer, node, loaders, limits, cache)
         self.memory(context.state)[moment] = [score.perplexity, score.bits_per_byte]
         scalars = {f"{name}/perplexity_{moment}": score.perplexity}
         if not math.isnan(score.bits_per_byte):
             scalars[f"{name}/bits_per_byte_{moment}"] = score.bits_per_byte
-        context.log(scalars)
+        context.log(scalars, step)
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not trainer.fit_loop.val_loaders():
@@ -178,7 +188,8 @@ class NodeMetrics(FederationCallback):
         values_of_all = torch.tensor(list(metrics.values()), device=pl_module.device).unbind()
         trainer.callback_metrics.update(zip(metrics, values_of_all, strict=True))
         means = {f"world/mean_{name}": value for name, value in metrics.items() if "/" not in name}
-        trainer.run_log.scalars(means, trainer.world.round)
+        if self._evaluates():
+            trainer.run_log.scalars(means, trainer.world.round + 1)
 
     def _own_metrics_of_all(self, trainer: WorldTrainer) -> dict[str, float]:
         """Return the metrics that the module logs: of every data node, and their means."""
@@ -196,6 +207,12 @@ class NodeMetrics(FederationCallback):
 
     def on_local_fit_start(self, context: Context, fit: LocalFit) -> None:
         self._clock = (time.perf_counter(), 0)
+        self._losses, self.last_loss = [], math.nan
+
+    def on_before_optimizer_step(  # type: ignore[override]
+        self, trainer: WorldTrainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        self._lr = float(optimizer.param_groups[0]["lr"])  # the schedule changes it before the batch ends
 
     def on_train_batch_end(  # type: ignore[override]
         self,
@@ -206,24 +223,27 @@ class NodeMetrics(FederationCallback):
         batch_idx: int,
     ) -> None:
         accumulate = trainer.accumulate_grad_batches
-        size = len(batch) if isinstance(batch, torch.Tensor) else extract_batch_size(batch)
+        size = len(batch) if isinstance(batch, Tensor) else extract_batch_size(batch)
         self._clock = (self._clock[0], self._clock[1] + size)
-        step, rest = divmod(batch_idx + 1, accumulate)
+        if size and outputs:  # Poisson sampling may draw no example, and a training_step may return no loss
+            self._losses.append(outputs["loss"].detach() * accumulate)  # Lightning has divided it
+        if self._lr is None:  # gradients accumulate
+            return
+        (losses, lr), (self._losses, self._lr) = (self._losses, self._lr), ([], None)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         name = trainer.active_node
-        num_steps = trainer.world.states[name].num_steps + step
-        if rest or not every or num_steps % every:
+        num_steps = trainer.world.states[name].num_steps + -(-(batch_idx + 1) // accumulate)
+        if not every or num_steps % every:
             return
         seq_len = getattr(trainer.fit_loop.loaders[name].dataset, "seq_len", 1)
         now = time.perf_counter()
-        self.last_loss = float(outputs["loss"].detach())
         self.tokens_per_second = self._clock[1] * seq_len / max(now - self._clock[0], 1e-9)
         self._clock = (now, 0)
-        scalars = {
-            f"{name}/loss": self.last_loss,
-            f"{name}/lr": trainer.optimizers[0].param_groups[0]["lr"],
-            f"{name}/tokens_per_second": self.tokens_per_second,
-        }
+        scalars = {f"{name}/lr": lr, f"{name}/tokens_per_second": self.tokens_per_second}
+        if losses:
+            loss, strategy = torch.stack(losses).mean(), trainer.strategy
+            self.last_loss = float(strategy.team_mean(loss) if isinstance(strategy, WorldStrategy) else loss)
+            scalars[f"{name}/loss"] = self.last_loss
         trainer.run_log.scalars(scalars, num_steps)
 
 

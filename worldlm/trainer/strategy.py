@@ -57,6 +57,7 @@ class WorldStrategy(DDPStrategy):
         self.team_size = team_size
         self.fully_shard = fully_shard
         self._mesh: DeviceMesh | None = None
+        self._group: dist.ProcessGroup | None = None
         self._store: Store | None = None
         self._num_fits = 0
         self._heartbeat: Heartbeat | None = None
@@ -169,6 +170,7 @@ class WorldStrategy(DDPStrategy):
         groups = [dist.new_group([*range(i * size, (i + 1) * size)], timeout=MESSAGE_TIMEOUT) for i in range(num_teams)]
         probe_connections()  # the new groups have opened new connections
         group: dist.ProcessGroup = groups[self.global_rank // size]
+        self._group = group
         return group
 
     # ------------------------------------------------------------------ sharding
@@ -231,6 +233,12 @@ class WorldStrategy(DDPStrategy):
         examples = slice(self.global_rank % self.team_size, None, self.team_size)
         share = apply_to_collection(batch, Tensor, lambda tensor: tensor[examples] if tensor.dim() else tensor)
         return super().training_step(share, *args, **kwargs)
+
+    def team_mean(self, value: Tensor) -> Tensor:
+        """Return the mean of a value over the processes of this team, which all call it together."""
+        if self._group is not None:
+            dist.all_reduce(value, group=self._group)
+        return value / self.team_size
 
 
 _NOT_CONNECTED = (

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from worldlm.topology import Topology
 
@@ -15,10 +18,13 @@ Make = Callable[..., Any]
 
 @pytest.mark.parametrize(("number", "size"), [(2, 2), (4, 2)])
 def test_two_devices_with_half_the_batch_give_the_result_of_one(
-    number: int, size: int, tree_without_noise: Topology, whole: Make, on_ranks: Make, differences: Make
+    number: int, size: int, tree_without_noise: Topology, whole: Make, on_ranks: Make, differences: Make, tmp_path: Path
 ) -> None:
-    ranks = on_ranks(number, lambda: whole(tree_without_noise, devices_per_node=size, gradient_clip_val=1.0))
-    alone = whole(tree_without_noise, gradient_clip_val=1.0)
+    def run(folder: str, **options: Any) -> Any:
+        options |= {"logger": CSVLogger(tmp_path / folder, "", ""), "log_every_n_steps": 1, "gradient_clip_val": 1.0}
+        return whole(tree_without_noise, **options)
+
+    ranks, alone = on_ranks(number, lambda: run("teams", devices_per_node=size)), run("alone")
     states = alone["all"]["world"]["states"]
     for name, state in ranks[0]["all"]["world"]["states"].items():
         for figure in ("num_steps", "num_batches", "num_tokens", "bytes_up", "bytes_down", "participants"):
@@ -28,6 +34,14 @@ def test_two_devices_with_half_the_batch_give_the_result_of_one(
     for rank in range(0, number, size):  # the ranks of a team have the same nodes, bit for bit
         assert [ranks[rank + i]["local"] for i in range(size)] == [ranks[rank]["local"]] * size
         assert differences(ranks[rank]["all"]["live"], ranks[rank + 1]["all"]["live"]) == []
+    assert _losses(tmp_path / "teams") == pytest.approx(_losses(tmp_path / "alone"), rel=1e-3)  # over the whole batch
+
+
+def _losses(folder: Path) -> list[float]:
+    with open(folder / "metrics.csv") as stream:
+        losses = [float(row["a/loss"]) for row in csv.DictReader(stream) if row["a/loss"]]
+    assert len(losses) > 1
+    return losses
 
 
 def test_batches_that_cannot_be_divided_are_rejected(star: Make, whole: Make, on_ranks: Make) -> None:
