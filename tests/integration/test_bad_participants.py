@@ -62,7 +62,7 @@ def test_a_bad_upload_does_not_change_the_average_of_the_others(
         assert torch.equal(tensor, expected["world"].parameters[name])
         assert torch.equal(uploads["a"][name], expected["a"].parameters[name])
     assert trainer.world.states["world"].refused == {"b": 1}
-    assert any(record.getMessage().startswith("round 0: world rejected the upload of b: ") for record in caplog.records)
+    assert any(record.getMessage().startswith("round 1: world rejected the upload of b: ") for record in caplog.records)
 
 
 def test_a_rejected_node_takes_part_again_and_rejections_are_reported(
@@ -100,7 +100,7 @@ def test_a_federation_with_data_rejects_its_own_diverged_fit(fit: Make) -> None:
 
 def test_the_run_ends_below_min_participants(star: Make, fit: Make) -> None:
     fit(star("abc", "min_participants: 2"), [fedavg(), Spoil(BAD["nan"], "b")])
-    with pytest.raises(TooFewParticipants, match=r"round 1: 1 participants of world are left \(a\), but its min_part"):
+    with pytest.raises(TooFewParticipants, match=r"round 2: 1 participants of world are left \(a\), but its min_part"):
         fit(star("abc", "min_participants: 2"), [fedavg(), Spoil(BAD["nan"], "b"), Spoil(BAD["nan"], "c", (1,))])
 
 

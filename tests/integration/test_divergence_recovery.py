@@ -73,7 +73,7 @@ def test_a_diverged_node_takes_part_again(
     assert trainer.world.states["world"].refused == {"b": 1}
     assert all_finite(trainer, "b")
     messages = [record.getMessage() for record in caplog.records if "restart" in record.getMessage()]
-    assert messages == ["round 1: b diverged; it will restart from its next download"]
+    assert messages == ["round 2: b diverged; it will restart from its next download"]
 
 
 @pytest.mark.parametrize("method", ["fedavg", "worldlm"])

@@ -136,7 +136,7 @@ def test_a_node_without_budget_no_longer_takes_part(star: Make, fit: Make, caplo
     with caplog.at_level(logging.WARNING, "worldlm"):
         trainer = fit(limited, [Averaging(), ExamplePrivacy()], max_epochs=4)
     assert {name: trainer.world.states[name].num_visits for name in "ab"} == {"a": 2, "b": 4}
-    assert "a no longer takes part, from round 2 on" in caplog.text
+    assert "a no longer takes part, from round 3 on" in caplog.text
 
 
 def test_settings_that_break_the_accounting_are_rejected(star: Make, fit: Make, make_data: Any) -> None:

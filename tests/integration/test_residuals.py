@@ -91,7 +91,7 @@ def test_a_residual_is_delivered_to_the_leaf_it_fits_and_used_once(fit: Make, re
     trainer, residuals, learn = _run(fit, 3, recorder)
     assert residuals.routes(trainer.world)["a1 > b2"] >= 1
     used = [(tag, step) for tag, _, step in recorder.scalars if "/residual_" in tag]
-    assert ("b2/attention_down/residual_0_a1", 1) in used
+    assert ("b2/attention_down/residual_0_a1", 2) in used
     assert sum(tag.endswith("_a1") for tag, _ in used) == residuals.routes(trainer.world)["a1 > b2"]
     assert all(waiting == 0 for _, waiting in learn.inboxes)
     assert all(not state.inbox for state in trainer.world.states.values())
@@ -103,7 +103,7 @@ def test_a_residual_is_delivered_to_the_leaf_it_fits_and_used_once(fit: Make, re
 
 def test_a_residual_contains_its_values(fit: Make, recorder: Any) -> None:
     with_residual, _, _ = _run(fit, 2, recorder)
-    weights = {tag: value for tag, value, step in recorder.scalars if tag.startswith("b2/attention_down") and step == 1}
+    weights = {tag: value for tag, value, step in recorder.scalars if tag.startswith("b2/attention_down") and step == 2}
     assert sum(weights.values()) == pytest.approx(1.0)
     assert weights["b2/attention_down/residual_0_a1"] == pytest.approx(weights["b2/attention_down/self"])
     without, _, _ = _run(fit, 2, a1="residuals: {share: false}")

@@ -56,7 +56,7 @@ def test_pictures_are_drawn_every_n_rounds(
     names = ["attention", "bytes", "perplexity", "privacy", "residuals"]
     assert sorted(events.Tags()["images"]) == [f"pictures/{name}" for name in names]
     for name in names:
-        assert [event.step for event in events.Images(f"pictures/{name}")] == [1, 2]
+        assert [event.step for event in events.Images(f"pictures/{name}")] == [2, 3]
     picture = events.Images("pictures/perplexity")[0]
     assert picture.encoded_image_string.startswith(b"\x89PNG")
 
@@ -100,8 +100,8 @@ def test_by_default_a_short_run_is_drawn_once(
     method = [callback for callback in whole_method() if not isinstance(callback, NodeMetrics)]
     with_letters(tree, [*method, Record(), Pictures(), Samples("AB", num_new_tokens=2)], max_epochs=2, logger=logger)
     events = board()
-    assert [event.step for event in events.Images("pictures/perplexity")] == [1]
-    assert {event.step for event in events.Tensors("samples/world/text_summary")} == {1}
+    assert [event.step for event in events.Images("pictures/perplexity")] == [2]
+    assert {event.step for event in events.Tensors("samples/world/text_summary")} == {2}
 
 
 def test_epsilon_and_max_epsilon_share_a_chart() -> None:
@@ -128,7 +128,7 @@ def test_every_node_continues_the_prompt(
     events = board()
     for name in tree.nodes:
         texts = events.Tensors(f"samples/{name}/text_summary")
-        assert sorted({event.step for event in texts}) == [0, 1]
+        assert sorted({event.step for event in texts}) == [1, 2]
         written = texts[-1].tensor_proto.string_val[0].decode().removeprefix("    ")
         assert written.startswith("AB")
         assert len(written) == 8

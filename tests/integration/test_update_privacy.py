@@ -118,7 +118,7 @@ def test_a_node_without_budget_is_excluded_and_the_run_continues(
     assert trainer.current_epoch == 3
     warnings = [message for message in caplog.messages if "no longer takes part" in message]
     assert len(warnings) == 1
-    assert warnings[0].startswith("a no longer takes part, from round 1 on")
+    assert warnings[0].startswith("a no longer takes part, from round 2 on")
     privacy = next(callback for callback in trainer.callbacks if isinstance(callback, UpdatePrivacy))
     assert 0 < privacy.ledger(trainer.world.states["a"]).epsilon(1e-5) <= 5.5
 
@@ -164,7 +164,7 @@ def test_a_diverged_private_node_sends_noise_and_the_run_continues(
 
     topology = star("ab", "privacy: {clip_norm: 0.2, noise_multiplier: 1.0}")
     trainer = fit(topology, [Averaging(), privacy := UpdatePrivacy(), Diverge()], limit_val_batches=0, max_epochs=3)
-    expected = "round 1: the update of b has NaN or infinite values; only noise is sent"
+    expected = "round 2: the update of b has NaN or infinite values; only noise is sent"
     assert [message for message in caplog.messages if "NaN" in message] == [expected]
     assert _history(privacy, trainer.world)["b"] == [(1.0, 1.0, 3)]  # its uploads do not reveal the divergence
     assert all(bool(tensor.isfinite().all()) for tensor in trainer.world.states["world"].parameters.values())

@@ -36,7 +36,7 @@ class DivergenceRecovery(FederationCallback):
         if is_single or not self._sends_parts(context) or is_finite(context.state.parameters):
             return
         self.memory(context.state)["diverged"] = True
-        log.warning("round %d: %s diverged; it will restart from its next download", context.round, node.name)
+        log.warning("round %d: %s diverged; it will restart from its next download", context.round + 1, node.name)
 
     def on_route(self, context: Context, download: Download) -> Download:
         if self._has_diverged(context) and not is_finite(context.state.parameters):

@@ -76,7 +76,7 @@ class PrivacyLedgers(FederationCallback):
             log.warning(
                 "%s no longer takes part, from round %d on: its next %s would raise its epsilon to %.2f at delta "
                 "%g, above its max_epsilon of %g (spent so far: %.2f)",
-                name, context.round, what, after, privacy.delta, privacy.max_epsilon, ledger.epsilon(privacy.delta),
+                name, context.round + 1, what, after, privacy.delta, privacy.max_epsilon, ledger.epsilon(privacy.delta),
             )  # fmt: skip
         return after <= privacy.max_epsilon
 

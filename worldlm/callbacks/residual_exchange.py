@@ -213,7 +213,7 @@ class ResidualExchange(FederationCallback):
         path = f"{residual.origin} > {receiver}"
         count = self._increment(context, "routes", path)
         context.log({f"residuals/{residual.origin}/{receiver}": count})
-        context.log_text("residuals", f"round {context.round}: {path}")
+        context.log_text("residuals", f"round {context.round + 1}: {path}")
 
 
 def _drop_forbidden(memory: dict[str, Any], node: Node, topology: Topology) -> None:

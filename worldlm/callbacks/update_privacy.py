@@ -71,7 +71,7 @@ class UpdatePrivacy(PrivacyLedgers):
         safe = sanitise(model, start, **bounds, stream=context.noise(purpose))
         if not math.isfinite(safe.update_norm):
             message = "round %d: the update of %s has NaN or infinite values; only noise is sent"
-            log.warning(message, context.round, context.node.name)
+            log.warning(message, context.round + 1, context.node.name)
         return safe
 
     def _release_residual(self, context: Context, privacy: Privacy, residual: Residual, start: Tensors) -> Residual:

@@ -37,7 +37,7 @@ def _problems(
     upload: Upload, expected: Mapping[Part, Tensors], round: int, max_update_norm: float | None
 ) -> Iterator[str]:
     if upload.round != round:
-        yield f"it belongs to round {upload.round}"
+        yield f"it belongs to round {upload.round + 1}"
     if upload.num_tokens < 0:
         yield f"it reports {upload.num_tokens} tokens"
     for part in sorted(expected.keys() | upload.parts.keys()):

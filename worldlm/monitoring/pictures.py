@@ -63,7 +63,7 @@ class Pictures(FederationCallback):
         for name, figure in draw(record, since=self._drawn + 1).items():
             picture = _pixels(figure)
             for writer in writers:
-                writer.add_image(f"pictures/{name}", picture, trainer.world.round, dataformats="HWC")
+                writer.add_image(f"pictures/{name}", picture, trainer.world.round + 1, dataformats="HWC")
         self._drawn = trainer.world.round
 
     def state_dict(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Traffic(FederationCallback):
             if state.num_missed:
                 scalars[f"{name}/missed"] = state.num_missed
             total += state.bytes_down + state.bytes_up
-        trainer.run_log.scalars({**scalars, "world/bytes": total}, trainer.world.round)
+        trainer.run_log.scalars({**scalars, "world/bytes": total}, trainer.world.round + 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": dict(self._seconds)}

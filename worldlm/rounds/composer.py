@@ -117,7 +117,7 @@ class Composer:
         reason = why_refused(upload, expected, self.world.round, limit)
         if reason:
             state.refused[upload.node] = state.refused.get(upload.node, 0) + 1
-            log.warning("round %d: %s rejected the upload of %s: %s", self.world.round, name, upload.node, reason)
+            log.warning("round %d: %s rejected the upload of %s: %s", self.world.round + 1, name, upload.node, reason)
         return not reason
 
     def own_upload(self, context: Context, trained: Tensors) -> Upload:

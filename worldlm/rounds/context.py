@@ -74,13 +74,13 @@ class Context:
 
         Args:
             scalars: Values by tag; by convention the tag of a node's metric is `NODE/metric`.
-            step: By default the round.
+            step: By default the round, counted from 1 as on the console.
         """
-        self.world.log.scalars(scalars, self.round if step is None else step)
+        self.world.log.scalars(scalars, self.round + 1 if step is None else step)
 
     def log_text(self, tag: str, text: str) -> None:
         """Log a Markdown text of this round."""
-        self.world.log.text(tag, text, self.round)
+        self.world.log.text(tag, text, self.round + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

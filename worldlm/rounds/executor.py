@@ -166,7 +166,7 @@ class RoundExecutor:
                 uploads += [own_upload] if self._composer.admits(context, own_upload) else []
         self._check_number(context, uploads)
         if not uploads:
-            log.warning("round %d: no node took part in %s; its model does not change", self.world.round, name)
+            log.warning("round %d: no node took part in %s; its model does not change", self.world.round + 1, name)
             return
         uploads.sort(key=lambda upload: upload.node)
         self.method.on_aggregate(context, uploads)
@@ -177,7 +177,7 @@ class RoundExecutor:
         name, minimum = context.node.name, context.node.settings.min_participants
         if len(uploads) < minimum:
             raise TooFewParticipants(
-                f"round {self.world.round}: {len(uploads)} participants of {name} are left "
+                f"round {self.world.round + 1}: {len(uploads)} participants of {name} are left "
                 f"({', '.join(upload.node for upload in uploads) or 'none'}), but its min_participants is {minimum}"
             )
 

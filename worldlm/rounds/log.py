@@ -13,7 +13,7 @@ class LogSink:
 
         Args:
             scalars: Values by tag.
-            step: Their step: a round, or a node's own local steps.
+            step: Their step: a round, from 1, or a node's own local steps.
         """
 
     def text(self, tag: str, text: str, step: int = 0) -> None:

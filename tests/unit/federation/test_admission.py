@@ -40,7 +40,7 @@ def test_a_valid_upload_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("upload", "expected"),
     [
-        (replace(GOOD, round=2), "it belongs to round 2"),
+        (replace(GOOD, round=2), "it belongs to round 3"),
         (replace(GOOD, num_tokens=-1), "it reports -1 tokens"),
         (replace(GOOD, parts=parts(k=torch.tensor([0.0, torch.nan]))), "k is not finite"),
         (replace(GOOD, parts=parts(v=torch.tensor([-torch.inf]))), "v is not finite"),
