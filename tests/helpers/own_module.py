@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, TensorDataset
 class Bigrams(pl.LightningModule):
     """Predicts each token from the one before it; batches are tensors, tuples or dicts."""
 
-    def __init__(self, *, extra: nn.Module | None = None) -> None:
+    def __init__(self, *, vocab_size: int = 9, extra: nn.Module | None = None) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(5)
-            self.embedding, self.head = nn.Embedding(9, 4), nn.Linear(4, 9)
+            self.embedding, self.head = nn.Embedding(vocab_size, 4), nn.Linear(4, vocab_size)
         self.extra = extra or nn.Identity()
 
     def loss(self, batch: Any) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +15,8 @@ from own_module import Bigrams, as_dicts, loader, shuffled, texts
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from worldlm.callbacks import AttentionAggregation, Averaging, NodeMetrics, Summary
+from worldlm.callbacks import AttentionAggregation, Averaging, ExamplePrivacy, NodeMetrics, Summary
+from worldlm.data import CorpusDataModule, TextFiles
 from worldlm.topology import Topology
 
 Make = Callable[..., Any]
@@ -163,6 +165,26 @@ def test_what_a_module_lacks_is_said_before_training(
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         trainer_for(star("ab"), callbacks).fit(module(), shuffled(), loader(4))
+
+
+def test_a_private_node_needs_the_layers_in_one_model(star: Make, trainer_for: Make) -> None:
+    trainer = trainer_for(star("ab", "example_privacy: {clip_norm: 1.0}"), [Averaging(), ExamplePrivacy()])
+    with pytest.raises(ValueError, match="example_privacy at a, b needs .* `model` .* and Bigrams has none"):
+        trainer.fit(Bigrams(), shuffled(), loader(4))
+
+
+def test_text_is_cut_to_the_sizes_that_a_module_states(star: Make, trainer_for: Make, tmp_path: Path) -> None:
+    for name, text in (("train", "abba "), ("held_out", "bab ")):
+        (tmp_path / f"{name}.txt").write_text(text * 99)
+    corpora = dict.fromkeys("ab", TextFiles(train=f"{tmp_path}/train.txt", validation=f"{tmp_path}/held_out.txt"))
+    data, module = CorpusDataModule(corpora, cache_dir=str(tmp_path / "cache")), Bigrams(vocab_size=257)
+    with pytest.raises(ValueError, match="Bigrams does not say its sizes: .* `vocab_size` and `max_seq_len`"):
+        trainer_for(star("ab"), [Averaging()]).fit(module, datamodule=data)
+    module.architecture = SimpleNamespace(vocab_size=257, max_seq_len=8)
+    trainer = trainer_for(star("ab"), [Averaging(), NodeMetrics()], max_epochs=1)
+    trainer.fit(module, datamodule=data)
+    assert float(trainer.callback_metrics["val_loss"]) < 6
+    assert trainer.world.states["a"].num_tokens == 2 * 2 * 8
 
 
 def test_hyperparameters_must_fit_into_a_checkpoint(star: Make, trainer_for: Make, tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ class ExamplePrivacy(PrivacyLedgers):
                 f"devices_per_node is {trainer.devices_per_node}, but example_privacy at {', '.join(private)} needs 1, "
                 "because noise is drawn once for the whole batch"
             )
+        if private and not hasattr(pl_module, "model"):
+            raise ValueError(
+                f"example_privacy at {', '.join(private)} needs the gradient of each example, which is computed in the "
+                f"attribute `model` of the module, and {type(pl_module).__name__} has none: put its layers into one"
+            )
         if private and trainer.scaler is not None:
             raise ValueError(
                 f"precision is {trainer.precision}, so example_privacy at {', '.join(private)} would clip scaled "

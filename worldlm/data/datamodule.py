@@ -101,6 +101,7 @@ class CorpusDataModule(LightningDataModule):
             ValueError: If a node's corpus is unknown, cannot be read, or is empty; the message
                 names the node and the corpus.
         """
+        self._architecture()  # a mistake there would be found only after all text is packed
         requests = self._requests()
         self._warn_of_unused()
         try:
@@ -116,10 +117,10 @@ class CorpusDataModule(LightningDataModule):
             stage: Lightning's name of the stage; all stages need the same data.
 
         Raises:
-            ValueError: As `prepare_data`, or if a corpus is shorter than a block, or the tokenizer
-                has more tokens than the model.
+            ValueError: As `prepare_data`, or if a corpus is shorter than a block, the tokenizer has more tokens than
+                the model, or the model does not say its sizes.
         """
-        architecture = self._trainer().lightning_module.architecture
+        architecture = self._architecture()
         self._load_tokenizer()
         if self.tokenizer.vocab_size > architecture.vocab_size:
             raise ValueError(
@@ -235,6 +236,17 @@ class CorpusDataModule(LightningDataModule):
     def _data_nodes(self) -> dict[str, Node]:
         topology: Topology = self._trainer().topology
         return {node.name: node for node in topology.data_nodes}
+
+    def _architecture(self) -> Any:
+        """Return the sizes that the model states."""
+        module = self._trainer().lightning_module
+        architecture = getattr(module, "architecture", None)
+        if not (hasattr(architecture, "vocab_size") and hasattr(architecture, "max_seq_len")):
+            raise ValueError(
+                f"CorpusDataModule cuts text into blocks that fit the model, but {type(module).__name__} does not say "
+                "its sizes: give it an attribute `architecture` with `vocab_size` and `max_seq_len`"
+            )
+        return architecture
 
     def _trainer(self) -> Any:
         if getattr(self.trainer, "topology", None) is None:
