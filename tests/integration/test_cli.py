@@ -310,6 +310,26 @@ def test_a_topology_with_mistakes_names_file_and_lines(shore: Path, capsys: pyte
     assert [line.split(": ")[0] for line in lines] == ["shore.yaml:7", "shore.yaml:11", "shore.yaml:11"]
 
 
+def test_a_run_that_ends_early_says_why(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit = ["fit", "--recipe", "tiny.yaml", "--trainer.max_time", "00:00:00:00"]
+    assert main([*fit, "--trainer.enable_progress_bar", "false"]) == 0
+    captured = capsys.readouterr()
+    resume = f"worldlm {shlex.join(fit)} --trainer.enable_progress_bar false --ckpt_path last"
+    why = "stopped after round 1 of 2: max_time of 0:00:00 is over; to go on with a longer max_time, which counts from"
+    assert captured.out.splitlines()[-2] == f"{why} the run's start: {resume}"
+    assert "round 1" not in captured.err
+    assert main([*fit, "--ckpt_path", "last", "--trainer.enable_checkpointing", "false"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2].startswith("stopped after round 1 of 2: max_time of 0:00:00 is")
+
+
+def test_a_metric_that_does_not_exist_is_one_line(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stopping = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: see/perplexity_after_fit}}"
+    Path("stop.yaml").write_text(f"trainer: {{callbacks+: [{stopping}]}}\n")
+    (line,) = refused(capsys, "fit", "--recipe", "tiny.yaml", "--recipe", "stop.yaml")
+    assert line.startswith("EarlyStopping monitors 'see/perplexity_after_fit', which nothing logs: there are perplex")
+    assert line.endswith("; did you mean 'sea/perplexity_after_fit'?")
+
+
 def test_a_stopped_run_ends_like_one_that_never_stopped(shore: Path) -> None:
     """Stopped kindly, and taken up again: the same world, bit for bit, noise and ledgers included."""
     fit = ["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "8", "--trainer.noise_key", "noise.key"]

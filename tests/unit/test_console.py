@@ -37,3 +37,8 @@ def test_a_log_message_stays_one_line_in_a_pipe(capsys: pytest.CaptureFixture[st
     with log_to_terminal():
         logging.getLogger("worldlm.anything").info(message)
     assert capsys.readouterr().err == f"{message}\n"
+
+
+def test_the_report_of_a_profiler_is_shown(hooks: None) -> None:
+    assert logging.getLogger("lightning.pytorch.profilers.profiler").isEnabledFor(logging.INFO)
+    assert not logging.getLogger("lightning.pytorch.utilities.rank_zero").isEnabledFor(logging.INFO)

@@ -26,6 +26,7 @@ def quiet_libraries() -> None:
     """Hide warnings that do not concern the run, and print all others in one line on standard error."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # a profile is logged when the run ends
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they concern LightningCLI's calls
     for message in _IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -21,6 +22,11 @@ from worldlm.distributed.transport import RankLost
 from worldlm.runs.folder import LAST
 from worldlm.storage.host_memory import keep_freed_memory
 from worldlm.topology.errors import UserError
+
+_MISTAKES = (ValueError, MisconfigurationException, FileNotFoundError)
+"""Errors of the user."""
+_MAYBE_BUGS = (RuntimeError, TypeError, ImportError)
+"""Errors of the user if Lightning raises them itself, as its callbacks do for settings that they cannot use."""
 
 MakeCLI = Callable[[CommandLine, Progress], object]
 """Makes a RecipeCLI, which carries its command out."""
@@ -54,12 +60,14 @@ def run_command(command_line: CommandLine, make_cli: MakeCLI = RecipeCLI) -> int
             make_cli(command_line, progress)
     except SIGTERMException:
         resume = command_line.resume_command(progress.resume_from)
-        rank_zero_only(print)(f"stopped; resume with: {resume}. results so far: {progress.folder}")
+        saved = progress.folder is not None and (progress.folder / LAST).is_file()
+        how = f"resume with: {resume}" if saved else "it cannot resume, because no checkpoint was written"
+        rank_zero_only(print)(f"stopped; {how}. results so far: {progress.folder}")
         return 143
     except RankLost as error:
         print(f"worldlm: {error}", file=sys.stderr)
         return 1
-    except (ValueError, MisconfigurationException, FileNotFoundError, MemoryError, RuntimeError) as error:
+    except (*_MISTAKES, *_MAYBE_BUGS, MemoryError) as error:
         message = _explain(error, command_line, progress)
         if not message:
             raise
@@ -77,9 +85,16 @@ def run_command(command_line: CommandLine, make_cli: MakeCLI = RecipeCLI) -> int
 def _explain(error: Exception, command_line: CommandLine, progress: Progress) -> str:
     """Return the lines that explain an error; "" for a bug, and where WORLDLM_DEBUG asks for the traceback."""
     memory = out_of_memory(error)
-    if os.environ.get("WORLDLM_DEBUG") or (isinstance(error, RuntimeError) and not memory):
+    is_bug = isinstance(error, _MAYBE_BUGS) and not memory and not _is_from_lightning(error)
+    if os.environ.get("WORLDLM_DEBUG") or is_bug:
         return ""
     message = memory or explain(str(error), progress.readers, progress.known, command_line.words)
     rank: int = getattr(rank_zero_only, "rank", 0)
     process = f"{this_process(rank)}: " if rank else ""
     return "\n".join(f"{process}{line}" for line in message.splitlines())
+
+
+def _is_from_lightning(error: Exception) -> bool:
+    """Return whether an error was raised within Lightning's own code, and not below or above it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__", "")).startswith("lightning.")

@@ -18,7 +18,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_only
 
 from worldlm.callbacks import Record
-from worldlm.callbacks.defaults import DEFAULT_CALLBACKS
+from worldlm.callbacks.defaults import with_defaults
+from worldlm.cli.ending import early_end, rounds_done
 from worldlm.cli.parser import REPEAT, CommandLine
 from worldlm.cli.recipe import MergeRecipe, read_recipe
 from worldlm.cli.safe_mode import OPTION
@@ -29,7 +30,7 @@ from worldlm.distributed.threads import choose_num_threads
 from worldlm.files.atomic_write import write_text
 from worldlm.models import LanguageModule
 from worldlm.monitoring.summary import headline
-from worldlm.runs.folder import CONFIG, at_work, check_name, find_checkpoint, find_version
+from worldlm.runs.folder import CONFIG, LAST, at_work, check_name, find_checkpoint, find_version
 from worldlm.topology import Shape
 from worldlm.topology.lint import placeholders
 from worldlm.topology.reader import Reader
@@ -195,9 +196,7 @@ class RecipeCLI(LightningCLI):
         callbacks = settings["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         assert self.subcommand is not None
-        defaults = DEFAULT_CALLBACKS[self.subcommand]
-        missing = [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in callbacks)]
-        settings["callbacks"] = [*callbacks, *missing]
+        settings["callbacks"] = with_defaults(self.subcommand, callbacks, settings)
         trainer = super().instantiate_trainer(**kwargs)
         torch.set_num_threads(choose_num_threads(trainer.num_devices))
         return trainer
@@ -216,7 +215,7 @@ class RecipeCLI(LightningCLI):
 
     def validate(self, **kwargs: Any) -> None:
         """Evaluate every node of a checkpoint."""
-        self.trainer.validate(**kwargs, verbose=False)
+        self.trainer.validate(**kwargs)
         print(f"done. checkpoint: {self.checkpoint}")
 
     def fit(self, **kwargs: Any) -> None:
@@ -237,7 +236,22 @@ class RecipeCLI(LightningCLI):
                 trainer.fit(**kwargs)
         finally:
             signal.signal(signal.SIGINT, handler)
+        if not trial:
+            self._report_early_end(trainer)
         self.report_end("a trial run, which writes no files" if trial else self._results_line(trainer, record))
+
+    def _report_early_end(self, trainer: WorldTrainer) -> None:
+        """Print why the run ended before its last round, and the command that goes on."""
+        reason, remedy = early_end(trainer)
+        if not reason:
+            return
+        rounds = trainer.max_epochs
+        of = f" of {rounds}" if rounds is not None and rounds > 0 else ""
+        line = f"stopped after round {rounds_done(trainer)}{of}: {reason}"
+        if (trainer.folder / LAST).is_file():
+            resume = self.command_line.resume_command(self.progress.resume_from)
+            line += f"; to go on{f' with {remedy}' if remedy else ''}: {resume}"
+        rank_zero_only(print)(line)
 
     def report_end(self, message: str) -> None:
         """Print the last line of a fit, which names its results."""
@@ -252,7 +266,7 @@ class RecipeCLI(LightningCLI):
         runs = Path(self.config[self.subcommand].runs)
         logs = runs if trainer.folder.is_relative_to(runs) else trainer.folder
         results = f"results: {trainer.folder} (tensorboard --logdir {logs})"
-        if not self.checkpoint or record.began:
+        if not self.checkpoint or record.began or early_end(trainer)[0]:
             return results
         rounds = trainer.current_epoch
         return f"all {rounds} rounds were done before; for more: --trainer.max_epochs {2 * rounds}. {results}"
