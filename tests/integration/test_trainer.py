@@ -11,22 +11,41 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LambdaCallback,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelPruning,
+    ModelSummary,
+    StochasticWeightAveraging,
+    Timer,
+)
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from worldlm.callbacks import (
     Averaging,
     ExamplePrivacy,
     LastCheckpoint,
     NodeMetrics,
+    NodeValidation,
     RoundProgress,
     Summary,
     UpdatePrivacy,
 )
+from worldlm.cli.ending import early_end
 from worldlm.federation.parameters import PARTS
 from worldlm.models import LanguageModule
 from worldlm.topology import Topology
 from worldlm.trainer import FederationCallback, WorldTrainer
-from worldlm.trainer.world_trainer import default_precision
+from worldlm.trainer.options import default_precision
 
 Make = Callable[..., Any]
 
@@ -57,6 +76,15 @@ def fedavg() -> Averaging:
         ({"overfit_batches": 2}, "overfit_batches is 2: .* limit_train_batches"),
         ({"num_sanity_val_steps": 1}, "num_sanity_val_steps is 1: "),
         ({"reload_dataloaders_every_n_epochs": 1}, "reload_dataloaders_every_n_epochs is 1: "),
+        ({"barebones": True}, "barebones is True: .* turn off logger, enable_checkpointing"),
+        ({"sync_batchnorm": True}, "sync_batchnorm is True: .* use LayerNorm"),
+        ({"model_registry": "mine"}, "model_registry is 'mine': .* worldlm export"),
+        ({"check_val_every_n_epoch": 0}, "check_val_every_n_epoch is 0: it must be at least 1; limit_val_batches 0"),
+        ({"limit_train_batches": 0}, "limit_train_batches is 0: no node would train; to evaluate only, use validate"),
+        ({"limit_train_batches": 0.0}, "limit_train_batches is 0: no node would train"),
+        ({"max_epochs": 0}, "max_epochs is 0: no node would train"),
+        ({"plugins": TorchCheckpointIO()}, "plugins has TorchCheckpointIO, but WorldLM writes its checkpoints itself"),
+        ({"plugins": "async_checkpoint"}, "plugins has async_checkpoint, but"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -65,6 +93,73 @@ def test_options_without_meaning_are_rejected(
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         trainer_for(star("ab"), [fedavg()], **options)
+
+
+@pytest.mark.parametrize(
+    ("callback", "reason"),
+    [
+        (StochasticWeightAveraging(0.1), "StochasticWeightAveraging averages .*: use an outer optimizer"),
+        (EMAWeightAveraging(), "EMAWeightAveraging averages .*: use an outer optimizer"),
+        (BackboneFinetuning(), "BackboneFinetuning changes one optimizer, but every node has its own"),
+        (GradientAccumulationScheduler({1: 2}), "GradientAccumulationScheduler acts when .*: use accumulate_grad"),
+        (ModelPruning("l1_unstructured"), "ModelPruning renames the parameters .*: prune an exported model"),
+        (LearningRateFinder(), "LearningRateFinder trains before the first round"),
+        (BatchSizeFinder(), "BatchSizeFinder trains before the first round: set data.batch_size"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Callback) else None,
+)
+def test_callbacks_for_a_single_model_are_rejected(
+    callback: Callback, reason: str, star: Make, trainer_for: Make
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        trainer_for(star("ab"), [fedavg(), callback])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {
+            "detect_anomaly": True,
+            "deterministic": "warn",
+            "benchmark": False,
+            "gradient_clip_val": 0.5,
+            "gradient_clip_algorithm": "value",
+            "limit_val_batches": 1,
+            "limit_test_batches": 1,
+            "limit_predict_batches": 1,
+            "precision": None,
+            "plugins": [MixedPrecision("bf16-mixed", "cpu")],
+        },
+        {"precision": "64-true", "inference_mode": False, "use_distributed_sampler": True, "profiler": "simple"},
+        {"callbacks_of_lightning": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_and_callbacks_of_lightning_work(
+    options: dict[str, Any],
+    star: Make,
+    fit: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    recorder: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *_, **__: None)  # it would last
+    callbacks: list[Callback] = []
+    if options.pop("callbacks_of_lightning", False):
+        options |= {"logger": recorder, "enable_progress_bar": True}
+        callbacks = [
+            RoundProgress(),
+            LambdaCallback(on_train_epoch_end=lambda *_: None),
+            LearningRateMonitor(),
+            ModelSummary(),
+            Timer("00:01:00:00"),
+        ]
+    trainer = fit(star("ab"), [fedavg(), NodeMetrics(), *callbacks], **options)
+    assert {trainer.world.states[name].num_steps for name in "ab"} == {4}
+    assert float(trainer.callback_metrics["perplexity_after_fit"]) < 31
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("round ")]
+    assert len(lines) == (2 if callbacks else 0)
+    assert not any("lr-" in line for line in lines)
 
 
 def test_defaults_of_lightning_are_not_rejected(star: Make, trainer_for: Make) -> None:
@@ -86,6 +181,7 @@ def test_max_time_stops_at_the_end_of_a_round(star: Make, fit: Make) -> None:
 
     trainer = fit(star("abc"), [fedavg(), Slow()], max_time=timedelta(seconds=0.15), limit_val_batches=0)
     assert trainer.should_stop
+    assert early_end(trainer)[0] == "max_time of 0:00:00 is over"
     assert trainer.current_epoch == 1
     assert {trainer.world.states[name].num_visits for name in "abc"} == {1}
     assert trainer.estimated_stepping_batches == math.inf
@@ -120,6 +216,8 @@ def test_early_stopping_monitors_rounds(star: Make, fit: Make) -> None:
     trainer = fit(star("ab"), [fedavg(), Scripted(5, 4, 6, 6, 1, 1), stopping], max_epochs=6)
     assert trainer.current_epoch == 4
     assert float(stopping.best_score) == 4
+    reason = "Monitored metric perplexity_after_fit did not improve in the last 2 records. Best score: 4.000"
+    assert early_end(trainer) == (f"EarlyStopping: {reason}", "EarlyStopping left out")
 
 
 def test_early_stopping_counts_evaluations_not_rounds(star: Make, fit: Make) -> None:
@@ -128,6 +226,47 @@ def test_early_stopping_counts_evaluations_not_rounds(star: Make, fit: Make) -> 
     trainer = fit(star("ab"), [fedavg(), metrics, stopping], max_epochs=10, check_val_every_n_epoch=2)
     assert trainer.current_epoch == 8
     assert float(stopping.best_score) == 4
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (
+            EarlyStopping("val_loss"),
+            "EarlyStopping monitors 'val_loss', which nothing logs: there are perplexity_after_merge, "
+            "perplexity_after_fit, world/perplexity_after_merge, a/perplexity_after_merge and 3 more",
+        ),
+        (ModelCheckpoint(monitor="a/perplexity_after_fitt"), ".*; did you mean 'a/perplexity_after_fit'\\?"),
+    ],
+)
+def test_an_unknown_metric_is_found_before_the_first_round(
+    callback: Callback, message: str, star: Make, fit: Make
+) -> None:
+    metrics = NodeMetrics()
+    with pytest.raises(ValueError, match=message):
+        fit(star("ab"), [fedavg(), metrics, callback])
+    assert metrics.validated == {}
+    with pytest.raises(ValueError, match="which nothing logs: nodes are not evaluated"):
+        fit(star("ab"), [fedavg(), NodeMetrics(), callback], limit_val_batches=0)
+
+
+def test_a_metric_of_other_code_is_left_to_lightning(star: Make, fit: Make) -> None:
+    class Own(Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            trainer.callback_metrics["own"] = torch.tensor(float(trainer.current_epoch))
+
+    trainer = fit(star("ab"), [fedavg(), Own(), EarlyStopping("own", patience=1)], max_epochs=4)
+    assert trainer.current_epoch == 2
+    with pytest.raises(RuntimeError, match="metric `owm` which is not available"):
+        fit(star("ab"), [fedavg(), Own(), EarlyStopping("owm")])
+
+
+def test_early_stopping_waits_for_a_node_that_misses_rounds(star: Make, fit: Make) -> None:
+    topology = star("ab", "participation: 0.5")
+    trainer = fit(topology, [fedavg(), NodeMetrics(), EarlyStopping("a/perplexity_after_fit")], max_epochs=3)
+    first = {name for name in "ab" if trainer.world.states[name].num_visits < 3}
+    assert trainer.current_epoch == 3
+    assert first, "the node must miss a round for this test to say something"
 
 
 @pytest.mark.parametrize(("every", "rounds"), [(1, [1, 3]), (2, [1, 3])])
@@ -213,6 +352,41 @@ def test_metrics_are_the_mean_of_the_data_nodes(star: Make, fit: Make) -> None:
     pooled = [module.evaluate(loaders[name]) for name in "ab"]  # the live module is the root's
     assert world["after_merge"].perplexity == pytest.approx(math.exp(sum(evaluation.nats for evaluation in pooled) / 2))
     assert "after_fit" not in world
+
+
+def test_validate_returns_the_scores_of_every_node(
+    star: Make,
+    trainer_for: Make,
+    make_module: Make,
+    make_data: Make,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trainer, module, data = trainer_for(star("ab"), [fedavg(), NodeMetrics()]), make_module(), make_data()
+    (untrained,) = trainer.validate(module, datamodule=data)
+    assert "bits per byte" in capsys.readouterr().out
+    assert set(untrained) == {
+        f"{node}/{name}" for node in ("world", "a", "b") for name in ("perplexity", "bits_per_byte")
+    }
+    trainer.fit(module, datamodule=data)
+    last = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    (trained,) = trainer.validate(datamodule=data, verbose=False)
+    assert trained["world/perplexity"] == pytest.approx(last["world/perplexity_after_merge"])
+    assert trained["a/perplexity"] == pytest.approx(last["a/perplexity_after_fit"])
+    assert capsys.readouterr().out == ""
+    trainer.save_checkpoint(tmp_path / "world.ckpt", weights_only=False)
+    other = trainer_for(star("ab"), [fedavg(), NodeValidation()])
+    assert other.validate(make_module(9), datamodule=data, ckpt_path=tmp_path / "world.ckpt") == [trained]
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, datamodule=data)  # what was read for the evaluation can be trained
+    assert trainer.current_epoch == 3
+
+
+def test_validate_needs_a_callback_that_evaluates(star: Make, trainer_for: Make, make_module: Make) -> None:
+    with pytest.raises(ValueError, match="validate needs a callback that evaluates nodes: add .*NodeMetrics"):
+        trainer_for(star("ab"), [fedavg()]).validate(make_module())
+    with pytest.raises(ValueError, match="validate runs in one process, but devices and num_nodes set 2"):
+        trainer_for(star("ab"), [fedavg(), NodeMetrics()], devices=2).validate(make_module())
 
 
 def test_fast_dev_run_writes_no_files(star: Make, fit: Make, make_module: Make, tmp_path: Path) -> None:

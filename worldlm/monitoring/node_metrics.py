@@ -2,9 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,64 +13,18 @@ from torch.optim import Optimizer
 
 from worldlm.federation.state import NodeState
 from worldlm.models import Evaluation
+from worldlm.monitoring.node_validation import NodeValidation, Score, evaluate_node
 from worldlm.rounds import Context, LocalFit, World
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
-from worldlm.trainer import FederationCallback, WorldTrainer
+from worldlm.trainer import WorldTrainer
 from worldlm.trainer.strategy import WorldStrategy
 from worldlm.trainer.validation import run_validation
 
 MOMENTS = ("before", "after_merge", "after_fit")
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The result of a model on a text."""
-
-    perplexity: float
-    """Per token."""
-    bits_per_byte: float
-    """NaN if the size of the text in bytes is unknown."""
-
-
-def pool(evaluations: Iterable[tuple[Evaluation, float | None]]) -> Score:
-    """Combine evaluations on several texts, weighted by their tokens; each comes with its bytes per token or None."""
-    nats = tokens = bytes_ = 0.0
-    for evaluation, bytes_per_token in evaluations:
-        nats += evaluation.nats * evaluation.num_tokens
-        tokens += evaluation.num_tokens
-        bytes_ += math.nan if bytes_per_token is None else evaluation.num_tokens * bytes_per_token
-    return Score(math.exp(min(nats / tokens, 700.0)), nats / math.log(2) / bytes_)
-
-
-def evaluate_node(
-    trainer: WorldTrainer,
-    node: Node,
-    loaders: Mapping[str, Iterable[Any]],
-    limits: Mapping[str, float],
-    cache: dict[str, Evaluation] | None = None,
-) -> Score:
-    """Evaluate the live module on the held-out text of the data nodes at and below a node.
-
-    Args:
-        trainer: Provides the module, and the data module with the bytes per token.
-        node: The node at which the evaluation starts.
-        loaders: Batches of held-out text, by data node.
-        limits: Number of batches to evaluate, by data node.
-        cache: Evaluations of the same weights by data node; new ones are added.
-    """
-    module: Any = trainer.lightning_module
-    sizes = getattr(getattr(trainer, "datamodule", None), "bytes_per_token", {})
-    names = [data_node.name for data_node in node.walk() if data_node.holds_data]
-    cache = {} if cache is None else cache
-    with trainer.precision_plugin.forward_context():
-        for name in names:
-            if name not in cache:
-                cache[name] = module.evaluate(_batches(loaders[name], limits[name]))
-    return pool((cache[name], sizes.get(name)) for name in names)
-
-
-class NodeMetrics(FederationCallback):
+class NodeMetrics(NodeValidation):
     """Evaluates every node and logs its perplexity by round, and its training metrics by its own local steps.
 
     A leaf is evaluated on its own held-out text twice per round: `after_merge`, when it has merged the download, and
@@ -81,7 +33,8 @@ class NodeMetrics(FederationCallback):
     `limit_val_batches` the number of batches.
 
     Callbacks that monitor a metric can use the means over the data nodes, `perplexity_after_merge` and
-    `perplexity_after_fit`, or the values of one node, such as `NAME/perplexity_after_merge`.
+    `perplexity_after_fit`, or the values of one node, such as `NAME/perplexity_after_merge`. In `trainer.validate` it
+    does what `NodeValidation` does.
 
     A module measures its perplexity by a method `evaluate`, as `LanguageModule` does. Without one, its
     `validation_step` is run, and each metric that it logs takes the place of the perplexity. Callbacks can then also
@@ -94,6 +47,7 @@ class NodeMetrics(FederationCallback):
     memory_schema = dict[str, list[float]]
 
     def __init__(self) -> None:
+        super().__init__()
         self.last_loss = math.nan
         """Of the last logged step of this fit."""
         self.tokens_per_second = math.nan
@@ -105,6 +59,15 @@ class NodeMetrics(FederationCallback):
         self._trainer: WorldTrainer | None = None
         self._held_out: tuple[Any, dict[str, float]] = (None, {})
         """The loaders of held-out text, and the number of batches of each."""
+
+    def metric_names(self, trainer: WorldTrainer) -> list[str]:  # type: ignore[override]
+        if not trainer.enable_validation or not hasattr(trainer.lightning_module, "evaluate"):
+            return []
+        nodes = trainer.topology.nodes.values()
+        trained = [node.name for node in trainer.topology.data_nodes if not node.listens]
+        after_merge = [f"{node.name}/perplexity_after_merge" for node in nodes]
+        after_fit = [f"{name}/perplexity_after_fit" for name in trained]
+        return ["perplexity_after_merge", "perplexity_after_fit", *after_merge, *after_fit]
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
         self._trainer = trainer
@@ -177,12 +140,13 @@ class NodeMetrics(FederationCallback):
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         metrics: dict[str, float] = {}
-        scores = {node.name: self.scores(trainer.world.states[node.name]) for node in trainer.topology.data_nodes}
+        scores = {name: self.scores(state) for name, state in trainer.world.states.items()}
         for moment in MOMENTS[1:]:
             values = {name: of_node[moment].perplexity for name, of_node in scores.items() if moment in of_node}
             metrics |= {f"{name}/perplexity_{moment}": value for name, value in values.items()}
-            if values:
-                metrics[f"perplexity_{moment}"] = sum(values.values()) / len(values)
+            of_data = [values[node.name] for node in trainer.topology.data_nodes if node.name in values]
+            if of_data:
+                metrics[f"perplexity_{moment}"] = sum(of_data) / len(of_data)
         metrics |= self._own_metrics_of_all(trainer)
         # `log_dict` would keep an object for each metric, and Lightning looks at all of them after every batch
         values_of_all = torch.tensor(list(metrics.values()), device=pl_module.device).unbind()
@@ -245,7 +209,3 @@ class NodeMetrics(FederationCallback):
             self.last_loss = float(strategy.team_mean(loss) if isinstance(strategy, WorldStrategy) else loss)
             scalars[f"{name}/loss"] = self.last_loss
         trainer.run_log.scalars(scalars, num_steps)
-
-
-def _batches(loader: Iterable[Any], limit: float) -> Iterable[Any]:
-    return loader if math.isinf(limit) else islice(loader, int(limit))

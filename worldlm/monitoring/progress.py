@@ -75,23 +75,21 @@ class RoundProgress(ProgressBar):
         figures = ""
         if metrics is not None and not math.isnan(metrics.last_loss):
             figures = f" loss {metrics.last_loss:.3f}, {metrics.tokens_per_second:,.0f} tokens/s"
-        rounds = f"{trainer.world.round + 1}/{trainer.max_epochs}"
-        description = f"{trainer.topology.name} round {rounds} [bold]{trainer.active_node}[/]{figures}"
+        description = f"{trainer.topology.name} {_round(trainer)} [bold]{trainer.active_node}[/]{figures}"
         self._bar.update(self._task, completed=self._done, description=description)
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not self._enabled:
             return
-        metrics, num_all = trainer.callback_metrics, len(trainer.topology.data_nodes)
-        means = {name: float(value) for name, value in metrics.items() if "/" not in name}
-        numbers = {name: sum(tag.endswith((f"/{name}", f"/{name}_{MOMENTS[-1]}")) for tag in metrics) for name in means}
-        if not trainer.fit_loop.evaluates:  # means over nodes are those of an earlier round
-            means = {name: value for name, value in means.items() if not numbers[name]}
-        figures = ", ".join(
-            f"{name.replace('_', ' ')} {mean_text(value, numbers[name] or num_all, num_all)}"
-            for name, value in sorted(means.items())
-        )
-        line = f"round {trainer.world.round + 1}/{trainer.max_epochs}: mean {figures or 'not evaluated'}"
+        metrics, nodes = trainer.callback_metrics, trainer.topology.data_nodes
+        figures = []
+        # not what other callbacks log, such as a learning rate; means of an earlier round are not repeated
+        for name in sorted(metrics) if trainer.fit_loop.evaluates else ():
+            tags = (f"/{name}", f"/{name}_{MOMENTS[-1]}")
+            if number := sum(any(node.name + tag in metrics for tag in tags) for node in nodes):
+                text = mean_text(float(metrics[name]), number, len(nodes))
+                figures.append(f"{name.replace('_', ' ')} {text}")
+        line = f"{_round(trainer)}: {'mean ' + ', '.join(figures) if figures else 'not evaluated'}"
         (self._bar.console if self._bar else self._console).print(line, highlight=False, soft_wrap=True)
 
     def on_train_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
@@ -104,3 +102,9 @@ class RoundProgress(ProgressBar):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _round(trainer: WorldTrainer) -> str:
+    """Return the number of the round, and of how many if the run has an end."""
+    number, rounds = trainer.world.round + 1, trainer.max_epochs
+    return f"round {number}/{rounds}" if rounds is not None and rounds > 0 else f"round {number}"

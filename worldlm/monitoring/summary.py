@@ -45,7 +45,8 @@ class Summary(FederationCallback):
         if not trainer.is_global_zero:
             return
         rows = {node.name: row(trainer, node) for node in trainer.topology.nodes.values()}
-        self._log_hparams(trainer, pl_module, rows)
+        if trainer.enable_autolog_hparams:
+            self._log_hparams(trainer, pl_module, rows)
         number = trainer.world.round + 1
         table = Table(title=f"{trainer.topology.name} after {number} round{'s' * (number != 1)}")
         table.add_column("node")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import lightning.pytorch as pl
 from lightning.pytorch import Callback
 
 from worldlm.rounds.callback import RoundCallback
@@ -21,3 +24,10 @@ class FederationCallback(RoundCallback, Callback):
     `state_dict` and `load_state_dict` save and restore state that belongs to the run and not to a node, as in any
     Lightning callback.
     """
+
+    evaluates_nodes: bool = False
+    """Whether the callback evaluates every node in `trainer.validate`."""
+
+    def metric_names(self, trainer: pl.Trainer) -> Iterable[str]:
+        """Return the names of the metrics that this callback adds to `trainer.callback_metrics` after a round."""
+        return ()

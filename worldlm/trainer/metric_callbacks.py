@@ -2,8 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
+import lightning.pytorch as pl
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+
+from worldlm.topology.errors import join_names, suggest
+from worldlm.trainer.callback import FederationCallback
 
 MetricCallback = EarlyStopping | ModelCheckpoint
 
@@ -28,3 +32,39 @@ def set_metric_callbacks(callbacks: Sequence[MetricCallback], active: bool) -> N
             callback._check_on_train_epoch_end = active
         else:
             callback._save_on_train_epoch_end = active
+
+
+def check_monitors(trainer: pl.Trainer) -> None:
+    """Check before the first round that the metrics that callbacks monitor will exist.
+
+    Only the code of WorldLM and Lightning is known to log no others. With a module or a callback of your own, Lightning
+    looks for the metric at the end of the first round.
+
+    Args:
+        trainer: Has the callbacks, and the module.
+
+    Raises:
+        ValueError: Names the callback, its metric, and the metrics that there are.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    names = [
+        name
+        for callback in callbacks
+        if isinstance(callback, FederationCallback)
+        for name in callback.metric_names(trainer)
+    ]
+    packages = {type(part).__module__.partition(".")[0] for part in (trainer.lightning_module, *callbacks)}
+    can_be_others = bool(packages - {"worldlm", "lightning"})
+    can_be_others |= any(isinstance(callback, LearningRateMonitor) for callback in callbacks)
+    for callback in callbacks:
+        if not isinstance(callback, EarlyStopping | ModelCheckpoint) or callback.monitor is None:
+            continue
+        if callback.monitor in names:
+            if isinstance(callback, EarlyStopping):
+                callback.strict = False  # a node that misses the first rounds has no value until it takes part
+        elif not can_be_others and getattr(callback, "strict", True):
+            there_are = f"there are {join_names(names, 4)}" if names else "nodes are not evaluated"
+            raise ValueError(
+                f"{type(callback).__name__} monitors {callback.monitor!r}, which nothing logs: {there_are}"
+                f"{suggest(callback.monitor, names)}"
+            )

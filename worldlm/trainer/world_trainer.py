@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
-import torch
 
 from worldlm.checkpoint.lightning_io import AtomicCheckpointIO, CheckpointConnector
 from worldlm.federation.noise_key import NoiseKey
@@ -23,10 +22,14 @@ from worldlm.storage.node_store import NodeStore
 from worldlm.storage.paged_store import PagedStore, Paging
 from worldlm.topology import Shape, Topology, load_topology, reshape, split_rounds
 from worldlm.topology.shape import gone_as_one
+from worldlm.trainer.callback import FederationCallback
 from worldlm.trainer.find_noise_key import find_noise_key
 from worldlm.trainer.fit_loop import FederatedFitLoop
 from worldlm.trainer.fit_plan import FitPlan
+from worldlm.trainer.lightning_callbacks import check_supported
 from worldlm.trainer.method_checks import check_handed_out, check_listed_once, check_parts, check_settings
+from worldlm.trainer.metric_callbacks import check_monitors
+from worldlm.trainer.options import check_options, choose_precision
 from worldlm.trainer.processes import check_metric_callbacks, choose_processes
 from worldlm.trainer.run_log import RunLog
 from worldlm.trainer.run_settings import RunSettings
@@ -97,17 +100,14 @@ class WorldTrainer(pl.Trainer):
         self.nodes_on = check_nodes_on(nodes_on, paging is not None, fully_shard)
         self.paging = paging
         self._noise_key_path = None if noise_key is None else Path(noise_key).expanduser()
-        plugins = kwargs.get("plugins") or []
-        kwargs["plugins"] = [
-            *(plugins if isinstance(plugins, list) else [plugins]),
-            AtomicCheckpointIO(mapped=paging is not None),
-        ]
-        self._check_options(kwargs)
+        given = kwargs.get("plugins") or []
+        plugins = given if isinstance(given, list) else [given]
+        check_options(kwargs, plugins)
         check_listed_once(kwargs.get("callbacks") or ())
+        choose_precision(kwargs, plugins)
+        kwargs["plugins"] = [*plugins, AtomicCheckpointIO(mapped=paging is not None)]
         kwargs["num_sanity_val_steps"] = 0
         kwargs["use_distributed_sampler"] = False
-        if kwargs.get("precision") is None:
-            kwargs["precision"] = default_precision(kwargs.get("accelerator") or "auto")
         self.num_ranks = choose_processes(kwargs, devices_per_node, fully_shard)
         """Processes that share the world."""
         self.devices_per_node = devices_per_node
@@ -126,7 +126,7 @@ class WorldTrainer(pl.Trainer):
             log=self.run_log,
             make_store=self._make_store,
             agree_on_folder=self._agree_on_folder,
-            collect_callbacks=self._collect_callbacks,
+            collect_callbacks=self._collect_again,
             num_ranks=self.num_ranks,
             devices_per_node=devices_per_node,
         )
@@ -147,8 +147,14 @@ class WorldTrainer(pl.Trainer):
         self._check_method()
         self.method.check(self.topology)
 
+    def _collect_again(self) -> None:
+        """As `_collect_callbacks`, when the module has been set."""
+        self._collect_callbacks()
+        check_monitors(self)
+
     def _check_method(self) -> None:
         """Check that the callbacks form a method that enforces the settings of the topology."""
+        check_supported(self.callbacks)  # type: ignore[attr-defined]
         callbacks = self.method.callbacks
         check_settings(self.topology, callbacks)
         check_parts(callbacks)
@@ -162,6 +168,31 @@ class WorldTrainer(pl.Trainer):
         """
         self._collect_callbacks()
         super().fit(*args, **kwargs)
+
+    def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> list[Mapping[str, float]]:
+        """Evaluate every node on the held-out text at and below it. `NodeMetrics` or `NodeValidation` must be listed.
+
+        The weights are those of `ckpt_path` if it is given, else those of the nodes after a fit of this module, else
+        the module's own.
+
+        Args:
+            model: The module; by default that of the last fit.
+            *args: As `lightning.Trainer`.
+            **kwargs: As `lightning.Trainer`. `verbose=False` prints no table.
+
+        Returns:
+            One mapping with `NODE/perplexity` and `NODE/bits_per_byte` of every node, and what the module logs.
+
+        Raises:
+            ValueError: If several processes share the world, or no callback evaluates the nodes.
+        """
+        if self.num_ranks > 1:
+            raise ValueError(f"validate runs in one process, but devices and num_nodes set {self.num_ranks}")
+        callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, FederationCallback) and callback.evaluates_nodes for callback in callbacks):
+            raise ValueError("validate needs a callback that evaluates nodes: add worldlm.callbacks.NodeMetrics")
+        super().validate(self.lightning_module if model is None else model, *args, **kwargs)
+        return [{name: float(value) for name, value in self.callback_metrics.items()}]
 
     def prepare(self, model: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
         """Tokenise and pack the text of all nodes, without training.
@@ -177,13 +208,6 @@ class WorldTrainer(pl.Trainer):
         datamodule.trainer = self
         datamodule.prepare_data()
         datamodule.setup("fit")
-
-    @staticmethod
-    def _check_options(kwargs: dict[str, Any]) -> None:
-        for name, (allowed, reason) in _REJECTED_OPTIONS.items():
-            value = kwargs.get(name)
-            if repr(value) not in ("None", *map(repr, allowed)):  # 1.0 is a whole round, but 1 is one batch
-                raise ValueError(f"{name} is {value!r}: {reason}")
 
     @property
     def world(self) -> World:
@@ -268,26 +292,6 @@ class WorldTrainer(pl.Trainer):
         return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
-def default_precision(accelerator: object) -> str:
-    """Return bf16-mixed if the run uses a GPU that supports it, else 32-true."""
-    uses_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if uses_gpu and torch.cuda.is_bf16_supported() else "32-true"
-
-
 _LOST_PROTECTION = (
     "shape %s removes %s, whose privacy protected all nodes below it as a unit; now only the privacy of each node holds"
 )
-
-_REJECTED_OPTIONS: dict[str, tuple[tuple[float, ...], str]] = {
-    "max_steps": ((-1,), "a world is counted in rounds, and stops only at the end of a round; use max_epochs"),
-    "min_steps": ((), "a world is counted in rounds; use min_epochs"),
-    "val_check_interval": (
-        (1.0,),
-        "nodes are evaluated after they merge and after they train; use check_val_every_n_epoch to evaluate every "
-        "n rounds",
-    ),
-    "num_sanity_val_steps": ((0, 2), "every node is evaluated before the first round in any case"),
-    "overfit_batches": ((0, 0.0), "every node reads its own data; use limit_train_batches"),
-    "reload_dataloaders_every_n_epochs": ((0,), "a node continues to read where it stopped"),
-}
-"""Options of Lightning's Trainer that have no meaning here: the allowed values, and why others are rejected."""

@@ -23,7 +23,7 @@ from worldlm.files.atomic_write import write_text
 from worldlm.monitoring.record import write_json
 from worldlm.plots.style import save
 from worldlm.topology.errors import UserError
-from worldlm.trainer.world_trainer import default_precision
+from worldlm.trainer.options import default_precision
 
 FORMAT = 1
 """Version of matrix.json, raised when the meaning of its content changes."""
