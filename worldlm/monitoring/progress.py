@@ -49,7 +49,7 @@ class RoundProgress(ProgressBar):
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.completed}/{task.total} batches"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,

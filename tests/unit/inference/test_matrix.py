@@ -3,10 +3,14 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
+from worldlm.commands.inference.evaluate import _precision
 from worldlm.commands.inference.matrix import Cell, Matrix, as_csv, as_json, best_lines, draw_table, heatmap
 from worldlm.models import Evaluation
 from worldlm.plots.style import save
@@ -34,6 +38,14 @@ def test_the_best_on_a_text_and_means_in_bits() -> None:
     assert MATRIX.mean_bits("b") == pytest.approx(2.0)
     assert MATRIX.cells["a"]["sea"].perplexity == pytest.approx(4.0)
     assert MATRIX.cells["a"]["sea"].bits_per_byte == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16", "16-mixed", 16, "32-true", None])
+def test_models_are_evaluated_in_the_precision_of_their_run(precision: str | int | None) -> None:
+    """Lightning's short names mean mixed precision, too."""
+    run: Any = SimpleNamespace(config={"trainer": {"precision": precision}})
+    mixed = isinstance(_precision(run, torch.device("cpu")), torch.autocast)
+    assert mixed == ("16" in str(precision))
 
 
 def test_a_line_on_each_text_states_how_much_was_measured() -> None:

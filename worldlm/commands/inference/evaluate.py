@@ -94,7 +94,7 @@ def measure(run: SavedRun, nodes: Sequence[str], texts: Sequence[Text]) -> Matri
 def _precision(run: SavedRun, device: torch.device) -> Any:
     """Return a context that computes in the precision of the run's own evaluation."""
     precision = str((run.config.get("trainer") or {}).get("precision") or default_precision(device.type))
-    types = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    types = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
     return torch.autocast(device.type, types[precision]) if precision in types else nullcontext()
 
 
