@@ -11,6 +11,7 @@ from worldlm.data.poisson_samplers import PoissonBatchSampler, UnitBatchSampler
 from worldlm.data.preparing import Request, prepare
 from worldlm.data.samplers import BlockBatchSampler, MixtureBatchSampler, NodeSampler
 from worldlm.data.standard_library import StandardLibrary
+from worldlm.data.texts import Texts
 from worldlm.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer, load_tokenizer
 from worldlm.data.trained_tokenizer import TrainedBPE
 from worldlm.data.unit_blocks import UnitBlocks
@@ -35,6 +36,7 @@ __all__ = [
     "SplitName",
     "StandardLibrary",
     "TextFiles",
+    "Texts",
     "Tokenizer",
     "TrainedBPE",
     "UnitBatchSampler",
