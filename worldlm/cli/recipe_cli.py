@@ -211,7 +211,7 @@ class RecipeCLI(LightningCLI):
         for node in trainer.topology.data_nodes:
             blocks = ", ".join(f"{split} {len(data.blocks[split][node.name])} blocks" for split in data.blocks)
             print(f"{node.name}: {node.corpus}, {blocks}, {data.bytes_per_token[node.name]:.2f} bytes a token")
-        print(f"done. packed text: {Path(data.cache_dir).expanduser()}")
+        print(f"done. packed text: {Path(os.path.expanduser(data.cache_dir))}")
 
     def validate(self, **kwargs: Any) -> None:
         """Evaluate every node of a checkpoint."""

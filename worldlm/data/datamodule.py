@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -78,7 +79,7 @@ class CorpusDataModule(LightningDataModule):
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
-        folder = Path(root).expanduser()
+        folder = Path(os.path.expanduser(root))
         self.mixtures = {name: corpus for name, corpus in corpora.items() if isinstance(corpus, Mixture)}
         plain = {name: corpus for name, corpus in corpora.items() if name not in self.mixtures}
         self.corpora = {name: corpus.under(folder) for name, corpus in local_corpora(plain, local or {}).items()}

@@ -7,6 +7,7 @@ need the same corpus, one packs it and the others wait.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ def folder_of(request: Request, tokenizer: Tokenizer, cache_dir: str | Path) -> 
     with naming(request.title):
         key = digest(FORMAT, request.corpus.fingerprint(), tokenizer.fingerprint())
     name = re.sub(r"[^\w.-]", "_", request.name)
-    return Path(cache_dir).expanduser() / f"{name}-{key}"
+    return Path(os.path.expanduser(cache_dir)) / f"{name}-{key}"
 
 
 def prepare(

@@ -107,7 +107,7 @@ class FileTokenizer:
 
         self._name = repr(str(path))
         with native_errors(f"tokenizer {self._name} cannot be read"):
-            content = _read(Path(path).expanduser())
+            content = _read(Path(os.path.expanduser(path)))
             self._backend = Backend.from_str(content)
         self._backend.no_truncation()
         self._backend.no_padding()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -85,7 +86,7 @@ class TrainedBPE:
         if not corpora:
             raise ValueError("there is no corpus to train a tokenizer on")
         titled = {name: ((titles or {}).get(name, f"corpus {name!r}"), corpora[name]) for name in sorted(corpora)}
-        stem = Path(cache_dir).expanduser() / "tokenizers" / f"bpe-{self._key(titled)}"
+        stem = Path(os.path.expanduser(cache_dir)) / "tokenizers" / f"bpe-{self._key(titled)}"
         tokenizer = _open(stem) or self._train_alone(titled, stem)
         if tokenizer.vocab_size < self.vocab_size:
             _log.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def find_origin(init_from: str, architecture: Architecture) -> Origin:
         ValueError: If the source does not exist, or for another architecture, with one line per difference.
     """
     with _titled(init_from):
-        folder = Path(init_from).expanduser()
+        folder = Path(os.path.expanduser(init_from))
         if folder.is_dir():
             if not (folder / CONFIG).is_file():
                 is_run = any(folder.glob("**/checkpoints/*.ckpt"))

@@ -125,7 +125,7 @@ def find_run(run: str | Path) -> Path:
     Raises:
         UserError: If there is no such run.
     """
-    folder = check_link(Path(run).expanduser())
+    folder = check_link(Path(os.path.expanduser(run)))
     check_link(folder / CHECKPOINTS)
     if list(folder.glob("checkpoints/*.ckpt")):
         return folder

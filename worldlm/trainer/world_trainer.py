@@ -99,7 +99,7 @@ class WorldTrainer(pl.Trainer):
         self._folder: Path | None = None
         self.nodes_on = check_nodes_on(nodes_on, paging is not None, fully_shard)
         self.paging = paging
-        self._noise_key_path = None if noise_key is None else Path(noise_key).expanduser()
+        self._noise_key_path = None if noise_key is None else Path(os.path.expanduser(noise_key))
         given = kwargs.get("plugins") or []
         plugins = given if isinstance(given, list) else [given]
         check_options(kwargs, plugins)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         if text.is_other:
             reason = "its files, its settings or the tokenizer changed since the run, so its figures may differ"
             print(f"worldlm: warning: {text.name}: {reason}", file=sys.stderr)
-    folder = Path(options.out).expanduser() if options.out else run.folder / "evaluation"
+    folder = Path(os.path.expanduser(options.out)) if options.out else run.folder / "evaluation"
     name = "matrix" if options.round is None else f"matrix_round_{options.round}"
     report(matrix)
     with file_errors():

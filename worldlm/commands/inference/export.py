@@ -40,7 +40,7 @@ def export(arguments: Sequence[str]) -> int:
         UserError: For mistakes that the user can correct, one line each.
     """
     options = _parser().parse_args(arguments)
-    target = Path(options.out).expanduser()
+    target = Path(os.path.expanduser(options.out))
     with file_errors():
         run = open_run(options.run, options.round, options.trust)
         (node,) = run.choose([options.node])

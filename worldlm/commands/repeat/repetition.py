@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ class RepeatCLI(RecipeCLI):
         first, settings = self.repetition.first, self.config["fit"].trainer
         for recorded in first.content.get("noise_keys", []):
             path = find_key(recorded["fingerprint"], [first.folder])
-            given = settings.noise_key is not None and Path(settings.noise_key).expanduser().exists()
+            given = settings.noise_key is not None and Path(os.path.expanduser(settings.noise_key)).exists()
             if path is None and not given:
                 name = key_name(recorded["fingerprint"])
                 raise UsageError(
