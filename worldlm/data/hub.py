@@ -9,6 +9,7 @@ from typing import Any
 
 from worldlm.data.corpora import Record, SourceInterrupted, SplitName
 from worldlm.data.records import RecordCorpus
+from worldlm.topology.errors import first_line
 
 _TIMEOUT = 20.0
 """Seconds to wait for the first response of the Hub."""
@@ -115,10 +116,14 @@ class HubDataset(RecordCorpus):
 
 def _reason(error: BaseException) -> str:
     """Return the cause of an error in one line; a network error is named first."""
+    if isinstance(error, StopIteration):
+        return "there are no rows"
+    if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
+        error = error.__cause__  # what happened; the error itself says only that something did
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-    message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    message = first_line(error)
     names = " ".join(f"{type(error).__name__} {error}" for error in chain).lower()
     lost = any(word in names for word in ("connect", "timeout", "timed out", "offline", "resolution"))
     return f"the Hugging Face Hub cannot be reached ({message})" if lost else message
