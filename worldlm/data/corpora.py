@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -24,6 +25,16 @@ class Chosen(NamedTuple):
     """Its text."""
     person: int = 0
     """A digest of the person whose text it is, not 0, to protect all text of a person together; 0 if none is named."""
+
+
+class LeftOut(Enum):
+    """Why a record gives no document; such records are counted. Records that `where` does not select are not."""
+
+    EMPTY = "empty"
+    NULL = "null"
+    MISSING = "without the field"
+    NOT_TEXT = "not text"
+    HELD_OUT = "also held out"
 
 
 class SourceInterrupted(ValueError):
@@ -79,8 +90,8 @@ class Reading:
     """The source."""
     splits: tuple[SplitName, ...]
     """The splits that its documents may belong to."""
-    choose: Callable[[Record], Chosen | None]
-    """Returns the document of a record and its split, or None if the corpus does not use it."""
+    choose: Callable[[Record], Chosen | LeftOut | None]
+    """Returns the document of a record and its split, why it has none, or None if the corpus does not select it."""
 
 
 class Corpus(ABC):
@@ -134,8 +145,8 @@ class _Documents:
         return (Record(text, "", None) for text in self.corpus.documents(self.split))
 
 
-def _choose_all(split: SplitName) -> Callable[[Record], Chosen | None]:
-    return lambda record: Chosen(split, record.values) if has_text(record.values) else None
+def _choose_all(split: SplitName) -> Callable[[Record], Chosen | LeftOut | None]:
+    return lambda record: Chosen(split, record.values) if has_text(record.values) else LeftOut.EMPTY
 
 
 def chosen_documents(corpus: Corpus, split: SplitName) -> Iterator[str]:
@@ -145,7 +156,7 @@ def chosen_documents(corpus: Corpus, split: SplitName) -> Iterator[str]:
     """
     limits = corpus.limits()
     readings = [reading for reading in corpus.readings() if split in reading.splits]
-    chosen = (document for r in readings for document in map(r.choose, r.source.records()) if document is not None)
+    chosen = (found for r in readings for found in map(r.choose, r.source.records()) if isinstance(found, Chosen))
     if split == "train":
         yield from islice((document.text for document in chosen if document.split == split), limits.max_documents)
         return

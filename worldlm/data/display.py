@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -71,6 +72,8 @@ class Display:
             f"{size.num_tokens / 1e6:.2f} M tokens"
             for split, size in counts.items()
         ]
+        if left_out := show_left_out(counts):
+            parts.append(f"left out: {left_out}")
         rate = f"{seconds:.1f} s, {self._rate(name, counts) / 1e6:.2f} M tokens/s"
         self._progress.update(self._tasks[name], visible=False)
         self._progress.console.print(f"Packed {name}: {'; '.join(parts)} ({rate})", highlight=False, soft_wrap=True)
@@ -82,3 +85,9 @@ class Display:
 
 def _num_tokens(counts: Mapping[SplitName, Counts]) -> int:
     return sum(size.num_tokens for size in counts.values())
+
+
+def show_left_out(counts: Mapping[SplitName, Counts]) -> str:
+    """Return how many records of a corpus gave no document, such as `2 empty, 1 null`; empty if there are none."""
+    total = sum((Counter(size.left_out) for size in counts.values()), Counter())
+    return ", ".join(f"{number} {reason}" for reason, number in total.items())

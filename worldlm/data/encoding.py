@@ -68,7 +68,7 @@ def _encode(tag: _Tag, texts: list[str], tokenizer: Tokenizer) -> Encoded[_Tag]:
     encoded = [np.asarray(ids, dtype) for ids in tokenizer.encode_batch(texts)]
     return Encoded(
         tag=tag,
-        tokens=np.concatenate([part for ids in encoded for part in (ids, end)]),
+        tokens=np.concatenate([np.empty(0, dtype), *(part for ids in encoded for part in (ids, end))]),
         num_tokens=np.array([len(ids) + 1 for ids in encoded], np.int64),
         num_bytes=num_bytes,
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from worldlm.data.corpora import Corpus, Record, SplitName, digest
-from worldlm.data.readers import find_files, read_records
+from worldlm.data.finding import find_files
+from worldlm.data.readers import find_reader, read_records
 from worldlm.data.records import RecordCorpus
+from worldlm.data.streams import unreadable
 from worldlm.topology.errors import suggest
 
 
@@ -23,7 +26,9 @@ class FileSource:
 
     def records(self) -> Iterator[Record]:
         """Read the files one after the other; see `Source.records`."""
-        sizes = [file.stat().st_size for file in self.files]
+        for file in self.files:
+            find_reader(file)  # an unknown kind of file is reported before anything is read
+        sizes = [_status(file).st_size for file in self.files]
         total = max(sum(sizes), 1)
         before = 0
         for file, size in zip(self.files, sizes, strict=True):
@@ -36,15 +41,19 @@ class FileSource:
 class TextFiles(RecordCorpus):
     """Text from files on disk.
 
-    The formats are `.txt`, `.json` and `.jsonl` (one JSON object per line, also `.gz` and `.zst`) and `.parquet`. A
-    `.txt` file up to a megabyte is one document; a larger one is cut into documents at line ends. Patterns may contain
-    `*`, `?`, `[...]` and `**`. Files are read in the order of their names.
+    The formats are `.txt`, `.json`, `.jsonl` and `.ndjson` (an object on each line, or an array of objects), `.csv` and
+    `.tsv`, each also compressed as `.gz`, `.bz2`, `.xz` or `.zst`, and `.parquet`, `.arrow` and `.feather`. Text is
+    UTF-8, or UTF-16 with a byte order mark. A `.txt` file up to a megabyte is one document; a larger one is cut into
+    documents at line ends. Patterns may contain `*`, `?`, `[...]` and `**`. Files are read in the order of their names,
+    each once.
     """
 
     train: str | list[str]
-    """Training files: paths or glob patterns, relative to the data module's `root`."""
+    """Training files: paths or glob patterns, relative to `root`."""
     validation: str | list[str] | None = None
     """Held-out files; without them, documents of `train` are held out by a hash of their text."""
+    root: str = "."
+    """Folder in which relative patterns start, itself relative to the data module's `root`."""
 
     def has_validation(self) -> bool:
         """Return whether held-out files are given."""
@@ -52,14 +61,7 @@ class TextFiles(RecordCorpus):
 
     def under(self, root: Path) -> TextFiles:
         """Return the corpus with its relative patterns below a folder."""
-
-        def move(patterns: str | list[str]) -> str | list[str]:
-            if isinstance(patterns, str):
-                return str(root / Path(patterns).expanduser())
-            return [str(root / Path(pattern).expanduser()) for pattern in patterns]
-
-        held_out = self.validation
-        return replace(self, train=move(self.train), validation=None if held_out is None else move(held_out))
+        return replace(self, root=str(root / self.root))
 
     def source(self, split: SplitName) -> FileSource:
         """Return the files of a split."""
@@ -68,13 +70,20 @@ class TextFiles(RecordCorpus):
     def fingerprint(self) -> str:
         """Return a digest of the settings and of each file's path, size and modification time."""
         files = self._files("train") + (self._files("validation") if self.has_validation() else [])
-        stats = [(str(file.resolve()), file.stat()) for file in files]
+        stats = [(str(file.resolve()), _status(file)) for file in files]
         return digest(repr(self), *((path, s.st_size, s.st_mtime_ns) for path, s in stats))
 
     def _files(self, split: SplitName) -> list[Path]:
         patterns = self.train if split == "train" else self.validation
         assert patterns is not None
-        return find_files(patterns)
+        return find_files(patterns, self.root)
+
+
+def _status(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise unreadable(file, error) from error
 
 
 def local_corpora(corpora: Mapping[str, Corpus], local: Mapping[str, str]) -> dict[str, Corpus]:
@@ -100,5 +109,6 @@ def _local(corpus: Corpus, pattern: str) -> TextFiles:
         validation=pattern.replace("{split}", "validation") if "{split}" in pattern else None,
         field=corpus.field if isinstance(corpus, RecordCorpus) else "text",
         person=corpus.person if isinstance(corpus, RecordCorpus) else None,
+        skip_invalid=isinstance(corpus, RecordCorpus) and corpus.skip_invalid,
         **asdict(corpus.limits()),
     )

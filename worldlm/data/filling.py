@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from worldlm.data.corpora import Chosen, Corpus, Reading, Record, Source, SourceInterrupted, SplitName, naming
+from worldlm.data.corpora import Chosen, Corpus, LeftOut, Reading, Record, Source, SourceInterrupted, SplitName, naming
+from worldlm.data.display import show_left_out
 from worldlm.data.encoding import Encoded
 from worldlm.data.packing import SPLITS, Packing
 
@@ -28,6 +30,8 @@ class Part:
     """For each document, whether it is a training document; the others are held out."""
     persons: list[int] = field(default_factory=list)
     """For each document, a digest of the person whose text it is, or 0."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Number of records that gave no document, by the reason."""
     position: int = 0
     """Number of records of the source up to the end of this part."""
     done: float | None = None
@@ -51,6 +55,7 @@ class Filling:
         self.corpus = corpus
         self.limits = corpus.limits()
         self.readings = corpus.readings()
+        self._fingerprint = corpus.fingerprint()
         self.packing = Packing(folder, dtype)
         if self.packing.position[0] >= len(self.readings):  # the process was killed just before the folder was renamed
             self.packing.finish()
@@ -84,7 +89,7 @@ class Filling:
     def append(self, encoded: Encoded[Part]) -> None:
         """Pack the documents of a part, within the limits of the corpus."""
         part = encoded.tag
-        train = np.array(part.is_train)
+        train = np.array(part.is_train, bool)
         held_out = ~train
         before = _sum_before(train * encoded.num_tokens)
         missing = (self.limits.max_tokens or inf) - self.packing.counts["train"].num_tokens
@@ -96,14 +101,22 @@ class Filling:
                 persons = np.array(part.persons, np.uint64)[mask]
                 num_bytes = int(encoded.num_bytes[mask].sum())
                 self.packing.append(split, tokens, num_bytes, encoded.num_tokens[mask], persons)  # type: ignore[arg-type]
+        splits = self.readings[self.packing.position[0]].splits
+        left_out = self.packing.counts["train" if "train" in splits else "validation"].left_out
+        for reason, number in part.left_out.items():
+            left_out[reason] = left_out.get(reason, 0) + number
         self.packing.position = (self.packing.position[0], part.position)
 
     def end_reading(self) -> None:
         """Start the next reading, or complete the corpus after the last one.
 
         Raises:
-            ValueError: If the corpus has no text.
+            ValueError: If the corpus has no text, or its text changed while it was read.
         """
+        with naming(self.title):
+            if self.corpus.fingerprint() != self._fingerprint:
+                self.discard()
+                raise ValueError("the text was changed while it was read; run again")
         self.packing.position = (self.packing.position[0] + 1, 0)
         if self.reading is not None:
             self.packing.save()
@@ -112,7 +125,8 @@ class Filling:
             if not self.packing.counts[split].num_documents:
                 self.discard()
                 reason = self.corpus.why_empty(self.packing.counts["train"].num_documents)
-                raise ValueError(f"{self.title} ({split}): there are no {split} documents{reason}")
+                left_out = f"; left out: {text}" if (text := show_left_out(self.packing.counts)) else ""
+                raise ValueError(f"{self.title} ({split}): there are no {split} documents{reason}{left_out}")
         self.packing.finish()
 
     def discard(self) -> None:
@@ -130,8 +144,8 @@ class Filling:
         else:
             self.packing.remove()
 
-    def choose(self, reading: Reading, record: Record) -> Chosen | None:
-        """Return the document of a record, or None if the corpus does not use it.
+    def choose(self, reading: Reading, record: Record) -> Chosen | LeftOut | None:
+        """Return the document of a record, why it has none, or None if the corpus does not select it.
 
         Raises:
             ValueError: If the record is invalid for the corpus.
@@ -204,6 +218,9 @@ class _Queue:
     def offer(self, record: Record, number: int) -> Iterator[tuple[Part, list[str]]]:
         """Add the document of a record if the corpus uses it; yield a part when it is complete."""
         chosen = self.filling.choose(self.reading, record)
+        if isinstance(chosen, LeftOut):
+            self.part.left_out[chosen.value] += 1
+            return
         if chosen is None or self.room[chosen.split] <= 0:
             return
         self.room[chosen.split] -= 1
@@ -215,8 +232,8 @@ class _Queue:
             yield from self.flush(number + 1, record.done)
 
     def flush(self, position: int, done: float | None) -> Iterator[tuple[Part, list[str]]]:
-        """Yield the current part, unless it is empty."""
-        if not self.texts:
+        """Yield the current part, unless nothing was added to it."""
+        if not self.texts and not self.part.left_out:
             return
         self.part.position, self.part.done = position, done
         yield self.part, self.texts

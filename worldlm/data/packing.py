@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from worldlm.data.corpora import SplitName, digest
 from worldlm.files.regular import check_regular
 
-FORMAT = 3
+FORMAT = 4
 """The version of the format; it is increased whenever the same text would be packed differently."""
 
 DOCUMENT = np.dtype([("end", "<u8"), ("person", "<u8")])
@@ -48,6 +48,8 @@ class Counts:
     """CRC-32 of the file of tokens."""
     documents_crc32: int = 0
     """CRC-32 of the file of documents."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Number of records that gave no document, by the reason."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field  # RecordCorpus has a setting with the name field
 from datetime import date, time
@@ -17,6 +18,7 @@ import numpy as np
 from worldlm.data.corpora import (
     Chosen,
     Corpus,
+    LeftOut,
     Limits,
     Reading,
     Record,
@@ -36,7 +38,8 @@ _NUM_LOOKED_AT = 1000
 class RecordCorpus(Corpus):
     """A corpus whose documents are a field of records.
 
-    Documents without text are skipped. A training document that is also a validation document is skipped too.
+    Documents without text are left out. A training document that is also a validation document is left out too. A byte
+    order mark at the beginning of a document is not part of its text.
     """
 
     field: str = "text"
@@ -49,6 +52,9 @@ class RecordCorpus(Corpus):
     person: str | None = None
     """The field that names the person whose text a document is, such as `author.id`, for `example_privacy` with
     `unit: person`."""
+    skip_invalid: bool = False
+    """Whether to leave out and count records whose text is null, missing or of another type, instead of stopping at the
+    first of them."""
     validation_fraction: float = _DEFAULT_FRACTION
     """Fraction of the documents to hold out by a hash of their text, in (0, 1), if the corpus has no validation text of
     its own."""
@@ -97,7 +103,7 @@ class RecordCorpus(Corpus):
             return [Reading(self.source("train"), ("train", "validation"), self._choose(self._by_hash))]
         validation = Reading(self.source("validation"), ("validation",), self._choose(lambda _: "validation"))
         held_out = _HeldOut(validation, self.max_validation_documents)
-        choose = self._choose(lambda text: None if text in held_out else "train")
+        choose = self._choose(lambda text: LeftOut.HELD_OUT if text in held_out else "train")
         return [validation, Reading(self.source("train"), ("train",), choose)]
 
     def why_empty(self, num_train: int) -> str:
@@ -117,22 +123,39 @@ class RecordCorpus(Corpus):
         """Return the fields of a record that are used; the field of the text comes first."""
         return (self.field, *sorted({*self.where, *([self.person] if self.person else [])} - {self.field}))
 
-    def _choose(self, split_of: Callable[[str], SplitName | None]) -> Callable[[Record], Chosen | None]:
+    def _choose(self, split_of: Callable[[str], SplitName | LeftOut]) -> Callable[[Record], Chosen | LeftOut | None]:
         required = {
             name: set(map(_text, values if isinstance(values, list | tuple) else [values]))
             for name, values in self.where.items()
         }
 
-        def choose(record: Record) -> Chosen | None:
+        def choose(record: Record) -> Chosen | LeftOut | None:
             if not all(_has(record, name, values) for name, values in required.items()):
                 return None
-            text = _value(record, self.field)
-            if not isinstance(text, str):
-                raise ValueError(f"{record.place}: field {self.field!r} is {type(text).__name__}, not text")
-            split = split_of(text) if has_text(text) else None
-            return None if split is None else Chosen(split, text, self._person(record))
+            text = self._text(record)
+            split = split_of(text) if isinstance(text, str) else text
+            return split if isinstance(split, LeftOut) else Chosen(split, str(text), self._person(record))
 
         return choose
+
+    def _text(self, record: Record) -> str | LeftOut:
+        """Return the text of a record, or why it has none."""
+        try:
+            value = _value(record, self.field)
+        except NoField as error:
+            reason, problem = LeftOut.MISSING, str(error)
+        else:
+            if isinstance(value, bytes):  # some programs write text into tables as binary columns
+                with suppress(UnicodeDecodeError):
+                    value = value.decode()
+            if isinstance(value, str):
+                return value.removeprefix("\ufeff") if has_text(value.removeprefix("\ufeff")) else LeftOut.EMPTY
+            reason = LeftOut.NULL if value is None else LeftOut.NOT_TEXT
+            kind = "null" if value is None else f"{type(value).__name__}, not text"
+            problem = f"{record.place}: field {self.field!r} is {kind}"
+        if self.skip_invalid:
+            return reason
+        raise ValueError(f"{problem}; to leave such records out, set skip_invalid: true")
 
     def _person(self, record: Record) -> int:
         """Return a digest of the person who is named in a record, or 0 if the corpus names none."""
@@ -157,7 +180,7 @@ class _HeldOut:
     @cached_property
     def _hashes(self) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
         chosen = map(self._reading.choose, self._reading.source.records())
-        texts = islice((document.text for document in chosen if document is not None), self._max_documents)
+        texts = islice((document.text for document in chosen if isinstance(document, Chosen)), self._max_documents)
         return np.unique(np.fromiter(map(_hash, texts), np.uint64))
 
     def __contains__(self, text: str) -> bool:
@@ -166,20 +189,28 @@ class _HeldOut:
         return index < len(self._hashes) and self._hashes[index] == value
 
 
+class NoField(ValueError):
+    """A record has no such field."""
+
+
 def _value(record: Record, name: str) -> object:
-    """Look up a field, or a field within fields.
+    """Look up a field, or a field within fields; a field within null is null.
 
     Raises:
-        ValueError: If the record has no such field; the message begins with the position of the record.
+        NoField: If the record has no such field; the message begins with the position of the record.
     """
     values = record.values
+    if not isinstance(values, Mapping):
+        raise NoField(f"{record.place}: is {type(values).__name__}, not an object with the field {name!r}")
     if name in values:
         return values[name]
     value: object = values
     for part in name.split("."):
+        if value is None:
+            return None
         if not isinstance(value, Mapping) or part not in value:
             known = ", ".join(map(repr, islice(values, 8))) or "none"
-            raise ValueError(f"{record.place}: no field {name!r}; fields are {known}")
+            raise NoField(f"{record.place}: no field {name!r}; fields are {known}")
         value = value[part]
     return value
 

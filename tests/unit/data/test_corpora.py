@@ -47,6 +47,23 @@ def test_training_documents_that_are_held_out_are_dropped(tmp_path: Path) -> Non
     assert list(corpus.documents("validation")) == ["b", "d"]
 
 
+@pytest.mark.parametrize("kind", [TextFiles, HubDataset])
+def test_invalid_records_can_be_left_out(tmp_path: Path, kind: type[TextFiles | HubDataset]) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    records: list[object] = [{"a": {"b": text}} for text in ("x", None, "", "y")]
+    if kind is TextFiles:  # `datasets` makes a table, whose rows all have the same fields
+        records += [{"a": {"b": 5}}, {"a": None}, {"a": {}}, {}, ["a"], 3]
+    (folder / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    settings: dict[str, str] = {"path": str(folder), "cache_dir": str(tmp_path / "cache")}
+    if kind is TextFiles:
+        settings = {"train": str(folder / "train.jsonl")}
+    corpus = kind(**settings, field="a.b", skip_invalid=True, validation_fraction=1e-9)  # type: ignore[arg-type]
+    assert list(corpus.documents("train")) == ["x", "y"]
+    with pytest.raises(ValueError, match="field 'a.b' is null; to leave such records out, set skip_invalid: true"):
+        list(kind(**settings, field="a.b").documents("train"))  # type: ignore[arg-type]
+
+
 def test_limits_in_documents(tmp_path: Path) -> None:
     corpus = TextFiles(
         train=_write(tmp_path / "a.jsonl", ["a", "", "b", "c", "d"]),
@@ -259,6 +276,18 @@ def test_the_error_of_a_lost_connection_says_how_to_continue(monkeypatch: pytest
         SourceInterrupted, match=r"row 2: the Hugging Face Hub cannot be reached \(Timeout.*run again to continue"
     ):
         next(documents)
+
+
+def test_the_names_of_files_and_root_are_no_patterns(tmp_path: Path) -> None:
+    root = tmp_path / "data [v2]"
+    root.mkdir()
+    _write(root / "a[1].jsonl", ["x"])
+    _write(root / "a1.jsonl", ["y"])
+    corpus = TextFiles(train="a[1].jsonl", validation="a?.jsonl", root="[v2]").under(tmp_path)
+    assert corpus.root == str(tmp_path / "[v2]")
+    corpus = TextFiles(train="a[1].jsonl", validation="a?.jsonl").under(root)
+    assert list(corpus.documents("train")) == ["x"]
+    assert list(corpus.documents("validation")) == ["y"]
 
 
 def test_relative_patterns_start_from_the_given_root(tmp_path: Path) -> None:

@@ -253,10 +253,53 @@ def test_a_mistake_discards_only_its_own_corpus(tmp_path: Path, monkeypatch: pyt
     file = _write_pile(tmp_path / "pile.jsonl")
     with file.open("a") as stream:
         stream.write('{"text": 5, "meta": {"pile_set_name": "Github"}}\n')
-    with pytest.raises(ValueError, match="^corpus 'code': .*pile.jsonl:301: field 'text' is int, not text$"):
+    with pytest.raises(ValueError, match="^corpus 'code': .*pile.jsonl:301: field 'text' is int, not text; to leave"):
         _prepare(_pile_corpora(file), tmp_path / "cache")
     left = sorted(path.name.split("-")[0] for path in (tmp_path / "cache").glob(".*.partial"))
     assert left == [".cc", ".wk"]
+
+
+def test_text_that_changes_while_it_is_read_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = _write_pile(tmp_path / "pile.jsonl")
+    records = FileSource.records
+
+    def change(source: FileSource) -> Iterator[Any]:
+        yield from records(source)
+        with file.open("a") as stream:
+            stream.write("\n")
+
+    monkeypatch.setattr(FileSource, "records", change)
+    with pytest.raises(ValueError, match=r"^corpus 'some/name': the text was changed while it was read; run again$"):
+        _one(TextFiles(train=str(file)), tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    monkeypatch.undo()
+    _one(TextFiles(train=str(file)), tmp_path / "cache")
+
+
+def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
+    source = FileSource((tmp_path / "a.jsonl",), ("text",))
+    with pytest.raises(ValueError, match=r"a.jsonl: cannot be read \(No such file or directory\)"):
+        list(source.records())
+
+
+def test_an_unknown_file_is_reported_before_any_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("broken")
+    (tmp_path / "b.docx").touch()
+    with pytest.raises(ValueError, match=r"b.docx: unknown kind of file"):
+        _one(TextFiles(train=f"{tmp_path}/*.*"), tmp_path / "cache")
+
+
+def test_records_without_a_document_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = _write_pile(tmp_path / "pile.jsonl", 20)
+    with file.open("a") as stream:
+        stream.writelines(['{"text": null}\n', '{"text": ""}\n', '{"text": " \\n"}\n', '{"text": 5}\n', "{}\n"])
+    (tmp_path / "held.jsonl").write_text('{"text": ""}\n{"text": "document 0 "}\n')
+    corpus = TextFiles(train=str(file), validation=f"{tmp_path}/held.jsonl", skip_invalid=True)
+    packed = _one(corpus, tmp_path / "cache")
+    assert (packed["train"].num_documents, packed["validation"].num_documents) == (19, 1)
+    assert "; left out: 1 also held out, 1 null, 3 empty, 1 not text, 1 without the field (" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"there are no train documents; left out: 25 without the field$"):
+        _one(TextFiles(train=str(file), field="body", skip_invalid=True), tmp_path / "cache")
 
 
 # ---------------------------------------------------------------------- kills and concurrent processes
@@ -295,7 +338,7 @@ def test_a_killed_preparation_gives_the_same_result(
     monkeypatch.setattr(filling_module, "_BATCH_CHARACTERS", 300)
     monkeypatch.setattr(preparing_module, "_SECONDS_BETWEEN_SAVES", seconds_between_saves)
     corpora = _pile_corpora(_write_pile(tmp_path / "pile.jsonl"), max_tokens=1800, validation_fraction=0.3)
-    corpora["listed"] = Listed(["one", "two", "three"] * 100)
+    corpora["listed"] = Listed(["one", "two", "", "three"] * 100)
     requests = [Request(name, corpus, name) for name, corpus in corpora.items()]
     for batch in batches:
         ended = _in_child(lambda batch=batch: prepare(requests, Killer(batch), tmp_path / "killed"))  # type: ignore[misc]

@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler
 from worldlm.commands.inference.saved_run import SavedRun, data_module
 from worldlm.data import Blocks, Corpus, MixedBlocks, Mixture, Request, SplitName, TextFiles, join_blocks, prepare
 from worldlm.data.corpora import digest, naming
-from worldlm.data.readers import find_files
+from worldlm.data.finding import find_files
 from worldlm.data.samplers import spread
 from worldlm.topology import find_file
 from worldlm.topology.errors import UserError, suggest
