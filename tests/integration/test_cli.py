@@ -339,7 +339,7 @@ def test_a_stopped_run_ends_like_one_that_never_stopped(shore: Path) -> None:
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("round 3/"):
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGHUP)  # which becomes SIGTERM
             break
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, err

@@ -1,5 +1,6 @@
 """The `worldlm` command: it finds the command that is named, and imports only what that needs."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -7,6 +8,8 @@ from importlib import import_module
 
 from worldlm import __version__
 from worldlm.cli.parser import parse_command_line
+from worldlm.cli.signals import INTERRUPTED, STOP_AT_ONCE, Stopped, handling
+from worldlm.cli.streams import OutputLost, safe_streams
 from worldlm.runs.parent_process import follow_parent
 from worldlm.topology.errors import UserError, first_line, is_panic, printable, suggest
 
@@ -36,7 +39,7 @@ A class_path in a recipe runs code. With --safe, only classes of worldlm, torch 
 can name no address, no function and no folder elsewhere.
 
 Exit status: 0 all went well; 1 a run failed or its repetition did not match; 2 a mistake that you can correct; 130 or
-143 stopped by Ctrl-C or SIGTERM.
+143 stopped by Ctrl-C or a signal.
 """
 
 LIGHTNING = ("fit", "validate", "prepare")
@@ -55,6 +58,9 @@ OTHERS = {
 
 COMMANDS = (*LIGHTNING, *OTHERS)
 
+_RESULT_IN_FILES = ("fit", "prepare", "compare", "export", "report")
+"""Commands whose result is in files. They go on when standard output cannot be written."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -67,14 +73,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mistake that the user can correct. 130 or 143: a signal stopped it.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    follow_parent()
+    with safe_streams(is_result=words[:1] not in [[command] for command in _RESULT_IN_FILES]):
+        return _run_with_errors(words)
+
+
+def _run_with_errors(words: list[str]) -> int:
+    """Run the command line. What goes wrong becomes an error line and an exit status."""
     try:
-        return _run(words)
+        with handling(STOP_AT_ONCE):
+            follow_parent()
+            try:
+                return _run(words)
+            finally:
+                sys.stdout.flush()
+    except Stopped as error:
+        return fail(error.reason, int(error.code or 0))
     except KeyboardInterrupt:
-        return fail("interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return fail("interrupted", INTERRUPTED)
+    except OutputLost as error:
+        return 1 if error.errno == errno.EPIPE else fail(f"{error.filename} cannot be written: {error.strerror}", 1)
     except (UserError, OSError) as error:
         return fail(str(error))
     except BaseException as error:

@@ -9,6 +9,7 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -25,6 +26,7 @@ from worldlm.cli.recipe import MergeRecipe, read_recipe
 from worldlm.cli.safe_mode import OPTION
 from worldlm.cli.safe_values import check_safe_values
 from worldlm.cli.shared_settings import shared_settings
+from worldlm.cli.signals import Handler, handling, stop
 from worldlm.data import CorpusDataModule
 from worldlm.distributed.threads import choose_num_threads
 from worldlm.files.atomic_write import write_text
@@ -219,7 +221,7 @@ class RecipeCLI(LightningCLI):
         print(f"done. checkpoint: {self.checkpoint}")
 
     def fit(self, **kwargs: Any) -> None:
-        """Train the world. SIGTERM and the first Ctrl-C stop it between two steps."""
+        """Train the world. SIGTERM, SIGHUP and the first Ctrl-C stop it between two steps."""
         trainer: WorldTrainer = self.trainer  # type: ignore[assignment]
         folder = self.progress.folder = trainer.folder
         if self.checkpoint is None:
@@ -230,12 +232,8 @@ class RecipeCLI(LightningCLI):
         rank_zero_only(print)(headline(trainer, self.model) + origin)
         self._prepare_other_processes(trainer)
         trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-        handler = signal.signal(signal.SIGINT, lambda *_: _interrupt(trainer))
-        try:
-            with at_work(folder) if trainer.is_global_zero and not trial else nullcontext():
-                trainer.fit(**kwargs)
-        finally:
-            signal.signal(signal.SIGINT, handler)
+        with handling(_handlers(trainer)), at_work(folder) if trainer.is_global_zero and not trial else nullcontext():
+            trainer.fit(**kwargs)
         if not trial:
             self._report_early_end(trainer)
         self.report_end("a trial run, which writes no files" if trial else self._results_line(trainer, record))
@@ -272,16 +270,27 @@ class RecipeCLI(LightningCLI):
         return f"all {rounds} rounds were done before; for more: --trainer.max_epochs {2 * rounds}. {results}"
 
 
-def _interrupt(trainer: WorldTrainer) -> None:
-    """Handle the first Ctrl-C: stop as on SIGTERM. The next one stops at once."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    if not trainer.training:
-        raise KeyboardInterrupt
-    if trainer.num_ranks == 1:
-        print("\nstopping after this step; Ctrl-C again stops at once, without a checkpoint", file=sys.stderr)
-    elif trainer.is_global_zero:
-        print("\nstopping; the work since the last finished round is lost", file=sys.stderr)
-    os.kill(os.getpid(), signal.SIGTERM)
+def _handlers(trainer: WorldTrainer) -> dict[signal.Signals, Handler]:
+    """Return the handlers of a fit. While it trains, Lightning handles SIGTERM first: it stops between two steps."""
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        if not trainer.received_sigterm:
+            stop(signum, frame)
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if not trainer.training:
+            stop(signum, frame)
+        signal.signal(signal.SIGINT, stop)  # the next Ctrl-C stops at once
+        if trainer.num_ranks == 1:
+            print("\nstopping after this step; Ctrl-C again stops at once, without a checkpoint", file=sys.stderr)
+        elif trainer.is_global_zero:
+            print("\nstopping; the work since the last finished round is lost", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def hang_up(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    return {signal.SIGINT: interrupt, signal.SIGTERM: terminate, signal.SIGHUP: hang_up}
 
 
 def _tensorboard(runs: str, name: str, version: int) -> Any:

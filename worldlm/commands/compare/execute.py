@@ -9,8 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -104,26 +103,25 @@ def execute(
     orphans = set[int]()
     threads = max(1, num_cores() // jobs)
     try:
-        with _stopped_by_sigterm():
-            while waiting or working:
-                # runs of an earlier comparison that was killed are waited for, and then looked at again
-                for number, run in [each for each in waiting if _is_running(each[1]) and each[0] not in orphans]:
-                    orphans.add(number)
-                    report(f"[{number}/{len(runs)}] {run.title}: still running since an earlier start; waiting for it")
-                while len(working) < jobs and (ready := [each for each in waiting if not _is_running(each[1])]):
-                    number, run = ready[0]
-                    waiting.remove(ready[0])
-                    label = f"[{number}/{len(runs)}] {run.title}"
-                    if is_finished(run.folder):
-                        report(f"{label}: finished before")
-                    else:
-                        working.append(_start(run, label, start, threads, report))
-                for job in [job for job in working if job.process.poll() is not None]:
-                    working.remove(job)
-                    if not _report_end(job, report):
-                        failed.append(job.run)
-                if working or (waiting and not ready):
-                    time.sleep(poll_seconds)
+        while waiting or working:
+            # runs of an earlier comparison that was killed are waited for, and then looked at again
+            for number, run in [each for each in waiting if _is_running(each[1]) and each[0] not in orphans]:
+                orphans.add(number)
+                report(f"[{number}/{len(runs)}] {run.title}: still running since an earlier start; waiting for it")
+            while len(working) < jobs and (ready := [each for each in waiting if not _is_running(each[1])]):
+                number, run = ready[0]
+                waiting.remove(ready[0])
+                label = f"[{number}/{len(runs)}] {run.title}"
+                if is_finished(run.folder):
+                    report(f"{label}: finished before")
+                else:
+                    working.append(_start(run, label, start, threads, report))
+            for job in [job for job in working if job.process.poll() is not None]:
+                working.remove(job)
+                if not _report_end(job, report):
+                    failed.append(job.run)
+            if working or (waiting and not ready):
+                time.sleep(poll_seconds)
     finally:
         _stop([job.process for job in working], report)
     return failed
@@ -186,17 +184,3 @@ def _stop(processes: Sequence[Process], report: Report) -> None:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-
-
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl-C does, after its children."""
-
-    def stop(*_: object) -> None:
-        raise SystemExit(143)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
