@@ -326,7 +326,9 @@ def test_a_metric_that_does_not_exist_is_one_line(shore: Path, capsys: pytest.Ca
     stopping = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: see/perplexity_after_fit}}"
     Path("stop.yaml").write_text(f"trainer: {{callbacks+: [{stopping}]}}\n")
     (line,) = refused(capsys, "fit", "--recipe", "tiny.yaml", "--recipe", "stop.yaml")
-    assert line.startswith("EarlyStopping monitors 'see/perplexity_after_fit', which nothing logs: there are perplex")
+    assert line.startswith(
+        "stop.yaml:1: EarlyStopping monitors 'see/perplexity_after_fit', which nothing logs: there are"
+    )
     assert line.endswith("; did you mean 'sea/perplexity_after_fit'?")
 
 

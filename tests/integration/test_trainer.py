@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     ModelPruning,
     ModelSummary,
+    OnExceptionCheckpoint,
     StochasticWeightAveraging,
     Timer,
 )
@@ -103,6 +104,7 @@ def test_options_without_meaning_are_rejected(
         (BackboneFinetuning(), "BackboneFinetuning changes one optimizer, but every node has its own"),
         (GradientAccumulationScheduler({1: 2}), "GradientAccumulationScheduler acts when .*: use accumulate_grad"),
         (ModelPruning("l1_unstructured"), "ModelPruning renames the parameters .*: prune an exported model"),
+        (OnExceptionCheckpoint("saved"), "OnExceptionCheckpoint cannot save while nodes exchange .*LastCheckpoint"),
         (LearningRateFinder(), "LearningRateFinder trains before the first round"),
         (BatchSizeFinder(), "BatchSizeFinder trains before the first round: set data.batch_size"),
     ],

@@ -1,4 +1,4 @@
-"""Lightning's own callbacks that a world rejects, because they change the one module that Lightning knows."""
+"""Lightning's own callbacks that a world rejects, because they assume a single module that trains without pause."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
+    OnExceptionCheckpoint,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -27,6 +28,7 @@ _REJECTED: dict[type[Callback], str] = {
         "acts when a round starts, so that a run that resumes within a round would differ: use accumulate_grad_batches"
     ),
     ModelPruning: "renames the parameters of the live module, which are those of all nodes: prune an exported model",
+    OnExceptionCheckpoint: "cannot save while nodes exchange messages: use worldlm.callbacks.LastCheckpoint",
     LearningRateFinder: "trains before the first round: compare learning rates with worldlm compare",
     BatchSizeFinder: "trains before the first round: set data.batch_size, or batch_size of a node",
 }
@@ -34,7 +36,7 @@ _REJECTED: dict[type[Callback], str] = {
 
 
 def check_supported(callbacks: Iterable[Callback]) -> None:
-    """Check that no callback works on a single model or optimizer.
+    """Check that none of Lightning's callbacks is listed that cannot work in a world.
 
     Raises:
         ValueError: Names the callback, and what to use instead.
