@@ -249,6 +249,9 @@ def test_every_mistake_of_a_recipe_at_once(shore: Path, capsys: pytest.CaptureFi
     [
         ("temperature: 0.1", "temperature: -1", "tiny.yaml:20: temperature must be above 0, got -1.0"),
         ("temperature: 0.1", "temperature: hot", "tiny.yaml:20: temperature: must be float, but is hot"),
+        ("lr: 6e-3", "lr: ~", "tiny.yaml:6: model.optimizer.lr has no value; write one, or leave the key out"),
+        ("max_epochs: 2", "max_epochs: 010", "tiny.yaml:14: trainer.max_epochs must be a decimal number, but is '010'"),
+        ("  max_epochs: 2", "\tmax_epochs: 2", "tiny.yaml:14: is indented with a tab; YAML allows only spaces"),
         ("lr: 6e-3", "lr: -1", "tiny.yaml:6: lr is -1.0: it must be above 0"),
         ("max_epochs: 2", "max_epochs: x", "tiny.yaml:14: trainer.max_epochs: must be int or nothing, but is x"),
         ("max_epochs: 2", "max_steps: 2", "tiny.yaml:14: max_steps is 2: a world is counted in rounds"),
@@ -283,6 +286,9 @@ def test_one_line_for_a_mistake(
         (["fit"], "fit needs a recipe"),
         (["fit", "--recipe", "tinny.yaml"], "no file 'tinny.yaml', and no file of that name in recipes"),
         (["fit", "--recipe", "tiny.yaml", "--trainer.max_epocs", "3"], "no setting --trainer.max_epocs; did you mean"),
+        (["fit", "--recipe", "tiny.yaml", "--trainer.max_epoch", "3"], "no setting --trainer.max_epoch; did you mean"),
+        (["fit", "--recipe", "tiny.yaml", "--seed", "3"], "no setting --seed; did you mean 'seed_everything'?"),
+        (["validate", "--rec=a.yaml", "--recipe", "tiny.yaml"], "no setting --rec; did you mean 'recipe'?"),
         (["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "x"], "--trainer.max_epochs: must be int or nothing"),
         (["fit", "--recipe", "tiny.yaml", "--ckpt_path", "none.ckpt"], "--ckpt_path: no checkpoint at none.ckpt"),
         (["fit", "--recipe", "tiny.yaml", "--ckpt_path", "sea.txt"], "sea.txt cannot be read as a checkpoint"),
@@ -295,6 +301,21 @@ def test_one_line_for_a_mistake_on_the_command_line(
     lines = refused(capsys, *arguments)
     assert len(lines) == 1
     assert lines[0].startswith(message)
+
+
+def test_names_and_values_of_records_are_taken_as_they_are_written(
+    shore: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(
+        shore, ("    sea: {", "    no: {"), ("train: hills.txt", "train: hills.txt, where: {country: no, code: 012}")
+    )
+    change(Path("shore.yaml"), ("corpus: sea", "corpus: no"))
+    line = refused(capsys, "fit", "--recipe", "tiny.yaml")[-1]
+    assert (
+        "corpus 'hills' (train): there are no train documents; where requires {'country': 'no', 'code': '012'}" in line
+    )
+    line = refused(capsys, "prepare", "--recipe", "tiny.yaml", "--data.local", "{off: sea.txt}")[-1]
+    assert line == "local.off: there is no corpus of that name; known are hills, no"
 
 
 def test_an_empty_corpus_names_node_and_corpus(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:

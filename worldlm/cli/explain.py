@@ -40,7 +40,7 @@ def out_of_memory(error: Exception) -> str:
 
 
 def _explain(message: str, places: Places, known: Collection[str]) -> str:
-    if unknown := re.match(r"unrecognized arguments: --([\w.]+)", message, re.IGNORECASE):
+    if unknown := re.match(r"unrecognized arguments: --([\w.-]+)", message, re.IGNORECASE):
         return f"no setting --{unknown.group(1)}{suggest(unknown.group(1), known)}"
     if path := denied(message):
         return _with_place(refusal(path), places)

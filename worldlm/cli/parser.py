@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import NoReturn
 
 from worldlm.cli.safe_mode import OPTION
 from worldlm.topology import find_file
-from worldlm.topology.errors import UserError
+from worldlm.topology.errors import UserError, suggest
 
 REPEAT = "--repeat"
 """The option of `worldlm fit` that runs a finished run again."""
@@ -141,6 +142,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""
         name = self.prog.partition(" ")[2]
+        if unknown := re.match(r"(?:unrecognized arguments:|no option) (-[\w.-]+)", message):
+            message += suggest(unknown[1], self._option_string_actions)
         raise UserError([f"{name}: {message}", *self.format_usage().strip().splitlines()])
 
     def add_run(self) -> None:

@@ -16,7 +16,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from worldlm.callbacks import RENAMED
 from worldlm.cli.safe_mode import refusal, refusal_of_class
 from worldlm.topology.checks import shorten
-from worldlm.topology.compose import line_of, pairs, too_far
+from worldlm.topology.compose import C_LIMITS, line_of, pairs, too_far
 from worldlm.topology.errors import UserError, suggest
 from worldlm.topology.reader import MAX_MISTAKES, Reader, read_text
 from worldlm.trainer.method_checks import wrong_base
@@ -44,7 +44,7 @@ class MergeRecipe(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Read one more recipe."""
         before = cfg.get("federation.settings")
-        for key in _lists(Reader(read_text(Path(values), RecipeError), str(values), RecipeError).root, ""):
+        for key in _lists(Reader(read_text(Path(values), RecipeError), str(values), RecipeError, C_LIMITS).root, ""):
             if isinstance(cfg.get(key), list):  # or items of a list of equal length would inherit arguments from it
                 cfg[key] = None
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
@@ -67,7 +67,7 @@ def read_recipe(path: Path, known: Collection[str], safe: bool = False) -> Reade
     Raises:
         RecipeError: Names every mistake with file and line.
     """
-    reader = Reader(read_text(path, RecipeError), str(path), RecipeError)
+    reader = Reader(read_text(path, RecipeError), str(path), RecipeError, C_LIMITS)
     if not isinstance(reader.root, yaml.MappingNode):
         reader.fail(1, "a recipe must be a mapping (key: value)")
     _check_keys(reader, reader.root, "", known, safe)

@@ -23,6 +23,7 @@ from worldlm.callbacks.defaults import with_defaults
 from worldlm.cli.ending import early_end, rounds_done
 from worldlm.cli.parser import REPEAT, CommandLine
 from worldlm.cli.recipe import MergeRecipe, read_recipe
+from worldlm.cli.recipe_scalars import check_scalars, quote_texts, quote_words
 from worldlm.cli.safe_mode import OPTION
 from worldlm.cli.safe_values import check_safe_values
 from worldlm.cli.shared_settings import shared_settings
@@ -67,6 +68,16 @@ class RecipeParser(LightningArgumentParser):
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
         return super().add_class_arguments(*args, **{**kwargs, "sub_configs": False})
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """Dotted names of all settings, and their types."""
+        settings = (action for action in self._actions if not action.dest.endswith(".help"))
+        return {action.dest: getattr(action, "_typehint", action.type) for action in settings}
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """Parse the content of a recipe, with quotes around texts that YAML would take for something else."""
+        return super().parse_string(quote_texts(content.removeprefix("\ufeff"), self.declared), *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(message) from ex
@@ -124,7 +135,7 @@ class RecipeCLI(LightningCLI):
         }
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = self.parser_class(**kwargs)
+        parser = self.parser_class(**kwargs, allow_abbrev=False)
         parser.add_argument("--recipe", action=MergeRecipe, help="name or path of a recipe; may be repeated")
         return parser
 
@@ -147,15 +158,16 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Check the recipes' keys and classes, parse all values, and with `--safe` check these too."""
-        command_parser = self._subcommand_parsers[self.command_line.command]
+        command_parser: RecipeParser = self._subcommand_parsers[self.command_line.command]  # type: ignore[assignment]
         command_parser.epilog = _EPILOG
-        settings = (action.dest for action in command_parser._actions)
-        self.progress.known = {name for name in settings if not name.endswith(".help")}
+        self.progress.known = set(command_parser.declared)
         recipes, safe = self.command_line.recipes, self.command_line.safe
         self.progress.readers = [read_recipe(path, self.known, safe) for path in recipes]
+        for reader in self.progress.readers:
+            check_scalars(reader, command_parser.declared)
         for warning in (line for reader in self.progress.readers for line in placeholders(reader)):
             rank_zero_only(warnings.warn)(warning, stacklevel=2)
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(quote_words(args, command_parser.declared))
         if safe:
             given = {word.removeprefix("--").split("=")[0] for word in self.command_line.settings if word[:2] == "--"}
             defaults = {key: command_parser.get_default(key) for key in ("data.cache_dir",)}

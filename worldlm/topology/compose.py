@@ -47,6 +47,9 @@ class Limits(NamedTuple):
     rare texts."""
 
 
+C_LIMITS = Limits(parser=C_PARSER)
+"""The limits of texts that jsonargparse reads too, with the parser that it uses."""
+
 _STARTS = {yaml.SequenceStartEvent: yaml.SequenceNode, yaml.MappingStartEvent: yaml.MappingNode}
 _ENDS = (yaml.SequenceEndEvent, yaml.MappingEndEvent)
 

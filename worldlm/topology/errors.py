@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+
+_ALIKE = 0.6
 
 
 class UserError(ValueError):
@@ -24,10 +27,28 @@ class UserError(ValueError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest known name, or an empty string."""
+    """Return `; did you mean 'x'?` for the nearest known name, or an empty string.
+
+    The nearest has the name's initials (`lr` for `learning_rate`), or is spelt alike, or begins with the name, or its
+    last part, as of `methods/fedavg`, is spelt alike.
+    """
     by_fold = {candidate.casefold(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.casefold()[:200], by_fold, n=1, cutoff=0.6)
+    by_last = {re.split("[./]", fold)[-1]: fold for fold in reversed(by_fold)}
+    fold = name.casefold()[:200]
+    near = (
+        [other for other in by_fold if fold and (_initials(other) == fold or _initials(fold) == other)]
+        or difflib.get_close_matches(fold, by_fold, n=1, cutoff=_ALIKE)
+        or [candidate for candidate in by_fold if len(fold) > 2 and candidate.startswith(fold)]
+        or [by_last[last] for last in difflib.get_close_matches(fold, by_last, n=1, cutoff=_ALIKE)]
+    )
     return f"; did you mean {by_fold[near[0]]!r}?" if near else ""
+
+
+def _initials(name: str) -> str:
+    """Return a name with the initials of its last part: `optimizer.lr` for `optimizer.learning_rate`."""
+    above, dot, last = name.rpartition(".")
+    words = [word for word in re.split("[_-]", last) if word]
+    return f"{above}{dot}{''.join(word[0] for word in words)}" if len(words) > 1 else ""
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:

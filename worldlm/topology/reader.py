@@ -65,12 +65,16 @@ def read_plain(path: Path) -> Any:
     Raises:
         UserError: As `read_text` and `Reader`, or if a value is invalid for its type, such as the 31st of February.
     """
-    text = read_text(path)
-    Reader(text, str(path))
+    return parse_plain(read_text(path), str(path))
+
+
+def parse_plain(text: str, source: str) -> Any:
+    """Read a YAML text to plain values; see `read_plain`."""
+    Reader(text, source)
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as problem:
-        raise UserError([f"{path}: cannot be read: {' '.join(str(problem).split())}"]) from problem
+        raise UserError([f"{source}: cannot be read: {' '.join(str(problem).split())}"]) from problem
 
 
 class Reader:
@@ -103,6 +107,8 @@ class Reader:
         except yaml.MarkedYAMLError as problem:
             mark = problem.problem_mark or problem.context_mark
             message = " ".join(filter(None, (problem.context, problem.problem)))
+            if mark and text[mark.index : mark.index + 1] == "\t":
+                message = "is indented with a tab; YAML allows only spaces"
             self.fail(min(mark.line, len(text.splitlines()) - 1) + 1 if mark else 1, message)  # no line after the last
         except yaml.reader.ReaderError as problem:
             line = text.count("\n", 0, problem.position) + 1

@@ -79,6 +79,12 @@ def is_null(node: yaml.Node) -> bool:
     return _is_plain(node) and node.value in ("", "~", "null", "Null", "NULL")
 
 
+def is_decimal(node: yaml.Node) -> bool:
+    """Whether a node is not a number of YAML 1.1 in another form, such as `0123`, `0x1f` or `12:30`."""
+    is_number = _is_plain(node) and node.tag.endswith((":int", ":float"))
+    return not is_number or _is_number(node) or node.value.strip("+-.").casefold() in ("inf", "nan")
+
+
 def shown(node: yaml.Node) -> str:
     """Return a value as a short text for an error message."""
     if isinstance(node, yaml.MappingNode):

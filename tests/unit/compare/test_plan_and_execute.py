@@ -204,7 +204,7 @@ def test_the_last_lines(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--methods", "one.yaml"], "compare: needs --recipe and --methods, or --read RUN_FOLDER"),
-        ([*BASE, "--sedes", "1"], "compare: no option --sedes"),
+        ([*BASE, "--sedes", "1"], "compare: no option --sedes; did you mean '--seeds'?"),
         ([*BASE, "--a.b", "1", "2"], "compare: unexpected word '2': settings are written --a.b value"),
         ([*BASE, "--jobs", "0"], "compare: argument --jobs: must be a whole number of at least 1, but is '0'"),
         (

@@ -62,6 +62,24 @@ def test_a_merge_key_without_a_mapping_is_reported() -> None:
         reader.finish()
 
 
-def test_suggestions() -> None:
-    assert suggest("Corpsu", ["corpus", "name"]) == "; did you mean 'corpus'?"
-    assert suggest("zzz", ["corpus", "name"]) == ""
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("Corpsu", "corpus"),
+        ("zzz", ""),
+        ("model.optimizer.learning_rate", "model.optimizer.lr"),
+        ("model.optimizer.learning-rate", "model.optimizer.lr"),
+        ("wd", "weight_decay"),
+        ("seed", "seed_everything"),
+        ("trainer.max_epoch", "trainer.max_epochs"),
+        ("local", "methods/local"),
+        ("fedavgg", "methods/fedavg"),
+        ("lr", "model.optimizer.lr"),
+        ("s", ""),
+        ("", ""),
+    ],
+)
+def test_suggestions(name: str, nearest: str) -> None:
+    known = ["corpus", "name", "model.optimizer.min_lr_ratio", "model.optimizer.lr", "model.optimizer.warmup_steps"]
+    known += ["weight_decay", "seed_everything", "trainer.max_epochs", "methods/fedavg", "methods/local"]
+    assert suggest(name, known) == (f"; did you mean {nearest!r}?" if nearest else "")

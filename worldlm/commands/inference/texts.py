@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
+from worldlm.cli.recipe_scalars import quote_texts
 from worldlm.commands.inference.saved_run import SavedRun, data_module
 from worldlm.data import Blocks, Corpus, MixedBlocks, Mixture, Request, SplitName, TextFiles, join_blocks, prepare
 from worldlm.data.corpora import digest, naming
@@ -19,7 +20,7 @@ from worldlm.data.finding import find_files
 from worldlm.data.samplers import spread
 from worldlm.topology import find_file
 from worldlm.topology.errors import UserError, suggest
-from worldlm.topology.reader import read_plain
+from worldlm.topology.reader import parse_plain, read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,8 @@ def _known(run: SavedRun, recipes: Sequence[str], changes: Mapping[str, str]) ->
 
 def _data_of(recipe: str) -> dict[str, Any]:
     path = find_file("recipes", recipe)
-    content = read_plain(path)
+    declared = {"data.corpora": dict[str, Corpus], "data.local": dict[str, str], "data.root": str}
+    content = parse_plain(quote_texts(read_text(path), declared), str(path))
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, dict) or "corpora" not in data:
         raise UserError([f"{path}: has no data.corpora"])
