@@ -69,7 +69,7 @@ def explained(message: str, second: str = "", *options: str) -> str:
         (NOT_AN_INT, "trainer: {max_epochs: ten}", ["--trainer.max_epochs", "2"], "second.yaml:1: trainer.max_epochs:"),
         (NO_PART, NO_PARTS, [], "second.yaml:4: parts: must be one of 'backbone', 'keys', 'values', but is nothing"),
         (NO_PART, NO_PARTS.replace("callbacks:", "callbacks+:"), [], "second.yaml:4: parts: must be one of"),
-        (NO_PART, "", ["--trainer.callbacks.parts", "[nothing]"], "--trainer.callbacks.parts: parts: must be one of"),
+        (NO_PART, "", ["--trainer.callbacks.parts", "[nothing]"], "--trainer.callbacks.parts: must be one of"),
         (
             NO_CLASS,
             "",
@@ -86,6 +86,7 @@ def explained(message: str, second: str = "", *options: str) -> str:
             "--model.architecture.num_heads: d_model is 32",
         ),
         ("d_model is 32: not a multiple of num_heads, 4", "", [], "first.yaml:2: d_model is 32"),
+        ("lr is -1.0: it must be above 0", "", ["--model.optimizer.lr=-1"], "--model.optimizer.lr is -1.0: it must"),
         ("invalid value 0.5 for batch_size", "data: {batch_size: 5e-1}", [], "second.yaml:1: invalid value 0.5"),
         (
             "no file 'oak.yaml'; known: tree.yaml",

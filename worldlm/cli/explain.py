@@ -80,5 +80,8 @@ def _with_place(message: str, places: Places, scope: str = "", value: str = "") 
     given = places.find(message, scope, value)
     if given is None:
         return message
-    repeated = f"{given.place.removeprefix('--').removesuffix('+')}: "
-    return f"{given.place}: {message.removeprefix(repeated)}"
+    option = given.place.removeprefix("--").removesuffix("+")
+    name = re.split(r"[^\w.]", message, maxsplit=1)[0]
+    if given.key == option and f".{option}".endswith(f".{name}"):
+        return f"{given.place}{message.removeprefix(name)}"
+    return f"{given.place}: {message.removeprefix(f'{option}: ')}"

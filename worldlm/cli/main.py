@@ -58,7 +58,7 @@ OTHERS = {
 
 COMMANDS = (*LIGHTNING, *OTHERS)
 
-_RESULT_IN_FILES = ("fit", "prepare", "compare", "export", "report")
+_RESULT_IN_FILES = ("fit", "prepare", "compare", "export", "evaluate", "report")
 """Commands whose result is in files. They go on when standard output cannot be written."""
 
 

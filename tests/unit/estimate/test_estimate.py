@@ -193,7 +193,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeyp
         "  children: [{name: a, corpus: tools, copies: 4}]\n"
     )
     assert main(["topology", "estimate", "quickstart", *options, "--federation.topology", str(topology)]) == 0
-    output = capsys.readouterr().out
+    output, messages = capsys.readouterr()
+    assert "measuring" not in messages
     assert "drawn: one round, as expected" in output
     assert "run of 3 rounds: 10.2 MB down, 10.2 MB up; 12,288 tokens" in output  # 3 * 2 backbones; 2 * 2 * 8 * 128
     assert "12.3 s in one process" in output
@@ -202,12 +203,22 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["drawn.yaml"]  # it leaves nothing behind
 
 
+def test_measuring_takes_time_and_is_announced(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worldlm.commands.estimate.command.measure_speed", lambda *_: 100.0)
+    assert main(["topology", "estimate", "quickstart"]) == 0
+    output, messages = capsys.readouterr()
+    assert "wall time at 100 tokens/s (measured on this machine)" in output
+    assert "worldlm: measuring the speed of this machine; --tokens_per_second X skips it" in messages
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ([], "topology estimate: needs a recipe"),
         (["quickstrat"], "no file 'quickstrat', and no file of that name in recipes"),
-        (["quickstart", "--tokens_per_second", "0"], "tokens_per_second must be a finite number above 0, but is 0"),
+        (["quickstart", "--tokens_per_second", "0"], "--tokens_per_second must be a finite number above 0, but is 0"),
         (["quickstart", "--trainer.max_epochz", "3"], "no setting --trainer.max_epochz; did you mean"),
     ],
 )

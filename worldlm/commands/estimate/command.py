@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ class EstimateCLI(RecipeCLI):
         speed, origin = self.config[self.subcommand].tokens_per_second, "given"
         num_parameters = sum(parameter.numel() for parameter in module.parameters())
         if speed is None and num_parameters < MAX_PARAMETERS:
+            print("worldlm: measuring the speed of this machine; --tokens_per_second X skips it", file=sys.stderr)
             speed, origin = measure_speed(trainer, module, batch_size), "measured on this machine"
         result = estimate(trainer, module, batch_size, speed, self.num_slices)
         console = table_console(160)

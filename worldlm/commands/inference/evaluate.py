@@ -76,6 +76,8 @@ def measure(run: SavedRun, nodes: Sequence[str], texts: Sequence[Text]) -> Matri
     """
     module, cells = run.module(), dict[str, dict[str, Cell]]()
     console = Console(stderr=True)
+    if not console.is_terminal:
+        print(f"worldlm: evaluating {len(nodes)} models on {len(texts)} texts", file=sys.stderr)
     for node in track(nodes, "evaluating", console=console, transient=True, disable=not console.is_terminal):
         run.put(module, node)
         with _precision(run, module.device):
