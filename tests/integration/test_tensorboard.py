@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from worldlm.callbacks import NodeMetrics, Pictures, Record, Samples, Summary
 from worldlm.monitoring.pictures import layout, rounds_between
@@ -53,7 +54,7 @@ def test_pictures_are_drawn_every_n_rounds(
 ) -> None:
     fit(tree, [*whole_method(), Record(), Pictures(every_n_rounds=2)], max_epochs=3, logger=logger)
     events = board()
-    names = ["attention", "bytes", "perplexity", "privacy", "residuals"]
+    names = ["attention", "bytes", "curves", "perplexity", "privacy", "residuals"]
     assert sorted(events.Tags()["images"]) == [f"pictures/{name}" for name in names]
     for name in names:
         assert [event.step for event in events.Images(f"pictures/{name}")] == [2, 3]
@@ -74,6 +75,15 @@ def test_charts_are_laid_out_by_federation(
     wanted = {tag.strip("^$") for section in stored.category for chart in section.chart for tag in chart.multiline.tag}
     missing = {tag for tag in wanted - known if not tag.endswith("/max_epsilon")}  # this topology sets no budget
     assert missing == set()
+
+
+def test_one_node_has_charts_without_a_federation() -> None:
+    tree = parse_topology("name: t\nsettings: {num_local_steps: 1}\nroot: {name: w, corpus: a}", "t.yaml")
+    charts = {title: list(charts) for title, charts in layout(tree).items()}
+    assert charts == {
+        "world at a glance": ["mean perplexity over the data nodes"],
+        "w": ["perplexity after_fit", "loss by local step"],
+    }
 
 
 def test_pictures_need_a_record(tree: Topology, fit: Make, whole_method: Make) -> None:
@@ -172,11 +182,16 @@ def test_samples_reject_bad_arguments(arguments: dict[str, Any]) -> None:
 
 
 def test_final_figures_are_logged_with_the_settings(
-    tree: Topology, fit: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
+    tree: Topology, fit: Make, whole_method: Make, tmp_path: Path, board: Make
 ) -> None:
+    logger = TensorBoardLogger(tmp_path, name="board", version="", default_hp_metric=False)
     trainer = fit(tree, [*whole_method(), Summary()], logger=logger)
     events = board()
     metrics = next(callback for callback in trainer.callbacks if isinstance(callback, NodeMetrics))
     scores = [metrics.scores(trainer.world.states[node.name])["after_fit"].perplexity for node in tree.data_nodes]
     (mean,) = events.Scalars("hp/mean/after_fit")
     assert mean.value == pytest.approx(sum(scores) / len(scores), rel=1e-6)
+    experiment = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/experiment").plugin_data.content)
+    shown = [metric.name.tag for metric in experiment.experiment.metric_infos]
+    assert shown[:2] == ["hp/mean/after_fit", "hp/mean/after_merge"]
+    assert not [tag for tag in shown if tag.endswith("/before")]

@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch import LightningModule
 
 from worldlm.monitoring.record import Record
-from worldlm.runs.results import RunRecord
+from worldlm.runs.results import MOMENTS, RunRecord
 from worldlm.topology import Node, Topology
 from worldlm.trainer import FederationCallback, WorldTrainer
 
@@ -24,9 +24,10 @@ _INCHES = 6.0  # TensorBoard shows pictures small
 class Pictures(FederationCallback):
     """Draws pictures of the run in TensorBoard; does nothing if the run has no TensorBoard logger.
 
-    Images shows the world with each node's perplexity, the bytes on each edge, and the routes of the residuals since
-    the last picture. It also shows the attention weights of all rounds so far, and the privacy spent. Custom Scalars
-    shows the charts of the world, then those of each federation with its participants.
+    Images shows every node's perplexity by round, and the world with each node's perplexity, the bytes on each edge,
+    and the routes of the residuals since the last picture. It also shows the attention weights of all rounds so far,
+    and the privacy spent. Custom Scalars shows the charts of the world, then those of each federation with its
+    participants. Its charts have one colour for each run, so those of the world show means, which compare runs.
 
     Args:
         every_n_rounds: Rounds between two pictures, at least 1. None uses `rounds_between`: five pictures per run, or
@@ -102,14 +103,17 @@ def draw(record: RunRecord, since: int = 0) -> dict[str, Any]:
     """
     from worldlm.plots.boxes import of_names, of_perplexity, of_traffic  # imported late: it takes a second
     from worldlm.plots.budget import budget
+    from worldlm.plots.curves import curves
     from worldlm.plots.heatmaps import attention
     from worldlm.plots.world import draw_world
 
     last = record.rounds[-1]
     number = last["round"] + 1
     figures = {"perplexity": draw_world(of_perplexity(record), f"held-out perplexity after round {number}")}
+    if any(record.series(node["name"], moment) for node in record.nodes for moment in MOMENTS):
+        figures["curves"] = curves(record, _INCHES)
     if any("bytes_up" in figures for figures in last["nodes"].values()):
-        figures["bytes"] = draw_world(of_traffic(record), f"bytes sent up to round {number}")
+        figures["bytes"] = draw_world(of_traffic(record), f"bytes on every edge, all {number} rounds")
     if any(entry["routes"] for entry in record.rounds):
         routes = record.routes_from(since)
         title = f"residuals of rounds {since + 1} to {number}" if since + 1 < number else f"residuals of round {number}"
@@ -136,26 +140,28 @@ def layout(topology: Topology) -> dict[str, dict[str, list[Any]]]:
     Returns:
         Sections by title; each maps the titles of its charts to a chart type and the tags shown.
     """
-    sections = {"world at a glance": _charts(list(topology.nodes.values())[:MAX_FEDERATIONS])}
-    federations = [node for node in topology.nodes.values() if node.children]
+    means = [f"^world/mean_perplexity_{moment}$" for moment in MOMENTS]
+    at_a_glance = {"mean perplexity over the data nodes": ["Multiline", means]}
+    if topology.root.children:
+        at_a_glance["bytes since the run began"] = ["Multiline", ["^world/bytes$"]]
+    sections = {"world at a glance": at_a_glance}
+    federations = [node for node in topology.nodes.values() if node.children] or [topology.root]
     for node in federations[:MAX_FEDERATIONS]:
         title = " > ".join(step.name for step in topology.path(node.name))
-        sections[title] = _charts([node, *node.children], node)
+        sections[title] = _charts(node)
     return sections
 
 
-def _charts(nodes: list[Node], federation: Node | None = None) -> dict[str, list[Any]]:
+def _charts(federation: Node) -> dict[str, list[Any]]:
+    nodes = [federation, *federation.children]
     data = [node.name for node in nodes if node.holds_data]
     private = [node.name for node in nodes if node.settings.privacy is not None]
     charts = {
-        "perplexity after_merge": [f"{node.name}/perplexity_after_merge" for node in nodes],
+        "perplexity after_merge": [f"{node.name}/perplexity_after_merge" for node in nodes if federation.children],
         "perplexity after_fit": [f"{name}/perplexity_after_fit" for name in data],
         "loss by local step": [f"{name}/loss" for name in data],
         "epsilon, and max_epsilon": [f"{name}/{tag}" for name in private for tag in ("epsilon", "max_epsilon")],
     }
-    if federation is not None:
-        children = [child.name for child in federation.children]
-        own = [federation.name] if federation.holds_data else []
-        charts["attention"] = [f"{federation.name}/attention/{name}" for name in [*own, *children]]
-        charts["bytes since the run began"] = [f"{name}/bytes_{way}" for name in children for way in ("down", "up")]
+    children = [child.name for child in federation.children]
+    charts["bytes since the run began"] = [f"{name}/bytes_{way}" for name in children for way in ("down", "up")]
     return {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in charts.items() if tags}

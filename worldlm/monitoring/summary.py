@@ -102,11 +102,12 @@ class Summary(FederationCallback):
         settings = {name: value if isinstance(value, (int, float)) else str(value) for name, value in settings.items()}
         data = {node.name: rows[node.name] for node in trainer.topology.data_nodes}
         metrics: dict[str, float] = {}
-        for moment in MOMENTS:
+        moments = MOMENTS[:0:-1]  # HParams shows the first ones, so the final perplexity comes first
+        for moment in moments:
             values = [figures[moment] for figures in data.values() if moment in figures]
             metrics |= {f"hp/mean/{moment}": sum(values) / len(values)} if values else {}
         for name, figures in list(rows.items())[:_MAX_NODES]:
-            metrics |= {f"hp/{name}/{moment}": figures[moment] for moment in MOMENTS if moment in figures}
+            metrics |= {f"hp/{name}/{moment}": figures[moment] for moment in moments if moment in figures}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(settings, metrics)

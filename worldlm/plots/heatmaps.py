@@ -8,18 +8,20 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from worldlm.plots.boxes import MAX_ROWS
-from worldlm.plots.style import INCHES
+from worldlm.plots.style import COLOURS, INCHES, shorten
 from worldlm.runs.results import RunRecord
 
 
 def attention(group: Sequence[RunRecord], inches: float = INCHES) -> Figure:
     """Draw a method's attention weights by round, with a panel for each federation, as means over seeds.
 
-    Colours show the difference of a weight from an equal share. The scale covers at least 0.05 in both directions.
+    Colours show the difference of a weight from an equal share, which is grey. The scale covers at least 0.05 in both
+    directions. With many rounds, the numbers are those of the last round, on the right.
     """
     federations: dict[str, list[str]] = {}
     for entry in (entry for record in group for entry in record.rounds):
@@ -36,29 +38,36 @@ def attention(group: Sequence[RunRecord], inches: float = INCHES) -> Figure:
         for name, children in shown.items()
     }
     from_equal = {name: grid - 1 / len(federations[name]) for name, grid in grids.items()}
+    is_labelled = len(rounds) <= _MAX_LABELLED_ROUNDS
     most = max(0.05, *(float(np.nanmax(np.abs(grid), initial=0.0)) for grid in from_equal.values()))
     for (name, children), axes in zip(shown.items(), panels, strict=True):
         edges = (rounds[0] - 0.5, rounds[-1] + 0.5, len(children) - 0.5, -0.5)
         image = axes.imshow(
-            from_equal[name], aspect="auto", extent=edges, vmin=-most, vmax=most, cmap="PuOr_r", interpolation="nearest"
+            from_equal[name], aspect="auto", extent=edges, vmin=-most, vmax=most, cmap=SHARES, interpolation="nearest"
         )
-        for (row, column), weight in np.ndenumerate(
-            grids[name] if len(rounds) <= _MAX_LABELLED_ROUNDS else np.empty((0, 0))
-        ):
+        for (row, column), weight in np.ndenumerate(grids[name] if is_labelled else grids[name][:, -1:]):
             if not math.isnan(weight):
-                axes.text(rounds[column], row, f"{weight:.2f}", fontsize="small", ha="center", va="center", color=_INK)
-        axes.set_yticks(range(len(children)), children)
-        axes.set_title(f"{name} attends to", loc="left", fontsize="medium")
+                place = {"xy": (rounds[column], row), "ha": "center"} if is_labelled else {"xy": (1.01, row), **_RIGHT}
+                axes.annotate(f"{weight:.2f}", **place, fontsize="small", va="center")
+        axes.set_yticks(range(len(children)), map(shorten, children))
+        equal = 1 / len(federations[name])
+        axes.set_title(f"{shorten(name)} attends to (equal share {equal:.2g})", loc="left", fontsize="medium")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     panels[-1].set_xlabel("round")
-    figure.colorbar(image, ax=panels, label="attention weight minus an equal share", fraction=0.04)
+    figure.colorbar(image, ax=panels, label="attention weight minus an equal share", fraction=0.04, pad=0.08)
     which = "the federations" if len(shown) == len(federations) else f"{len(shown)} of {len(federations):,} federations"
+    which += "" if is_labelled else f"; numbers: round {rounds[-1]}"
     figure.suptitle(_title(f"attention of {which}", group))
     return figure
 
 
+_RIGHT = {"xycoords": ("axes fraction", "data"), "ha": "left"}
 _MAX_LABELLED_ROUNDS = 12  # with more rounds, the numbers do not fit
-_INK = "#222222"  # readable on all colours of a heatmap
+
+SHARES = LinearSegmentedColormap.from_list(
+    "shares", [to_rgba(COLOURS[0], 0.65), to_rgba(COLOURS[-1], 0.2), to_rgba(COLOURS[1], 0.65)]
+)
+"""From below to above an equal share; translucent, so that text is readable on a white and on a dark page."""
 
 
 def residuals(group: Sequence[RunRecord]) -> Figure:

@@ -19,6 +19,12 @@ INCHES, DPI = 10.0, 120
 """Width and resolution of a plot with axes: 1200 pixels."""
 
 
+def shorten(name: str, most: int = 28) -> str:
+    """Return a name that fits beside a plot: the middle of a long one is left out."""
+    end = (most - 1) // 2
+    return name if len(name) <= most else f"{name[: most - 1 - end]}…{name[-end:]}"
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a plot as PNG and as SVG, both atomically.
 

@@ -1,17 +1,22 @@
 """The text and shapes in plots."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
+from worldlm.commands.report.stylesheet import STYLE
 from worldlm.plots.boxes import Box
 from worldlm.plots.budget import budget
-from worldlm.plots.heatmaps import attention
-from worldlm.plots.style import encoded, inline_svg, save
+from worldlm.plots.curves import curves
+from worldlm.plots.heatmaps import SHARES, attention
+from worldlm.plots.style import encoded, inline_svg, save, shorten
 from worldlm.plots.world import draw_world
 from worldlm.runs.results import RunRecord
 
@@ -82,7 +87,53 @@ def test_attention_has_a_panel_for_each_federation() -> None:
     grids = [axes.images[0].get_array().tolist() for axes in panels[:2]]
     assert grids == [[[-0.25, -0.25], [0.25, 0.25]], [[0.0, 0.0]]]  # from an equal share
     assert [text.get_text() for text in panels[0].texts] == ["0.25", "0.25", "0.75", "0.75"]
-    assert [axes.get_title(loc="left") for axes in panels[:2]] == ["w attends to", "v attends to"]
+    assert [axes.get_title(loc="left") for axes in panels[:2]] == [
+        "w attends to (equal share 0.5)",
+        "v attends to (equal share 1)",
+    ]
+
+
+def test_attention_of_many_rounds_shows_the_last_weights() -> None:
+    rounds = [{"round": i, "attention": {"w": {"a": 0.5 + i / 100, "b": 0.5 - i / 100}}} for i in range(20)]
+    figure = attention([record(rounds)])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.69", "0.31"]
+    assert figure.get_suptitle() == "m: attention of the federations; numbers: round 20"
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """WCAG 2.2, relative luminance."""
+    parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+    return float(np.dot((0.2126, 0.7152, 0.0722), parts))
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 1.0])
+def test_weights_are_readable_on_every_colour_of_a_light_and_a_dark_page(mode: int, share: float) -> None:
+    ink, page = (to_rgb(re.findall(rf"--{name}: (#\w{{6}})", STYLE)[mode]) for name in ("ink", "page"))
+    *colour, alpha = SHARES(share)
+    assert 0 < alpha < 1  # the page shines through, and no cell looks empty
+    behind = luminance([alpha * of_cell + (1 - alpha) * of_page for of_cell, of_page in zip(colour, page, strict=True)])
+    low, high = sorted((luminance(ink), behind))
+    assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_every_node_has_a_line_of_its_own() -> None:
+    names = [f"n{i}" for i in range(30)]
+    rounds = [
+        {"round": i, "nodes": {name: {"after_merge": {"perplexity": 9.0 - i}} for name in ["w", *names]}}
+        for i in range(3)
+    ]
+    figure = curves(record(rounds, children=[{"name": name, "corpus": None, "children": []} for name in names]))
+    (axes,) = figure.axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == len(axes.lines) == 24
+    assert list(axes.lines[0].get_ydata()) == [9.0, 8.0, 7.0]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["w", *names[:23]]
+    assert figure.get_suptitle() == "held-out perplexity by round, the first 24 of 31 nodes"
+
+
+def test_long_names_lose_their_middle() -> None:
+    assert shorten("a" * 28) == "a" * 28
+    assert shorten("hospital-of-the-northern-city-1") == "hospital-of-th…rthern-city-1"
 
 
 def test_attention_of_a_wide_topology_shows_some_federations() -> None:

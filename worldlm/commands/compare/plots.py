@@ -8,12 +8,13 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 
 from worldlm.commands.compare.records import by_method, common_nodes
 from worldlm.commands.compare.table import Spread, spread
+from worldlm.plots.curves import MAX_DRAWN, perplexity_scale
 from worldlm.plots.heatmaps import attention, residuals
-from worldlm.plots.style import COLOURS, INCHES
+from worldlm.plots.style import COLOURS, INCHES, shorten
 from worldlm.runs.results import MOMENTS, Moment, RunRecord
 from worldlm.runs.scores import scored
 
@@ -21,8 +22,6 @@ _DASHES = dict(zip(MOMENTS, ("solid", "dotted"), strict=True))
 _MOMENT_LEGEND = ": solid after_merge, dotted after_fit"
 _MARKERS = (None, "o", "s", "^")
 """Markers of the first methods, and of later ones, which use the colours again."""
-_MAX_DRAWN = 1e100  # the scales of matplotlib overflow not far above
-_MAX_SHOWN = 1e6  # the perplexity of a uniform guess, the size of the vocabulary, is smaller
 
 
 def draw_all(records: Sequence[RunRecord]) -> dict[str, Figure]:
@@ -53,6 +52,7 @@ def by_round(records: Sequence[RunRecord], nodes: Sequence[str] = ()) -> Figure:
     panels = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
     for node, axes in zip(nodes, panels, strict=False):
         _draw_node(axes, records, node)
+        axes.set_title(shorten(node))
     for axes in panels[len(nodes) :]:
         axes.set_axis_off()
     for i in range(0, len(nodes), columns):
@@ -94,11 +94,11 @@ def by_megabytes(records: Sequence[RunRecord], inches: float = INCHES) -> Figure
             if rounds and not any(spread_.mean for spread_ in moved.values()):
                 axes.axhline(curve[rounds[-1]].mean, **style, linestyle=dashes, label=label)
                 continue
-            x, y = [moved[number].mean for number in rounds], [min(curve[number].mean, _MAX_DRAWN) for number in rounds]
+            x, y = [moved[number].mean for number in rounds], [min(curve[number].mean, MAX_DRAWN) for number in rounds]
             axes.plot(x, y, **style, linestyle=dashes, label=label)
     axes.set_xlabel("MB over all edges")
     axes.set_ylabel("perplexity, mean over data nodes")
-    _scale(axes)
+    perplexity_scale(axes)
     _legend(figure, axes, f"held-out perplexity by traffic{_MOMENT_LEGEND}")
     return figure
 
@@ -136,7 +136,7 @@ def by_noise(records: Sequence[RunRecord], inches: float = INCHES) -> Figure:
     axes.set_xticks(noises, [f"{noise:g}" for noise in noises])
     axes.set_xlabel("noise multiplier; 0 only clips; dashed: without privacy")
     axes.set_ylabel("perplexity after_merge, mean over data nodes")
-    _scale(axes)
+    perplexity_scale(axes)
     _legend(figure, axes, "held-out perplexity under update-level privacy")
     return figure
 
@@ -177,14 +177,13 @@ def _draw_node(axes: Axes, records: Sequence[RunRecord], node: str) -> None:
         for moment in MOMENTS:
             curve = mean_curve([record.series(node, moment) for record in group])
             _draw_curve(axes, curve, style, moment, method if moment == MOMENTS[0] else None)
-    axes.set_title(node)
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _scale(axes)
+    perplexity_scale(axes)
 
 
 def _draw_curve(axes: Axes, curve: dict[int, Spread], style: dict[str, Any], moment: Moment, label: str | None) -> None:
-    x, means = list(curve), [min(value.mean, _MAX_DRAWN) for value in curve.values()]
+    x, means = list(curve), [min(value.mean, MAX_DRAWN) for value in curve.values()]
     axes.plot(
         x,
         means,
@@ -198,25 +197,6 @@ def _draw_curve(axes: Axes, curve: dict[int, Spread], style: dict[str, Any], mom
             [mean + sign * deviation for mean, deviation in zip(means, deviations, strict=True)] for sign in (-1, 1)
         )
         axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
-
-
-def _scale(axes: Axes) -> None:
-    """Use a logarithmic axis with plain numbers if perplexities differ by a factor of more than four.
-
-    A line that rises far above any vocabulary's size leaves the picture, so that the others remain visible.
-    """
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    low, high = axes.dataLim.intervaly
-    if not 0 < 4 * low < high:
-        return
-    if low < _MAX_SHOWN < high:
-        axes.set_ylim(low / 1.3, _MAX_SHOWN)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(formatter := ScalarFormatter())
-    formatter.set_scientific(False)
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Figure, axes: Axes, title: str) -> None:
