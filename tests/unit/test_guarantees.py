@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from worldlm.runs.guarantees import meaning, meanings
+import math
+
+from worldlm.runs.guarantees import meaning, meanings, warnings
 
 UPDATES = "for all text at and below the node, towards its parent and all beyond it"
 MODEL = "towards everyone who gets its model"
@@ -26,3 +28,9 @@ def test_every_meaning_is_named_once() -> None:
 def test_what_was_not_recorded_is_left_out() -> None:
     assert meaning("example_epsilon", None) == f"for each block of text, {MODEL}"
     assert meanings([{"name": "a"}]) == []
+
+
+def test_too_large_an_epsilon_is_named() -> None:
+    spent = [("a", 10.0), ("b", 10.1), ("c", None), ("d", math.inf), ("b", 1.0)]
+    assert warnings(spent) == ["epsilon above 10 protects little or nothing: b, c, d"]
+    assert warnings([("a", 0.0), ("b", 8.0)]) == []

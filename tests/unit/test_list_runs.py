@@ -85,6 +85,11 @@ def test_runs_are_listed_newest_first(tmp_path: Path, capsys: pytest.CaptureFixt
         ["compare-x/fedavg-1/version_0", "star", "7", "finished", "3/3", "6.00", "9.00", ""],
     ]
     assert output.splitlines()[-1].endswith(f": {tmp_path}")
+    assert "protects little or nothing" not in output
+    private["rounds"][0]["nodes"]["a"]["epsilon"] = 1507390.0
+    (tmp_path / "mine" / "version_3" / RESULTS).write_text(json.dumps(private))
+    assert main(["runs", str(tmp_path)]) == 0
+    assert "epsilon above 10 protects little or nothing: mine/version_3\n" in capsys.readouterr().out
 
 
 def test_one_model_in_one_place_has_no_after_fit_at_the_nodes(tmp_path: Path) -> None:

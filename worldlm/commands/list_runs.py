@@ -17,7 +17,7 @@ from rich.text import Text
 from worldlm.cli.console import table_console
 from worldlm.cli.parser import Parser
 from worldlm.runs.folder import is_at_work
-from worldlm.runs.guarantees import meanings
+from worldlm.runs.guarantees import meanings, warnings
 from worldlm.runs.results import MOMENTS, RESULTS, Moment, RunRecord, read_results
 from worldlm.runs.scores import best_mean, far_worse, far_worse_text, mean_text
 from worldlm.topology.errors import UserError, join_names
@@ -199,6 +199,8 @@ def _print(listed: Sequence[ListedRun], folder: Path) -> None:
     means = list(dict.fromkeys(line for run in listed for line in run.epsilon_means))
     for line in means[:_MAX_MEANINGS]:
         console.print(f"{line} (the largest of any node)", markup=False, soft_wrap=True)
+    for line in warnings((run.run, run.epsilon) for run in listed if run.epsilon is not None):
+        console.print(line, markup=False, soft_wrap=True)
     worse = [f"{run.run}: {far_worse_text(join_names(run.far_worse, 6))}" for run in listed if run.far_worse]
     problems = [run.problem for run in listed if run.problem]
     note = "perplexity per token, mean over the data nodes, lowest of all rounds"

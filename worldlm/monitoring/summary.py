@@ -14,7 +14,7 @@ from worldlm.federation.parameters import PARTS
 from worldlm.models import LanguageModule, parts_of
 from worldlm.monitoring.node_metrics import MOMENTS
 from worldlm.monitoring.run_facts import tree_facts
-from worldlm.runs.guarantees import meanings
+from worldlm.runs.guarantees import meanings, warnings
 from worldlm.runs.results import nodes_of
 from worldlm.runs.scores import far_worse_text, is_far_worse, score_text, with_residuals
 from worldlm.topology import Node, draw_tree
@@ -79,6 +79,8 @@ class Summary(FederationCallback):
         explained = meanings(nodes_of(tree_facts(trainer.topology.root, None)), kinds)
         own = not any(moment in shown for moment in MOMENTS)
         legends = [line for column, line in _LEGENDS.items() if column in shown]
+        spent = ((name, figures[column]) for name, figures in rows.items() for column in _EPSILONS if column in figures)
+        explained += warnings(spent)
         for line in (*(_LEGEND_OF_OWN if own else _LEGEND), *limits_line(trainer), *legends, *explained):
             console.print(line, highlight=False)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from textwrap import fill
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from worldlm.plots.style import COLOURS, INCHES
-from worldlm.runs.guarantees import meanings, unit
+from worldlm.plots.style import COLOURS, INCHES, shorten
+from worldlm.runs.guarantees import meanings, unit, warnings
 from worldlm.runs.results import RunRecord
+from worldlm.topology.errors import join_names
 
 _MAX_MEANINGS = 3
 
@@ -36,12 +38,17 @@ def budget(record: RunRecord, inches: float = INCHES) -> Figure:
     axes.set_xlabel("round")
     axes.set_ylabel("epsilon")
     axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    lines = ["privacy spent by round; dashed: max_epsilon", *meanings(record.nodes)[:_MAX_MEANINGS]]
-    figure.suptitle("\n".join(lines), fontsize="medium")
+    lines = [
+        "privacy spent by round; dashed: max_epsilon",
+        *meanings(record.nodes)[:_MAX_MEANINGS],
+        *warnings(_last(record)),
+    ]
+    figure.suptitle("\n".join(fill(line, round(12 * inches)) for line in lines), fontsize="medium")
     return figure
 
 
@@ -61,6 +68,11 @@ def _shared(record: RunRecord) -> dict[tuple[str, str | None, float | None, Curv
     return curves
 
 
+def _last(record: RunRecord) -> Iterator[tuple[str, float | None]]:
+    for name, figures in record.round()["nodes"].items():
+        yield from ((name, figures[kind]) for kind in KINDS if kind in figures)
+
+
 def _private(record: RunRecord) -> Iterator[tuple[str, str, str | None, float | None]]:
     for node in record.nodes:
         for kind, limit in KINDS.items():
@@ -68,4 +80,4 @@ def _private(record: RunRecord) -> Iterator[tuple[str, str, str | None, float | 
 
 
 def _list(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])} and {len(names) - 5:,} more"
+    return join_names(map(shorten, names), 3)

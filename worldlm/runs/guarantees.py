@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from worldlm.topology.errors import join_names
+
+LARGEST_USEFUL = 10.0
+"""A larger epsilon is a weak guarantee or none; arXiv 2303.00654, section 5.2."""
+
 KINDS = ("epsilon", "example_epsilon")
 """The names of epsilon in results.json: of updates, and of examples."""
 
@@ -52,3 +57,18 @@ def meanings(nodes: Iterable[Mapping[str, Any]], kinds: Iterable[str] = KINDS) -
         if node.get(_DELTAS[kind]) is not None
     ]
     return list(dict.fromkeys(found))
+
+
+def is_useful(epsilon: float | None) -> bool:
+    """Return whether an epsilon that was spent promises protection; None is unbounded."""
+    return epsilon is not None and epsilon <= LARGEST_USEFUL
+
+
+def warnings(spent: Iterable[tuple[str, float | None]]) -> list[str]:
+    """Return a line about those who spent too much for a useful guarantee; none if nobody did.
+
+    Args:
+        spent: Names of nodes or runs, each with an epsilon. A name may occur several times.
+    """
+    names = dict.fromkeys(name for name, epsilon in spent if not is_useful(epsilon))
+    return [f"epsilon above {LARGEST_USEFUL:g} protects little or nothing: {join_names(names, 6)}"] if names else []

@@ -62,3 +62,6 @@ def test_a_guarantee_in_words(tree: Topology) -> None:
         f"the updates of `b`: epsilon 1.50 at delta 1e-06, {of_updates}, noise multiplier 2",
         f"the updates of `north`: epsilon 3.00 at delta 1e-06, {of_updates}, noise multiplier 2",
     ]
+    figures = {"b": {"epsilon": 1507390.0}}
+    (large,) = map(describe, protections(tree, tree.nodes["b"], "c", figures))
+    assert large.endswith(", noise multiplier 2; so large an epsilon protects little or nothing")

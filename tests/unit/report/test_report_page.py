@@ -163,6 +163,21 @@ def test_an_epsilon_without_a_bound_is_said_to_have_none(lay: Lay, content: Call
     assert "is no bound (private: c)" in page.text
 
 
+@pytest.mark.usefixtures("empty_pictures")
+def test_an_epsilon_that_protects_nothing_is_said_to(lay: Lay, content: Callable[..., dict[str, Any]]) -> None:
+    said = "Epsilon above 10 protects little or nothing: "
+    useful = lay("useful")
+    assert "protects little or nothing" not in report_page(useful).text
+    rounds = content()["rounds"]
+    for round_ in rounds:
+        round_["nodes"]["c"]["epsilon"] = 1507390.0
+    large = lay("large", rounds=rounds)
+    page = report_page(large)
+    assert f"{said}c." in page.text
+    assert "the largest of any node; protects little or nothing" in page.text
+    assert f"{said}large, seed 1337." in report_page(useful, large).text
+
+
 def test_names_that_look_like_html_are_only_text(lay: Lay, content: Callable[..., dict[str, Any]]) -> None:
     record = json.loads(json.dumps(content()))
     record["topology"]["name"] = EVIL

@@ -17,6 +17,7 @@ from worldlm.commands.compare.plan import PlannedRun, changes, plan_runs
 from worldlm.commands.compare.records import ORDER, by_method, common_nodes, in_order, is_finished, read_runs
 from worldlm.commands.compare.table import comma_separated, for_terminal, legend, markdown, rows
 from worldlm.files.atomic_write import write_text
+from worldlm.runs.guarantees import warnings
 from worldlm.runs.results import RunRecord, read_results, results_of
 from worldlm.topology.errors import UserError
 
@@ -104,7 +105,8 @@ def report(records: Sequence[RunRecord], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     table, findings = rows(records), check(records)
     checked = "".join(f"- {finding}\n" for finding in findings)
-    explained = legend(records)
+    spent = ((record.method, record.epsilon) for record in records if record.epsilon is not None)
+    explained = [*legend(records), *warnings(spent)]
     text = "".join(f"{line}\n" for line in explained)
     write_text(target / "table.md", f"{markdown(table)}\n{text}\nComparable?\n\n{checked}")
     write_text(target / "table.csv", comma_separated(table))

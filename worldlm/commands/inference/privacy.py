@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from worldlm.runs.guarantees import meaning
+from worldlm.runs.guarantees import is_useful, meaning
 from worldlm.topology import Node, PrivacyOfExamples, Topology
 
 
@@ -74,4 +74,5 @@ def describe(protection: Protection) -> str:
     if protection.epsilon is None:
         return f"{whose}: no finite epsilon{noise}"
     kind = "example_epsilon" if protection.kind == "examples" else "epsilon"
-    return f"{whose}: epsilon {protection.epsilon:.2f} {meaning(kind, protection.delta, protection.unit)}{noise}"
+    text = f"{whose}: epsilon {protection.epsilon:.2f} {meaning(kind, protection.delta, protection.unit)}{noise}"
+    return text if is_useful(protection.epsilon) else f"{text}; so large an epsilon protects little or nothing"

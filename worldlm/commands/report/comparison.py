@@ -13,12 +13,12 @@ from worldlm.commands.compare.table import cells, rows
 from worldlm.commands.compare.table import legend as table_legend
 from worldlm.commands.report import metrics
 from worldlm.commands.report.charts import INCHES, curves, legend, picture
-from worldlm.commands.report.html_tags import NOTHING, Html, element, joined, section, table
+from worldlm.commands.report.html_tags import NOTHING, Html, element, joined, section, table, warning
 from worldlm.commands.report.load_runs import Run
 from worldlm.commands.report.number_format import count_text, duration, epsilon, list_names, plural, score, size
 from worldlm.commands.report.settings import flat_settings
 from worldlm.plots.boxes import MAX_ROWS
-from worldlm.runs.guarantees import meanings
+from worldlm.runs.guarantees import meanings, warnings
 from worldlm.runs.results import MOMENTS, Moment, RunRecord
 from worldlm.runs.scores import scored
 
@@ -62,7 +62,7 @@ def _summary(runs: Sequence[Run]) -> Html:
 
 def _warning(runs: Sequence[Run]) -> Html:
     titles = [run.record.title for run in runs if not run.record.content["finished"]]
-    return element("p", f"Not finished: {list_names(titles, 12)}.", class_="warning") if titles else NOTHING
+    return warning(f"not finished: {list_names(titles, 12)}") if titles else NOTHING
 
 
 def _methods(records: Sequence[RunRecord]) -> Html:
@@ -83,7 +83,9 @@ def _runs(runs: Sequence[Run], nodes: Sequence[str]) -> Html:
     note = "Perplexities are means over the same data nodes as above. Epsilon is the largest of any node"
     explained = dict.fromkeys(line for run in runs for line in meanings(run.record.nodes))
     note += "".join(f"; {line}" for line in explained) + "."
-    return joined([table(headings, lines, words=[1]), element("p", note, class_="note") if nodes else NOTHING])
+    epsilons = [(run.record.title, run.record.epsilon) for run in runs if run.has_rounds]
+    weak = warning(*warnings((title, spent) for title, spent in epsilons if spent is not None))
+    return joined([table(headings, lines, words=[1]), weak, element("p", note, class_="note") if nodes else NOTHING])
 
 
 def _run(run: Run, name: str, having: Mapping[Moment, Sequence[str]]) -> list[str]:

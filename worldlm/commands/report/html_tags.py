@@ -81,6 +81,15 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: Iterabl
     return element("div", element("table", head, body), class_="wide", tabindex="0") if rows else NOTHING
 
 
+def warning(*lines: str) -> Html:
+    """Return a paragraph that stands out; nothing without lines."""
+    return (
+        element("p", " ".join(f"{line[:1].upper()}{line[1:]}." for line in lines), class_="warning")
+        if lines
+        else NOTHING
+    )
+
+
 def facts(pairs: Iterable[tuple[str, str]]) -> Html:
     """Return names and values, one line each; names without a value are left out."""
     lines = [joined([element("dt", name), element("dd", value)]) for name, value in pairs if value]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from worldlm.commands.report import metrics
 from worldlm.commands.report.charts import INCHES, MAX_LEAVES, picture
-from worldlm.commands.report.html_tags import NOTHING, Html, element, facts, folded, if_long, joined, table
+from worldlm.commands.report.html_tags import NOTHING, Html, element, facts, folded, if_long, joined, table, warning
 from worldlm.commands.report.load_runs import Run
 from worldlm.commands.report.number_format import count_text, duration, epsilon, setting, size
 from worldlm.plots.boxes import of_names, of_settings, of_traffic, shortened
 from worldlm.plots.budget import budget
 from worldlm.plots.heatmaps import attention as attention_picture
 from worldlm.plots.world import draw_world
-from worldlm.runs.guarantees import towards, unit
+from worldlm.runs.guarantees import towards, unit, warnings
 from worldlm.runs.results import RunRecord
 from worldlm.runs.scores import with_residuals
 
@@ -94,7 +94,9 @@ def privacy(run: Run, salt: str) -> Html:
         "Epsilon spent at delta, which bounds what those named under towards learn about the unit under protects. A "
         "node stops taking part before it would exceed its max_epsilon."
     )
-    parts = [element("p", note), if_long("All private nodes", len(rows), table(headings, rows, words=[1, 2]))]
+    weak = warnings((account.node, list(account.spent.values())[-1]) for account in spent)
+    shown = if_long("All private nodes", len(rows), table(headings, rows, words=[1, 2]))
+    parts = [element("p", note), warning(*weak), shown]
     if any(epsilon_ is not None for account in spent for epsilon_ in account.spent.values()):
         parts.append(picture(lambda: budget(run.record, INCHES), f"{salt}-budget", "privacy spent by round"))
     return joined([*parts, folded("Epsilon round by round", _ledger(run.record, spent[:24]))])

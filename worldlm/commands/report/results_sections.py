@@ -11,7 +11,7 @@ from worldlm.commands.report.load_runs import Run
 from worldlm.commands.report.number_format import count_text, duration, epsilon, list_names, plural, score, size
 from worldlm.plots.boxes import of_perplexity, shortened
 from worldlm.plots.world import draw_world
-from worldlm.runs.guarantees import meanings
+from worldlm.runs.guarantees import is_useful, meanings
 from worldlm.runs.results import RunRecord
 from worldlm.runs.scores import far_worse, far_worse_text
 
@@ -97,7 +97,8 @@ def _cards(run: Run) -> Html:
         ("time", duration(record.content["seconds"]), "sum of all starts"),
     ]
     if record.rounds and any(account.spent for account in metrics.accounts(record)):
-        note = "; ".join(["the largest of any node", *meanings(record.nodes)])
+        weak = [] if is_useful(record.epsilon) else ["protects little or nothing"]
+        note = "; ".join(["the largest of any node", *weak, *meanings(record.nodes)])
         cards.append(("epsilon", epsilon(record.epsilon), note))
     items = (
         element("li", element("span", name), element("strong", value), element("small", note))
