@@ -41,13 +41,17 @@ def curves(records: Sequence[RunRecord], nodes: Sequence[str], salt: str) -> Htm
         return NOTHING
     shown = measured[:MAX_PANELS]
     panels = (
-        picture(lambda node=node: round_panel(records, node), f"{salt}-curve{i}", f"perplexity of {node} by round")  # type: ignore[misc]
+        element("figure", element("figcaption", node), _panel(records, node, f"{salt}-curve{i}"))
         for i, node in enumerate(shown)
     )
     note = "Held-out perplexity by round; solid after_merge, dotted after_fit."
     if len(shown) < len(measured):
         note += f" The first {len(shown)} of {len(measured):,} nodes."
     return joined([element("p", note), element("div", *panels, class_="panels")])
+
+
+def _panel(records: Sequence[RunRecord], node: str, salt: str) -> Html:
+    return picture(lambda: round_panel(records, node), salt, f"perplexity of {node} by round")
 
 
 def legend(methods: Sequence[str]) -> Html:

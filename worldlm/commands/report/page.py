@@ -52,7 +52,11 @@ def run_sections(run: Run, salt: str) -> Html:
     """
     contents = {title: show(run, salt) for title, show in SECTIONS.items()}
     names = {title: f"{salt}-{title.lower().replace(' ', '-')}" for title, content in contents.items() if content}
-    links = element("nav", *(element("a", title, href=f"#{name}") for title, name in names.items()))
+    links = element(
+        "nav",
+        *(element("a", title, href=f"#{name}") for title, name in names.items()),
+        **{"aria-label": run.record.title},
+    )
     sections = (section(names[title], title, contents[title]) for title in names)
     return joined(
         [results_sections.unfinished(run), results_sections.worse(run), results_sections.summary(run), links, *sections]

@@ -4,12 +4,12 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --ink: #1a1c1f; --soft: #5a6069; --page: #ffffff; --sheet: #f4f5f7; --line: #d9dce1; --link: #0060a8;
-  --warn: #8a4b00; --warn-sheet: #fff3df;
+  --warn: #8a4b00; --warn-sheet: #fff3df; --edge: #0006;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ink: #e6e8eb; --soft: #a3a9b3; --page: #14161a; --sheet: #1e2127; --line: #363b44; --link: #6cb8f5;
-    --warn: #ffcf8a; --warn-sheet: #33260f;
+    --warn: #ffcf8a; --warn-sheet: #33260f; --edge: #fff5;
     --c0: #4aa3df; --c1: #f07f3c; --c2: #2fc197; --c3: #e29cc3; --c4: #f0b429; --c5: #7cc8f2; --c7: #a0a0a0;
   }
 }
@@ -34,7 +34,12 @@ nav a { padding: 0.25rem 0; }
   flex-direction: column; }
 .cards span, .cards small { color: var(--soft); font-size: 0.8125rem; line-height: 1.35; }
 .cards strong { font-size: 1.2rem; line-height: 1.5; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; margin: 0.8rem 0; }
+.wide { margin: 0.8rem 0; --under: var(--page); }
+.wide, pre { overflow-x: auto; /* a shadow at the edge where more follows; at the end its cover hides it */
+  background: linear-gradient(to right, var(--under) 50%, transparent) left / 3rem 101% no-repeat local,
+    linear-gradient(to left, var(--under) 50%, transparent) right / 3rem 101% no-repeat local,
+    linear-gradient(to right, var(--edge), transparent) left / 0.9rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--edge), transparent) right / 0.9rem 100% no-repeat scroll, var(--under); }
 .wide:focus-visible, summary:focus-visible, pre:focus-visible { outline: 2px solid var(--link); }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 0.55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
@@ -47,7 +52,9 @@ th span { padding-left: calc(var(--depth, 0) * 1em); }
 .picture svg { display: block; width: var(--width); max-width: max(100%, calc(0.9 * var(--width))); height: auto; }
 .picture text { font-family: system-ui, sans-serif; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 0.5rem 1rem; }
-.panels .picture { margin: 0.2rem 0; }
+figure { margin: 0.2rem 0; min-width: 0; }
+figcaption { font-size: 0.875rem; overflow-wrap: anywhere; }
+.panels .picture { margin: 0; }
 .panels .picture svg { width: 100%; max-width: 100%; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; padding: 0; margin: 0.6rem 0;
   font-size: 0.875rem; }
@@ -62,7 +69,7 @@ dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
   th span { display: block; padding-left: calc(var(--depth, 0) * 0.7em); }
 }
 @media (max-width: 30rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 0.5rem; } }
-pre { background: var(--sheet); border-radius: 0.4rem; padding: 0.7rem 0.9rem; overflow-x: auto; font-size: 0.8125rem;
+pre { --under: var(--sheet); border-radius: 0.4rem; padding: 0.7rem 0.9rem; font-size: 0.8125rem;
   line-height: 1.45; max-height: 32rem; }
 .command { white-space: pre-wrap; }
 .command span { white-space: nowrap; }
@@ -75,5 +82,14 @@ summary { cursor: pointer; color: var(--link); padding: 0.3rem 0; }
 .checks b { position: absolute; left: 0; }
 .checks .no b, .checks .no { color: var(--warn); }
 footer { margin-top: 3rem; }
-@media print { details > * { display: block; } .wide { overflow: visible; } }
+@media print {
+  .wide, pre { overflow: visible; max-height: none; background: none; }
+  .wide table { font-size: 0.7rem; }
+  .words { white-space: normal; overflow-wrap: anywhere; }
+  pre { white-space: pre-wrap; }
+  .picture svg, .panels .picture svg { max-width: 100%; max-height: 24cm; }
+  details::details-content { content-visibility: visible; block-size: auto; }
+  h2, p:has(+ .picture), figcaption { break-after: avoid; }
+  .picture, figure, .cards li, tr { break-inside: avoid; }
+}
 """
