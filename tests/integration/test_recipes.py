@@ -16,7 +16,8 @@ import zstandard
 
 from worldlm.cli import main
 from worldlm.cli.recipe import read_recipe
-from worldlm.cli.recipe_cli import RecipeCLI, RecipeParser
+from worldlm.cli.recipe_cli import RecipeCLI
+from worldlm.cli.recipe_parser import RecipeParser
 from worldlm.data import Corpus, HubDataset, Mixture, TextFiles
 from worldlm.topology import find_file, load_topology
 from worldlm.trainer import FederationCallback

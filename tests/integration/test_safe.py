@@ -13,7 +13,8 @@ from jsonargparse._common import get_parsing_setting
 
 from worldlm.cli import main
 from worldlm.cli.recipe import find_class, read_recipe
-from worldlm.cli.recipe_cli import RecipeCLI, UsageError
+from worldlm.cli.recipe_cli import RecipeCLI
+from worldlm.cli.recipe_parser import UsageError
 from worldlm.cli.safe_mode import ALLOWED, REFUSED, denied, refusal, restricted_imports
 from worldlm.commands.compare.execute import start_process
 from worldlm.commands.compare.plan import plan_runs

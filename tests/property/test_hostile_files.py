@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from worldlm.cli import main
 from worldlm.cli.explain import explain, out_of_memory
 from worldlm.cli.recipe import read_recipe
-from worldlm.cli.recipe_cli import UsageError
+from worldlm.cli.recipe_parser import UsageError
 from worldlm.cli.safe_mode import restricted_imports
 from worldlm.commands.compare.plan import plan_runs
 from worldlm.runs.folder import check_name

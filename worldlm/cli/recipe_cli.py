@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from jsonargparse import Namespace
@@ -23,7 +23,8 @@ from worldlm.callbacks.defaults import with_defaults
 from worldlm.cli.ending import early_end, rounds_done
 from worldlm.cli.parser import REPEAT, CommandLine
 from worldlm.cli.recipe import MergeRecipe, read_recipe
-from worldlm.cli.recipe_scalars import check_scalars, quote_texts, quote_words
+from worldlm.cli.recipe_parser import RecipeParser, UsageError
+from worldlm.cli.recipe_scalars import check_scalars, quote_words
 from worldlm.cli.safe_mode import OPTION
 from worldlm.cli.safe_values import check_safe_values
 from worldlm.cli.shared_settings import shared_settings
@@ -45,10 +46,6 @@ RUN runs a finished run again and compares the results."""
 """The end of a command's help: the options that are no settings."""
 
 
-class UsageError(ValueError):
-    """The user gave settings that cannot be used."""
-
-
 @dataclass(slots=True)
 class Progress:
     """How far a command has come: what its error messages need."""
@@ -61,26 +58,6 @@ class Progress:
     """The run's folder; None before a fit has begun."""
     resume_from: str = "last"
     """The value of `--ckpt_path` that continues a stopped run."""
-
-
-class RecipeParser(LightningArgumentParser):
-    """Raises errors instead of printing a page of usage, and never takes a value for the name of a file to read."""
-
-    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
-        return super().add_class_arguments(*args, **{**kwargs, "sub_configs": False})
-
-    @property
-    def declared(self) -> dict[str, Any]:
-        """Dotted names of all settings, and their types."""
-        settings = (action for action in self._actions if not action.dest.endswith(".help"))
-        return {action.dest: getattr(action, "_typehint", action.type) for action in settings}
-
-    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
-        """Parse the content of a recipe, with quotes around texts that YAML would take for something else."""
-        return super().parse_string(quote_texts(content.removeprefix("\ufeff"), self.declared), *args, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UsageError(message) from ex
 
 
 class SaveSettings(SaveConfigCallback):

@@ -14,6 +14,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin, get_type_hints
 
@@ -104,11 +105,13 @@ def _quote(content: str, find: Callable[[yaml.Node], Iterable[_Scalar]]) -> str:
         return content
     scalars = find(root) if root else ()
     texts = {each.node.end_mark.index: each.node.value for each in scalars if _is_text(each)}
-    for end, text in sorted(texts.items(), reverse=True):
+    quoted, position = list[str](), 0
+    for end, text in sorted(texts.items()):
         start = end - len(text)  # an anchor or a tag may stand before it
         if content[start:end] == text:
-            content = content[:start] + json.dumps(text, ensure_ascii=False) + content[end:]
-    return content
+            quoted += [content[position:start], json.dumps(text, ensure_ascii=False)]
+            position = end
+    return "".join([*quoted, content[position:]])
 
 
 def _is_text(scalar: _Scalar) -> bool:
@@ -211,6 +214,7 @@ def _subclasses(kinds: Iterable[Any]) -> Iterator[type]:
             yield from _subclasses(kind.__subclasses__())
 
 
+@cache
 def _arguments(kind: type | None) -> dict[str, Any]:
     """Return the declared types of a class's arguments, those that it hands to the classes above it included."""
     hints: dict[str, Any] = {}

@@ -11,7 +11,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from worldlm.cli.console import table_console
 from worldlm.cli.fit import run_command
 from worldlm.cli.parser import Parser, parse_command_line
-from worldlm.cli.recipe_cli import RecipeCLI, UsageError
+from worldlm.cli.recipe_cli import RecipeCLI
+from worldlm.cli.recipe_parser import UsageError
 from worldlm.commands.estimate.run_estimate import estimate
 from worldlm.commands.estimate.speed import MAX_PARAMETERS, measure_speed
 from worldlm.commands.estimate.table import draw, lines

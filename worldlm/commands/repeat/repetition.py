@@ -17,7 +17,8 @@ from worldlm.callbacks import Record
 from worldlm.checkpoint.read import open_world
 from worldlm.cli.fit import run_command
 from worldlm.cli.parser import CommandLine
-from worldlm.cli.recipe_cli import Progress, RecipeCLI, UsageError
+from worldlm.cli.recipe_cli import Progress, RecipeCLI
+from worldlm.cli.recipe_parser import UsageError
 from worldlm.commands.repeat.differences import (
     compare_results,
     environment_changes,
