@@ -169,10 +169,10 @@ def _entries(key: str, node: yaml.MappingNode, kinds: Types) -> Iterator[_Scalar
         for name, entry in pairs(arguments) if isinstance(arguments, yaml.MappingNode) else ():
             yield from _scalars(str(name.value), entry.node, _types(hints.get(str(name.value))))
         return
-    names, values = ([get_args(kind)[i] for kind in kinds if _maps(kind) and get_args(kind)] for i in (0, 1))
+    names, values = (_types(*(get_args(kind)[i] for kind in kinds if _maps(kind) and get_args(kind))) for i in (0, 1))
     for name, entry in pairs(node):
-        yield from _scalars(key, name, _types(*names))
-        yield from _scalars(f"{key}.{name.value}", entry.node, _types(*values))
+        yield from _scalars(key, name, names)
+        yield from _scalars(f"{key}.{name.value}", entry.node, values)
 
 
 def _types(*declared: Any) -> Types:
