@@ -110,6 +110,17 @@ def test_metrics_of_the_module_can_be_monitored(
     assert "val_loss" not in tags  # of which node would it be?
 
 
+def test_a_validation_without_metrics_is_warned_of(
+    star: Make, trainer_for: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Silent(Bigrams):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.loss(batch)
+
+    trainer_for(star("ab"), [Averaging(), NodeMetrics()], max_epochs=1).fit(Silent(), shuffled(), loader(4))
+    assert "validation_step of Silent logs no metric" in caplog.text
+
+
 class Manual(Bigrams):
     automatic_optimization = False  # type: ignore[assignment]
 

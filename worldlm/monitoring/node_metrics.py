@@ -1,5 +1,6 @@
 """Evaluation of every node after it merged and after it trained: perplexity and bits per byte."""
 
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from worldlm.topology.changes import Changes
 from worldlm.trainer import WorldTrainer
 from worldlm.trainer.strategy import WorldStrategy
 from worldlm.trainer.validation import run_validation
+
+log = logging.getLogger(__name__)
 
 MOMENTS = ("before", "after_merge", "after_fit")
 
@@ -106,6 +109,8 @@ class NodeMetrics(NodeValidation):
         if not hasattr(trainer.lightning_module, "evaluate"):
             below = {data_node.name: loaders[data_node.name] for data_node in node.walk() if data_node.holds_data}
             own = run_validation(trainer, trainer.fit_loop.epoch_loop.val_loop, below, limits)
+            if not own and moment == MOMENTS[0]:
+                log.warning("validation_step of %s logs no metric", type(trainer.lightning_module).__name__)
             self.memory(context.state).update({f"{metric}_{moment}": [value] for metric, value in own.items()})
             context.log({f"{name}/{metric}_{moment}": value for metric, value in own.items()}, step)
             return

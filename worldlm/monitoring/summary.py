@@ -77,7 +77,7 @@ class Summary(FederationCallback):
             console.print(far_worse_text(join_names(worse, 6)), highlight=False, markup=False)
         kinds = [kind for column, kind in _EPSILONS.items() if column in shown]
         explained = meanings(nodes_of(tree_facts(trainer.topology.root, None)), kinds)
-        own = not any(moment in shown for moment in MOMENTS)
+        own = any(name not in _COLUMNS for name in shown)
         legends = [line for column, line in _LEGENDS.items() if column in shown]
         spent = ((name, figures[column]) for name, figures in rows.items() for column in _EPSILONS if column in figures)
         explained += warnings(spent)
