@@ -113,14 +113,14 @@ class Filling:
         Raises:
             ValueError: If the corpus has no text, or its text changed while it was read.
         """
-        with naming(self.title):
-            if self.corpus.fingerprint() != self._fingerprint:
-                self.discard()
-                raise ValueError("the text was changed while it was read; run again")
         self.packing.position = (self.packing.position[0] + 1, 0)
         if self.reading is not None:
             self.packing.save()
             return
+        with naming(self.title):
+            if self.corpus.fingerprint() != self._fingerprint:
+                self.discard()
+                raise ValueError("the text was changed while it was read; run again")
         for split in SPLITS:
             if not self.packing.counts[split].num_documents:
                 self.discard()

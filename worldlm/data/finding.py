@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
 from worldlm.data.readers import ending_of, find_reader
 from worldlm.data.streams import COMPRESSIONS, unreadable
 from worldlm.files.regular import check_regular
@@ -42,7 +44,8 @@ def find_files(patterns: str | list[str], root: str | Path = ".") -> list[Path]:
         raise ValueError("an empty list of files; name at least one path or pattern")
     for link, first in repeated.items():
         others = f", and {len(repeated) - 1} more" if len(repeated) > 1 else ""
-        warnings.warn(f"read once, because of links: {_show(link)} is {_show(first)}{others}", stacklevel=2)
+        message = f"read once, because of links: {_show(link)} is {_show(first)}{others}"
+        rank_zero_only(warnings.warn)(message, stacklevel=3)
         break
     return list(found.values())
 

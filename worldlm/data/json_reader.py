@@ -74,30 +74,34 @@ def _read_values(file: Path, fields: tuple[str, ...]) -> Iterator[Located]:
             first = list(islice(values, 2))
             if len(first) == 1:
                 first = _within(*first[0], fields)
-            for number, (line, value) in enumerate(chain(first, values), 1):
-                yield value, f"{name}:{line}: item {number}", done()
+            for place, value in chain(first, values):
+                yield value, f"{name}:{place}", done()
         except _NotJSON as error:
             raise ValueError(f"{name}:{error.line}: not JSON ({error})") from error
 
 
-def _within(line: int, value: object, fields: tuple[str, ...]) -> list[tuple[int, object]]:
+def _within(place: str, value: object, fields: tuple[str, ...]) -> list[tuple[str, object]]:
     """Return the records in the only value of a file: the value itself, or the list of objects that it contains."""
     if isinstance(value, dict) and not any(field in value or field.split(".")[0] in value for field in fields):
         lists = [items for items in value.values() if isinstance(items, list) and items and isinstance(items[0], dict)]
         if len(lists) == 1:
-            return [(line, item) for item in lists[0]]
-    return [(line, value)]
+            return [(f"{place}: item {number}", item) for number, item in enumerate(lists[0], 1)]
+    return [(place, value)]
 
 
-def _values(scanner: _Scanner) -> Iterator[tuple[int, object]]:
-    """Yield the values of a JSON text, and the items of its arrays, with the line of each."""
+def _values(scanner: _Scanner) -> Iterator[tuple[str, object]]:
+    """Yield the values of a JSON text, or the items of an array instead of the array, with the line of each."""
     while start := scanner.peek():
+        if start == ",":
+            raise _NotJSON("',' between objects that are in no array", scanner.line)
         if start != "[":
-            yield scanner.line, scanner.value()
+            yield str(scanner.line), scanner.value()
             continue
         scanner.at += 1
+        number = 0
         while scanner.peek() != "]":
-            yield scanner.line, scanner.value()
+            number += 1
+            yield f"{scanner.line}: item {number}", scanner.value()
             end = scanner.peek()
             if end == ",":
                 scanner.at += 1

@@ -132,13 +132,13 @@ class RecordCorpus(Corpus):
         def choose(record: Record) -> Chosen | LeftOut | None:
             if not all(_has(record, name, values) for name, values in required.items()):
                 return None
-            text = self._text(record)
+            text = self._document(record)
             split = split_of(text) if isinstance(text, str) else text
             return split if isinstance(split, LeftOut) else Chosen(split, str(text), self._person(record))
 
         return choose
 
-    def _text(self, record: Record) -> str | LeftOut:
+    def _document(self, record: Record) -> str | LeftOut:
         """Return the text of a record, or why it has none."""
         try:
             value = _value(record, self.field)
@@ -149,7 +149,8 @@ class RecordCorpus(Corpus):
                 with suppress(UnicodeDecodeError):
                     value = value.decode()
             if isinstance(value, str):
-                return value.removeprefix("\ufeff") if has_text(value.removeprefix("\ufeff")) else LeftOut.EMPTY
+                text = value.removeprefix("\ufeff")
+                return text if has_text(text) else LeftOut.EMPTY
             reason = LeftOut.NULL if value is None else LeftOut.NOT_TEXT
             kind = "null" if value is None else f"{type(value).__name__}, not text"
             problem = f"{record.place}: field {self.field!r} is {kind}"
@@ -233,7 +234,8 @@ def _has(record: Record, name: str, required: Set[str]) -> bool:
 def _found(record: Record, name: str) -> Iterator[object]:
     """Yield the values of a field, or of a field within fields; a list stands for its items."""
     values = record.values
-    return _leaves(values[name], ()) if name in values else _leaves(values, tuple(name.split(".")))
+    is_whole = isinstance(values, Mapping) and name in values
+    return _leaves(values[name], ()) if is_whole else _leaves(values, tuple(name.split(".")))
 
 
 def _leaves(value: object, names: tuple[str, ...]) -> Iterator[object]:

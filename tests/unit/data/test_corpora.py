@@ -60,6 +60,8 @@ def test_invalid_records_can_be_left_out(tmp_path: Path, kind: type[TextFiles | 
         settings = {"train": str(folder / "train.jsonl")}
     corpus = kind(**settings, field="a.b", skip_invalid=True, validation_fraction=1e-9)  # type: ignore[arg-type]
     assert list(corpus.documents("train")) == ["x", "y"]
+    only_y = kind(**settings, field="a.b", skip_invalid=True, where={"a.b": "y"}, validation_fraction=1e-9)  # type: ignore[arg-type]
+    assert list(only_y.documents("train")) == ["y"]
     with pytest.raises(ValueError, match="field 'a.b' is null; to leave such records out, set skip_invalid: true"):
         list(kind(**settings, field="a.b").documents("train"))  # type: ignore[arg-type]
 

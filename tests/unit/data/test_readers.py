@@ -208,6 +208,11 @@ def test_each_parquet_row_is_a_document(tmp_path: Path) -> None:
         ("a.json", b'[{"text": "x"},\n', r"a.json:2: not JSON \(Expecting value; the file ends here"),
         ("a.json", b'[{"text": "x"}\n', r"a.json:2: not JSON \(the array has no end"),
         ("a.json", b'{"text":\n "x', r"a.json:1: not JSON \(Unterminated string.*; the file ends here"),
+        (
+            "a.jsonl",
+            b'{"text": "x"},\n{"text": "y"}\n',
+            r"a.jsonl:1: not JSON \(',' between objects that are in no arr",
+        ),
         ("a.json", b"no JSON", r"a.json:1: not JSON \(Expecting value"),
         ("a.json.gz", b'{"text": "x"}\n', r"a.json.gz: cannot be read \(it is not compressed, although its name ends"),
         ("a.txt", "Zeile\nMüde Ärzte".encode("latin-1"), "a.txt:2: not UTF-8: byte 0xfc after 'M'; convert.*iconv"),
@@ -221,7 +226,7 @@ def test_each_parquet_row_is_a_document(tmp_path: Path) -> None:
         ("a.arrow", b"x", r"a.arrow: cannot be read \(it is no Arrow file, or its end is missing"),
         ("a.docx", b"x", "a.docx: unknown kind of file; known endings are .txt, .json.*.zst.*, .parquet"),
         ("a.gz", b"x", "a.gz: unknown kind of file"),
-        ("a\nb.jsonl", b"{\n}", r"a\\nb.jsonl:1: item 1: no field 'text'; fields are none"),
+        ("a\nb.jsonl", b"{\n}", r"a\\nb.jsonl:1: no field 'text'; fields are none"),
     ],
 )
 def test_mistakes_name_file_and_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
