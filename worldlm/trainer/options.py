@@ -40,11 +40,15 @@ def check_options(options: dict[str, Any], plugins: Iterable[Any]) -> None:
         value = options.get(name)
         if repr(value) not in ("None", *map(repr, allowed)):  # 1.0 is a whole round, but 1 is one batch
             raise ValueError(f"{name} is {value!r}: {reason}")
-    every = options.get("check_val_every_n_epoch")
-    if every is not None and every < 1:
-        raise ValueError(
-            f"check_val_every_n_epoch is {every}: it must be at least 1; limit_val_batches 0 never evaluates"
-        )
+    for name, least, hint in (
+        ("check_val_every_n_epoch", 1, "limit_val_batches 0 never evaluates"),
+        ("accumulate_grad_batches", 1, "1 steps the optimizer after every batch"),
+        ("log_every_n_steps", 0, "0 logs no losses"),
+        ("gradient_clip_val", 0, "0 does not clip"),
+    ):
+        value = options.get(name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}: it must be at least {least}; {hint}")
     for name in ("limit_train_batches", "max_epochs"):
         if options.get(name) == 0:
             raise ValueError(f"{name} is 0: no node would train; to evaluate only, use validate")
