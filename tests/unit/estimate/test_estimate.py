@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,21 @@ def test_speed_is_measured_on_real_steps(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     assert 0 < measure_speed(trainer, _module(1, 16, 32), 2) < float("inf")
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_slow_machine_is_measured_with_smaller_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = _trainer(load_topology("single"), [], tmp_path)
+    module, loss, sequences = _module(1, 16, 32), LanguageModule.loss, list[int]()
+
+    def recorded(self: LanguageModule, batch: torch.Tensor) -> torch.Tensor:
+        sequences.append(len(batch))
+        return loss(self, batch)
+
+    monkeypatch.setattr(LanguageModule, "loss", recorded)
+    clock = count(0, 2)  # each step takes two seconds
+    monkeypatch.setattr("worldlm.commands.estimate.speed.time.perf_counter", lambda: next(clock))
+    assert measure_speed(trainer, module, 64) == 2 * module.architecture.max_seq_len / 2
+    assert sequences == [1, 2, 2, 2]
 
 
 @pytest.mark.parametrize(
