@@ -182,3 +182,14 @@ def test_a_panic_of_a_library_ends_a_command_with_one_line(
     monkeypatch.setenv("WORLDLM_DEBUG", "1")
     with pytest.raises(PanicException):
         main(["runs"])
+
+
+def test_a_current_folder_that_was_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["fit", "--recipe", "quickstart"]) == 2
+    assert capsys.readouterr().err == "worldlm: the current folder was removed: change to another one\n"

@@ -45,6 +45,10 @@ def run_command(command_line: CommandLine, make_cli: MakeCLI = RecipeCLI) -> int
     Raises:
         UserError: For mistakes that the user can correct, one line each.
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError(["the current folder was removed: change to another one"]) from None
     quiet_libraries()
     keep_freed_memory()
     if not command_line.safe:
