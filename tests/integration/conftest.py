@@ -203,7 +203,7 @@ def noise_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trainer_for(tmp_path: Path, noise_key: Path, accelerator: str) -> Callable[..., WorldTrainer]:
-    """Return a builder of quiet trainers; keywords as WorldTrainer."""
+    """Return a builder of quiet trainers; keywords as WorldTrainer. `default_root_dir` is the folder of the run."""
 
     def build(
         topology: Topology,
@@ -232,6 +232,7 @@ def trainer_for(tmp_path: Path, noise_key: Path, accelerator: str) -> Callable[.
             if share_memory:
                 pytest.skip("in the host's memory nodes share none with a module on a GPU")
         trainer = WorldTrainer(topology=topology, callbacks=list(callbacks), **{**quiet, **options})
+        trainer.folder = Path(trainer.default_root_dir)
         trainer.share_memory = share_memory
         return trainer
 

@@ -20,7 +20,7 @@ import torch
 
 import worldlm
 from worldlm.cli import main
-from worldlm.runs.folder import at_work
+from worldlm.runs.lock import at_work
 from worldlm.topology import find_file
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from worldlm.cli import main
-from worldlm.runs.folder import at_work, find_checkpoint, find_run, find_saved, find_version
+from worldlm.runs.folder import find_checkpoint, find_folder, find_run, find_saved
+from worldlm.runs.lock import at_work
 from worldlm.topology.errors import UserError
 
 RUN = Path("runs/tiny/version_0")
@@ -89,10 +90,10 @@ def test_folders_of_runs(tmp_path: Path) -> None:
     last = run / "checkpoints" / "last.ckpt"
     last.touch()
     (tmp_path / "again").symlink_to(run)
-    assert find_version(tmp_path / "again" / "checkpoints" / "last.ckpt", tmp_path / "runs") == 0
-    assert find_version(last, tmp_path / "runs") == 0
-    assert find_version(None, tmp_path / "runs") == 1
-    assert find_version(tmp_path / "elsewhere" / "last.ckpt", tmp_path / "runs") == 1
+    assert find_folder(tmp_path / "again" / "checkpoints" / "last.ckpt", tmp_path / "runs") == run
+    assert find_folder(last, tmp_path / "runs") == run
+    assert find_folder(None, tmp_path / "runs") is None
+    assert find_folder(tmp_path / "elsewhere" / "last.ckpt", tmp_path / "runs") is None
     assert find_checkpoint("last", tmp_path / "runs") == last
     assert find_saved(find_run(tmp_path / "again")) == tmp_path / "again" / "checkpoints" / "last.ckpt"
     (tmp_path / "loop").symlink_to("loop")

@@ -13,7 +13,7 @@ import yaml
 from worldlm.cli import main
 from worldlm.models import LanguageModule
 from worldlm.monitoring.record import Record
-from worldlm.runs.folder import LOCK, FolderLost, at_work, check_held
+from worldlm.runs.lock import LOCK, FolderLost, at_work, check_held
 
 RUN = Path("runs/tiny/version_0")
 
@@ -134,7 +134,7 @@ def test_a_folder_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: py
     def acquire(*_: Any, **__: Any) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr("worldlm.runs.folder.FileLock.acquire", acquire)
+    monkeypatch.setattr("worldlm.runs.lock.FileLock.acquire", acquire)
     with pytest.raises(FolderLost, match="was removed, moved or replaced"), at_work(tmp_path / "run"):
         check_held(tmp_path / "run")
         (tmp_path / "run").rename(tmp_path / "moved")

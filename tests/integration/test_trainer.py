@@ -279,11 +279,11 @@ def test_model_checkpoint_keeps_the_best_rounds(
     every: int, rounds: list[int], star: Make, fit: Make, tmp_path: Path
 ) -> None:
     saving = ModelCheckpoint(
-        tmp_path, "{epoch}-{perplexity_after_merge:.0f}", monitor="perplexity_after_merge", save_top_k=2
+        tmp_path / "best", "{epoch}-{perplexity_after_merge:.0f}", monitor="perplexity_after_merge", save_top_k=2
     )
     metrics = Scripted(9, 3, 9, 2, 9)
     fit(star("ab"), [fedavg(), metrics, saving], max_epochs=5, check_val_every_n_epoch=every)
-    names = sorted(path.name for path in tmp_path.glob("*.ckpt"))
+    names = sorted(path.name for path in tmp_path.glob("best/*.ckpt"))
     assert names == ["epoch=1-perplexity_after_merge=3.ckpt", "epoch=3-perplexity_after_merge=2.ckpt"]
     assert saving.best_model_path.endswith(names[1])
     assert float(saving.best_model_score) == 2

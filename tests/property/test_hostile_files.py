@@ -24,7 +24,6 @@ from worldlm.cli.recipe import read_recipe
 from worldlm.cli.recipe_parser import UsageError
 from worldlm.cli.safe_mode import restricted_imports
 from worldlm.commands.compare.plan import plan_runs
-from worldlm.runs.folder import check_name
 from worldlm.topology import find_file, load_topology, parse_topology
 from worldlm.topology.compose import too_far
 from worldlm.topology.errors import UserError, printable
@@ -312,13 +311,6 @@ def test_a_model_that_fits_nowhere_is_refused_in_a_line(
     assert main(["fit", "--recipe", "quickstart", "--model.architecture.d_model", "80000000"]) == 2
     (line,) = (line_ for line_ in capsys.readouterr().err.splitlines() if line_.startswith("worldlm: "))
     assert line.startswith("worldlm: not enough memory (tried to allocate")
-
-
-def test_names_of_runs() -> None:
-    assert check_name("compare-x/fedavg-1") == "compare-x/fedavg-1"
-    for name in ("..", "a/../b", "/a", ".", "a\0"):
-        with pytest.raises(UserError, match="name must be that of a folder below runs"):
-            check_name(name)
 
 
 def test_plain_values_are_read_in_the_same_bounds(tmp_path: Path) -> None:

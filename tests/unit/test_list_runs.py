@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from worldlm.cli import main
 from worldlm.commands.list_runs import find_runs, read_run
-from worldlm.runs.folder import LOCK, at_work, is_at_work
+from worldlm.runs.lock import LOCK, at_work, is_at_work
 from worldlm.runs.results import RESULTS
 from worldlm.topology.errors import UserError
 
@@ -190,9 +190,9 @@ def test_a_folder_in_which_nothing_came_of_a_run_goes(tmp_path: Path) -> None:
     assert (tmp_path / "version_1" / LOCK).exists()
     assert not is_at_work(tmp_path / "version_1")
     (tmp_path / "empty").mkdir()
-    with at_work(tmp_path / "empty"):  # was there before
+    with at_work(tmp_path / "empty"):  # as `make_folder` makes it
         pass
-    assert (tmp_path / "empty").is_dir()
+    assert not (tmp_path / "empty").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from worldlm.data.trained_tokenizer import _open
 from worldlm.files.regular import check_regular
 from worldlm.models.hugging_face import check_config
 from worldlm.models.mpt import Architecture
-from worldlm.runs.folder import at_work, find_checkpoint
+from worldlm.runs.folder import find_checkpoint
+from worldlm.runs.lock import at_work
 from worldlm.runs.results import read_results
 from worldlm.topology import load_topology
 from worldlm.topology.errors import UserError

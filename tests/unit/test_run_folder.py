@@ -2,11 +2,13 @@
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from worldlm.runs.folder import at_work, find_checkpoint, find_run, find_saved
+from worldlm.runs.folder import check_name, find_checkpoint, find_run, find_saved, make_folder
+from worldlm.runs.lock import at_work
 from worldlm.topology.errors import UserError
 
 
@@ -39,6 +41,36 @@ def test_a_round_is_there_or_those_that_are_are_told(tmp_path: Path) -> None:
         find_saved(tmp_path, 3)
     last.unlink()
     assert find_saved(tmp_path) == tenth
+
+
+def test_no_two_runs_get_the_same_folder(tmp_path: Path) -> None:
+    runs = tmp_path / "runs" / "pile"
+    with ThreadPoolExecutor() as threads:
+        made = list(threads.map(make_folder, [runs] * 8))
+    assert sorted(path.name for path in made) == [f"version_{number}" for number in range(8)]
+    touch(runs / "version_20")
+    (runs / "version_21.old").mkdir()
+    (runs / "version_x").mkdir()
+    assert make_folder(runs) == runs / "version_21"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    touch(tmp_path / "file")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name, reason in (("file/pile", "Not a directory"), ("link/pile", "File exists")):
+        with pytest.raises(UserError, match=f"the folder .*{name} for runs cannot be made: {reason}"):
+            make_folder(tmp_path / name)
+
+
+def test_names(tmp_path: Path) -> None:
+    for name in ("pile", "a/b", "two words", "größe", "dot.", "a..b", "~"):
+        assert check_name(name) == name
+    for name in ("..", "a/../b", "/a", ".", "a\0", "a\nb"):
+        with pytest.raises(UserError, match="name must be that of a folder below runs"):
+            check_name(name)
+    for name in (".a", "a/.b", "version_3", "a/version_0/b", "a/" + 128 * "ö"):
+        with pytest.raises(UserError, match="no folder in it may begin with a dot, be version_N, or be longer than"):
+            check_name(name)
 
 
 def _last(runs: Path) -> str:

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from worldlm.data.tokenizers import FILE, FileTokenizer
 from worldlm.files.atomic_write import write_text
 from worldlm.models.initial_weights import find_origin
-from worldlm.runs.folder import check_held
+from worldlm.runs.lock import check_held
 from worldlm.trainer import FederationCallback, WorldTrainer
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from worldlm.files.atomic_write import atomic_write
-from worldlm.runs.folder import check_held
+from worldlm.runs.lock import check_held
 from worldlm.trainer import WorldTrainer
 
 log = logging.getLogger(__name__)

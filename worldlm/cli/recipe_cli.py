@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,6 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from worldlm.callbacks import Record
 from worldlm.callbacks.defaults import with_defaults
 from worldlm.cli.ending import early_end, rounds_done
+from worldlm.cli.fit_signals import handlers
+from worldlm.cli.loggers import in_folder, tensorboard_command
 from worldlm.cli.parser import REPEAT, CommandLine
 from worldlm.cli.recipe import MergeRecipe, read_recipe
 from worldlm.cli.recipe_parser import RecipeParser, UsageError
@@ -28,16 +27,17 @@ from worldlm.cli.recipe_scalars import check_scalars, quote_words
 from worldlm.cli.safe_mode import OPTION
 from worldlm.cli.safe_values import check_safe_values
 from worldlm.cli.shared_settings import shared_settings
-from worldlm.cli.signals import Handler, handling, stop
+from worldlm.cli.signals import handling
 from worldlm.data import CorpusDataModule
 from worldlm.distributed.threads import choose_num_threads
 from worldlm.files.atomic_write import write_text
 from worldlm.models import LanguageModule
 from worldlm.monitoring.summary import headline
-from worldlm.runs.folder import CONFIG, LAST, at_work, check_name, find_checkpoint, find_version
+from worldlm.runs.folder import CONFIG, LAST, check_name, find_checkpoint, find_folder, make_folder, remove_if_empty
 from worldlm.topology import Shape
 from worldlm.topology.lint import placeholders
 from worldlm.topology.reader import Reader
+from worldlm.trainer.run_folder import RUNS
 from worldlm.trainer.strategy import WorldStrategy
 from worldlm.trainer.world_trainer import WorldTrainer
 
@@ -65,9 +65,8 @@ class SaveSettings(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file before training."""
-        folder = trainer.log_dir  # all processes call it, because it is sent to all
-        if folder is not None and trainer.is_global_zero and not self.already_saved:
-            write_text(Path(folder) / CONFIG, self.parser.dump(self.config, skip_none=False))
+        if trainer.is_global_zero and not self.already_saved:
+            write_text(trainer.folder / CONFIG, self.parser.dump(self.config, skip_none=False))  # type: ignore[attr-defined]
         self.already_saved = True
 
 
@@ -83,18 +82,21 @@ class RecipeCLI(LightningCLI):
         self.command_line = command_line
         self.progress = progress or Progress()
         self.checkpoint: Path | None = None
-        super().__init__(
-            LanguageModule,
-            CorpusDataModule,
-            trainer_class=WorldTrainer,
-            parser_class=RecipeParser,
-            parser_kwargs={"prog": "worldlm"},
-            save_config_callback=SaveSettings,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=command_line.words,
-        )
+        self.runs = self.folder = Path()
+        """The folder of all runs, and that of this one; known before anything is built."""
+        with ExitStack() as self._at_end:
+            super().__init__(
+                LanguageModule,
+                CorpusDataModule,
+                trainer_class=WorldTrainer,
+                parser_class=RecipeParser,
+                parser_kwargs={"prog": "worldlm"},
+                save_config_callback=SaveSettings,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                args=command_line.words,
+            )
 
     @property
     def known(self) -> set[str]:
@@ -119,7 +121,7 @@ class RecipeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--federation.topology", type=str, help="name or path of a topology")
         parser.add_argument("--name", type=str | None, help="name of the run's folder; by default the recipes'")
-        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument("--runs", type=str | None, help="folder of all runs; by default runs")
         parser.add_argument(
             "--federation.settings", type=dict[str, Any] | None, help="settings laid over those at the topology's top"
         )
@@ -158,29 +160,39 @@ class RecipeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         if self.subcommand != "fit":
-            self.save_config_callback = None  # without a logger, Lightning would write into the current folder
+            self.save_config_callback = None
+            config.trainer.logger = config.trainer.enable_progress_bar = False
             config.trainer.devices = config.trainer.num_nodes = config.trainer.devices_per_node = 1
             config.trainer.fully_shard = False
         if self.subcommand == "prepare":
-            config.trainer.logger = config.trainer.enable_progress_bar = False
             return
         if config.trainer.fast_dev_run:
             self.save_config_callback = None  # a trial run writes no files
         name = check_name(config.name or "-".join(path.stem for path in self.command_line.recipes) or "world")
-        runs = Path(config.runs) / name
+        self.runs = _folder_of_runs(config)
+        runs = self.runs / name
         self.checkpoint = find_checkpoint(config.ckpt_path, runs)
         config.ckpt_path = str(self.checkpoint) if self.checkpoint else None
-        if self.subcommand == "validate":
-            if self.checkpoint is None:
-                raise UsageError(f"validate needs a checkpoint: --ckpt_path FILE, or last for the last of {runs}")
-            config.trainer.logger = config.trainer.enable_progress_bar = False
-        elif config.trainer.logger in (None, True):
-            config.trainer.logger = _tensorboard(config.runs, name, find_version(self.checkpoint, runs))
+        if self.subcommand == "validate" and self.checkpoint is None:
+            raise UsageError(f"validate needs a checkpoint: --ckpt_path FILE, or last for the last of {runs}")
+        if self.subcommand == "fit":
+            self.folder = find_folder(self.checkpoint, runs) or self._make_folder(runs)
+
+    def _make_folder(self, runs: Path) -> Path:
+        """Make the folder of a new run. It is removed at the end if it is empty, because the run could not start."""
+        if self.config["fit"].trainer.fast_dev_run or getattr(rank_zero_only, "rank", 0):
+            return runs  # a trial run writes no files, and other processes use the folder of process 0
+        folder = make_folder(runs)
+        self._at_end.callback(remove_if_empty, folder, self.runs)
+        return folder
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer. `prepare` needs no weights, so it builds the model on the meta device."""
+        settings = self.config[self.subcommand].trainer
+        loggers, settings.logger = settings.logger, in_folder(settings.logger, self.folder)
         with torch.device("meta") if self.subcommand == "prepare" else nullcontext():
             super().instantiate_classes()
+        settings.logger = loggers  # in config.yaml, so that a run that repeats this one has its own folder
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         settings = self._get(self.config_init, "trainer")
@@ -188,7 +200,8 @@ class RecipeCLI(LightningCLI):
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         assert self.subcommand is not None
         settings["callbacks"] = with_defaults(self.subcommand, callbacks, settings)
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer: Any = super().instantiate_trainer(**kwargs)
+        trainer.folder = self.folder
         torch.set_num_threads(choose_num_threads(trainer.num_devices))
         return trainer
 
@@ -212,7 +225,7 @@ class RecipeCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train the world. SIGTERM, SIGHUP and the first Ctrl-C stop it between two steps."""
         trainer: WorldTrainer = self.trainer  # type: ignore[assignment]
-        folder = self.progress.folder = trainer.folder
+        self.progress.folder = self.folder
         if self.checkpoint is None:
             self.model.check_init_from()
         record = next(callback for callback in trainer.callbacks if isinstance(callback, Record))  # type: ignore[attr-defined]
@@ -221,7 +234,7 @@ class RecipeCLI(LightningCLI):
         rank_zero_only(print)(headline(trainer, self.model) + origin)
         self._prepare_other_processes(trainer)
         trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-        with handling(_handlers(trainer)), at_work(folder) if trainer.is_global_zero and not trial else nullcontext():
+        with handling(handlers(trainer)):
             trainer.fit(**kwargs)
         if not trial:
             self._report_early_end(trainer)
@@ -250,41 +263,17 @@ class RecipeCLI(LightningCLI):
             trainer.strategy.must_match |= shared_settings(self.config[self.subcommand])
 
     def _results_line(self, trainer: WorldTrainer, record: Record) -> str:
-        runs = Path(self.config[self.subcommand].runs)
-        logs = runs if trainer.folder.is_relative_to(runs) else trainer.folder
-        results = f"results: {trainer.folder} (tensorboard --logdir {logs})"
+        tensorboard = tensorboard_command(trainer.loggers, self.runs)
+        results = f"results: {trainer.folder}" + (f" ({tensorboard})" if tensorboard else "")
         if not self.checkpoint or record.began or early_end(trainer)[0]:
             return results
         rounds = trainer.current_epoch
         return f"all {rounds} rounds were done before; for more: --trainer.max_epochs {2 * rounds}. {results}"
 
 
-def _handlers(trainer: WorldTrainer) -> dict[signal.Signals, Handler]:
-    """Return the handlers of a fit. While it trains, Lightning handles SIGTERM first: it stops between two steps."""
-
-    def terminate(signum: int, frame: FrameType | None) -> None:
-        if not trainer.received_sigterm:
-            stop(signum, frame)
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        if not trainer.training:
-            stop(signum, frame)
-        signal.signal(signal.SIGINT, stop)  # the next Ctrl-C stops at once
-        if trainer.num_ranks == 1:
-            print("\nstopping after this step; Ctrl-C again stops at once, without a checkpoint", file=sys.stderr)
-        elif trainer.is_global_zero:
-            print("\nstopping; the work since the last finished round is lost", file=sys.stderr)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def hang_up(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    return {signal.SIGINT: interrupt, signal.SIGTERM: terminate, signal.SIGHUP: hang_up}
-
-
-def _tensorboard(runs: str, name: str, version: int) -> Any:
-    """Return the settings of the logger that names the run's folder."""
-    arguments = {"save_dir": runs, "name": name, "version": version, "default_hp_metric": False}
-    init_args = Namespace(arguments)  # type: ignore[no-untyped-call]
-    class_path = "lightning.pytorch.loggers.TensorBoardLogger"
-    return Namespace(class_path=class_path, init_args=init_args)  # type: ignore[no-untyped-call]
+def _folder_of_runs(config: Namespace) -> Path:
+    """Return the folder of all runs: `--runs`, or that in `default_root_dir`, by default the current folder."""
+    for name, text in (("runs", config.runs), ("trainer.default_root_dir", config.trainer.default_root_dir)):
+        if "://" in str(text):
+            raise UsageError(f"{name} is {text}, but must be a local folder")
+    return Path(os.path.expanduser(config.runs or Path(config.trainer.default_root_dir or "") / RUNS))

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from worldlm.cli.loggers import set_default_save_dir
 from worldlm.cli.recipe_scalars import quote_texts
 
 
@@ -16,9 +17,11 @@ class UsageError(ValueError):
 class RecipeParser(LightningArgumentParser):
     """Raises errors instead of printing a page of usage, and never takes a value for the name of a file to read."""
 
-    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
+    def add_class_arguments(self, theclass: Any, *args: Any, **kwargs: Any) -> Any:
         """Add the arguments of a class."""
-        return super().add_class_arguments(*args, **{**kwargs, "sub_configs": False})
+        added = super().add_class_arguments(theclass, *args, **{**kwargs, "sub_configs": False})
+        set_default_save_dir(theclass, self._actions)
+        return added
 
     @property
     def declared(self) -> dict[str, Any]:

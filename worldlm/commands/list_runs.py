@@ -16,8 +16,8 @@ from rich.text import Text
 
 from worldlm.cli.console import table_console
 from worldlm.cli.parser import Parser
-from worldlm.runs.folder import is_at_work
 from worldlm.runs.guarantees import meanings, warnings
+from worldlm.runs.lock import is_at_work
 from worldlm.runs.results import MOMENTS, RESULTS, Moment, RunRecord, read_results
 from worldlm.runs.scores import best_mean, far_worse, far_worse_text, mean_text
 from worldlm.topology.errors import UserError, join_names

@@ -23,7 +23,7 @@ from worldlm.monitoring.round_lines import RoundLines, find_rounds
 from worldlm.monitoring.run_facts import code, data_facts, machine, tree_facts, versions
 from worldlm.monitoring.summary import row
 from worldlm.rounds import World
-from worldlm.runs.folder import check_held
+from worldlm.runs.lock import check_held
 from worldlm.runs.results import FORMAT, RESULTS, RunRecord
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes

@@ -1,9 +1,10 @@
-"""Makes the world of a run: places its nodes on the processes, and gives them the module's weights."""
+"""Makes the world of a run: places its nodes on the processes, gives them the module's weights, and stores them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,8 +12,14 @@ from torch.utils.data import DataLoader
 
 from worldlm.distributed.placement import place
 from worldlm.distributed.transport import ProcessTransport
+from worldlm.federation.parameters import num_bytes
 from worldlm.models.partition import parts_of
+from worldlm.rounds.program import fit_order
 from worldlm.rounds.world import World
+from worldlm.storage.device_placement import NodesOn, warn_of_little_memory, where_nodes_wait
+from worldlm.storage.node_store import NodeStore
+from worldlm.storage.paged_store import PagedStore, Paging
+from worldlm.topology import Topology
 from worldlm.topology.changes import Changes
 from worldlm.trainer.loaders import num_tokens
 from worldlm.trainer.run_settings import RunSettings
@@ -48,6 +55,34 @@ def make_world(trainer: pl.Trainer, run: RunSettings, loaders: Mapping[str, Data
         log=run.log,
         noise_key=run.noise_key,
     )
+
+
+def make_store(
+    trainer: pl.Trainer,
+    topology: Topology,
+    names: Collection[str],
+    nodes_on: NodesOn,
+    paging: Paging | None,
+    pages: Path,
+) -> NodeStore:
+    """Make the store for the nodes that a process holds.
+
+    Args:
+        trainer: Has the module and the device.
+        topology: The nodes.
+        names: The nodes that this process holds.
+        nodes_on: Where nodes wait if they are in memory.
+        paging: Keeps waiting nodes on disk; None keeps them in memory.
+        pages: Folder of the pages, if `paging` names none.
+    """
+    if paging is not None:
+        return PagedStore(topology, fit_order(topology), paging, Path(paging.folder or pages))
+    size = num_bytes(dict(trainer.lightning_module.named_parameters()))
+    device = where_nodes_wait(nodes_on, trainer.strategy.root_device, len(topology.nodes), size)
+    if device.type == "cpu" and trainer.is_global_zero:
+        nodes, num_slices = [topology.nodes[name] for name in names], getattr(trainer.strategy, "num_slices", 1)
+        warn_of_little_memory(nodes, size, trainer.num_devices, num_slices)
+    return NodeStore(device)
 
 
 def log_changes(changes: Changes, num_rounds: int) -> None:

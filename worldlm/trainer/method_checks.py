@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 
 import lightning.pytorch as pl
@@ -11,6 +12,9 @@ from worldlm.rounds.callback import RoundCallback
 from worldlm.topology import Settings, Shape, Topology
 from worldlm.topology.errors import join_names
 from worldlm.topology.settings import KINDS_OF_PRIVACY
+from worldlm.topology.shape import gone_as_one
+
+log = logging.getLogger(__name__)
 
 _PROVIDERS = {
     "privacy": "worldlm.callbacks.UpdatePrivacy",
@@ -46,6 +50,17 @@ def check_listed_once(callbacks: pl.Callback | Iterable[pl.Callback]) -> None:
             if earlier:
                 raise ValueError(f"{earlier} and {name} both provide {key}: list only one of them")
             seen[key] = name
+
+
+def check_method(topology: Topology, shape: Shape, callbacks: Sequence[RoundCallback]) -> None:
+    """Check that the callbacks form a method that suits a topology of a shape.
+
+    Raises:
+        ValueError: As the three checks below.
+    """
+    check_settings(topology, callbacks)
+    check_parts(callbacks)
+    check_handed_out(topology, shape, callbacks)
 
 
 def check_parts(callbacks: Sequence[RoundCallback]) -> None:
@@ -102,3 +117,12 @@ def check_settings(topology: Topology, callbacks: Sequence[RoundCallback]) -> No
                 for name, nodes in missing.items()
             )
         )
+
+
+def warn_of_lost_protection(tree: Topology, shaped: Topology, shape: Shape) -> None:
+    """Log which federations of a topology are no longer protected as a unit in another shape."""
+    for name in gone_as_one(tree, shaped):
+        log.warning(
+            "shape %s removes %s, whose privacy protected all nodes below it as a unit; now only the privacy of each "
+            "node holds", shape, name,
+        )  # fmt: skip

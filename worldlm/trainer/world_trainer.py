@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,29 +11,26 @@ import lightning.pytorch as pl
 
 from worldlm.checkpoint.lightning_io import AtomicCheckpointIO, CheckpointConnector
 from worldlm.federation.noise_key import NoiseKey
-from worldlm.federation.parameters import num_bytes
 from worldlm.rounds.context import Context
 from worldlm.rounds.method import Method
-from worldlm.rounds.program import fit_order
 from worldlm.rounds.world import World
-from worldlm.storage.device_placement import NodesOn, check_nodes_on, warn_of_little_memory, where_nodes_wait
+from worldlm.storage.device_placement import NodesOn, check_nodes_on
 from worldlm.storage.node_store import NodeStore
-from worldlm.storage.paged_store import PagedStore, Paging
+from worldlm.storage.paged_store import Paging
 from worldlm.topology import Shape, Topology, load_topology, reshape, split_rounds
-from worldlm.topology.shape import gone_as_one
 from worldlm.trainer.callback import FederationCallback
 from worldlm.trainer.find_noise_key import find_noise_key
 from worldlm.trainer.fit_loop import FederatedFitLoop
 from worldlm.trainer.fit_plan import FitPlan
 from worldlm.trainer.lightning_callbacks import check_supported
-from worldlm.trainer.method_checks import check_handed_out, check_listed_once, check_parts, check_settings
+from worldlm.trainer.make_world import make_store
+from worldlm.trainer.method_checks import check_listed_once, check_method, warn_of_lost_protection
 from worldlm.trainer.metric_callbacks import check_monitors
 from worldlm.trainer.options import check_options, choose_precision
 from worldlm.trainer.processes import check_metric_callbacks, choose_processes
+from worldlm.trainer.run_folder import RunFolder, add_logger
 from worldlm.trainer.run_log import RunLog
 from worldlm.trainer.run_settings import RunSettings
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -96,7 +92,7 @@ class WorldTrainer(pl.Trainer):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.stop_after_round = False
         """Whether the run stops at the end of this round, to be resumed later. Must be equal in all processes."""
-        self._folder: Path | None = None
+        self._run_folder = RunFolder(self, self.topology.name)
         self.nodes_on = check_nodes_on(nodes_on, paging is not None, fully_shard)
         self.paging = paging
         self._noise_key_path = None if noise_key is None else Path(os.path.expanduser(noise_key))
@@ -104,6 +100,7 @@ class WorldTrainer(pl.Trainer):
         plugins = given if isinstance(given, list) else [given]
         check_options(kwargs, plugins)
         check_listed_once(kwargs.get("callbacks") or ())
+        add_logger(kwargs, self._run_folder)
         choose_precision(kwargs, plugins)
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO(mapped=paging is not None)]
         kwargs["num_sanity_val_steps"] = 0
@@ -133,8 +130,8 @@ class WorldTrainer(pl.Trainer):
         self.fit_loop = FederatedFitLoop(self, self._run_settings, self.min_epochs, self.max_epochs)
         self._shape: Shape = shape
         self._check_method()
-        for name in gone_as_one(tree, self.topology) if self.is_global_zero else ():
-            log.warning(_LOST_PROTECTION, shape, name)
+        if self.is_global_zero:
+            warn_of_lost_protection(tree, self.topology, shape)
 
     @property
     def method(self) -> Method:
@@ -155,19 +152,26 @@ class WorldTrainer(pl.Trainer):
     def _check_method(self) -> None:
         """Check that the callbacks form a method that enforces the settings of the topology."""
         check_supported(self.callbacks)  # type: ignore[attr-defined]
-        callbacks = self.method.callbacks
-        check_settings(self.topology, callbacks)
-        check_parts(callbacks)
-        check_handed_out(self.topology, self._shape, callbacks)
+        check_method(self.topology, self._shape, self.method.callbacks)
 
-    def fit(self, *args: Any, **kwargs: Any) -> None:
-        """Train the world.
+    def fit(
+        self,
+        model: pl.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train the world. The arguments are those of Lightning; `ckpt_path="last"` resumes the run started last.
 
         Raises:
-            ValueError: If the callbacks do not suit each other or the topology.
+            ValueError: If the callbacks do not suit each other or the topology, or the run's folder cannot be used.
         """
         self._collect_callbacks()
-        super().fit(*args, **kwargs)
+        ckpt_path = self._run_folder.find_last(ckpt_path)
+        with self._run_folder.locked(ckpt_path):
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> list[Mapping[str, float]]:
         """Evaluate every node on the held-out text at and below it. `NodeMetrics` or `NodeValidation` must be listed.
@@ -216,16 +220,27 @@ class WorldTrainer(pl.Trainer):
 
     @property
     def folder(self) -> Path:
-        """The run's folder: its logger's, else `default_root_dir`. Only process 0 writes there, except for pages."""
-        return self._folder or Path(self.log_dir or self.default_root_dir)
+        """The run's folder: `runs/TOPOLOGY/version_N` in `default_root_dir`. Process 0 writes there, others only pages.
+
+        A resumed run uses the folder of its checkpoint. Else a new folder is made when it is first needed.
+        """
+        return self._run_folder.path
+
+    @folder.setter
+    def folder(self, folder: Path) -> None:
+        self._run_folder.chosen = folder
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder, once a fit has begun. All processes must call this together."""
+        return str(self.strategy.broadcast(str(self._run_folder.chosen or self.default_root_dir)))
 
     def _agree_on_folder(self, fingerprint: str | None) -> None:
         """Set the run's folder to that of process 0, and find the noise key. All processes call this together."""
-        self._folder = None
-        self._folder = self.folder
+        folder = self._run_folder.agree()
         run = self._run_settings
         if self.topology.demands_privacy and (run.noise_key is None or fingerprint is not None):
-            run.noise_key = find_noise_key(self, self.folder, self._noise_key_path, fingerprint)
+            run.noise_key = find_noise_key(self, folder, self._noise_key_path, fingerprint)
 
     @property
     def noise_key(self) -> NoiseKey | None:
@@ -234,15 +249,7 @@ class WorldTrainer(pl.Trainer):
 
     def _make_store(self, names: Collection[str]) -> NodeStore:
         """Make the store for the nodes that this process holds."""
-        if self.paging is not None:
-            folder = Path(self.paging.folder or self.folder / "pages")
-            return PagedStore(self.topology, fit_order(self.topology), self.paging, folder)
-        size = num_bytes(dict(self.lightning_module.named_parameters()))
-        device = where_nodes_wait(self.nodes_on, self.strategy.root_device, len(self.topology.nodes), size)
-        if device.type == "cpu" and self.is_global_zero:
-            nodes, num_slices = [self.topology.nodes[name] for name in names], getattr(self.strategy, "num_slices", 1)
-            warn_of_little_memory(nodes, size, self.num_devices, num_slices)
-        return NodeStore(device)
+        return make_store(self, self.topology, names, self.nodes_on, self.paging, self.folder / "pages")
 
     @property
     def active_node(self) -> str:
@@ -290,8 +297,3 @@ class WorldTrainer(pl.Trainer):
         """Return the first callback of a type, or None."""
         callbacks: list[Any] = self.callbacks  # type: ignore[attr-defined]
         return next((callback for callback in callbacks if isinstance(callback, kind)), None)
-
-
-_LOST_PROTECTION = (
-    "shape %s removes %s, whose privacy protected all nodes below it as a unit; now only the privacy of each node holds"
-)

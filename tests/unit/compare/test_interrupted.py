@@ -17,7 +17,7 @@ from worldlm.commands.compare import compare
 from worldlm.commands.compare.execute import execute
 from worldlm.commands.compare.plan import PlannedRun, plan_runs
 from worldlm.files.atomic_write import write_text
-from worldlm.runs.folder import at_work
+from worldlm.runs.lock import at_work
 
 BASE = ["--recipe", "base.yaml", "--methods", "one.yaml", "--seeds", "1", "--name", "it"]
 

@@ -18,7 +18,7 @@ from worldlm.commands.compare.plan import PlannedRun
 from worldlm.commands.compare.records import is_finished
 from worldlm.files.atomic_write import write_text
 from worldlm.files.regular import check_regular
-from worldlm.runs.folder import is_at_work
+from worldlm.runs.lock import is_at_work
 from worldlm.runs.parent_process import bound_to_this_process
 
 STDERR = "stderr.txt"
