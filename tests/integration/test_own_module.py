@@ -26,7 +26,9 @@ def weights(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
-@pytest.mark.parametrize("options", [{}, {"collate_fn": as_dicts}, {"drop_last": True}], ids=["plain", "dicts", "drop_last"])
+@pytest.mark.parametrize(
+    "options", [{}, {"collate_fn": as_dicts}, {"drop_last": True}], ids=["plain", "dicts", "drop_last"]
+)
 def test_one_node_gives_the_result_of_lightnings_trainer(
     options: dict[str, Any], single: Topology, trainer_for: Make, differences: Make
 ) -> None:
