@@ -251,7 +251,8 @@ def check_other(words: list[str]) -> None:
         extras = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         for name in (name for one in given for names in re.findall(r"\[(.*)\]", one) for name in names.split(",")):
             assert name in extras
-    if program == "python" and not Path(given[0]).is_file():  # a script that a page shows is run as a Python block
+    shown = program == "python" and Path(given[0]).is_file()  # a script that a page shows is run as a Python block
+    if program == "python" and given[0] != "-m" and not shown:
         script = TOP / given[0]
         source = (script / "__main__.py" if script.is_dir() else script).read_text()
         for option in (one for one in given[1:] if one.startswith("--")):
