@@ -98,7 +98,7 @@ def test_a_run_resumes_bit_for_bit(
 def test_metrics_of_the_module_can_be_monitored(
     star: Make, trainer_for: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], recorder: Any
 ) -> None:
-    saving = ModelCheckpoint(tmp_path, "{epoch}-{val_loss:.2f}", monitor="val_loss")
+    saving = ModelCheckpoint(tmp_path / "best", "{epoch}-{val_loss:.2f}", monitor="val_loss")
     stopping = EarlyStopping(monitor="val_loss_after_merge", patience=9)
     trainer = trainer_for(star("ab"), [Averaging(), NodeMetrics(), Summary(), saving, stopping], logger=recorder)
     trainer.fit(Bigrams(), shuffled(), {"a": loader(4), "b": loader(5)})
@@ -201,7 +201,7 @@ def test_text_is_cut_to_the_sizes_that_a_module_states(star: Make, trainer_for: 
 
 
 def test_hyperparameters_must_fit_into_a_checkpoint(star: Make, trainer_for: Make, tmp_path: Path) -> None:
-    callbacks = [Averaging(), ModelCheckpoint(tmp_path)]
+    callbacks = [Averaging(), ModelCheckpoint(tmp_path / "best")]
     with pytest.raises(ValueError, match=r"hyperparameter settings of Configured is a type.*ignore=\['settings'\]"):
         trainer_for(star("ab"), callbacks).fit(Configured(), shuffled(), loader(4))
     trainer_for(star("ab"), [Averaging()], max_epochs=1).fit(Configured(), shuffled(), loader(4))  # saves no checkpoint
