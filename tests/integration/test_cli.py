@@ -470,7 +470,7 @@ def test_prepare_packs_and_trains_nothing(shore: Path, capsys: pytest.CaptureFix
 
 def test_a_cache_that_cannot_be_written_is_told_in_a_line(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = refused(capsys, "prepare", "--recipe", "tiny.yaml", "--data.cache_dir", str(shore / "cache"))
-    assert lines == [f"--data.cache_dir: cache_dir {shore}/cache cannot be used: Not a directory: '{shore}/cache'"]
+    assert lines == [f"--data.cache_dir {shore}/cache cannot be used: Not a directory: '{shore}/cache'"]
 
 
 def test_settings_of_the_recipe_are_laid_over_the_topology(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
