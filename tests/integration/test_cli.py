@@ -315,7 +315,7 @@ def test_names_and_values_of_records_are_taken_as_they_are_written(
         "corpus 'hills' (train): there are no train documents; where requires {'country': 'no', 'code': '012'}" in line
     )
     line = refused(capsys, "prepare", "--recipe", "tiny.yaml", "--data.local", "{off: sea.txt}")[-1]
-    assert line == "local.off: there is no corpus of that name; known are hills, no"
+    assert line.endswith("local.off: there is no corpus of that name; known are hills, no")
 
 
 def test_an_empty_corpus_names_node_and_corpus(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
