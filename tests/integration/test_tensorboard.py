@@ -81,7 +81,7 @@ def test_one_node_has_charts_without_a_federation() -> None:
     tree = parse_topology("name: t\nsettings: {num_local_steps: 1}\nroot: {name: w, corpus: a}", "t.yaml")
     charts = {title: list(charts) for title, charts in layout(tree).items()}
     assert charts == {
-        "world at a glance": ["mean perplexity over the data nodes"],
+        "world at a glance": ["mean perplexity after_merge", "mean perplexity after_fit"],
         "w": ["perplexity after_fit", "loss by local step"],
     }
 

@@ -113,16 +113,19 @@ def draw(record: RunRecord, since: int = 0) -> dict[str, Any]:
     if any(record.series(node["name"], moment) for node in record.nodes for moment in MOMENTS):
         figures["curves"] = curves(record, _INCHES)
     if any("bytes_up" in figures for figures in last["nodes"].values()):
-        figures["bytes"] = draw_world(of_traffic(record), f"bytes on every edge, all {number} rounds")
+        figures["bytes"] = draw_world(of_traffic(record), f"bytes on every edge, {_rounds(0, number)}")
     if any(entry["routes"] for entry in record.rounds):
         routes = record.routes_from(since)
-        title = f"residuals of rounds {since + 1} to {number}" if since + 1 < number else f"residuals of round {number}"
-        figures["residuals"] = draw_world(of_names(record), title, routes)
+        figures["residuals"] = draw_world(of_names(record), f"residuals, {_rounds(since, number)}", routes)
     if any(entry["attention"] for entry in record.rounds):
         figures["attention"] = attention([record], _INCHES)
     if any(kind in figures for figures in last["nodes"].values() for kind in ("epsilon", "example_epsilon")):
         figures["privacy"] = budget(record, _INCHES)
     return figures
+
+
+def _rounds(since: int, number: int) -> str:
+    return f"rounds {since + 1} to {number}" if since + 1 < number else f"round {number}"
 
 
 def _pixels(figure: Any) -> np.ndarray[Any, Any]:
@@ -140,8 +143,8 @@ def layout(topology: Topology) -> dict[str, dict[str, list[Any]]]:
     Returns:
         Sections by title; each maps the titles of its charts to a chart type and the tags shown.
     """
-    means = [f"^world/mean_perplexity_{moment}$" for moment in MOMENTS]
-    at_a_glance = {"mean perplexity over the data nodes": ["Multiline", means]}
+    means = {f"mean perplexity {moment}": f"^world/mean_perplexity_{moment}$" for moment in MOMENTS}
+    at_a_glance = {title: ["Multiline", [tag]] for title, tag in means.items()}
     if topology.root.children:
         at_a_glance["bytes since the run began"] = ["Multiline", ["^world/bytes$"]]
     sections = {"world at a glance": at_a_glance}
