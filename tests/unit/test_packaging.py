@@ -1,4 +1,4 @@
-"""The metadata and the contents of a release. `python -m build && twine check --strict dist/*` checks the files."""
+"""The metadata and the contents of a release. `pyproject-build && twine check --strict dist/*` checks the files."""
 
 from __future__ import annotations
 
