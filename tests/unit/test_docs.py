@@ -61,7 +61,10 @@ def name_of(page: Path) -> str:
     return page.relative_to(TOP).as_posix()
 
 
-PROGRAMS = "worldlm python pip pytest ruff mypy lint-imports sphinx-build tensorboard torchrun pyproject-build twine srun .ci/run"
+PROGRAMS = (
+    "worldlm python pip pytest ruff mypy lint-imports "
+    "sphinx-build tensorboard torchrun pyproject-build twine srun .ci/run"
+)
 """What pages may tell a reader to type, beside what a shell has by itself."""
 
 SMALLER = {
