@@ -33,7 +33,8 @@ from worldlm.distributed.threads import choose_num_threads
 from worldlm.files.atomic_write import write_text
 from worldlm.models import LanguageModule
 from worldlm.monitoring.summary import headline
-from worldlm.runs.folder import CONFIG, LAST, check_name, find_checkpoint, find_folder, make_folder, remove_if_empty
+from worldlm.runs.folder import CONFIG, LAST, check_name, find_checkpoint, find_folder, make_folder
+from worldlm.runs.lock import remove_unused
 from worldlm.topology import Shape
 from worldlm.topology.lint import placeholders
 from worldlm.topology.reader import Reader
@@ -183,7 +184,7 @@ class RecipeCLI(LightningCLI):
         if self.config["fit"].trainer.fast_dev_run or getattr(rank_zero_only, "rank", 0):
             return runs  # a trial run writes no files, and other processes use the folder of process 0
         folder = make_folder(runs)
-        self._at_end.callback(remove_if_empty, folder, self.runs)
+        self._at_end.callback(remove_unused, folder, self.runs)
         return folder
 
     def instantiate_classes(self) -> None:

@@ -141,19 +141,6 @@ def make_folder(runs: Path) -> Path:
         raise UserError([f"the folder {runs} for runs cannot be made: {error.strerror}"]) from error
 
 
-def remove_if_empty(folder: Path, runs: Path) -> None:
-    """Remove the folder of a run that could not start, and those above it up to that of all runs, if they are empty."""
-    for path in (folder, *folder.parents):
-        try:
-            path.rmdir()
-        except FileNotFoundError:  # removed before
-            pass
-        except OSError:
-            return
-        if path == runs:
-            return
-
-
 def find_run(run: str | Path) -> Path:
     """Find the folder of a run that has a checkpoint.
 

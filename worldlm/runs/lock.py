@@ -48,7 +48,7 @@ _held: dict[Path, _Held] = {}
 def at_work(folder: Path) -> Iterator[None]:
     """Lock a run's folder while the run writes to it. Partial files of a killed run are removed.
 
-    An empty folder is removed again if the run wrote nothing to it.
+    A new folder is removed again if the run wrote nothing to it.
 
     Args:
         folder: The run's folder, which need not exist.
@@ -58,7 +58,7 @@ def at_work(folder: Path) -> Iterator[None]:
             to nowhere.
         FolderLost: If a file cannot be read or written, because the folder is gone.
     """
-    was_empty = not check_link(folder).is_dir() or not os.listdir(folder)
+    new = not check_link(folder).exists()
     check_link(folder / CHECKPOINTS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,10 +91,27 @@ def at_work(folder: Path) -> Iterator[None]:
         finally:
             is_ours = _lost(place) != LOCK
             del _held[place]
-            if was_empty and is_ours and os.listdir(folder) == [LOCK]:
-                (folder / LOCK).unlink()
-                folder.rmdir()
-                forget_start(folder)
+            if new and is_ours:
+                remove_unused(folder)
+
+
+def remove_unused(folder: Path, runs: Path | None = None) -> None:
+    """Remove the new folder of a run that wrote nothing, and those above it that are then empty.
+
+    Args:
+        folder: The run's folder.
+        runs: The highest folder that may be removed; by default the run's.
+    """
+    try:
+        if os.listdir(folder) == [LOCK]:
+            (folder / LOCK).unlink()
+            forget_start(folder)
+        for path in (folder, *folder.parents):
+            path.rmdir()
+            if path == (runs or folder):
+                break
+    except OSError:  # it is gone, or not empty
+        pass
 
 
 def _content(folder: Path) -> list[Path]:

@@ -11,8 +11,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from worldlm.runs.folder import CHECKPOINTS, check_name, find_checkpoint, find_folder, make_folder, remove_if_empty
-from worldlm.runs.lock import at_work
+from worldlm.runs.folder import CHECKPOINTS, check_name, find_checkpoint, find_folder, make_folder
+from worldlm.runs.lock import at_work, remove_unused
 
 RUNS = "runs"
 """Folder of all runs."""
@@ -31,6 +31,7 @@ class RunFolder:
     def __init__(self, trainer: pl.Trainer, name: str) -> None:
         self._trainer = trainer
         self._name = name
+        self._is_new = False  # whether this run made it
         self.chosen: Path | None = None
         """The folder; None before it is chosen, and in processes other than 0 before they agree."""
 
@@ -38,7 +39,7 @@ class RunFolder:
     def path(self) -> Path:
         """The folder, which is made if it is not chosen yet; in a trial, and in other processes then, the root."""
         if self.chosen is None and self._writes:
-            self.chosen = make_folder(self._runs)
+            self.chosen, self._is_new = make_folder(self._runs), True
         return self.chosen or Path(self._trainer.default_root_dir)
 
     def find_last(self, ckpt_path: Any) -> Any:
@@ -67,8 +68,8 @@ class RunFolder:
             with at_work(self.path):
                 yield
         finally:
-            if self.path.is_relative_to(self._runs):
-                remove_if_empty(self.path, self._runs.parent)
+            if self._is_new:
+                remove_unused(self.path, self._runs.parent)
 
     def agree(self) -> Path:
         """Return the folder of process 0. All processes call this at the same point."""

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import CSVLogger
 
 from worldlm.callbacks import Averaging, DataConsistencyCheck, LastCheckpoint, StopSignal
 from worldlm.distributed import joining
@@ -40,7 +39,7 @@ def _fail() -> None:
 def test_a_lost_process_ends_the_others(star: Make, fit: Make, on_ranks: Make, tmp_path: Path) -> None:
     def run() -> str:
         try:
-            fit(star("abc"), [Averaging(), LastCheckpoint(), Ending(1, _fail)], logger=CSVLogger(tmp_path, "", ""))
+            fit(star("abc"), [Averaging(), LastCheckpoint(), Ending(1, _fail)])
         except (RankLost, OSError) as error:
             return f"{type(error).__name__}: {error}"
         return "no error"
@@ -138,7 +137,7 @@ def test_sigusr1_at_one_process_stops_all_at_the_rounds_end(
     def run() -> list[int]:
         ask = Ending(rank, lambda: os.kill(os.getpid(), signal.SIGUSR1))
         callbacks = [Averaging(), LastCheckpoint(every_n_rounds=100), StopSignal(), ask]
-        trainer = fit(star("abc"), callbacks, max_epochs=4, logger=CSVLogger(tmp_path, "", ""))
+        trainer = fit(star("abc"), callbacks, max_epochs=4)
         return [int(trainer.received_sigterm), int(trainer.world.round)]
 
     assert on_ranks(2, run) == [[0, 2], [0, 2]]  # before the third
@@ -149,7 +148,7 @@ def test_sigusr1_at_one_process_stops_all_at_the_rounds_end(
 def test_sigusr1_stops_one_process_between_two_steps(star: Make, fit: Make, tmp_path: Path) -> None:
     ask, before = Ending(0, lambda: os.kill(os.getpid(), signal.SIGUSR1)), signal.getsignal(signal.SIGUSR1)
     callbacks = [Averaging(), LastCheckpoint(), StopSignal(), ask]
-    trainer = fit(star("abc"), callbacks, max_epochs=4, logger=CSVLogger(tmp_path, "", ""))
+    trainer = fit(star("abc"), callbacks, max_epochs=4)
     assert trainer.received_sigterm
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["loops"]["fit_loop"]["state_dict"]
     assert (saved["active"], saved["fitting"]) == ("a", True)

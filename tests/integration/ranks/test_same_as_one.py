@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from worldlm.callbacks import (
@@ -56,8 +56,8 @@ def test_the_whole_checkpoint(
     """All keys of the file but the duration, in the same order. So is that of a run that resumed."""
 
     def run(folder: str, resume: Path | None = None) -> None:
-        logger = CSVLogger(tmp_path / folder, "", "")
-        whole(deep, callbacks=[Record(), LastCheckpoint(keep_every_n_rounds=1)], logger=logger, resume=resume)
+        callbacks = [Record(), LastCheckpoint(keep_every_n_rounds=1)]
+        whole(deep, callbacks=callbacks, default_root_dir=tmp_path / folder, resume=resume)
 
     first_round = tmp_path / "single" / "checkpoints" / "round_1.ckpt"
     run("single")
@@ -95,7 +95,8 @@ def test_record_and_events(tree: Topology, whole: Make, on_ranks: Make, tmp_path
     def run(folder: str) -> dict[str, Any]:
         logger = TensorBoardLogger(tmp_path / folder, name="", version="")
         callbacks = [Record(), Pictures(), Summary(), LastCheckpoint()]
-        result: dict[str, Any] = whole(tree, callbacks=callbacks, logger=logger, log_every_n_steps=1)
+        options = {"logger": logger, "default_root_dir": tmp_path / folder, "log_every_n_steps": 1}
+        result: dict[str, Any] = whole(tree, callbacks=callbacks, **options)
         return result
 
     on_ranks(3, lambda: run("ranks"))
