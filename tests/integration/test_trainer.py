@@ -86,7 +86,6 @@ def fedavg() -> Averaging:
         ({"gradient_clip_val": -1.0}, "gradient_clip_val is -1.0: it must be at least 0; 0 does not clip"),
         ({"limit_train_batches": 0}, "limit_train_batches is 0: no node would train; to evaluate only, use validate"),
         ({"limit_train_batches": 0.0}, "limit_train_batches is 0: no node would train"),
-        ({"max_epochs": 0}, "max_epochs is 0: no node would train"),
         ({"plugins": TorchCheckpointIO()}, "plugins has TorchCheckpointIO, but WorldLM writes its checkpoints itself"),
         ({"plugins": "async_checkpoint"}, "plugins has async_checkpoint, but"),
     ],

@@ -49,9 +49,8 @@ def check_options(options: dict[str, Any], plugins: Iterable[Any]) -> None:
         value = options.get(name)
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}: it must be at least {least}; {hint}")
-    for name in ("limit_train_batches", "max_epochs"):
-        if options.get(name) == 0:
-            raise ValueError(f"{name} is 0: no node would train; to evaluate only, use validate")
+    if options.get("limit_train_batches") == 0:
+        raise ValueError("limit_train_batches is 0: no node would train; to evaluate only, use validate")
     for plugin in plugins:
         if isinstance(plugin, CheckpointIO) or plugin == "async_checkpoint":
             name = plugin if isinstance(plugin, str) else type(plugin).__name__
