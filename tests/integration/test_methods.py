@@ -244,7 +244,7 @@ def test_an_overlay_that_does_not_fit_ends_with_a_one_line_error(
     assert message.endswith(": hills, woods, sea")
     assert error_line("--recipe", "methods/fedavgs").endswith("did you mean 'methods/fedavg'?")
     message = error_line("--recipe", "methods/hierfavg", "--federation.num_subrounds", "2")
-    assert message == "num_subrounds is 2, which does not divide the local steps: 5 of hills, 5 of woods"
+    assert message == "--federation.num_subrounds is 2, which does not divide the local steps: 5 of hills, 5 of woods"
     message = error_line("--recipe", "methods/fedavg", "--federation.num_subrounds", "2")
-    assert message == "num_subrounds is 2: shore has no federation below its root"
+    assert message == "--federation.num_subrounds is 2: shore has no federation below its root"
     assert "shape" in error_line("--federation.shape", "ring")

@@ -105,11 +105,12 @@ def check_file(whole: dict[str, Any], overrides: dict[str, Any]) -> None:
     except TopologyError as error:
         assert not expected
         for mistake in error.mistakes:
-            source, line, told = mistake.split(":", 2)
-            lines = (
-                text if source == "t.yaml" else yaml.safe_dump({"settings": overrides}, sort_keys=False)
-            ).splitlines()
-            assert any(word in lines[int(line) - 1] for word in told.split()[0].split("."))  # or that of its kind
+            source, told = mistake.split(":", 1)
+            place = yaml.safe_dump(overrides)
+            if source == "t.yaml":
+                line, told = told.split(":", 1)
+                place = text.splitlines()[int(line) - 1]
+            assert any(word in place for word in told.split()[0].split("."))  # or that of its kind
         return
     assert expected
     for node in topology.nodes.values():

@@ -49,15 +49,16 @@ def _topology(root: Node | None = None) -> Topology:
     return Topology(name="mine", root=root or Node(name="world", children=(_leaf("a"),)))
 
 
-class Module:
+class Module(torch.nn.Module):
     """Three parameters whose names have the same last component."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"wte": 7, "other": 3, "norm": 3}
+        self.model = torch.nn.ModuleDict({name: torch.nn.Embedding(size, 2) for name, size in sizes.items()})
 
     def partition(self) -> dict[str, str]:
         return {"model.wte.weight": "backbone", "model.other.weight": "keys", "model.norm.weight": "values"}
-
-    def get_parameter(self, name: str) -> torch.Tensor:
-        assert name == "model.wte.weight"
-        return torch.zeros(7, 2)
 
 
 def _setup(rows: TokenRows, *others: Any) -> None:

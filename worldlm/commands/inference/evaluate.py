@@ -77,7 +77,10 @@ def measure(run: SavedRun, nodes: Sequence[str], texts: Sequence[Text]) -> Matri
     module, cells = run.module(), dict[str, dict[str, Cell]]()
     console = Console(stderr=True)
     if not console.is_terminal:
-        print(f"worldlm: evaluating {len(nodes)} models on {len(texts)} texts", file=sys.stderr)
+        numbers = [
+            f"{number} {word}{'s' * (number != 1)}" for number, word in ((len(nodes), "model"), (len(texts), "text"))
+        ]
+        print(f"worldlm: evaluating {' on '.join(numbers)}", file=sys.stderr)
     for node in track(nodes, "evaluating", console=console, transient=True, disable=not console.is_terminal):
         run.put(module, node)
         with _precision(run, module.device):
