@@ -50,7 +50,7 @@ trainer:
   callbacks:
     - {class_path: worldlm.callbacks.Averaging, init_args: {optimizer: SGD, arguments: {lr: 0.7, momentum: 0.9}}}
     - {class_path: worldlm.callbacks.AttentionAggregation}
-    - {class_path: worldlm.callbacks.ResidualExchange, init_args: {min_similarity: -2.0}}
+    - {class_path: worldlm.callbacks.ResidualExchange}
     - {class_path: worldlm.callbacks.TokenRows}
     - {class_path: worldlm.callbacks.UpdatePrivacy}
     - {class_path: worldlm.callbacks.Compression}

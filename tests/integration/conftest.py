@@ -184,7 +184,7 @@ def whole_method() -> Callable[[], list[Callback]]:
         return [
             Averaging(optimizer="SGD", arguments=nesterov),
             AttentionAggregation(temperature=0.5),
-            ResidualExchange(min_similarity=-2.0),
+            ResidualExchange(),
             UpdatePrivacy(),
             NodeMetrics(),
             Traffic(),

@@ -23,7 +23,7 @@ from worldlm.callbacks import (
     UpdatePrivacy,
 )
 from worldlm.federation.compression import BLOCK
-from worldlm.federation.messages import Download, Residual, Upload
+from worldlm.federation.messages import Download, Residual, Upload, message_state
 from worldlm.federation.parameters import PARTS, clone
 from worldlm.topology import Node, Topology
 from worldlm.trainer import FederationCallback
@@ -35,7 +35,7 @@ VALUES = {"none": 4, "bf16": 2, "int8": 1}
 def everything(*more: Callback) -> list[Callback]:
     """Every callback that adds something to a message."""
     attention = AttentionAggregation(temperature=0.5)
-    exchange = ResidualExchange(min_similarity=-2.0)
+    exchange = ResidualExchange()
     return [Averaging(download_rate=0.5), TokenRows(), attention, exchange, UpdatePrivacy(), *more]
 
 
@@ -69,6 +69,9 @@ def _copied(message: Any) -> Any:
     return replace(message, parts={part: clone(tensors) for part, tensors in message.parts.items()})
 
 
+PAIR = ("keys", "values")
+
+
 class Serializer(FederationCallback):
     """Listed after `Compression`: writes every message to bytes and JSON, and reads it back."""
 
@@ -79,15 +82,17 @@ class Serializer(FederationCallback):
     def on_send(self, context: Any, receiver: Any, message: Any) -> Any:
         self.messages.append(message)
         tensors = {f"{part}:{name}": tensor for part in message.parts for name, tensor in message.parts[part].items()}
-        plain: dict[str, Any] = {"round": message.round, "parts": list(message.parts), "residuals": []}
+        state = message_state(message)
+        plain: dict[str, Any] = {name: value for name, value in state.items() if name not in ("parts", "row_counts")}
+        plain |= {"parts": list(message.parts), "residuals": []}
         for i, residual in enumerate(message.residuals):
             tensors |= {f"{i}:keys:{name}": tensor for name, tensor in residual.keys.items()}
             tensors |= {f"{i}:values:{name}": tensor for name, tensor in residual.values.items()}
-            named = ("origin", "federation", "jurisdiction", "round")
-            plain["residuals"].append({name: getattr(residual, name) for name in named})
+            plain["residuals"].append(
+                {name: value for name, value in message_state(residual).items() if name not in PAIR}
+            )
         if isinstance(message, Upload):
             tensors |= {f"row_counts:{name}": tensor for name, tensor in message.row_counts.items()}
-            plain |= {"node": message.node, "num_tokens": message.num_tokens, "metrics": dict(message.metrics)}
         self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
         return _read(type(message), data, json.dumps(plain))

@@ -35,7 +35,7 @@ def chain() -> Topology:
 
 def method() -> list[Any]:
     """Without momentum, which would be applied 64 times, once at each level."""
-    merging = [Averaging(), AttentionAggregation(), ResidualExchange(min_similarity=-2.0)]
+    merging = [Averaging(), AttentionAggregation(), ResidualExchange()]
     return [*merging, NodeMetrics(), Traffic(), LastCheckpoint(), Record()]
 
 

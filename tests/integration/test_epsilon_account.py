@@ -122,7 +122,7 @@ def _runs(steps: list[tuple[float, float]]) -> History:
 
 
 def _pieces() -> list[Any]:
-    residuals = ResidualExchange(min_similarity=-2.0)
+    residuals = ResidualExchange()
     return [Averaging(), AttentionAggregation(temperature=0.5), residuals, UpdatePrivacy(), ExamplePrivacy()]
 
 

@@ -51,6 +51,7 @@ def test_a_listener_does_not_affect_other_nodes(
     for name in ("world", *"abde"):
         left, right = with_c.world.states[name].state_dict(), without_c.world.states[name].state_dict()
         if name == "world":  # evaluated on the text of all nodes below it, including the listener
+            assert left["attention"].pop("c").keys() <= set("abde")  # the mixture that it got
             assert left["memory"].pop("NodeMetrics").keys() == right["memory"].pop("NodeMetrics").keys()
         assert differences(left, right) == [], name
     assert differences(with_c.fit_loop.slot.state_dict(), without_c.fit_loop.slot.state_dict()) == []

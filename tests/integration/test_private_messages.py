@@ -168,9 +168,9 @@ def _method(draw: Callable[..., Any]) -> list[Any]:
     attention = draw(st.booleans())
     pieces: list[Any] = [Averaging(parts=("backbone",) if attention else PARTS), UpdatePrivacy()]
     if attention:
-        pieces.append(AttentionAggregation(temperature=0.5, query=draw(st.sampled_from(["own", "mean"]))))
+        pieces.append(AttentionAggregation(temperature=0.5))
     if attention and draw(st.booleans()):
-        pieces.append(ResidualExchange(num_residuals=2, min_similarity=-2.0))
+        pieces.append(ResidualExchange(num_residuals=2))
     if draw(st.booleans()):
         pieces.append(TokenRows("wte.weight"))
     if draw(st.booleans()):
@@ -301,7 +301,7 @@ def test_the_detector_finds_leaks(
     privacy: str, pieces: Callable[[], list[Any]], expected: str, fit: Make, make_module: Make
 ) -> None:
     detector = LeakDetector(_initial(make_module))
-    method = [Averaging(), AttentionAggregation(temperature=0.5), ResidualExchange(min_similarity=-2.0), *pieces()]
+    method = [Averaging(), AttentionAggregation(temperature=0.5), ResidualExchange(), *pieces()]
     fit(_deep(privacy), [*method, detector], limit_val_batches=0)
     leaks = [*detector.leaks, *(["share their noise"] if _shares_noise(detector.noises) else [])]
     assert any(expected in leak for leak in leaks) if expected else leaks == []

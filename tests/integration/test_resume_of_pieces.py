@@ -28,10 +28,8 @@ HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_train_epoch_end")
 
 def soft_rows() -> list[Callback]:
     outer: dict[str, Any] = {"arguments": {"lr": 0.7, "momentum": 0.9, "nesterov": True}}
-    averaging = Averaging(**outer, download_rate=0.5, leaf_download_rate=(1.0, 0.25), attentive=True)
-    attention = AttentionAggregation(
-        query="mean", similarity="distance", self_similarity=0.7, download_rate=(0.75, 0.5), leaf_download_rate=0.5
-    )
+    averaging = Averaging(**outer, download_rate=0.5, leaf_download_rate=(1.0, 0.25))
+    attention = AttentionAggregation(temperature=(0.5, 0.1), download_rate=(0.75, 0.5), leaf_download_rate=0.5)
     return [TokenRows(), Proximal(0.3), averaging, attention, UpdatePrivacy(), NodeMetrics()]
 
 
@@ -106,8 +104,8 @@ root:
     topology, options = parse_topology(text, "missing.yaml"), {"limit_val_batches": 0, "max_epochs": 4}
 
     def pieces() -> list[Callback]:
-        attention = AttentionAggregation(query="mean")
-        return [TokenRows(), Averaging(), attention, ResidualExchange(min_similarity=-2.0), UpdatePrivacy(), Traffic()]
+        attention = AttentionAggregation()
+        return [TokenRows(), Averaging(), attention, ResidualExchange(), UpdatePrivacy(), Traffic()]
 
     saver = save_everywhere(*HOOKS)
     whole = snapshot(fit(topology, [*pieces(), saver], **options))

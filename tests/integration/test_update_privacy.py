@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange, UpdatePrivacy
+from worldlm.callbacks import AttentionAggregation, Averaging, DivergenceRecovery, ResidualExchange, UpdatePrivacy
 from worldlm.federation.parameters import PARTS, clone, num_bytes
 from worldlm.rounds import World
 from worldlm.topology import Topology, parse_topology
@@ -125,7 +125,7 @@ def test_a_node_without_budget_is_excluded_and_the_run_continues(
 
 def test_each_sent_residual_is_one_more_release(tree: Topology, fit: Make) -> None:
     privacy = UpdatePrivacy()
-    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(min_similarity=-2.0), privacy]
+    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(), privacy]
     history = _history(privacy, fit(tree, callbacks).world)
     # two uploads, each with one child's residual
     assert history == {"south": [(0.3, 1.0, 4)], "c": [(0.3, 1.0, 2)], "d": [(0.3, 1.0, 2)]}
@@ -144,7 +144,7 @@ root:
       children: [{name: c, corpus: c}, {name: d, corpus: d}]
 """
     privacy, recorder = UpdatePrivacy(), UploadRecorder()
-    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(min_similarity=-2.0), privacy, recorder]
+    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(), privacy, recorder]
     with caplog.at_level(logging.WARNING, "worldlm"):
         trainer = fit(parse_topology(text, "tight.yaml"), callbacks, max_epochs=1)
     ((upload, _, _),) = recorder.of("south")
@@ -163,7 +163,12 @@ def test_a_diverged_private_node_sends_noise_and_the_run_continues(
                 next(iter(context.state.parameters.values())).fill_(torch.nan)
 
     topology = star("ab", "privacy: {clip_norm: 0.2, noise_multiplier: 1.0}")
-    trainer = fit(topology, [Averaging(), privacy := UpdatePrivacy(), Diverge()], limit_val_batches=0, max_epochs=3)
+    trainer = fit(
+        topology,
+        [Averaging(), privacy := UpdatePrivacy(), Diverge(), DivergenceRecovery()],
+        limit_val_batches=0,
+        max_epochs=3,
+    )
     expected = "round 2: the update of b has NaN or infinite values; only noise is sent"
     assert [message for message in caplog.messages if "NaN" in message] == [expected]
     assert _history(privacy, trainer.world)["b"] == [(1.0, 1.0, 3)]  # its uploads do not reveal the divergence
@@ -192,7 +197,7 @@ root:
       children: [{name: c, corpus: c}, {name: d, corpus: d}]
 """
     recorder = UploadRecorder()
-    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(min_similarity=-2.0), UpdatePrivacy(), recorder]
+    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(), UpdatePrivacy(), recorder]
     fit(parse_topology(text, "clipped.yaml"), callbacks)
     lengths = [
         _length({**residual.keys, **residual.values}, _flat(download.parts))
@@ -210,18 +215,14 @@ def test_without_uploaded_parts_nothing_is_spent(star: Make, fit: Make) -> None:
     assert _history(privacy, trainer.world) == {}
 
 
-def test_with_too_much_noise_every_node_trains_as_if_alone(star: Make, fit: Make, differences: Make) -> None:
-    """With similarity by distance, leaves ignore a parent with too much noise entirely."""
-
-    def leaves(*callbacks: Any) -> dict[str, Any]:
+def test_with_too_much_noise_every_node_trains_as_if_alone(star: Make, fit: Make) -> None:
+    def leaves(*callbacks: Any) -> Any:
         topology = star("abc", "privacy: {clip_norm: 0.5, noise_multiplier: 10.0}")
-        world = fit(topology, [*callbacks, UpdatePrivacy()], max_epochs=3).world
-        return {name: world.states[name].parameters for name in "abc"}
+        return fit(topology, [*callbacks, UpdatePrivacy()], max_epochs=3).world
 
-    def whole(**options: Any) -> dict[str, Any]:
-        attention = AttentionAggregation(temperature=0.05, query="mean", **options)
-        return leaves(Averaging(download_rate=(1.0, 0.01), attentive=True), attention)
-
-    alone = leaves()
-    assert differences(whole(similarity="distance", self_similarity=0.7), alone) == []
-    assert differences(whole(similarity="cosine"), alone) != []
+    alone, whole = leaves(), leaves(Averaging(download_rate=(1.0, 0.01)), AttentionAggregation())
+    for name in "abc":
+        for key, tensor in alone.states[name].parameters.items():
+            torch.testing.assert_close(whole.states[name].parameters[key], tensor, rtol=1e-3, atol=1e-5)
+    for key, tensor in whole.states["world"].parameters.items():  # and the federation does not move by noise
+        torch.testing.assert_close(tensor, alone.states["world"].parameters[key], rtol=1e-3, atol=1e-3)

@@ -4,10 +4,10 @@ import math
 from collections import Counter
 
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldlm.federation.attention import KeyValue, attend, similarities
+from worldlm.federation.attention import Source, attend
 from worldlm.federation.averaging import outer_step_, weighted_mean
 from worldlm.federation.noise_key import NoiseKey
 from worldlm.federation.parameters import norm, subtract
@@ -63,48 +63,47 @@ def test_a_first_outer_step_goes_straight_towards_the_mean(shapes, seed, lr, mom
 # ---------------------------------------------------------------- attention
 
 
-@quick
-@given(shapes, seeds, st.integers(1, 5), temperatures, st.sampled_from(["cosine", "dot"]), scales, st.randoms())
-def test_attention_weights_are_a_distribution_in_the_order_of_candidates(
-    shapes, seed, num, temperature, similarity, scale, random
-) -> None:
-    reference, query = draw(shapes, seed), draw(shapes, seed + 1)
-    candidates = [
-        KeyValue(draw(shapes, seed + 2 + i, min(scale, 100.0)), draw(shapes, seed + 9 + i)) for i in range(num)
-    ]
-    weights = attend(query, candidates, reference, temperature=temperature, similarity=similarity).weights[""]
-    assert math.isclose(sum(weights), 1.0, rel_tol=1e-12)
-    assert all(0.0 <= weight <= 1.0 for weight in weights)
-    order = random.sample(range(num), num)
-    turned = attend(query, [candidates[i] for i in order], reference, temperature=temperature, similarity=similarity)
-    expected = [weights[i] for i in order]
-    assert all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(turned.weights[""], expected, strict=True))
+def draw_source(shapes: list[tuple[int, ...]], seed: int, num_nodes: float = 1.0) -> Source:
+    keys = draw(shapes, seed)
+    return Source(keys=keys, values=draw(shapes, seed + 1000), num_nodes=num_nodes, scale=norm(keys))
 
 
 @quick
-@given(shapes, seeds, scales, scales)
-@example([(5, 5)], 2, 1.0, 1.0)  # an odd number of coordinates
-def test_cosine_is_symmetric_bounded_and_independent_of_scale(shapes, seed, first_scale, second_scale) -> None:
+@given(shapes, seeds, st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=5), temperatures, st.randoms())
+def test_attention_weights_are_a_distribution_in_the_order_of_sources(shapes, seed, nodes, temperature, random) -> None:
     zero = {name: torch.zeros_like(tensor) for name, tensor in draw(shapes, 0).items()}
-    left, right = draw(shapes, seed), draw(shapes, seed + 1)
-    cosine = similarities(left, right, zero)[""]
-    assert cosine == similarities(right, left, zero)[""]
-    assert abs(cosine) <= 1 + 1e-6
-    scaled = similarities(draw(shapes, seed, first_scale), draw(shapes, seed + 1, second_scale), zero)[""]
-    assert math.isclose(scaled, cosine, abs_tol=1e-5)
-    assert math.isclose(similarities(left, left, zero)[""], 1.0, rel_tol=1e-6)
+    query = draw_source(shapes, seed)
+    sources = [draw_source(shapes, seed + 2 + i, number) for i, number in enumerate(nodes)]
+    result = attend(query, sources, zero, temperature=temperature)
+    assert math.isclose(sum(result.weights), 1.0, rel_tol=1e-9)
+    assert all(0.0 <= weight <= 1.0 for weight in (*result.weights, result.own_weight))
+    order = random.sample(range(len(nodes)), len(nodes))
+    turned = attend(query, [sources[i] for i in order], zero, temperature=temperature)
+    expected = [result.weights[i] for i in order]
+    assert all(math.isclose(a, b, rel_tol=1e-7, abs_tol=1e-300) for a, b in zip(turned.weights, expected, strict=True))
+
+
+@quick
+@given(shapes, seeds, st.integers(2, 5), temperatures)
+def test_the_query_never_has_more_weight_than_the_best_source(shapes, seed, num, temperature) -> None:
+    """So a node always learns from others, however unlike it they are."""
+    zero = {name: torch.zeros_like(tensor) for name, tensor in draw(shapes, 0).items()}
+    sources = [draw_source(shapes, seed + 2 + i) for i in range(num)]
+    result = attend(draw_source(shapes, seed), sources, zero, temperature=temperature)
+    best = max(result.weights) * (1 - result.own_weight)
+    assert math.isclose(result.own_weight, best, rel_tol=1e-9)
 
 
 # ---------------------------------------------------------------- residuals
 
 
 @quick
-@given(st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 1)), st.integers(0, 7))
-def test_selected_residuals_have_the_lowest_weights(weights, num_residuals) -> None:
-    chosen = select_residuals(weights, weights.keys(), num_residuals)
-    assert len(chosen) == len(set(chosen)) == (min(num_residuals, len(weights)) if len(weights) > 1 else 0)
-    rest = [weight for name, weight in weights.items() if name not in chosen]
-    assert all(weights[name] <= least for name in chosen for least in rest)
+@given(st.dictionaries(st.sampled_from("abcdef"), st.floats(-1, 1)), st.integers(1, 7))
+def test_selected_residuals_fit_worst(fits, num_residuals) -> None:
+    chosen = select_residuals(fits, num_residuals)
+    assert len(chosen) == len(set(chosen)) == min(num_residuals, len(fits))
+    rest = [fit for name, fit in fits.items() if name not in chosen]
+    assert all(fits[name] <= least for name in chosen for least in rest)
 
 
 # ---------------------------------------------------------------- privacy

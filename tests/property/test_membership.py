@@ -94,7 +94,7 @@ def test_states_are_carried_over(old: Topology, new: Topology) -> None:
             num_steps=i + 1,
             num_batches=i + 1,
             unsent_tokens=1,
-            attention={child.name: 1.0 for child in node.children},
+            attention={child.name: {child.name: 1.0} for child in node.children},
             participants=tuple(child.name for child in node.children),
             memory={"piece": {"history": [i]}},
         )

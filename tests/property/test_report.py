@@ -32,7 +32,7 @@ CONTENT: dict[str, Any] = {
         {
             "round": 0,
             "nodes": {"a": {"after_merge": SCORE, "after_fit": SCORE, "tokens": 9, "bytes_up": 5, "epsilon": 0.5}},
-            "attention": {"w": {"a": 1.0}},
+            "mixtures": {"w": {"a": {"b": 1.0}}},
             "routes": {"a > w": 1},
         }
     ],

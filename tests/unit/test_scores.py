@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from worldlm.runs.results import RunRecord
-from worldlm.runs.scores import best_mean, far_worse, is_far_worse, mean_text, score_text, scored, with_residuals
+from worldlm.runs.scores import best_mean, far_worse, is_far_worse, largest_first, mean_text, score_text, scored
 
 
 def record(*rounds: dict[str, dict[str, float | None]]) -> RunRecord:
@@ -101,7 +101,5 @@ def test_nodes_that_ended_far_worse_are_named_parents_first() -> None:
     assert far_worse(run) == ["world", "a", "c"]
 
 
-def test_attention_weights_with_those_of_residuals_sum_to_one() -> None:
-    assert with_residuals({"a": 0.5, "b": 0.375}) == {"a": 0.5, "b": 0.375, "residuals": 0.125}
-    assert with_residuals({"a": 0.1 + 0.2, "b": 0.7}) == {"a": 0.1 + 0.2, "b": 0.7}
-    assert with_residuals({"a": None, "b": 0.5}) == {"a": None, "b": 0.5}
+def test_attention_weights_are_shown_largest_first() -> None:
+    assert largest_first({"b": 0.25, "c": 0.5, "a": 0.25}) == [("c", 0.5), ("a", 0.25), ("b", 0.25)]

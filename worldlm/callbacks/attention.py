@@ -1,136 +1,252 @@
-"""Attention over key layers, in aggregation and on download."""
+"""Attention over key layers: each child downloads a mixture of its own."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol, TypedDict, runtime_checkable
 
-from worldlm.callbacks.averaging import Averaging
-from worldlm.federation.attention import Attended, Granularity, KeyValue, Similarity, attend, attention_weights
+import torch
+
+from worldlm.callbacks.averaging import participant_weight
+from worldlm.callbacks.noise import Noise, keep_noise, nodes_of, num_data_nodes, shrunk, weigh, with_noise
+from worldlm.callbacks.rates import download_rate
+from worldlm.federation.attention import Mixture, Source, attend, without
 from worldlm.federation.averaging import move_towards_, weighted_mean
-from worldlm.federation.messages import Download, Upload
-from worldlm.federation.parameters import Part, copy_
+from worldlm.federation.messages import Download, Residual, Upload
+from worldlm.federation.parameters import Part, Tensors, clone, copy_, distance
 from worldlm.federation.schedule import Rate, check_rate, in_round
-from worldlm.rounds import Context, RoundCallback
-from worldlm.topology import Topology
-from worldlm.topology.errors import check_choice
+from worldlm.federation.state import NodeState
+from worldlm.rounds import Context, World
+from worldlm.topology import Node
+from worldlm.topology.changes import Changes
 from worldlm.trainer import FederationCallback
 
-Query: TypeAlias = Literal["own", "mean"]
+_MAX_SHOWN = 16
+"""Number of sources of a mixture whose weights are recorded one by one."""
+
+
+class SavedSource(TypedDict):
+    """The plain form of a `Source`."""
+
+    keys: Tensors
+    values: Tensors
+    num_nodes: float
+    scale: float
+
+
+class _Memory(TypedDict, total=False):
+    uploads: dict[str, SavedSource]
+    shares: dict[str, float]
+    mean: Tensors
+    above: SavedSource
+    noise: Noise
+
+
+@runtime_checkable
+class BringsResiduals(Protocol):
+    """A callback that knows residuals from other branches, as `ResidualExchange` does."""
+
+    def residuals_for(self, context: Context, child: Node, receiver: str) -> dict[str, list[Residual]]:
+        """Return, by branch, the residuals from other branches that a mixture for a receiver may contain.
+
+        Args:
+            context: The federation.
+            child: The child whose branch contains the receiver.
+            receiver: The child itself, or a node below it.
+        """
+
+    def answer_to(self, context: Context, origin: str) -> Residual | None:
+        """Return the answer that the federation received for a node below it, if any."""
 
 
 class AttentionAggregation(FederationCallback):
-    """Merges key and value layers by attention over the keys of the candidates (arXiv 2405.14446).
+    """Merges keys and values by attention, with a mixture for every child (arXiv 2405.14446; the formula is ours).
 
-    Upward, a federation attends over its participants' uploads. Downward, a child attends over its own layers and its
-    parent's. Each delivered residual is one more candidate and is used once: a leaf uses it on download, a federation
-    when it aggregates.
+    A federation keeps the keys and values that its children uploaded last. For every child it attends over those of the
+    other children, over residuals from other branches, and over what it received itself, with the child's keys as the
+    query (`worldlm.federation.attention.attend`). The mixture has the size of one pair of keys and values, and replaces
+    them in the child's download. The child moves towards it by its download rate, except for the weight of its own
+    layers.
+
+    The federation's own keys and values are the weighted mean of the uploads, as with `Averaging`. A child that has
+    never uploaded, such as a listener, receives the average of all nodes. Uploads with privacy noise count less, see
+    `worldlm.federation.noise_weights`.
+
+    A federation keeps the keys and values of every child in memory and in checkpoints.
 
     Args:
-        temperature: Temperature of the softmax, above 0. A small one selects few candidates, a large one averages them.
-        query: Query of a federation, upward: the `mean` of its participants' keys, or its `own` keys of the last round.
-            With `own`, the child with the largest weight dominates the next query, so its weight tends to grow.
-        similarity: `cosine`, `dot` or `distance`, between the changes since the common initial keys.
-        granularity: One weight per candidate for the whole `model`, or one per `block`.
-        downward: Whether children attend to their parent's layers.
-        self_similarity: Similarity of a node to itself in downward attention. None computes it: with `cosine` it is 1,
-            and no parent comes near it. With a smaller value a node follows a parent whose similarity is larger than
-            this, and keeps its own layers if it is smaller.
-        download_rate: How far a federation moves on download from its own layers to the attended ones; above 0 and at
-            most 1, which replaces its own. Two values are the rates of the first and of the last round.
+        temperature: Temperature of the softmax, above 0. A small one selects few sources, a large one averages them.
+            Two values are those of the first and of the last round.
+        download_rate: How far a federation moves on download from its own layers to the mixture; above 0 and at most 1.
+            Two values are the rates of the first and of the last round.
         leaf_download_rate: The same for a leaf.
 
     Raises:
-        ValueError: If an argument is out of its range, or a rate changes over a run without a last round. Also if an
-            attentive `Averaging` is listed after this callback, which would then use keys that have already moved, or
-            if there is no downward attention for it.
+        ValueError: If an argument is out of its range, or changes over a run without a last round.
     """
 
     parts: frozenset[Part] = frozenset({"keys", "values"})
+    memory_schema = _Memory
 
     def __init__(
         self,
-        temperature: float = 0.1,
-        query: Query = "own",
-        similarity: Similarity = "cosine",
-        granularity: Granularity = "model",
-        downward: bool = True,
-        self_similarity: float | None = None,
+        temperature: float | tuple[float, float] = 0.15,
         download_rate: Rate = 1.0,
         leaf_download_rate: Rate = 1.0,
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        check_choice("query", query, get_args(Query))
-        check_choice("similarity", similarity, get_args(Similarity))
-        check_choice("granularity", granularity, get_args(Granularity))
-        self.temperature = temperature
-        self.query: Query = query
-        self.similarity: Similarity = similarity
-        self.granularity: Granularity = granularity
-        self.downward = downward
-        self.self_similarity = self_similarity
+        ends = [*temperature] if isinstance(temperature, Sequence) else [temperature]
+        if len(ends) not in (1, 2) or not all(isinstance(end, int | float) and end > 0 for end in ends):
+            raise ValueError(f"temperature must be above 0, or two such numbers, first and last, got {temperature!r}")
+        self.temperature: Rate = (ends[0], ends[1]) if len(ends) == 2 else ends[0]
         self.download_rate = check_rate("download_rate", download_rate)
         self.leaf_download_rate = check_rate("leaf_download_rate", leaf_download_rate)
 
-    def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
-        if not self.downward and any(isinstance(other, Averaging) and other.attentive for other in callbacks):
-            raise ValueError("an attentive Averaging needs an AttentionAggregation with downward: true")
+    def on_topology_change(self, world: World, changes: Changes, states: Mapping[str, NodeState]) -> None:
+        for child, parent in changes.parted:
+            for key in ("uploads", "shares"):
+                states[parent].memory.get(self.state_key, {}).get(key, {}).pop(child, None)
+        for name in changes.moved:
+            states[name].memory.get(self.state_key, {}).pop("above", None)
+        for name in (name for name, node in world.topology.nodes.items() if node.is_leaf):
+            states[name].memory.pop(self.state_key, None)
 
-    def must_follow(self, other: RoundCallback) -> str:
-        if isinstance(other, Averaging) and other.attentive:  # it needs the keys before they change
-            return "list an attentive Averaging before AttentionAggregation: it needs the keys before they change"
-        return ""
+    # ------------------------------------------------------------------ down
 
-    def parent_weight(self, context: Context, download: Download) -> float:
-        """Return the attention weight of the parent's keys against the node's own keys, in (0, 1)."""
-        query = context.part("keys")
-        by_block = attention_weights(query, [query, download.parts["keys"]], **self._options(context, down=True))
-        return sum(parent for _, parent in by_block.values()) / len(by_block)
+    def on_download(self, context: Context, child: Node, download: Download) -> Download:
+        query = self.uploads(context).get(child.name)
+        if query is not None:  # to itself, a node counts fully, also if noise is added to what it sends
+            query = replace(query, num_nodes=num_data_nodes(child))
+        mixture = self.attend(context, child, child.name, query)
+        if mixture is None:  # the federation knows this child only, or nothing yet
+            return replace(download, own_weight=1.0 if query else 0.0)
+        source = mixture.source
+        parts: dict[Part, Tensors] = {"keys": {**source.keys}, "values": {**source.values}}
+        if source.num_nodes < 1.0:  # mostly privacy noise: the federation's own layers, which did not move by it
+            parts = {part: shrunk(download.parts[part], parts[part], source.num_nodes) for part in parts}
+        return replace(
+            download,
+            parts={**download.parts, **parts},
+            own_weight=mixture.own_weight,
+            num_nodes=source.num_nodes,
+            scale=source.scale,
+        )
 
-    def _options(self, context: Context, *, down: bool) -> dict[str, Any]:
-        """Return the keyword arguments of upward or downward attention at a node."""
-        return {
-            "reference": {name: context.world.reference[name] for name in context.part("keys")},
-            "temperature": self.temperature,
-            "similarity": self.similarity,
-            "granularity": self.granularity,
-            "self_similarity": self.self_similarity if down else None,
-        }
+    def attend(self, context: Context, child: Node, receiver: str, query: Source | None) -> Mixture | None:
+        """Attend over all that a federation knows, except from the branch of one child.
+
+        Args:
+            context: The federation.
+            child: The child whose branch contains the receiver.
+            receiver: The child itself, or the origin of a residual that came from its branch.
+            query: The keys and values of the receiver; None if they are unknown.
+
+        Returns:
+            The mixture; None if the federation knows nothing from elsewhere.
+        """
+        sources = self._sources(context, child, receiver)
+        if not sources:
+            return None
+        temperature = in_round(self.temperature, context.round, context.num_rounds)
+        mixture = attend(query, [*sources.values()], self._centre(context), temperature=temperature)
+        rest = 1.0 - mixture.own_weight
+        weights = {name: rest * weight for name, weight in zip(sources, mixture.weights, strict=True)}
+        if query is not None and receiver == child.name:
+            weights[receiver] = mixture.own_weight
+        context.state.attention[receiver] = _largest(weights)
+        if receiver == child.name:
+            context.log({f"{receiver}/own_weight": mixture.own_weight})
+        return mixture
+
+    def uploads(self, context: Context) -> dict[str, Source]:
+        """Return the keys and values that the participants of a federation uploaded last, by name."""
+        return {name: Source(**saved) for name, saved in self.memory(context.state).get("uploads", {}).items()}
+
+    def shares(self, context: Context) -> dict[str, float]:
+        """Return the share of each participant in the federation's last average, by name."""
+        return dict(self.memory(context.state).get("shares", {}))
+
+    def _centre(self, context: Context) -> Tensors:
+        """Return the average keys of all nodes, as far as a federation knows them: those below it, and from above."""
+        memory, topology = self.memory(context.state), context.world.topology
+        mean: Tensors = memory.get("mean") or {name: context.world.reference[name] for name in context.part("keys")}
+        if "above" not in memory:
+            return mean
+        share = 1.0 - num_data_nodes(context.node) / num_data_nodes(topology.root)
+        return {name: torch.lerp(tensor, memory["above"]["keys"][name], share) for name, tensor in mean.items()}
+
+    def _sources(self, context: Context, child: Node, receiver: str) -> dict[str, Source]:
+        """Return what a federation knows from outside the branch of a child, by the name of the node it comes from.
+
+        A residual counts on its own, and no longer in the average of its branch.
+        """
+        memory, exchange = self.memory(context.state), context.find(BringsResiduals)  # type: ignore[type-abstract]
+        uploads = self.uploads(context)
+        uploads.pop(child.name, None)
+        above = Source(**memory["above"]) if "above" in memory else None
+        climbed = exchange.residuals_for(context, child, receiver) if exchange else {}
+        if exchange and (answer := exchange.answer_to(context, receiver)):
+            above = source_of(answer)
+        sources: dict[str, Source] = {}
+        for name, upload in uploads.items():
+            residuals = climbed.get(name, [])
+            rest = without(upload, [(source_of(residual), residual.share) for residual in residuals])
+            sources |= {name: rest} if rest else {}
+            sources |= {residual.origin: source_of(residual) for residual in residuals}
+        parent = context.world.topology.parent(context.node.name)
+        return sources if above is None or parent is None else {**sources, parent.name: above}
 
     def on_receive(self, context: Context, download: Download) -> None:
-        candidates = {"self": KeyValue(context.part("keys"), context.part("values"))}
-        if self.downward:
-            candidates["parent"] = KeyValue(download.parts["keys"], download.parts["values"])
-        leaf = context.node.is_leaf
-        if leaf:
-            candidates |= self._residuals(context)
-        if len(candidates) > 1:
-            attended = attend(context.part("keys"), [*candidates.values()], **self._options(context, down=True))
-            rate = in_round(self.leaf_download_rate if leaf else self.download_rate, context.round, context.num_rounds)
-            move_towards_(context.state.parameters, {**attended.keys, **attended.values}, rate)
-            self._log(context, "attention_down", candidates, attended)
+        keys, values = download.parts["keys"], download.parts["values"]
+        if context.node.children and download.num_nodes:
+            self.memory(context.state)["above"] = SavedSource(
+                keys={**keys}, values={**values}, num_nodes=download.num_nodes, scale=download.scale
+            )
+        rate = download_rate(context, self.download_rate, self.leaf_download_rate) * (1.0 - download.own_weight)
+        if rate:
+            move_towards_(context.state.parameters, {**keys, **values}, rate)
+
+    # ------------------------------------------------------------------ up
+
+    def on_upload(self, context: Context, upload: Upload) -> Upload:
+        memory = self.memory(context.state)
+        if known := self.uploads(context).values():
+            total = sum(source.num_nodes for source in known)
+            upload = replace(upload, scale=sum(source.num_nodes * source.scale for source in known) / total)
+        return with_noise(upload, self.parts, memory.get("noise"))
 
     def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
-        candidates = {upload.node: KeyValue(upload.parts["keys"], upload.parts["values"]) for upload in uploads}
-        residuals = self._residuals(context)
-        query = context.part("keys")
-        if self.query == "mean":
-            query = weighted_mean([candidate.keys for candidate in candidates.values()], [1.0] * len(candidates))
-        attended = attend(query, [*candidates.values(), *residuals.values()], **self._options(context, down=False))
-        copy_(context.state.parameters, {**attended.keys, **attended.values})
-        weights = dict(zip(candidates, attended.mean_weights, strict=False))
-        context.state.attention = weights
-        self._log(context, "attention", {**candidates, **residuals}, attended)
+        memory, nodes = self.memory(context.state), context.world.topology.nodes
+        weights = [participant_weight(nodes[upload.node], upload) for upload in uploads]
+        weighed = weigh(context, uploads, weights, sorted(self.parts))
+        known = memory.setdefault("uploads", {})
+        total = sum(weighed.weights)
+        memory["shares"] = {upload.node: w / total for upload, w in zip(uploads, weighed.weights, strict=True)}
+        reference = {name: context.world.reference[name] for name in context.part("keys")}
+        for upload, trust in zip(uploads, weighed.trust, strict=True):
+            keys, values = clone(upload.parts["keys"]), clone(upload.parts["values"])
+            known[upload.node] = SavedSource(
+                keys=keys,
+                values=values,
+                num_nodes=trust * nodes_of(upload, context),
+                scale=upload.scale or distance(keys, reference),
+            )
+        mean = weighted_mean(
+            [{**upload.parts["keys"], **upload.parts["values"]} for upload in uploads], weighed.weights
+        )
+        mean = shrunk(context.state.parameters, mean, weighed.shrinkage)
+        memory["mean"] = {name: mean[name] for name in reference}
+        copy_(context.state.parameters, mean)
+        keep_noise(memory, weighed)
 
-    @staticmethod
-    def _residuals(context: Context) -> dict[str, KeyValue]:
-        residuals, context.state.inbox = context.state.inbox, []
-        return {
-            f"residual_{i}_{residual.origin}": KeyValue(residual.keys, residual.values)
-            for i, residual in enumerate(residuals)
-        }
 
-    @staticmethod
-    def _log(context: Context, tag: str, names: dict[str, Any], attended: Attended) -> None:
-        weights = zip(names, attended.mean_weights, strict=True)
-        scalars = {f"{context.node.name}/{tag}/{name}": weight for name, weight in weights}
-        context.log(scalars)
+def source_of(residual: Residual) -> Source:
+    """Return a residual, or an answer, as something to attend to."""
+    return Source(keys=residual.keys, values=residual.values, num_nodes=residual.num_nodes, scale=residual.scale)
+
+
+def _largest(weights: Mapping[str, float]) -> dict[str, float]:
+    """Return the largest weights, and the sum of the others under a name that no node has."""
+    names = sorted(weights, key=lambda name: (-weights[name], name))
+    shown = {name: weights[name] for name in names[:_MAX_SHOWN]}
+    return (
+        {**shown, "(others)": sum(weights[name] for name in names[_MAX_SHOWN:])} if len(names) > _MAX_SHOWN else shown
+    )

@@ -1,20 +1,20 @@
-"""Weighted averaging of chosen parts of the model, with any outer optimizer.
-
-Protocols describe the callbacks that `Averaging` asks, so that it need not import them: `context.find` finds them.
-"""
+"""Weighted averaging of chosen parts of the model, with any outer optimizer."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from worldlm.callbacks.noise import Noise, Weighed, keep_noise, shrunk, weigh, with_noise
+from worldlm.callbacks.rates import download_rate
 from worldlm.federation.averaging import move_towards_, outer_step_, weighted_mean
 from worldlm.federation.messages import Download, Upload
 from worldlm.federation.parameters import PARTS, Part, Tensors
-from worldlm.federation.schedule import Rate, check_rate, in_round
+from worldlm.federation.schedule import Rate, check_rate
 from worldlm.federation.state import NodeState
 from worldlm.federation.token_rows import weighted_mean_by_rows
 from worldlm.rounds import Context, RoundCallback, World
@@ -29,14 +29,8 @@ log = logging.getLogger(__name__)
 class _Memory(TypedDict, total=False):
     optimizer: dict[int, dict[str, Tensor | float | None]]
     optimizer_kind: str
-
-
-@runtime_checkable
-class WeighsParent(Protocol):
-    """A callback that weighs a node's parent against the node itself, as `AttentionAggregation` does."""
-
-    def parent_weight(self, context: Context, download: Download) -> float:
-        """Return the weight of the parent's keys; the node's own keys have the rest. In (0, 1)."""
+    noise: Noise
+    reliability: float
 
 
 @runtime_checkable
@@ -55,7 +49,10 @@ class Averaging(FederationCallback):
 
     On download, a node overwrites these parts with its parent's. In a soft download it moves only part of the way
     towards them: `B_q <- (1 - rate) B_q + rate B_p`. A federation sends the resulting weights to its own children, and
-    its pseudo-gradients start from them.
+    its pseudo-gradients start from them. A listener, and a node that receives its first download, copy their parent.
+
+    Uploads with privacy noise count less, and a federation moves less far towards a mean that is mostly noise; see
+    `worldlm.federation.noise_weights`. A node does not follow a parent that knows nothing but noise.
 
     With SGD(lr=1), the default, and all parts, this is FedAvg (McMahan et al., arXiv 1602.05629), and on a tree
     HierFAVG (Liu et al., arXiv 1905.06641). With the backbone alone it is FedPer (Arivazhagan et al., arXiv
@@ -71,13 +68,10 @@ class Averaging(FederationCallback):
             the parent. Two values are the rates of the first and of the last round: `[1.0, 0.1]` starts with a copy
             and ends with a small step.
         leaf_download_rate: The same for a leaf.
-        attentive: Whether these rates are multiplied by the weight that downward attention gives to the parent's keys
-            relative to the node's own. A node then ignores a parent that is unlike it, for example one with too much
-            privacy noise.
 
     Raises:
         ValueError: If a rate is out of its range or changes over a run without a last round, a part or an optimizer
-            does not exist, the optimizer rejects its arguments, or `attentive` is set without attention.
+            does not exist, or the optimizer rejects its arguments.
     """
 
     enforces = frozenset({"outer_optimizer", "weight"})
@@ -91,7 +85,6 @@ class Averaging(FederationCallback):
         arguments: Mapping[str, Any] | None = None,
         download_rate: Rate = 1.0,
         leaf_download_rate: Rate = 1.0,
-        attentive: bool = False,
     ) -> None:
         if not parts or isinstance(parts, str):
             raise ValueError(f"parts must be a list of some of {', '.join(PARTS)}, got {parts!r}")
@@ -103,7 +96,6 @@ class Averaging(FederationCallback):
         self.default_optimizer = (optimizer, dict(arguments or {"lr": 1.0}))
         self.download_rate = check_rate("download_rate", download_rate)
         self.leaf_download_rate = check_rate("leaf_download_rate", leaf_download_rate)
-        self.attentive = attentive
         checked_optimizer(*self.default_optimizer)
 
     @property
@@ -111,8 +103,6 @@ class Averaging(FederationCallback):
         return self._generate_state_key(parts=sorted(self.parts))
 
     def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
-        if self.attentive and not any(isinstance(other, WeighsParent) for other in callbacks):
-            raise ValueError("an attentive Averaging needs an AttentionAggregation among trainer.callbacks")
         for node in topology.nodes.values():
             try:
                 checked_optimizer(*self._optimizer(node))
@@ -128,20 +118,30 @@ class Averaging(FederationCallback):
             if all(child.listens for child in node.children):  # it no longer aggregates: drop its optimizer
                 states[name].memory.pop(self.state_key, None)
 
+    def on_download(self, context: Context, child: Node, download: Download) -> Download:
+        memory = self.memory(context.state)
+        if "noise" not in memory:
+            return download
+        known = memory["noise"]["num_nodes"] + memory.get("reliability", 0.0)
+        return replace(download, reliability=min(download.reliability, known, 1.0))
+
     def on_receive(self, context: Context, download: Download) -> None:
-        leaf = context.node.is_leaf
-        rate = in_round(self.leaf_download_rate if leaf else self.download_rate, context.round, context.num_rounds)
-        attention = context.find(WeighsParent) if self.attentive else None  # type: ignore[type-abstract]
-        if attention is not None:
-            rate *= attention.parent_weight(context, download)
+        rate = download_rate(context, self.download_rate, self.leaf_download_rate)
+        if download.reliability < 1.0:
+            rate *= download.reliability
             context.log({f"{context.node.name}/download_rate": rate})
+        if context.node.children:
+            self.memory(context.state)["reliability"] = download.reliability
         for part in self.parts:
             move_towards_(context.state.parameters, download.parts[part], rate)
 
+    def on_upload(self, context: Context, upload: Upload) -> Upload:
+        return with_noise(upload, self.parts, self.memory(context.state).get("noise"))
+
     def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
         name, nodes, memory = context.node.name, context.world.topology.nodes, self.memory(context.state)
-        weights = [self._weight(nodes[upload.node], upload) for upload in uploads]
-        mean = self.mean(context, uploads, weights)
+        weighed = weigh(context, uploads, [self._weight(nodes[upload.node], upload) for upload in uploads], self.parts)
+        mean = self.mean(context, uploads, weighed)
         optimizer, arguments = self._optimizer(context.node)
         kind = _kind(optimizer, arguments)
         if memory.get("optimizer_kind", kind) != kind:  # the checkpoint has the state of another optimizer
@@ -149,6 +149,7 @@ class Averaging(FederationCallback):
                         name, memory["optimizer_kind"], kind)  # fmt: skip
             del memory["optimizer"]
         memory["optimizer_kind"] = kind
+        keep_noise(memory, weighed)
         memory["optimizer"], gradient_norm = outer_step_(
             context.state.parameters,
             mean,
@@ -158,26 +159,32 @@ class Averaging(FederationCallback):
         )
         context.log({f"{name}/pseudo_gradient_norm": gradient_norm})
 
-    def mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:
+    def mean(self, context: Context, uploads: list[Upload], weighed: Weighed) -> Tensors:
         """Return the mean of the uploads, as new tensors by name. Override it to aggregate by another rule.
 
-        `weights` has one number for each upload; they need not sum to 1. `context.state.parameters` are the weights
-        that the children received. The outer optimizer steps from there towards the mean.
+        `weighed.weights` has one number for each upload; they need not sum to 1. `context.state.parameters` are the
+        weights that the children received. The outer optimizer steps from there towards the mean.
         """
         models = [self._tensors(upload) for upload in uploads]
-        rows = context.find(WeighsRows)  # type: ignore[type-abstract]
+        start, rows = context.state.parameters, context.find(WeighsRows)  # type: ignore[type-abstract]
         if rows is None or rows.part not in self.parts:
-            return weighted_mean(models, weights)
+            return shrunk(start, weighted_mean(models, weighed.weights), weighed.shrinkage)
         shares = [rows.row_shares(context, upload) for upload in uploads]
-        return weighted_mean_by_rows(models, weights, shares, context.state.parameters)
+        mean = weighted_mean_by_rows(models, weighed.weights, shares, start, weighed.ratios)
+        by_rows = {name: mean[name] for name in shares[0]}  # these have moved as far as each row may
+        return {**shrunk(start, mean, weighed.shrinkage), **by_rows}
 
     def _tensors(self, upload: Upload) -> Tensors:
         return {name: tensor for part in PARTS if part in self.parts for name, tensor in upload.parts[part].items()}
 
     def _weight(self, node: Node, upload: Upload) -> float:
-        if node.weight is not None:
-            return node.weight
-        return upload.num_tokens if self.weights == "num_tokens" else 1.0
+        weight = participant_weight(node, upload)
+        return 1.0 if self.weights == "uniform" and node.weight is None else weight
+
+
+def participant_weight(node: Node, upload: Upload) -> float:
+    """Return the weight of a participant in the mean: its `weight` in the topology, by default its tokens."""
+    return upload.num_tokens if node.weight is None else node.weight
 
 
 def checked_optimizer(name: str, arguments: Mapping[str, Any]) -> type[Optimizer]:

@@ -1,4 +1,4 @@
-"""Selection, routing and delivery of residuals."""
+"""Residuals: keys and values that climb to find related nodes, and the answers that descend."""
 
 import logging
 from collections import Counter
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 
-from worldlm.federation.attention import Similarity, similarities
+from worldlm.callbacks.attention import AttentionAggregation, source_of
+from worldlm.federation.attention import Source, similarities
 from worldlm.federation.messages import (
     Download,
     Residual,
@@ -15,8 +16,7 @@ from worldlm.federation.messages import (
     message_state,
     residual_from_state,
 )
-from worldlm.federation.parameters import Tensors, clone
-from worldlm.federation.residuals import Route, is_allowed_at, refusal, route, select_residuals
+from worldlm.federation.residuals import is_allowed_at, select_residuals, why_kept_out
 from worldlm.federation.state import NodeState
 from worldlm.rounds import Context, RoundCallback, World
 from worldlm.topology import Node, Topology
@@ -27,49 +27,58 @@ log = logging.getLogger(__name__)
 
 
 class _Memory(TypedDict, total=False):
-    children_keys: dict[str, Tensors]
-    outbox: dict[str, list[SavedResidual]]
+    known: dict[str, list[SavedResidual]]
+    unanswered: dict[str, list[str]]
+    answers: dict[str, SavedResidual]
     climbing: list[SavedResidual]
-    missed: list[SavedResidual]
     routes: dict[str, int]
     refusals: dict[str, int]
 
 
 class ResidualExchange(FederationCallback):
-    """Routes keys and values that fit their federation badly to a better one (arXiv 2405.14446; ALGORITHM section 5).
+    """Lets nodes find related nodes in other branches of the tree (arXiv 2405.14446; selection and answers are ours).
 
-    After a federation has aggregated, it selects the (K, V) of the children with the smallest attention weights. These
-    residuals travel towards the root with its uploads. The first ancestor with a more similar child on another branch
-    sends the residual to that child with its next download. Each receiver passes it on while one of its children is
-    more similar still. A residual for which the root finds no receiver is dropped.
+    After a federation has aggregated, it selects residuals: the keys and values of a child, or residuals from below it.
+    They travel to the root with its uploads. Every ancestor on the way keeps them, and
+
+    - mixes them by attention into what its other branches receive, so that related nodes there benefit;
+    - answers them with its next download: a mixture, for the origin of the residual, of all that the ancestor knows
+      from other branches. The answer descends to the federation of the origin, which attends over it in place of what
+      it received for all its children.
+
+    Those that are least similar to the other nodes of the federation are selected. An upload has at most
+    `num_residuals` residuals, and a download as many answers, each as large as one pair of keys and values. Where a
+    node's `residuals` in the topology do not accept the jurisdiction of a residual, no mixture with
+    this residual reaches the node.
 
     Args:
-        num_residuals: Residuals that a federation sends per aggregation, at least 1.
-        min_similarity: Similarity that a receiver must exceed.
-        similarity: `cosine`, `dot` or `distance`, as in `AttentionAggregation`.
+        num_residuals: Largest number of residuals in an upload, at least 1.
 
     Raises:
-        ValueError: If `num_residuals` is below 1, or no callback of the recipe merges keys and uses the residuals.
+        ValueError: If `num_residuals` is below 1, or there is no `AttentionAggregation` before this callback.
     """
 
     enforces = frozenset({"residuals"})
     memory_schema = _Memory
 
-    def __init__(self, num_residuals: int = 1, min_similarity: float = 0.0, similarity: Similarity = "cosine") -> None:
+    def __init__(self, num_residuals: int = 1) -> None:
         if num_residuals < 1:
             raise ValueError(f"num_residuals must be at least 1, got {num_residuals}; remove the callback to send none")
         self.num_residuals = num_residuals
-        self.min_similarity = min_similarity
-        self.similarity: Similarity = similarity
 
     def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
-        if not any("keys" in other.parts for other in callbacks):
+        if not any(isinstance(other, AttentionAggregation) for other in callbacks):
             raise ValueError(
                 "ResidualExchange needs AttentionAggregation among trainer.callbacks, which uses the residuals"
             )
 
+    def must_follow(self, other: RoundCallback) -> str:
+        if isinstance(other, AttentionAggregation):
+            return "list AttentionAggregation before ResidualExchange, which selects among the layers that it keeps"
+        return ""
+
     def routes(self, world: World) -> Counter[str]:
-        """Count the residuals of each route "origin > receiver" since the run began."""
+        """Count the answers by route "origin > node that the answer attends to most" since the run began."""
         return self._counts(world, "routes")
 
     def refusals(self, world: World) -> Counter[str]:
@@ -86,9 +95,6 @@ class ResidualExchange(FederationCallback):
         memories = {
             name: state.memory[self.state_key] for name, state in states.items() if self.state_key in state.memory
         }
-        for child, parent in changes.parted:
-            for key in ("children_keys", "outbox"):
-                memories.get(parent, {}).get(key, {}).pop(child, None)
         for name in (name for name in memories if name in world.topology.nodes):
             _drop_forbidden(memories[name], world.topology.nodes[name], world.topology)
         total = self.memory(states[world.topology.root.name])  # the root keeps the counts of departed nodes
@@ -96,109 +102,115 @@ class ResidualExchange(FederationCallback):
             for name in (name for name in changes.left if memories.get(name, {}).get(key)):
                 total[key] = dict(Counter(total.get(key, {})) + Counter(memories[name][key]))
 
+    # ------------------------------------------------------------------ what attention asks
+
+    def residuals_for(self, context: Context, child: Node, receiver: str) -> dict[str, list[Residual]]:
+        """Return, by branch, the residuals from other branches that a mixture for a receiver may contain.
+
+        A mixture for a child may reach all nodes below it, one for the origin of a residual those on the way to it.
+        """
+        known = self.memory(context.state).get("known", {})
+        branches = {name: found for name, found in known.items() if found and name != child.name}
+        if not branches:
+            return {}
+        if receiver == child.name:
+            reached = [*child.walk()]
+        else:
+            reached = context.world.topology.path(receiver)[len(context.world.topology.path(context.node.name)) :]
+        strict = [node for node in reached if node.settings.residuals.accept_from is not None]
+        allowed: dict[str, list[Residual]] = {}
+        for name, found in branches.items():
+            for residual in map(residual_from_state, found):
+                if reason := why_kept_out(residual, strict):
+                    self._reject(context, f"residual of {residual.origin}: {reason}")
+                else:
+                    allowed.setdefault(name, []).append(residual)
+        return allowed
+
+    def answer_to(self, context: Context, origin: str) -> Residual | None:
+        """Return what an ancestor answered to the residual of a node below the context's federation, if anything."""
+        saved = self.memory(context.state).get("answers", {}).get(origin)
+        return None if saved is None else residual_from_state(saved)
+
     # ------------------------------------------------------------------ down
 
-    def on_download(self, context: Context, child: Any, download: Download) -> Download:
-        waiting = self.memory(context.state).get("outbox", {}).pop(child.name, ())
-        return replace(download, residuals=(*download.residuals, *map(residual_from_state, waiting)))
+    def on_download(self, context: Context, child: Node, download: Download) -> Download:
+        memory = self.memory(context.state)
+        origins = memory.get("unanswered", {}).pop(child.name, ())
+        known = {saved["origin"]: saved for saved in memory.get("known", {}).get(child.name, ())}
+        answers = [self._answer(context, child, residual_from_state(known[name])) for name in origins if name in known]
+        return replace(download, residuals=(*download.residuals, *(answer for answer in answers if answer)))
+
+    def _answer(self, context: Context, child: Node, residual: Residual) -> Residual | None:
+        attention = context.find(AttentionAggregation)
+        assert attention is not None, "check_method demands it"
+        mixture = attention.attend(context, child, residual.origin, source_of(residual))
+        if mixture is None:
+            return None
+        weights = context.state.attention[residual.origin]
+        self._count(context, residual, max(weights, key=lambda name: weights[name]))
+        return replace(
+            residual,
+            keys={**mixture.source.keys},
+            values={**mixture.source.values},
+            federation=context.node.name,
+            round=context.round,
+            share=0.0,
+            num_nodes=mixture.source.num_nodes,
+            scale=mixture.source.scale,
+        )
 
     def on_route(self, context: Context, download: Download) -> Download:
-        accepted = []
-        for residual in download.residuals:
-            if reason := refusal(residual, context.node):  # the parent checks this too, but may run other code
-                self._reject(context, f"residual of {residual.origin}: {reason}")
-                continue
-            own_keys = context.part("keys")
-            reference = {name: context.world.reference[name] for name in own_keys}
-            own = similarities(residual.keys, own_keys, reference, similarity=self.similarity)[""]
-            decision = self._route(context, residual, min_fit=max(own, self.min_similarity))
-            if decision.home is None:
-                accepted.append(residual)
-                self._count(context, residual, context.node.name)
-            else:
-                self._queue(context, decision.home, residual)
-        context.state.inbox.extend(accepted)
-        return replace(download, residuals=tuple(accepted))
+        if context.node.children:
+            answers = {answer.origin: message_state(answer) for answer in download.residuals}
+            self.memory(context.state)["answers"] = answers
+        return replace(download, residuals=())
 
     # ------------------------------------------------------------------ up
 
     def on_upload(self, context: Context, upload: Upload) -> Upload:
-        memory = self.memory(context.state)
-        climbing = [*memory.pop("missed", ()), *memory.pop("climbing", ())]
-        newest = {saved["origin"]: residual_from_state(saved) for saved in climbing}
-        return replace(upload, residuals=(*upload.residuals, *newest.values()))
-
-    def on_missed(self, context: Context, upload: Upload) -> None:
-        if upload.residuals:
-            self.memory(context.state)["missed"] = [message_state(residual) for residual in upload.residuals]
+        climbing = self.memory(context.state).pop("climbing", ())
+        return replace(upload, residuals=(*upload.residuals, *map(residual_from_state, climbing)))
 
     def after_aggregate(self, context: Context, uploads: list[Upload]) -> None:
-        children = {child.name for child in context.node.children}
-        children_keys = self.memory(context.state).setdefault("children_keys", {})
-        children_keys.update(
-            {upload.node: clone(upload.parts["keys"]) for upload in uploads if upload.node in children}
-        )
-        climbing: list[Residual] = []
+        memory = self.memory(context.state)
+        known, unanswered = memory.setdefault("known", {}), memory.setdefault("unanswered", {})
         for upload in uploads:
-            for residual in upload.residuals:
-                decision = self._route(context, residual, min_fit=self.min_similarity, without=upload.node)
-                if decision.home is None:
-                    climbing.append(residual)
-                else:
-                    self._queue(context, decision.home, residual)
-        if context.world.topology.parent(context.node.name) is None:
-            for residual in climbing:
-                self._count(context, residual, "dropped")
-            return
-        climbing += self._select(context, uploads)
-        if climbing and not context.node.settings.residuals.share:
+            known[upload.node] = [message_state(residual) for residual in upload.residuals]
+            unanswered[upload.node] = [residual.origin for residual in upload.residuals]
+        if context.world.topology.parent(context.node.name) is not None:
+            self._select(context, uploads)
+
+    def _select(self, context: Context, uploads: list[Upload]) -> None:
+        """Select the residuals of the next upload: among the children, and the residuals that came from below them."""
+        attention, memory = context.find(AttentionAggregation), self.memory(context.state)
+        assert attention is not None, "check_method demands it"
+        layers = attention.uploads(context)
+        shares = attention.shares(context)
+        candidates = {
+            residual.origin: (upload.node, replace(residual, share=residual.share * shares[upload.node]))
+            for upload in uploads
+            for residual in upload.residuals
+        }
+        children = [context.world.topology.nodes[upload.node] for upload in uploads if len(layers) > 1]
+        for child in (child for child in children if child.name != context.node.name):
+            if child.settings.residuals.share:
+                candidates[child.name] = (child.name, _residual(context, child, layers[child.name], shares[child.name]))
+            else:
+                self._reject(context, f"{child.name} does not share residuals")
+        if candidates and not context.node.settings.residuals.share:
             self._reject(context, f"{context.node.name} does not share residuals")
             return
-        self.memory(context.state)["climbing"] = [message_state(residual) for residual in climbing]
-
-    def _select(self, context: Context, uploads: list[Upload]) -> list[Residual]:
-        by_name = {upload.node: upload for upload in uploads}
-        weights = {name: context.state.attention[name] for name in by_name}
-        children = by_name.keys() - {context.node.name}
-        selected = []
-        for name in select_residuals(weights, children, self.num_residuals):
-            settings = context.world.topology.nodes[name].settings
-            if not settings.residuals.share:
-                self._reject(context, f"{name} does not share residuals")
-                continue
-            upload = by_name[name]
-            selected.append(
-                Residual(
-                    keys=clone(upload.parts["keys"]),
-                    values=clone(upload.parts["values"]),
-                    origin=name,
-                    federation=context.node.name,
-                    jurisdiction=settings.jurisdiction,
-                    round=context.round,
-                )
-            )
-        return selected
+        reference = {name: context.world.reference[name] for name in context.part("keys")}
+        fits = {}
+        for origin, (branch, residual) in candidates.items():
+            others = [source for name, source in layers.items() if name != branch]
+            scores = similarities(source_of(residual), others, reference) if others else [0.0]
+            fits[origin] = sum(scores) / len(scores)
+        selected = select_residuals(fits, self.num_residuals)
+        memory["climbing"] = [message_state(candidates[origin][1]) for origin in selected]
 
     # ------------------------------------------------------------------ both
-
-    def _route(self, context: Context, residual: Residual, *, min_fit: float, without: str = "") -> Route:
-        children = {child.name: child for child in context.node.children if child.name != without}
-        decision = route(
-            residual,
-            children,
-            self.memory(context.state).get("children_keys", {}),
-            {name: context.world.reference[name] for name in residual.keys},
-            min_fit=min_fit,
-            similarity=self.similarity,
-        )
-        for reason in decision.refusals:
-            self._reject(context, f"residual of {residual.origin}: {reason}")
-        return decision
-
-    def _queue(self, context: Context, child: str, residual: Residual) -> None:
-        """Queue a residual for a child's next download."""
-        outbox = self.memory(context.state).setdefault("outbox", {})
-        outbox.setdefault(child, []).append(message_state(residual))
 
     def _increment(self, context: Context, key: str, name: str) -> int:
         counts = self.memory(context.state).setdefault(key, {})
@@ -209,22 +221,42 @@ class ResidualExchange(FederationCallback):
         if self._increment(context, "refusals", reason) == 1:
             log.info("%s", reason)
 
-    def _count(self, context: Context, residual: Residual, receiver: str) -> None:
-        path = f"{residual.origin} > {receiver}"
+    def _count(self, context: Context, residual: Residual, home: str) -> None:
+        path = f"{residual.origin} > {home}"
         count = self._increment(context, "routes", path)
-        context.log({f"residuals/{residual.origin}/{receiver}": count})
+        context.log({f"residuals/{residual.origin}/{home}": count})
         context.log_text("residuals", f"round {context.round + 1}: {path}")
 
 
+def _residual(context: Context, child: Node, layers: Source, share: float) -> Residual:
+    return Residual(
+        keys={**layers.keys},
+        values={**layers.values},
+        origin=child.name,
+        federation=context.node.name,
+        jurisdiction=child.settings.jurisdiction,
+        round=context.round,
+        share=share,
+        num_nodes=layers.num_nodes,
+        scale=layers.scale,
+    )
+
+
 def _drop_forbidden(memory: dict[str, Any], node: Node, topology: Topology) -> None:
-    """Drop the residuals queued at a node that the new topology's rules forbid, or whose origin left the topology."""
+    """Drop what a node knows of residuals that the new topology's rules forbid, or whose origin left its branch.
+
+    Answers need no check: the next download replaces them before they are used.
+    """
     parent = topology.parent(node.name)
-    for key in memory.keys() & {"missed", "climbing"}:
-        receiver = parent if node.settings.residuals.share else None
-        memory[key] = [] if receiver is None else _allowed(memory[key], receiver, topology)
-    outbox = memory.get("outbox", {})
-    for child in outbox:
-        outbox[child] = _allowed(outbox[child], topology.nodes[child], topology)
+    if "climbing" in memory:
+        may_climb = parent is not None and node.settings.residuals.share
+        memory["climbing"] = _allowed(memory["climbing"], parent, topology) if parent and may_climb else []
+    branches = {child.name: {below.name for below in child.walk()} for child in node.children}
+    for key, origin in (("known", lambda saved: saved["origin"]), ("unanswered", str)):
+        for branch, found in [*memory.get(key, {}).items()]:
+            allowed = _allowed(found, node, topology) if key == "known" else found
+            kept = [entry for entry in allowed if origin(entry) in branches.get(branch, ())]
+            memory[key] = {**memory[key], branch: kept}
 
 
 def _allowed(residuals: list[dict[str, Any]], holder: Node, topology: Topology) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from worldlm.callbacks.averaging import Averaging
+from worldlm.callbacks.noise import Weighed
 from worldlm.federation.messages import Upload
 from worldlm.federation.parameters import Part, Tensors
 from worldlm.federation.robust import median, norm_bounded_mean, trimmed_mean
@@ -55,10 +56,10 @@ class RobustAveraging(Averaging):
         self.rule = rule
         self.max_norm = max_norm
 
-    def mean(self, context: Context, uploads: list[Upload], weights: list[float]) -> Tensors:
+    def mean(self, context: Context, uploads: list[Upload], weighed: Weighed) -> Tensors:
         models = [self._tensors(upload) for upload in uploads]
         if self.rule == "median":
             return median(models)
         if self.rule == "trimmed_mean":
             return trimmed_mean(models, int(self.trim * len(models)))
-        return norm_bounded_mean(models, weights, context.state.parameters, self.max_norm)
+        return norm_bounded_mean(models, weighed.weights, context.state.parameters, self.max_norm)

@@ -39,7 +39,7 @@ class UpdatePrivacy(PrivacyLedgers):
         privacy = context.node.settings.privacy
         if privacy is None:
             return upload
-        upload = replace(upload, metrics={}, row_counts={})
+        upload = replace(upload, metrics={}, row_counts={}, scale=0.0)
         if not any(upload.parts.values()):
             return replace(upload, residuals=())  # nothing is released
         start = {**context.world.reference, **joined(download.parts)}
@@ -55,7 +55,9 @@ class UpdatePrivacy(PrivacyLedgers):
         context.log(scalars)
         self._log_epsilon(context, privacy, "epsilon")
         parts = {part: {name: safe.tensors[name] for name in tensors} for part, tensors in upload.parts.items()}
-        return replace(upload, parts=parts, residuals=tuple(residuals))
+        added = (privacy.noise_multiplier * privacy.clip_norm) ** 2
+        variances = {part: upload.noise_variance.get(part, 0.0) + added for part in parts}
+        return replace(upload, parts=parts, residuals=tuple(residuals), noise_variance=variances)
 
     def node_figures(self, node: Node, state: NodeState) -> dict[str, float]:
         privacy = node.settings.privacy
@@ -80,7 +82,9 @@ class UpdatePrivacy(PrivacyLedgers):
         purpose = f"residual noise {residual.origin} {residual.round}"
         safe = self._release(context, privacy, model, start, purpose).tensors
         keys, values = ({name: safe[name] for name in part} for part in (residual.keys, residual.values))
-        return replace(residual, keys=keys, values=values)
+        # its update is at most `clip_norm`, its noise about `clip_norm * noise_multiplier * sqrt(coordinates)`
+        noise = privacy.noise_multiplier**2 * sum(tensor.numel() for tensor in model.values())
+        return replace(residual, keys=keys, values=values, share=0.0, num_nodes=residual.num_nodes / (1 + noise))
 
     def _is_affordable(self, context: Context, privacy: Privacy, residual: Residual) -> bool:
         if privacy.max_epsilon is None:

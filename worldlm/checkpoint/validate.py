@@ -64,7 +64,6 @@ def check_messages(states: Mapping[str, NodeState], model: Mapping[Part, Tensors
             )
         pairs = [(tensors, model[part]) for message in messages for part, tensors in message.parts.items()]
         residuals = [
-            *state.inbox,
             *_residuals(state.memory),
             *(residual for message in messages for residual in message.residuals),
         ]

@@ -46,6 +46,10 @@ def _problems(
     for name, counts in upload.row_counts.items():
         if counts.dim() != 1 or not bool((counts >= 0).all()) or not bool(counts.isfinite().all()):
             yield f"its row counts of {name} are invalid"
+    if not all(0 <= variance < math.inf for variance in upload.noise_variance.values()):
+        yield "its noise variances are invalid"
+    if not all(0 < share <= 1 for share in upload.reliability.values()):
+        yield "its reliabilities are invalid"
     for residual in upload.residuals:
         yield from (
             f"the residual of {residual.origin}: {problem}" for problem in _residual_problems(residual, expected)

@@ -1,117 +1,167 @@
-"""Attention over layers: a node's key layers are the query, and the candidates have key and value layers.
+"""Attention over key layers: a node's keys are the query, and the candidates are the layers of other nodes.
 
-In the paper (arXiv 2405.14446), a node attends over the key layers of its constituents. This project computes the
-scores on the change since the common initial keys, which is its own reading. The raw keys of all nodes share their
-initialisation, so that all scores on raw keys would be nearly equal.
+In the paper (arXiv 2405.14446), a node attends over the key layers of its constituents. This project compares the
+changes since the common initial keys, which is its own reading: the raw keys of all nodes share their initialisation,
+so that all scores on raw keys would be nearly equal.
 """
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from worldlm.federation.averaging import weighted_sum
-from worldlm.federation.parameters import Tensors, chunk_size, chunks, model_chunks
+from worldlm.federation.parameters import chunk_size, chunks, model_chunks
 
-Similarity: TypeAlias = Literal["cosine", "dot", "distance"]
-Granularity: TypeAlias = Literal["model", "block"]
-
-# A relative change this small is float32 rounding and has no direction.
 _ROUNDING = 1e-6
+"""A relative change this small is float32 rounding and has no direction."""
 
 
-class KeyValue(NamedTuple):
-    """A candidate: its key layers and the value layers that belong to them."""
+_LARGEST_POWER = 700.0
+"""The largest power of e that a number can hold."""
+
+_LEAST_SHARE = 0.1
+"""A smaller rest of an average is not recovered: rounding and delays would count ten times."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Key and value layers of one node, or averaged over several nodes."""
 
     keys: Mapping[str, Tensor]
+    """Key layers, by name."""
     values: Mapping[str, Tensor]
+    """The value layers that belong to them."""
+    num_nodes: float = 1.0
+    """How many nodes it counts for, above 0."""
+    scale: float
+    """L2 norm of the change of the keys since the common initial keys; for several nodes, the mean of their norms."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attended:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
     """The result of attention."""
 
-    keys: Tensors
-    values: Tensors
-    weights: dict[str, list[float]]
-    """Weight of every candidate, by block ("" for the whole model); each list sums to 1."""
-
-    @property
-    def mean_weights(self) -> list[float]:
-        """Weight of every candidate, averaged over blocks."""
-        return [sum(column) / len(column) for column in zip(*self.weights.values(), strict=True)]
-
-
-def block_of(name: str, granularity: Granularity = "block") -> str:
-    """Return the block that a parameter belongs to: the first number between dots in its name, or ""."""
-    match = re.search(r"\.(\d+)\.", name) if granularity == "block" else None
-    return match.group(1) if match else ""
-
-
-def similarities(
-    query: Mapping[str, Tensor],
-    keys: Mapping[str, Tensor],
-    reference: Mapping[str, Tensor],
-    *,
-    similarity: Similarity = "cosine",
-    granularity: Granularity = "model",
-) -> dict[str, float]:
-    """Compare the changes of two nodes' key layers since the common initial keys.
-
-    With `dQ = query - reference` and `dK = keys - reference`, flattened: `cosine` is `dQ.dK / (|dQ| |dK|)`, in
-    [-1, 1] up to rounding; `dot` is `dQ.dK / sqrt(d)`, d the number of coordinates; `distance` is
-    `1 - |dQ - dK|^2 / (2 |dQ|^2)`, which equals the cosine if both changes have the same norm. It is 1/2 for a
-    candidate without change, and far below 0 for a candidate that noise has moved far away. For a query without change,
-    up to float32 rounding, all similarities are 0. For a candidate without change, `cosine` and `dot` are 0.
-
-    Args:
-        query: Key layers of the attending node, by name.
-        keys: Key layers of the candidate, same names and shapes.
-        reference: The common initial key layers K0, same names and shapes.
-        similarity: `cosine`, `dot` or `distance`.
-        granularity: One similarity for the whole `model`, or one per `block`.
-
-    Returns:
-        Similarity by block ("" for the whole model).
-    """
-    return _similarities(query, [keys], reference, similarity, granularity)[0]
+    source: Source
+    """The mixed layers. Attended over with the same query and temperature, they count as much as all they mix."""
+    weights: list[float]
+    """Weight of every source in the mixture; they sum to 1."""
+    own_weight: float
+    """Weight, from 0 to 1, that the attending node gives to its own layers; the mixture has the rest."""
 
 
 @torch.no_grad()
-def _similarities(
-    query: Mapping[str, Tensor],
-    keys: Sequence[Mapping[str, Tensor]],
-    reference: Mapping[str, Tensor],
-    similarity: Similarity,
-    granularity: Granularity,
-) -> list[dict[str, float]]:
-    """Return `similarities` for several candidates, with only a few of their tensors in memory at a time.
+def attend(
+    query: Source | None, sources: Sequence[Source], centre: Mapping[str, Tensor], *, temperature: float
+) -> Mixture:
+    """Mix the layers of several sources by attention over their keys.
+
+    With `dQ = query.keys - centre` and `dK_i = keys_i - centre`, each flattened:
+    ``score_i = dQ.dK_i / (|dQ| scale_i)``, ``w_i ~ num_nodes_i exp(score_i / temperature)``,
+    ``K = sum_i w_i K_i``, ``V = sum_i w_i V_i``. The score says how far a source has gone in the direction of the
+    query, relative to how much it has learnt. With the average keys of all nodes as the centre, what all have learnt
+    alike does not count, and no source is preferred while the nodes differ little.
+
+    The query's own layers count as much as those of the best source: ``own ~ num_nodes exp(max_i score_i /
+    temperature)``. With their own score, which is the largest, a node would learn little from others.
+
+    Args:
+        query: The attending node; None if it has no layers of its own, as a listener. Then all scores are 0, its own
+            weight is 0, and the mixture is the average over all nodes.
+        sources: At least one.
+        centre: The keys that changes are measured from.
+        temperature: Above 0; near 0 only the best source counts, towards infinity all nodes count equally.
+
+    Returns:
+        The mixture, in new tensors. There is one accumulator, and the tensors that are read at a time are no larger
+        than a model.
+    """
+    scores = [0.0] * len(sources) if query is None else similarities(query, sources, centre)
+    best = max(scores)
+    powers = [(score - best) / temperature for score in scores]
+    masses = [math.log(source.num_nodes) + power for source, power in zip(sources, powers, strict=True)]
+    weights, total = _softmax(masses), _log_sum(masses)
+    scale = math.fsum(weight * source.scale for weight, source in zip(weights, sources, strict=True))
+    # the score of the mixture is the mean of those of its sources, weighted by their scales
+    parts = [weight * source.scale / (scale or 1.0) for weight, source in zip(weights, sources, strict=True)]
+    power = math.fsum(part * power for part, power in zip(parts, powers, strict=True) if part)
+    mixed = Source(
+        keys={name: weighted_sum([source.keys for source in sources], name, weights) for name in sources[0].keys},
+        values={name: weighted_sum([source.values for source in sources], name, weights) for name in sources[0].values},
+        num_nodes=math.exp(min(total - power, _LARGEST_POWER)),
+        scale=scale,
+    )
+    own_weight = 0.0 if query is None else _softmax([math.log(query.num_nodes), total])[0]
+    return Mixture(source=mixed, weights=weights, own_weight=own_weight)
+
+
+@torch.no_grad()
+def without(average: Source, parts: Sequence[tuple[Source, float]]) -> Source | None:
+    """Return an average without some of the nodes that it contains, so that they can count on their own.
+
+    ``K = (K_average - sum_i share_i K_i) / (1 - sum_i share_i)``, and the same for the values.
+
+    Args:
+        average: Layers averaged over several nodes.
+        parts: Layers that the average contains, and the share of each in it.
+
+    Returns:
+        The rest, in new tensors; None if nothing is left.
+    """
+    left = 1.0 - math.fsum(share for _, share in parts)
+    num_nodes = average.num_nodes - math.fsum(part.num_nodes for part, _ in parts)
+    if left < _LEAST_SHARE or num_nodes <= 0:
+        return None
+    scale = average.num_nodes * average.scale - math.fsum(part.num_nodes * part.scale for part, _ in parts)
+    factors = [1.0 / left, *(-share / left for _, share in parts)]
+    sources = [average, *(part for part, _ in parts)]
+    return Source(
+        keys={name: weighted_sum([source.keys for source in sources], name, factors) for name in average.keys},
+        values={name: weighted_sum([source.values for source in sources], name, factors) for name in average.values},
+        num_nodes=num_nodes,
+        scale=max(0.0, scale / num_nodes),
+    )
+
+
+@torch.no_grad()
+def similarities(query: Source, sources: Sequence[Source], centre: Mapping[str, Tensor]) -> list[float]:
+    """Return `dQ.dK_i / (|dQ| scale_i)` for every source, with `dQ = query.keys - centre` and `dK_i = keys_i - centre`.
+
+    With the common initial keys as the centre, this is the cosine for a single node, and for an average over several
+    nodes the mean of the cosines with each of them, weighted by their scales: an average is not preferred for being
+    one.
 
     Products are computed in float64 and added in a fixed order: over the chunks of a tensor, then over the tensors of
-    the reference.
+    the centre. The score is 0 for a query or a source without change, up to float32 rounding.
+
+    Args:
+        query: The attending node.
+        sources: What it attends to; only a few of their tensors are in memory at a time.
+        centre: The keys that changes are measured from, same names and shapes.
     """
-    sums: list[dict[str, list[float]]] = [{} for _ in keys]
-    for name, start in reference.items():
-        block, size = block_of(name, granularity), float(start.numel())
+    products, query_square, start_square = [0.0] * len(sources), 0.0, 0.0
+    for name, start in centre.items():
+        keys = [source.keys for source in sources]
         for group in model_chunks(keys, name):
-            products, *fixed = _products(query[name], [candidate[name] for candidate in keys[group]], start)
-            for total, (product, square) in zip(sums[group], products, strict=True):
-                terms = [product, square, *fixed, size]
-                total[block] = [a + b for a, b in zip(total.get(block, [0.0] * 5), terms, strict=True)]
-    return [{block: _similarity(similarity, *figures) for block, figures in total.items()} for total in sums]
+            found, *squares = _products(query.keys[name], [candidate[name] for candidate in keys[group]], start)
+            products[group] = [total + product for total, product in zip(products[group], found, strict=True)]
+        query_square, start_square = query_square + squares[0], start_square + squares[1]
+    least = _ROUNDING * math.sqrt(start_square)
+    norm = math.sqrt(query_square)
+    return [
+        0.0 if min(norm, source.scale) <= least else product / (norm * source.scale)
+        for product, source in zip(products, sources, strict=True)
+    ]
 
 
-def _products(
-    query: Tensor, keys: Sequence[Tensor], reference: Tensor
-) -> tuple[list[tuple[float, float]], float, float]:
-    """Return dQ.dK and dK.dK for every candidate, then dQ.dQ, and the squared norm of the reference.
+def _products(query: Tensor, keys: Sequence[Tensor], reference: Tensor) -> tuple[list[float], float, float]:
+    """Return dQ.dK for every candidate, then dQ.dQ, and the squared norm of the reference.
 
     With dQ = query - reference and dK = keys - reference. Every tensor is read once, chunk by chunk in parallel.
     """
-    sums, query_square, reference_square = [(0.0, 0.0)] * len(keys), 0.0, 0.0
+    sums, query_square, reference_square = [0.0] * len(keys), 0.0, 0.0
     change = reference.new_empty(chunk_size(reference))
     # Both rows are aligned to 64 bytes, because the last bit of a product may depend on the alignment of its operands.
     rows = change.new_empty(2, len(change) + -len(change) % 8, dtype=torch.float64)
@@ -123,18 +173,19 @@ def _products(
         reference_square += float(torch.linalg.vector_norm(start, dtype=torch.float64)) ** 2
         for i, key_chunk in enumerate(key_chunks):
             right.copy_(torch.sub(key_chunk, start, out=difference))
-            sums[i] = (sums[i][0] + float(torch.dot(left, right)), sums[i][1] + float(torch.dot(right, right)))
+            sums[i] += float(torch.dot(left, right))
     return sums, query_square, reference_square
 
 
-def _similarity(kind: Similarity, product: float, key: float, query: float, start: float, size: float) -> float:
-    """Return the similarity from dQ.dK, the squared norms dK.dK, dQ.dQ and of the reference, and the coordinates."""
-    least = query if kind == "distance" else min(query, key)
-    if least <= _ROUNDING**2 * start or least == 0.0:
-        return 0.0
-    if kind == "distance":
-        return 1.0 - (query - 2 * product + key) / (2 * query)
-    return float(product / ((query * key) ** 0.5 if kind == "cosine" else size**0.5))
+def _log_sum(masses: Sequence[float]) -> float:
+    """Return log(sum(exp(masses))) without overflow."""
+    largest = max(masses)
+    return largest + math.log(math.fsum(math.exp(mass - largest) for mass in masses))
+
+
+def _softmax(masses: Sequence[float]) -> list[float]:
+    total = _log_sum(masses)
+    return [math.exp(mass - total) for mass in masses]
 
 
 def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
@@ -142,62 +193,3 @@ def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
     exact = torch.tensor(scores, dtype=torch.float64)
     scaled = (exact - exact.max()) / temperature  # the largest becomes 0, so that no temperature overflows
     return [float(weight) for weight in torch.softmax(scaled, dim=0)]
-
-
-def attention_weights(
-    query: Mapping[str, Tensor],
-    keys: Sequence[Mapping[str, Tensor]],
-    reference: Mapping[str, Tensor],
-    *,
-    temperature: float,
-    similarity: Similarity = "cosine",
-    granularity: Granularity = "model",
-    self_similarity: float | None = None,
-) -> dict[str, list[float]]:
-    """Return the weight of every candidate by block; arguments as in `attend`, without values."""
-    scores = _similarities(query, keys, reference, similarity, granularity)
-    if self_similarity is not None:
-        scores[0] = {block: self_similarity if score else score for block, score in scores[0].items()}
-    return {block: softmax_weights([score[block] for score in scores], temperature) for block in scores[0]}
-
-
-@torch.no_grad()
-def attend(
-    query: Mapping[str, Tensor],
-    candidates: Sequence[KeyValue],
-    reference: Mapping[str, Tensor],
-    *,
-    temperature: float,
-    similarity: Similarity = "cosine",
-    granularity: Granularity = "model",
-    self_similarity: float | None = None,
-) -> Attended:
-    """Attend over the candidates' key layers and return the weighted sums of their keys and values.
-
-    ``score_i = similarity(query, keys_i) / temperature``, ``w = softmax(score)``, ``K = sum w_i K_i``,
-    ``V = sum w_i V_i`` (ALGORITHM section 4; arXiv 2405.14446). With granularity `block`, values that belong
-    to no block with keys, such as the final norm, take the weights averaged over blocks.
-
-    Args:
-        query: Key layers of the attending node, by name.
-        candidates: Keys and values to attend over, at least one.
-        reference: The common initial key layers K0.
-        temperature: Above 0; near 0 only the best match counts, towards infinity all count equally.
-        similarity: See `similarities`.
-        granularity: One weight per candidate for the whole `model`, or one per `block`.
-        self_similarity: Replaces the similarity of the first candidate, which is the attending node itself. It has no
-            effect on a block in which the query has not changed, where all similarities are 0.
-
-    Returns:
-        New tensors, and the weights in the order of the candidates. Memory does not grow with the number of candidates:
-        there is one accumulator, and the tensors that are read at a time are no larger than a model.
-    """
-    options: dict[str, Any] = {"similarity": similarity, "granularity": granularity, "self_similarity": self_similarity}
-    weights = attention_weights(query, [c.keys for c in candidates], reference, temperature=temperature, **options)
-    mean = [sum(column) / len(column) for column in zip(*weights.values(), strict=True)]
-
-    def weighted(tensors: list[Mapping[str, Tensor]]) -> Tensors:
-        rows = {name: weights.get(block_of(name, granularity), mean) for name in tensors[0]}
-        return {name: weighted_sum(tensors, name, row) for name, row in rows.items()}
-
-    return Attended(weighted([c.keys for c in candidates]), weighted([c.values for c in candidates]), weights)

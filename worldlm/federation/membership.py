@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from worldlm.federation.parameters import clone
-from worldlm.federation.residuals import is_allowed_at
 from worldlm.federation.state import NodeState
 from worldlm.topology import Topology
 from worldlm.topology.changes import Changes
@@ -42,8 +41,6 @@ def carry_over(
         carried[name].download = None
     for name in changes.new_texts:
         carried[name].num_batches = 0
-    for name, state in carried.items():
-        state.inbox = [residual for residual in state.inbox if is_allowed_at(residual, topology.nodes[name], topology)]
     carried[topology.root.name].takes_part = True
     return carried
 
@@ -53,4 +50,8 @@ def _remove_child(parent: NodeState, child: str) -> None:
     parent.participants = tuple(name for name in parent.participants if name != child)
     parent.uploads = {name: upload for name, upload in parent.uploads.items() if name != child}
     parent.refused = {name: number for name, number in parent.refused.items() if name != child}
-    parent.attention = {name: weight for name, weight in parent.attention.items() if name != child}
+    parent.attention = {
+        receiver: {name: weight for name, weight in weights.items() if name != child}
+        for receiver, weights in parent.attention.items()
+        if receiver != child
+    }

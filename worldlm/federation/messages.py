@@ -7,7 +7,7 @@ message may be encoded (`worldlm.federation.compression`); its size is then that
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypedDict, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 from torch import Tensor
 
@@ -16,20 +16,26 @@ from worldlm.federation.parameters import Part, Tensors, num_bytes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Residual:
-    """A (K, V) pair that is routed to the federation it fits best."""
+    """A (K, V) pair on its way to the root, or the answer of an ancestor on its way back to the pair's origin."""
 
     keys: Tensors
-    """Key layers, sanitised by their origin."""
+    """Key layers: those of the origin, sanitised by it, or a mixture for the origin."""
     values: Tensors
-    """Value layers, sanitised by their origin."""
+    """Value layers: the same."""
     origin: str
-    """Name of the node that the layers come from."""
+    """Name of the node whose layers climbed."""
     federation: str
-    """Name of the federation (its parent node) whose attention gave the pair too little weight."""
+    """Name of the federation that selected the pair, or that answered it."""
     jurisdiction: str | None
     """Jurisdiction of the origin; None if it has none."""
     round: int
-    """Round in which the pair was selected, from 0."""
+    """Round in which the pair was selected or answered, from 0."""
+    share: float = 0.0
+    """Its share in the average that comes with the same upload, from 0 to 1; 0 in an answer."""
+    num_nodes: float = 1.0
+    """How many nodes the pair counts for in attention, above 0."""
+    scale: float = 0.0
+    """Mean over these nodes of the L2 norm of the change of their keys since the common initial keys."""
 
     @property
     def num_bytes(self) -> int:
@@ -45,8 +51,18 @@ class Download:
     """Round of the world, from 0."""
     parts: Mapping[Part, Tensors]
     """The parent's tensors, by part; a part that is not sent is missing."""
+    reliability: float = 1.0
+    """How far the receiver should follow averaged parts, from 0 to 1: below 1 only if privacy noise outweighs all that
+    the averaged nodes learnt."""
+    own_weight: float = 0.0
+    """Weight, from 0 to 1, that the receiver should give to its own keys and values; those of the download have the
+    rest."""
+    num_nodes: float = 0.0
+    """How many nodes the keys and values count for in further attention; 0 if no attention mixed them."""
+    scale: float = 0.0
+    """Mean over these nodes of the L2 norm of the change of their keys since the common initial keys."""
     residuals: tuple[Residual, ...] = ()
-    """Residuals routed to this child, or to one of its descendants."""
+    """Answers to the residuals that the receiver sent up, by their origin."""
 
     @property
     def num_bytes(self) -> int:
@@ -71,6 +87,13 @@ class Upload:
     no tensor is averaged by rows, or if the sender is private."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Metrics of the sender's fit; empty if the sender is private."""
+    noise_variance: Mapping[Part, float] = field(default_factory=dict)
+    """Variance of the privacy noise in each coordinate, by part; a part without noise is missing. It is public."""
+    reliability: Mapping[Part, float] = field(default_factory=dict)
+    """Share of `num_tokens` that counts, by part, in (0, 1]: noise outweighs the rest. A missing part has 1."""
+    scale: float = 0.0
+    """Mean, over the nodes that the keys average, of the L2 norm of the change of their keys since the common initial
+    keys; 0 if it is unknown."""
     residuals: tuple[Residual, ...] = ()
     """Residuals on the way to the root."""
 
@@ -108,6 +131,9 @@ class SavedResidual(TypedDict):
     federation: str
     jurisdiction: str | None
     round: int
+    share: NotRequired[float]
+    num_nodes: NotRequired[float]
+    scale: NotRequired[float]
 
 
 def residual_from_state(state: Mapping[str, Any]) -> Residual:

@@ -8,11 +8,9 @@ from torch import Tensor
 
 from worldlm.federation.messages import (
     Download,
-    Residual,
     Upload,
     download_from_state,
     message_state,
-    residual_from_state,
     upload_from_state,
 )
 from worldlm.federation.parameters import PARTS, Part, Tensors
@@ -69,10 +67,9 @@ class NodeState:
     uploads: dict[str, Upload] = field(default_factory=dict)
     """Pending uploads by sender, until they are aggregated."""
 
-    attention: dict[str, float] = field(default_factory=dict)
-    """Participant -> its weight in the node's last aggregation."""
-    inbox: list[Residual] = field(default_factory=list)
-    """Residuals routed to this node, which its next attention uses once."""
+    attention: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Receiver -> source -> weight of the source in the last mixture that this node made for the receiver. A receiver
+    is a child, or a node below it whose residual this node answered."""
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
     """`state_key` of a callback -> its memory at this node: plain containers and tensors. Callbacks replace tensors and
     do not write into them."""
@@ -90,7 +87,6 @@ class NodeState:
         state = {field_.name: getattr(self, field_.name) for field_ in fields(self)}
         state["download"] = None if self.download is None else message_state(self.download)
         state["uploads"] = [message_state(upload) for upload in self.uploads.values()]
-        state["inbox"] = [message_state(residual) for residual in self.inbox]
         # a callback may only have looked, in some order that depends on the number of processes
         state["memory"] = {key: memory for key, memory in sorted(self.memory.items()) if memory}
         return state
@@ -112,14 +108,16 @@ class NodeState:
         messages = {
             "download": None if download is None else download_from_state(download),
             "uploads": {upload.node: upload for upload in uploads},
-            "inbox": [residual_from_state(residual) for residual in state["inbox"]],
         }
-        node_state = cls(**{**state, **messages})
+        older = {"inbox"}  # residuals that waited, in checkpoints of versions that delivered them
+        attention = {key: row for key, row in state["attention"].items() if not isinstance(row, float)}  # as of these
+        kept = {name: value for name, value in state.items() if name not in older}
+        node_state = cls(**{**kept, "attention": attention, **messages})
         check_fields(node_state)
         return node_state
 
 
-_WITH_TENSORS = ("parameters", "start", "download", "uploads", "inbox")
+_WITH_TENSORS = ("parameters", "start", "download", "uploads")
 
 
 def _without_tensors(value: Any) -> Any:

@@ -72,13 +72,18 @@ def row_shares(counts: Tensor | None, num_rows: int) -> Tensor:
 
 
 @torch.no_grad()
-def mean_of_rows(tensors: Sequence[Tensor], weights: Sequence[Tensor], start: Tensor) -> Tensor:
+def mean_of_rows(
+    tensors: Sequence[Tensor], weights: Sequence[Tensor], start: Tensor, noise: Sequence[float] | None = None
+) -> Tensor:
     """Average row by row, `mean[r] = sum_i weights_i[r] tensors_i[r] / sum_i weights_i[r]`, summed in the given order.
 
     Args:
         tensors: One per participant, [vocab, ...].
         weights: One per participant, float64 [vocab], not negative.
         start: The federation's own tensor, which supplies the rows whose weights are all 0.
+        noise: One per participant: the expected squared norm of the noise in its update, as a multiple of that of the
+            update without noise. A row moves from `start` to its mean by `1 / (1 + sum_i shares_i[r]^2 noise_i)`. By
+            default there is no noise.
 
     Returns:
         A new tensor. There is one accumulator for all participants.
@@ -87,11 +92,19 @@ def mean_of_rows(tensors: Sequence[Tensor], weights: Sequence[Tensor], start: Te
     total = torch.stack(weights).sum(dim=0)
     seen = total > 0
     mean = torch.zeros_like(start)
-    for tensor, weight in zip(tensors, weights, strict=True):
+    noise_of_mean = torch.zeros_like(total)
+    for i, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
         share = torch.where(seen, weight / total.where(seen, torch.ones_like(total)), 0.0)
-        mean.addcmul_(tensor, share.to(start.dtype).view(-1, *[1] * (start.dim() - 1)))
+        mean.addcmul_(tensor, _by_row(share, start))
+        if noise is not None:
+            noise_of_mean += share**2 * noise[i]
     mean[~seen] = start[~seen]
-    return mean
+    return mean if noise is None else torch.lerp(start, mean, _by_row(1 / (1 + noise_of_mean), start))
+
+
+def _by_row(factors: Tensor, like: Tensor) -> Tensor:
+    """Return one factor per row in a shape that multiplies a tensor with these rows."""
+    return factors.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
 
 
 def weighted_mean_by_rows(
@@ -99,6 +112,7 @@ def weighted_mean_by_rows(
     weights: Sequence[float],
     shares: Sequence[Mapping[str, Tensor]],
     start: Mapping[str, Tensor],
+    noise: Sequence[float] | None = None,
 ) -> Tensors:
     """Return the weighted mean of models, with some tensors averaged by rows.
 
@@ -110,6 +124,7 @@ def weighted_mean_by_rows(
         weights: One per model, not negative, not all 0.
         shares: One mapping per model: name of a tensor that is averaged by rows -> its `row_shares`.
         start: The federation's own tensors, by name.
+        noise: As in `mean_of_rows`, for the tensors that are averaged by rows.
 
     Returns:
         New tensors, in the order of the models' names.
@@ -124,5 +139,5 @@ def weighted_mean_by_rows(
     for name in by_rows:
         tensors = [model[name] for model in models]
         row_weights = [share[name] * weight for share, weight in zip(shares, weights, strict=True)]
-        mean[name] = mean_of_rows(tensors, row_weights, start[name])
+        mean[name] = mean_of_rows(tensors, row_weights, start[name], noise)
     return {name: mean[name] for name in models[0]}

@@ -25,7 +25,7 @@ class Pictures(FederationCallback):
     """Draws pictures of the run in TensorBoard; does nothing if the run has no TensorBoard logger.
 
     Images shows every node's perplexity by round, and the world with each node's perplexity, the bytes on each edge,
-    and the routes of the residuals since the last picture. It also shows the attention weights of all rounds so far,
+    and the routes of the residuals since the last picture. It also shows the attention weights of the round,
     and the privacy spent. Custom Scalars shows the charts of the world, then those of each federation with its
     participants. Its charts have one colour for each run, so those of the world show means, which compare runs.
 
@@ -117,7 +117,7 @@ def draw(record: RunRecord, since: int = 0) -> dict[str, Any]:
     if any(entry["routes"] for entry in record.rounds):
         routes = record.routes_from(since)
         figures["residuals"] = draw_world(of_names(record), f"residuals, {_rounds(since, number)}", routes)
-    if any(entry["attention"] for entry in record.rounds):
+    if record.mixtures:
         figures["attention"] = attention([record], _INCHES)
     if any(kind in figures for figures in last["nodes"].values() for kind in ("epsilon", "example_epsilon")):
         figures["privacy"] = budget(record, _INCHES)

@@ -36,7 +36,7 @@ class Record(FederationCallback):
     """Writes `results.json` to the run folder at the end of every round, as strict JSON and atomically.
 
     It describes the run: seed, topology, digest of the initial weights, text and batches of every data node, versions.
-    For every round it contains each node's figures of the closing table, the attention weights of the federations, and
+    For every round it contains each node's figures of the closing table, the attention weights of every mixture, and
     the routes of the residuals. It also lists the topology changes between rounds. At the end of the run it contains
     digests of the final weights of all nodes, with which `worldlm fit --repeat` checks a repetition.
 
@@ -147,11 +147,7 @@ class Record(FederationCallback):
         return {
             "round": trainer.world.round,
             "nodes": {node.name: _figures(trainer, node) for node in trainer.topology.nodes.values()},
-            "attention": {
-                name: {participant: _finite(weight) for participant, weight in state.attention.items()}
-                for name, state in states.items()
-                if state.attention
-            },
+            "mixtures": {name: state.attention for name, state in states.items() if state.attention},
             "routes": dict(sorted(routes.items())),
         }
 

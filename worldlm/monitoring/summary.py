@@ -1,6 +1,7 @@
 """The summary of a run: its closing table, and its description in TensorBoard."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,13 +17,17 @@ from worldlm.monitoring.node_metrics import MOMENTS
 from worldlm.monitoring.run_facts import tree_facts
 from worldlm.runs.guarantees import meanings, warnings
 from worldlm.runs.results import nodes_of
-from worldlm.runs.scores import far_worse_text, is_far_worse, score_text, with_residuals
+from worldlm.runs.scores import far_worse_text, is_far_worse, largest_first, score_text
 from worldlm.topology import Node, draw_tree
 from worldlm.topology.errors import join_names
 from worldlm.trainer import FederationCallback, WorldTrainer
 
 _MAX_NODES = 24
 """Largest number of nodes whose final figures are logged with the settings."""
+
+
+_MAX_ATTENTION_LINES = 40
+"""Largest number of nodes whose attention weights are printed; the report has all."""
 
 
 class Summary(FederationCallback):
@@ -63,10 +68,8 @@ class Summary(FederationCallback):
         if not console.is_terminal:  # a file or pipe has no width
             console.width = 160
         console.print(table)
-        for name, state in trainer.world.states.items():
-            if state.attention:
-                weights = ", ".join(f"{of} {weight:.2f}" for of, weight in with_residuals(state.attention).items())
-                console.print(f"{name} attended to {weights}", highlight=False)
+        for line in islice(_attention_lines(trainer), _MAX_ATTENTION_LINES):
+            console.print(line, highlight=False)
         if routes := trainer.method.routes(trainer.world):
             counts = ", ".join(f"{path} ({count})" for path, count in routes.most_common())
             console.print(f"residual routes: {counts}", highlight=False)
@@ -197,3 +200,11 @@ def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
     rejected = sum(receiver.refused.get(name, 0) for receiver in receivers)
     figures |= {"refused": rejected} if rejected else {}
     return figures
+
+
+def _attention_lines(trainer: WorldTrainer) -> Iterator[str]:
+    """Yield what every child attended to in the last mixture that it received, the largest weights first."""
+    for state in trainer.world.states.values():
+        for receiver, weights in state.attention.items():
+            shown = ", ".join(f"{source} {weight:.2f}" for source, weight in largest_first(weights)[:6])
+            yield f"{receiver} attended to {shown}"

@@ -2,72 +2,61 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from worldlm.plots.boxes import MAX_ROWS
 from worldlm.plots.style import COLOURS, INCHES, shorten
 from worldlm.runs.results import RunRecord
 
+T = TypeVar("T")
+
 
 def attention(group: Sequence[RunRecord], inches: float = INCHES) -> Figure:
-    """Draw a method's attention weights by round, with a panel for each federation, as means over seeds.
+    """Draw a method's attention weights of the last round, as means over seeds.
 
-    Colours show the difference of a weight from an equal share, which is grey. The scale covers at least 0.05 in both
-    directions. With many rounds, the numbers are those of the last round, on the right.
+    Each federation has a panel. A row shows what one receiver got: a child of the federation, or a node below it whose
+    residual the federation answered. Columns are the sources.
     """
-    federations: dict[str, list[str]] = {}
-    for entry in (entry for record in group for entry in record.rounds):
-        for name, weights in entry["attention"].items():
-            participants = federations.setdefault(name, [])
-            participants += [child for child in weights if child not in participants]
+    federations: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for record in group:
+        for name, receivers in record.mixtures.items():
+            for receiver, weights in receivers.items():
+                row = federations.setdefault(name, {}).setdefault(receiver, {})
+                for source, weight in weights.items():
+                    row.setdefault(source, []).append(weight)
     shown = _first(federations)
-    heights = [len(children) for children in shown.values()]
-    figure = Figure(figsize=(inches, 1.2 + sum(0.7 + 0.4 * height for height in heights)), layout="constrained")
+    heights = [1 + len(rows) for rows in shown.values()]
+    figure = Figure(figsize=(inches, 0.8 + sum(0.6 + 0.35 * height for height in heights)), layout="constrained")
     panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights).flatten().tolist()
-    rounds = sorted({entry["round"] + 1 for record in group for entry in record.rounds})
-    grids = {
-        name: np.array([[_weight(group, number, name, child) for number in rounds] for child in children])
-        for name, children in shown.items()
-    }
-    from_equal = {name: grid - 1 / len(federations[name]) for name, grid in grids.items()}
-    is_labelled = len(rounds) <= _MAX_LABELLED_ROUNDS
-    most = max(0.05, *(float(np.nanmax(np.abs(grid), initial=0.0)) for grid in from_equal.values()))
-    for (name, children), axes in zip(shown.items(), panels, strict=True):
-        edges = (rounds[0] - 0.5, rounds[-1] + 0.5, len(children) - 0.5, -0.5)
-        image = axes.imshow(
-            from_equal[name], aspect="auto", extent=edges, vmin=-most, vmax=most, cmap=SHARES, interpolation="nearest"
-        )
-        for (row, column), weight in np.ndenumerate(grids[name] if is_labelled else grids[name][:, -1:]):
-            if not math.isnan(weight):
-                place = {"xy": (rounds[column], row), "ha": "center"} if is_labelled else {"xy": (1.01, row), **_RIGHT}
-                axes.annotate(f"{weight:.2f}", **place, fontsize="small", va="center")
-        axes.set_yticks(range(len(children)), map(shorten, children))
-        equal = 1 / len(federations[name])
-        axes.set_title(f"{shorten(name)} attends to (equal share {equal:.2g})", loc="left", fontsize="medium")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    panels[-1].set_xlabel("round")
-    figure.colorbar(image, ax=panels, label="attention weight minus an equal share", fraction=0.04, pad=0.08)
-    which = "the federations" if len(shown) == len(federations) else f"{len(shown)} of {len(federations):,} federations"
-    which += "" if is_labelled else f"; numbers: round {rounds[-1]}"
-    figure.suptitle(_title(f"attention of {which}", group))
+    for (name, rows), axes in zip(shown.items(), panels, strict=True):
+        sources = [*dict.fromkeys([*rows, *(source for row in rows.values() for source in row)])]
+        sources = [source for source in sources if any(source in row for row in rows.values())][:_MAX_COLUMNS]
+        grid = np.array([[sum(row.get(source, ())) / len(group) for source in sources] for row in rows.values()])
+        image = axes.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap=WEIGHTS, interpolation="nearest")
+        for (i, j), weight in np.ndenumerate(grid):
+            if weight >= _LEAST_LABELLED:
+                axes.annotate(f"{weight:.2f}", xy=(j, i), ha="center", va="center", fontsize="small")
+        axes.set_yticks(range(len(rows)), map(shorten, rows))
+        axes.set_xticks(range(len(sources)), map(shorten, sources), rotation=30 if len(sources) > 6 else 0, ha="center")
+        axes.set_title(f"mixtures of {shorten(name)}", loc="left", fontsize="medium")
+    figure.colorbar(image, ax=panels, label="attention weight", fraction=0.04, pad=0.04)
+    which = "" if len(shown) == len(federations) else f" of {len(shown)} of {len(federations):,} federations"
+    figure.suptitle(_title(f"attention{which} in the last round: who receives from whom", group))
     return figure
 
 
-_RIGHT = {"xycoords": ("axes fraction", "data"), "ha": "left"}
-_MAX_LABELLED_ROUNDS = 12  # with more rounds, the numbers do not fit
+_MAX_COLUMNS = 24
+_LEAST_LABELLED = 0.005
 
-SHARES = LinearSegmentedColormap.from_list(
-    "shares", [to_rgba(COLOURS[0], 0.65), to_rgba(COLOURS[-1], 0.2), to_rgba(COLOURS[1], 0.65)]
-)
-"""From below to above an equal share; translucent, so that text is readable on a white and on a dark page."""
+WEIGHTS = LinearSegmentedColormap.from_list("weights", [to_rgba(COLOURS[1], 0.0), to_rgba(COLOURS[1], 0.65)])
+"""Translucent, so that text is readable on a white and on a dark page."""
 
 
 def residuals(group: Sequence[RunRecord]) -> Figure:
@@ -87,25 +76,14 @@ def residuals(group: Sequence[RunRecord]) -> Figure:
     return figure
 
 
-def _first(federations: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return as many federations and participants as fit into a plot, in order."""
-    shown: dict[str, list[str]] = {}
-    for name, children in federations.items():
+def _first(federations: Mapping[str, dict[str, T]]) -> dict[str, dict[str, T]]:
+    """Return as many federations and receivers as fit into a plot, in order."""
+    shown: dict[str, dict[str, T]] = {}
+    for name, receivers in federations.items():
         if (room := MAX_ROWS - sum(map(len, shown.values()))) > 0:
-            shown[name] = children[:room]
+            shown[name] = dict(islice(receivers.items(), room))
     return shown
 
 
 def _title(what: str, group: Sequence[RunRecord]) -> str:
     return f"{group[0].method}: {what}" + (f", mean over {len(group)} seeds" if len(group) > 1 else "")
-
-
-def _weight(group: Sequence[RunRecord], number: int, federation: str, child: str) -> float:
-    weights = [
-        entry["attention"].get(federation, {}).get(child)
-        for record in group
-        for entry in record.rounds
-        if entry["round"] + 1 == number
-    ]
-    present = [float(weight) for weight in weights if weight is not None]
-    return statistics.fmean(present) if present and len(present) == len(weights) else math.nan

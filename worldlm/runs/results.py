@@ -110,6 +110,12 @@ class RunRecord:
         routes = round_["routes"].items()
         return Counter({(path.split(" > ")[0], path.split(" > ")[1]): number for path, number in routes})
 
+    @property
+    def mixtures(self) -> dict[str, dict[str, dict[str, float]]]:
+        """The attention weights of the last round: federation -> receiver -> source -> weight; empty without them."""
+        last = self.rounds[-1] if self.rounds else {}
+        return dict(last.get("mixtures", {}))
+
     def series(self, node: str, moment: Moment, measure: str = "perplexity") -> dict[int, float]:
         """Return a node's scores by round, counted from 1. Rounds without a score are left out."""
         scores = {round_["round"] + 1: _score(round_, node, moment, measure) for round_ in self.rounds}

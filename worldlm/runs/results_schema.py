@@ -124,7 +124,7 @@ def _routes(value: Any, where: str) -> Iterator[str]:
 
 
 def _weights(value: Any, where: str) -> Iterator[str]:
-    yield from _table(_or_null(_number))(value, where)
+    yield from _table(_number)(value, where)
     if value == {}:
         yield f"{where}: must have a weight, but is {{}}"
 
@@ -167,10 +167,9 @@ _ROUND = _object(
     {
         "round": _count,
         "nodes": _table(_FIGURES),
-        "attention": _table(_weights),
         "routes": _routes,
     },
-    {},
+    {"mixtures": _table(_table(_weights))},
 )
 _RECORD = _object(
     {

@@ -78,10 +78,6 @@ def far_worse_text(names: str) -> str:
     return f"far worse than at the start (perplexity above {FAR_WORSE:g} times that before, or not finite): {names}"
 
 
-def with_residuals(weights: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Add the weight of residuals to the attention weights of participants, which then sum to 1.
-
-    A weight that is not finite is None in a record; the weight of residuals is then unknown.
-    """
-    rest = 1.0 - math.fsum(math.nan if weight is None else weight for weight in weights.values())
-    return {**weights, "residuals": rest} if rest > 1e-6 else dict(weights)
+def largest_first(weights: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return attention weights by source, the largest first, ties by name."""
+    return sorted(weights.items(), key=lambda item: (-item[1], item[0]))

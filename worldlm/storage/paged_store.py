@@ -20,7 +20,6 @@ from worldlm.federation.messages import (
     Upload,
     download_from_state,
     message_state,
-    residual_from_state,
     upload_from_state,
 )
 from worldlm.federation.parameters import Tensors, num_bytes
@@ -140,7 +139,6 @@ class PagedStore(NodeStore):
             sender: upload_from_state(self._pages.put(message_state(upload)))
             for sender, upload in state.uploads.items()
         }
-        state.inbox = [residual_from_state(self._pages.put(message_state(residual))) for residual in state.inbox]
 
     # ------------------------------------------------------------------ optimizers
 

@@ -25,9 +25,8 @@ from worldlm.trainer.method_checks import check_parts
         (lambda: Averaging(optimizer="SGD", arguments={"speed": 1}), "SGD.*speed"),
         (lambda: Averaging(optimizer="SGD", arguments={"lr": -1.0}), "Invalid learning rate"),
         (lambda: AttentionAggregation(temperature=0.0), "temperature must be above 0"),
-        (lambda: AttentionAggregation(query="child"), "query must be one of own, mean, got 'child'"),  # type: ignore[arg-type]
-        (lambda: AttentionAggregation(similarity="near"), "similarity must be one of cosine, dot, distance"),  # type: ignore[arg-type]
-        (lambda: AttentionAggregation(granularity="layer"), "granularity must be"),  # type: ignore[arg-type]
+        (lambda: AttentionAggregation(temperature=(0.3, -1.0)), "temperature must be above 0, or two such numbers"),
+        (lambda: AttentionAggregation(temperature=(0.3, 0.2, 0.1)), "temperature must be above 0, or two such numbers"),
         (lambda: ResidualExchange(num_residuals=0), "num_residuals must be at least 1"),
     ],
 )
@@ -64,7 +63,9 @@ def test_residual_exchange_needs_attention() -> None:
     residuals = ResidualExchange()
     with pytest.raises(ValueError, match="ResidualExchange needs AttentionAggregation"):
         Method([residuals, Averaging(parts=["backbone", "values"])]).check(_topology())
-    Method([residuals, AttentionAggregation()]).check(_topology())
+    Method([AttentionAggregation(), residuals]).check(_topology())
+    with pytest.raises(ValueError, match="list AttentionAggregation before ResidualExchange"):
+        Method([residuals, AttentionAggregation()]).check(_topology())
 
 
 def test_averagings_of_different_parts_have_different_state_keys() -> None:

@@ -70,15 +70,13 @@ def waiting(residual: Residual, parts: dict[Part, dict[str, torch.Tensor]], wher
         return NodeState(parameters=MODEL, download=Download(round=0, parts=parts, residuals=(residual,)))
     if where == "upload":
         return NodeState(parameters=MODEL, uploads={"leaf": upload})
-    if where == "inbox":
-        return NodeState(parameters=MODEL, inbox=[residual])
     return NodeState(parameters=MODEL, memory={"x": {"outbox": {"leaf": [message_state(residual)]}}})
 
 
 PARTS: dict[Part, dict[str, torch.Tensor]] = {"backbone": {}, "keys": {"a": MODEL["a"]}, "values": {"b": MODEL["b"]}}
 
 
-@pytest.mark.parametrize("where", ["download", "upload", "inbox", "memory"])
+@pytest.mark.parametrize("where", ["download", "upload", "memory"])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -52,7 +52,7 @@ def content(
         "versions": {"worldlm": "0", "python": "3"},
         "seconds": 60.0,
         "rounds": [
-            {"round": n - 1, "nodes": nodes(n), "attention": {"world": {"a": 0.75, "b": 0.25}}, "routes": {}}
+            {"round": n - 1, "nodes": nodes(n), "mixtures": {"world": {"a": {"b": 0.75, "a": 0.25}}}, "routes": {}}
             for n in (1, 2)
         ],
         **more,

@@ -244,7 +244,7 @@ def test_a_mean_curve() -> None:
 def test_what_the_pictures_show(record: Make, tmp_path: Path) -> None:
     records = [record("x", 1), record("x", 2, (10.0, 6.0)), record("y", 1, (4.0, 4.0))]
     for round_ in records[2].rounds:
-        round_["attention"] = {}
+        round_["mixtures"] = {}
     figures = draw_all(records)
     assert sorted(figures) == ["attention_x", "perplexity_by_megabytes", "perplexity_by_round"]
     a, b = figures["perplexity_by_round"].axes[:2]
@@ -257,7 +257,7 @@ def test_what_the_pictures_show(record: Make, tmp_path: Path) -> None:
     assert [list(line.get_xdata()) for line in axes.lines] == [[6, 12]] * 4
     assert list(axes.lines[0].get_ydata()) == [17, 7]
     (image,) = figures["attention_x"].axes[0].images
-    assert image.get_array().tolist() == [[0.25, 0.25], [-0.25, -0.25]]  # from an equal share
+    assert image.get_array().tolist() == [[0.25, 0.75]]
     save(figures["attention_x"], tmp_path / "it.by")
     first = (tmp_path / "it.by.svg").read_bytes()
     save(draw_all(records)["attention_x"], tmp_path / "it.by")
@@ -280,7 +280,7 @@ def test_nodes_that_come_and_go(record: Make) -> None:
         return {"bytes_down": down * 10**6, "bytes_up": up * 10**6}
 
     nodes = [{"a": edge(1, 1), "b": edge(2)}, {"a": edge(2, 2)}, {"a": edge(3, 3), "b": edge(1), "c": edge(5)}]
-    rounds = [{"round": i, "nodes": figures, "attention": {}, "routes": {}} for i, figures in enumerate(nodes)]
+    rounds = [{"round": i, "nodes": figures, "routes": {}} for i, figures in enumerate(nodes)]
     change = {"round": 1, "joined": {}, "left": ["b"], "moved": {}, "changed": {}}
     run, other = record("x", rounds=rounds, changes=[change]), record("y")
     assert run.megabytes() == {1: 4.0, 2: 6.0, 3: 14.0}

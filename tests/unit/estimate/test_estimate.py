@@ -18,10 +18,9 @@ from worldlm.commands.estimate.message_sizes import MessageSizes
 from worldlm.commands.estimate.round_time import critical_path
 from worldlm.commands.estimate.speed import measure_speed
 from worldlm.commands.estimate.table import draw, duration, lines, size
-from worldlm.commands.estimate.traffic import num_selected
 from worldlm.federation.parameters import Part
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
-from worldlm.topology import Node, Topology, load_topology, parse_topology
+from worldlm.topology import Topology, load_topology, parse_topology
 from worldlm.trainer.world_trainer import WorldTrainer
 
 
@@ -58,24 +57,17 @@ root:
 """
 
 
-def test_the_traffic_of_a_deep_tree_visits_each_node_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Residuals climb through every level; each node's number comes from its children's numbers, not from all below."""
-    tree = "{name: n39, corpus: c}"
+def test_residuals_of_a_deep_tree() -> None:
+    """A federation of at least two sends up to `num_residuals`, also those from below; one of one child only those."""
+    tree = "{name: n39, children: [{name: a, corpus: c}, {name: b, corpus: c}]}"
     for i in range(38, -1, -1):
         tree = f"{{name: n{i}, children: [{tree}]}}"
     text = f"name: t\nsettings: {{num_local_steps: 1, residuals: {{share: true}}}}\nroot: {tree}"
-    calls: list[str] = []
-
-    def counted(node: Node, sizes: MessageSizes) -> int:
-        calls.append(node.name)
-        return num_selected(node, sizes)
-
-    monkeypatch.setattr(traffic, "num_selected", counted)
     parts: dict[Part, int] = {"backbone": 8, "keys": 4, "values": 4}
     sizes = MessageSizes(parts=parts, model=16, residual_down=8, residual_up=8, num_residuals=1)
     found = traffic.expect_traffic(parse_topology(text, "t"), sizes)
-    assert len(calls) == 40
-    assert [found[f"n{i}"].residuals_up for i in range(40)] == [0, *range(38, -1, -1)]  # one more at each federation
+    assert [found[f"n{i}"].residuals for i in range(40)] == [0, *[1] * 39]
+    assert found["a"].residuals == 0
 
 
 def test_the_critical_path_by_hand() -> None:
@@ -117,8 +109,8 @@ def test_a_world_that_nobody_can_run(giant: tuple[Topology, Estimate]) -> None:
     assert nodes.bytes_up == 100_000 * (model + 4 * 50368)
     assert (federations.messages, nodes.messages) == (200, 200_000)
     residual = found.sizes.parts["keys"] + found.sizes.parts["values"]
-    assert federations.residual_bytes == 200 * residual  # one climbs from each federation, one may come back
-    assert nodes.residual_bytes == 100 * residual
+    assert federations.residual_bytes == 200 * residual  # one climbs from each federation, and is answered
+    assert nodes.residual_bytes == 0
     of_leaf = 2 * 0.02 + (2 * model + 4 * 50368) * 8 / 1e9
     of_federation = 2 * 0.08 + (2 * model + 4 * 50368) * 8 / 1e10
     assert nodes.link_seconds == pytest.approx(of_leaf)

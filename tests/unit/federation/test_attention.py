@@ -1,13 +1,19 @@
 """Attention over layers, compared with a slow reference and in the limits."""
 
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from worldlm.federation.attention import KeyValue, attend, block_of, similarities, softmax_weights
+from worldlm.federation.attention import Mixture, Source, attend, similarities, softmax_weights, without
 from worldlm.federation.averaging import weighted_mean
-from worldlm.federation.parameters import CHUNK
+from worldlm.federation.parameters import CHUNK, distance
 
 KEY_SHAPES = {"blocks.0.norm.weight": (3,), "blocks.0.attn.weight": (4, 3), "blocks.11.attn.weight": (2, 5)}
 VALUE_SHAPES = {"blocks.0.ffn.weight": (3, 2), "blocks.11.ffn.weight": (2,), "norm_f.weight": (3,)}
@@ -18,258 +24,245 @@ def draw(seed: int, shapes: dict[str, tuple[int, ...]] = KEY_SHAPES) -> dict[str
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def candidate(seed: int) -> KeyValue:
-    return KeyValue(draw(seed), draw(1000 + seed, VALUE_SHAPES))
+REFERENCE = draw(0)
 
 
-def key_value(*keys: float, value: float = 0.0) -> KeyValue:
-    return KeyValue({"k": torch.tensor(keys)}, {"v": torch.tensor([value])})
+def node(seed: int) -> Source:
+    keys = draw(seed)
+    return Source(keys=keys, values=draw(1000 + seed, VALUE_SHAPES), scale=distance(keys, REFERENCE))
 
 
-def attend_to(query: list[float], candidates: list[KeyValue], temperature: float = 1.0, **options):
-    """Attend with keys of one tensor, and a reference of zeros."""
-    reference = {"k": torch.zeros(len(query))}
-    return attend({"k": torch.tensor(query)}, candidates, reference, temperature=temperature, **options)
+def average(nodes: Sequence[Source], weights: Sequence[float] | None = None) -> Source:
+    shares = [1.0] * len(nodes) if weights is None else weights
+    scale = sum(each.scale * each.num_nodes for each in nodes) / sum(each.num_nodes for each in nodes)
+    keys, values = (weighted_mean([getattr(each, part) for each in nodes], shares) for part in ("keys", "values"))
+    return Source(keys=keys, values=values, num_nodes=sum(each.num_nodes for each in nodes), scale=scale)
+
+
+def flat(*keys: float, value: float = 0.0, num_nodes: float = 1.0, scale: float | None = None) -> Source:
+    """A source whose keys are one tensor, for a reference of zeros."""
+    length = math.hypot(*keys) if scale is None else scale
+    return Source(
+        keys={"k": torch.tensor(keys)}, values={"v": torch.tensor([value])}, num_nodes=num_nodes, scale=length
+    )
+
+
+def attend_flat(query: Source | None, sources: list[Source], temperature: float = 1.0) -> Mixture:
+    return attend(query, sources, {"k": torch.zeros(len(sources[0].keys["k"]))}, temperature=temperature)
+
+
+def assert_same(left: Any, right: Any, **options: Any) -> None:
+    for part in ("keys", "values"):
+        torch.testing.assert_close(dict(getattr(left, part)), dict(getattr(right, part)), **options)
 
 
 # ---------------------------------------------------------------- a slow reference
 
 
-def slow_weights(query, keys, reference, names, similarity, temperature) -> np.ndarray:
-    def change(tensors):
-        flat = [tensors[n].double().numpy().ravel() - reference[n].double().numpy().ravel() for n in names]
-        return np.concatenate(flat)
-
-    query_change, scores = change(query), []
-    for layers in keys:
-        key_change = change(layers)
-        lengths = np.sqrt((query_change**2).sum() * (key_change**2).sum())
-        relative_distance = ((query_change - key_change) ** 2).sum() / (query_change**2).sum()
-        product = (query_change * key_change).sum()
-        scores.append(
-            {
-                "cosine": product / lengths,
-                "dot": product / np.sqrt(len(query_change)),
-                "distance": 1 - relative_distance / 2,
-            }[similarity]
-        )
-    powers = np.exp(np.array(scores) / temperature - np.max(scores) / temperature)
-    return powers / powers.sum()
-
-
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
-@pytest.mark.parametrize("similarity", ["cosine", "dot", "distance"])
-@pytest.mark.parametrize("granularity", ["model", "block"])
-def test_equals_the_slow_reference(granularity, similarity, temperature) -> None:
-    query, reference, candidates = draw(1), draw(0), [candidate(seed) for seed in (2, 3, 4)]
-    result = attend(
-        query, candidates, reference, temperature=temperature, similarity=similarity, granularity=granularity
-    )
-    keys = [layers.keys for layers in candidates]
-    zero = ["blocks.0.norm.weight", "blocks.0.attn.weight"]
-    groups = {"": list(KEY_SHAPES)} if granularity == "model" else {"0": zero, "11": ["blocks.11.attn.weight"]}
-    weights = {
-        block: slow_weights(query, keys, reference, names, similarity, temperature) for block, names in groups.items()
-    }
-    mean = np.mean(list(weights.values()), axis=0)
-    assert result.weights.keys() == weights.keys()
-    for block, row in weights.items():
-        np.testing.assert_allclose(result.weights[block], row, rtol=1e-5, atol=1e-12)
-    np.testing.assert_allclose(result.mean_weights, mean, rtol=1e-5, atol=1e-12)
+def test_equals_a_slow_reference(temperature: float) -> None:
+    query, sources = node(1), [node(2), average([node(3), node(4), node(5)]), node(6)]
 
-    merged = {**result.keys, **result.values}
-    assert list(merged) == [*KEY_SHAPES, *VALUE_SHAPES]
-    for name, tensor in merged.items():
-        block = name.split(".")[1] if name.startswith("blocks") and granularity == "block" else ""
-        rows = [{**layers.keys, **layers.values}[name].double().numpy() for layers in candidates]
-        expected = sum(w * row for w, row in zip(weights.get(block, mean), rows, strict=True))
-        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-4, atol=1e-5)
+    def change(source: Source) -> np.ndarray:
+        flattened = [
+            source.keys[n].double().numpy().ravel() - REFERENCE[n].double().numpy().ravel() for n in KEY_SHAPES
+        ]
+        return np.concatenate(flattened)
+
+    length = np.linalg.norm(change(query))
+    scores = np.array([change(query) @ change(source) / length / source.scale for source in sources])
+    masses = np.array([1, 3, 1]) * np.exp(scores / temperature)
+    result = attend(query, sources, REFERENCE, temperature=temperature)
+    np.testing.assert_allclose(result.weights, masses / masses.sum(), rtol=1e-5)
+    own = np.exp(scores.max() / temperature)
+    assert result.own_weight == pytest.approx(own / (own + masses.sum()), rel=1e-5)
+    for part in ("keys", "values"):
+        for name, tensor in getattr(result.source, part).items():
+            rows = [getattr(source, part)[name].double().numpy() for source in sources]
+            expected = sum(weight * row for weight, row in zip(masses / masses.sum(), rows, strict=True))
+            np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_score_of_an_average_is_the_mean_cosine_of_its_nodes_weighted_by_their_norms() -> None:
+    query, nodes = node(1), [node(2), node(3), node(4)]
+    cosines = similarities(query, nodes, REFERENCE)
+    (score,) = similarities(query, [average(nodes)], REFERENCE)
+    norms = [each.scale for each in nodes]
+    assert score == pytest.approx(sum(c * n for c, n in zip(cosines, norms, strict=True)) / sum(norms), rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, 2 * CHUNK + 3])
-def test_products_are_exact_for_large_tensors(size) -> None:
-    start, query, keys = ({"k": draw(seed, {"k": (size,)})["k"]} for seed in (0, 1, 2))
+def test_products_are_exact_for_large_tensors(size: int) -> None:
+    start, query, keys = (draw(seed, {"k": (size,)}) for seed in (0, 1, 2))
     query_change, key_change = ((layers["k"] - start["k"]).double().numpy() for layers in (query, keys))
-    expected = (query_change @ key_change) / np.sqrt((query_change @ query_change) * (key_change @ key_change))
-    assert similarities(query, keys, start)[""] == pytest.approx(expected, rel=1e-9)
+    length = np.linalg.norm(query_change)
+    sources = [Source(keys=layers, values={}, scale=2.0) for layers in (query, keys)]
+    found = similarities(sources[0], sources[1:], start)
+    assert found == [pytest.approx(query_change @ key_change / length / 2.0, rel=1e-9)]
 
 
-def test_at_most_one_model_is_in_memory_at_a_time(lazy_models) -> None:
+def test_at_most_one_model_is_in_memory_at_a_time(lazy_models: Any) -> None:
     shapes = {"blocks.0.k": (4, 3), "blocks.1.k": (20,), "blocks.1.q": (3,)}
-    keys, most = lazy_models(shapes, 9, seed=1)
-    reference, query = draw(0, shapes), draw(1, shapes)
-    result = attend(
-        query, [KeyValue(layers, layers) for layers in keys], reference, temperature=0.5, granularity="block"
-    )
+    models, most = lazy_models(shapes, 9, seed=1)
+    reference, query = draw(0, shapes), Source(keys=draw(1, shapes), values={}, scale=1.0)
+    result = attend(query, [Source(keys=m, values=m, scale=1.0) for m in models], reference, temperature=0.5)
     assert most() <= 35  # coordinates of all tensors of a model
     assert most() > 20  # so that small tensors are compared several at a time
-    in_memory = [KeyValue(dict(layers), dict(layers)) for layers in keys]
-    expected = attend(query, in_memory, reference, temperature=0.5, granularity="block")
+    in_memory = [Source(keys=dict(m), values=dict(m), scale=1.0) for m in models]
+    expected = attend(query, in_memory, reference, temperature=0.5)
     assert result.weights == expected.weights
-    torch.testing.assert_close(result.keys, expected.keys, rtol=0, atol=0)
+    assert_same(result.source, expected.source, rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------- by hand
 
 
 def test_by_hand() -> None:
-    # cosines 1, 0, -1: weights e/(e + 1 + 1/e) and so on
-    result = attend_to([2.0, 0.0], [key_value(5.0, 0.0), key_value(0.0, 3.0), key_value(-1.0, 0.0)])
+    # cosines 1, 0, -1: masses e, 1, 1/e; the query counts as the best, with e
+    result = attend_flat(flat(2.0, 0.0), [flat(5.0, 0.0), flat(0.0, 3.0, value=9.0), flat(-1.0, 0.0)])
     total = np.e + 1 + 1 / np.e
-    assert result.weights[""] == pytest.approx([np.e / total, 1 / total, 1 / np.e / total])
-    torch.testing.assert_close(
-        result.keys["k"], torch.tensor([(5 * np.e - 1 / np.e) / total, 3 / total], dtype=torch.float32)
-    )
+    assert result.weights == pytest.approx([np.e / total, 1 / total, 1 / np.e / total])
+    assert result.own_weight == pytest.approx(np.e / (total + np.e))
+    assert result.source.keys["k"].tolist() == pytest.approx([(5 * np.e - 1 / np.e) / total, 3 / total])
+    assert result.source.values["v"].tolist() == pytest.approx([9 / total])
+    assert result.source.scale == pytest.approx((5 * np.e + 3 + 1 / np.e) / total)
 
 
-def test_dot_is_scaled_by_the_root_of_the_dimension() -> None:
-    result = similarities(
-        {"k": torch.tensor([1.0, 2.0, 3.0, 4.0])},
-        {"k": torch.tensor([2.0, 2.0, 2.0, 2.0])},
-        {"k": torch.ones(4)},
-        similarity="dot",
-    )
-    assert result == {"": 3.0}  # (0 + 1 + 2 + 3) / 2
+def test_a_source_counts_with_its_number_of_nodes() -> None:
+    sources = [flat(1.0, 0.0, num_nodes=3.0), flat(1.0, 0.0)]
+    result = attend_flat(flat(1.0, 0.0, num_nodes=2.0), sources)
+    assert result.weights == pytest.approx([0.75, 0.25])
+    assert result.own_weight == pytest.approx(2 / 6)
+    assert result.source.num_nodes == pytest.approx(4.0)
 
 
-def test_distance_equals_the_cosine_for_equal_norms_and_is_low_for_noise() -> None:
-    def distance(query: list[float], keys: list[float]) -> float:
-        query_and_keys = {"k": torch.tensor(query)}, {"k": torch.tensor(keys)}
-        return similarities(*query_and_keys, {"k": torch.zeros(2)}, similarity="distance")[""]
-
-    assert distance([3.0, 4.0], [3.0, 4.0]) == 1.0
-    assert distance([3.0, 4.0], [4.0, 3.0]) == pytest.approx(0.96)  # 24 / 25
-    assert distance([3.0, 4.0], [0.0, 0.0]) == 0.5  # learnt nothing, or was clipped to it
-    assert distance([3.0, 4.0], [-3.0, -4.0]) == -1.0
-    assert distance([3.0, 4.0], [400.0, -300.0]) == pytest.approx(-4999.5)  # 1 - (25 + 250000) / 50
-    assert distance([0.0, 0.0], [3.0, 4.0]) == 0.0  # a query without a direction
-
-
-def test_self_similarity_replaces_that_of_the_first_candidate() -> None:
-    itself, near, far = key_value(3.0, 4.0, value=1.0), key_value(4.0, 3.0, value=2.0), key_value(-4.0, 3.0, value=3.0)
-    weights = attend_to([3.0, 4.0], [itself, near, far], 0.1, self_similarity=0.5).weights[""]
-    powers = np.exp([5.0, 9.6, 0.0])
-    assert weights == pytest.approx(powers / powers.sum())
-    as_it_is = attend_to([3.0, 4.0], [itself, near, far], 0.1).weights[""]
-    assert as_it_is == pytest.approx(np.exp([10.0, 9.6, 0.0]) / np.exp([10.0, 9.6, 0.0]).sum())
-    untrained = attend_to([0.0, 0.0], [key_value(0.0, 0.0), near], 0.1, self_similarity=0.5)
-    assert untrained.weights[""] == [0.5, 0.5]
+def test_a_node_without_layers_gets_the_average_of_all_nodes() -> None:
+    result = attend_flat(None, [flat(4.0, 0.0, num_nodes=3.0), flat(0.0, 8.0)], 1e-3)
+    assert (result.own_weight, result.weights) == (0.0, pytest.approx([0.75, 0.25]))
+    assert result.source.keys["k"].tolist() == pytest.approx([3.0, 2.0])
+    assert result.source.num_nodes == pytest.approx(4.0)
 
 
 def test_the_reference_is_subtracted_from_both() -> None:
-    query, keys = {"k": torch.tensor([2.0, 1.0])}, {"k": torch.tensor([1.0, 2.0])}
-    assert similarities(query, keys, {"k": torch.ones(2)}) == {"": 0.0}
-    assert similarities(query, keys, {"k": torch.zeros(2)})[""] == pytest.approx(0.8)
-
-
-# ---------------------------------------------------------------- candidates and weights
-
-
-def test_permuting_candidates_permutes_weights() -> None:
-    query, reference, candidates = draw(1), draw(0), [candidate(seed) for seed in (2, 3, 4)]
-    order = [2, 0, 1]
-    straight = attend(query, candidates, reference, temperature=0.3)
-    turned = attend(query, [candidates[i] for i in order], reference, temperature=0.3)
-    assert turned.weights[""] == pytest.approx([straight.weights[""][i] for i in order], rel=1e-12)
-    for name, tensor in straight.values.items():
-        torch.testing.assert_close(turned.values[name], tensor)
-
-
-@pytest.mark.parametrize("granularity", ["model", "block"])
-def test_an_infinite_temperature_takes_the_mean(granularity) -> None:
-    candidates = [candidate(seed) for seed in (2, 3, 4)]
-    result = attend(draw(1), candidates, draw(0), temperature=float("inf"), granularity=granularity)
-    torch.testing.assert_close(result.keys, weighted_mean([layers.keys for layers in candidates], [1.0] * 3))
-    torch.testing.assert_close(result.values, weighted_mean([layers.values for layers in candidates], [1.0] * 3))
-
-
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
-@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 5e-324])
-def test_near_zero_temperature_only_the_best_match_counts(temperature, similarity) -> None:
-    candidates = [key_value(0.0, 9.0), key_value(3.0, 1.0, value=7.0), key_value(-3.0, 1.0)]
-    result = attend_to([40.0, 4.0], candidates, temperature, similarity=similarity)
-    assert result.weights == {"": [0.0, 1.0, 0.0]}
-    assert result.keys["k"].tolist() == [3.0, 1.0]
-    assert result.values["v"].tolist() == [7.0]
-
-
-def test_equal_best_matches_share_at_any_temperature() -> None:
-    result = attend_to([1.0, 0.0], [key_value(2.0, 0.0), key_value(0.0, 1.0), key_value(8.0, 0.0)], 5e-324)
-    assert result.weights == {"": [0.5, 0.0, 0.5]}
-
-
-def test_a_single_candidate_has_the_weight_one() -> None:
-    result = attend_to([1.0, 0.0], [key_value(-3.0, 5.0, value=2.0)])
-    assert (result.weights, result.keys["k"].tolist()) == ({"": [1.0]}, [-3.0, 5.0])
-    assert result.values["v"].tolist() == [2.0]
+    query, keys = (Source(keys={"k": torch.tensor(k)}, values={}, scale=1.0) for k in ([2.0, 1.0], [1.0, 2.0]))
+    assert similarities(query, [keys], {"k": torch.ones(2)}) == [0.0]
 
 
 def test_softmax_by_hand() -> None:
     assert softmax_weights([0.0, np.log(3.0) / 2], 0.5) == pytest.approx([0.25, 0.75], rel=1e-12)
 
 
+# ---------------------------------------------------------------- properties
+
+
+def test_permuting_sources_permutes_weights() -> None:
+    sources, order = [node(seed) for seed in (2, 3, 4)], [2, 0, 1]
+    straight = attend(node(1), sources, REFERENCE, temperature=0.3)
+    turned = attend(node(1), [sources[i] for i in order], REFERENCE, temperature=0.3)
+    assert turned.weights == pytest.approx([straight.weights[i] for i in order], rel=1e-12)
+    assert turned.own_weight == pytest.approx(straight.own_weight, rel=1e-12)
+    assert_same(straight.source, turned.source)
+
+
+def test_an_infinite_temperature_averages_all_nodes_and_the_query() -> None:
+    nodes = [node(seed) for seed in (2, 3, 4)]
+    result = attend(node(1), [nodes[0], average(nodes[1:])], REFERENCE, temperature=math.inf)
+    assert_same(result.source, average(nodes))
+    assert result.own_weight == pytest.approx(1 / 4)
+
+
+def test_identical_nodes_get_themselves() -> None:
+    result = attend(node(1), [node(1), average([node(1), node(1)])], REFERENCE, temperature=0.1)
+    assert_same(result.source, node(1))
+    assert result.own_weight == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30])
+def test_near_zero_temperature_only_the_best_match_counts(temperature: float) -> None:
+    sources = [flat(0.0, 9.0), flat(3.0, 1.0, value=7.0), flat(-3.0, 1.0)]
+    result = attend_flat(flat(40.0, 4.0), sources, temperature)
+    assert result.weights == [0.0, 1.0, 0.0]
+    assert result.own_weight == pytest.approx(0.5)
+    assert result.source.values["v"].tolist() == [7.0]
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 3.0])
+def test_attention_in_two_steps_equals_attention_over_all_nodes(temperature: float) -> None:
+    """A parent mixes far nodes for a query; a federation below attends over its own nodes and that mixture."""
+    query, near, far = node(1), [node(2), node(3)], [node(4), node(5), node(6)]
+    above = attend(query, far, REFERENCE, temperature=temperature).source
+    in_two_steps = attend(query, [*near, above], REFERENCE, temperature=temperature)
+    at_once = attend(query, [*near, *far], REFERENCE, temperature=temperature)
+    assert_same(in_two_steps.source, at_once.source, rtol=1e-4, atol=1e-5)
+    assert in_two_steps.weights[:2] == pytest.approx(at_once.weights[:2], rel=1e-4)
+    assert in_two_steps.source.num_nodes == pytest.approx(at_once.source.num_nodes, rel=1e-4)
+
+
+# ---------------------------------------------------------------- an average without some of its nodes
+
+
+def test_an_average_without_a_node_is_the_average_of_the_others() -> None:
+    nodes, weights = [node(seed) for seed in (1, 2, 3)], [2.0, 1.0, 5.0]
+    rest = without(average(nodes, weights), [(nodes[1], 1 / 8)])
+    assert rest is not None
+    expected = average([nodes[0], nodes[2]], [2.0, 5.0])
+    assert_same(rest, expected, rtol=1e-4, atol=1e-5)
+    assert (rest.num_nodes, rest.scale) == pytest.approx((2.0, expected.scale))
+
+
+def test_nothing_is_left_of_an_average_without_all_its_nodes() -> None:
+    nodes = [node(seed) for seed in (1, 2, 3)]
+    assert without(average(nodes), [(each, 1 / 3) for each in nodes]) is None
+    assert without(average(nodes[:1]), [(nodes[0], 1.0)]) is None
+    same = without(average(nodes), [])
+    assert same is not None
+    assert_same(same, average(nodes), rtol=0, atol=0)
+
+
 # ---------------------------------------------------------------- no change
 
 
 def test_a_query_without_change_averages_equally() -> None:
-    result = attend_to([0.0, 0.0], [key_value(3.0, 0.0, value=2.0), key_value(0.0, -1.0, value=4.0)], 0.01)
-    assert result.weights == {"": [0.5, 0.5]}
-    assert (result.keys["k"].tolist(), result.values["v"].tolist()) == ([1.5, -0.5], [3.0])
+    result = attend_flat(flat(0.0, 0.0), [flat(3.0, 0.0, value=2.0), flat(0.0, -1.0, value=4.0)], 0.01)
+    assert result.weights == [0.5, 0.5]
+    assert result.own_weight == pytest.approx(1 / 3)
+    assert (result.source.keys["k"].tolist(), result.source.values["v"].tolist()) == ([1.5, -0.5], [3.0])
 
 
-def test_a_candidate_without_change_scores_zero() -> None:
-    result = attend_to([1.0, 0.0], [key_value(0.0, 0.0), key_value(0.0, 2.0), key_value(-2.0, 0.0)])
-    assert result.weights[""][0] == result.weights[""][1] > result.weights[""][2]
+def test_a_source_without_change_scores_zero() -> None:
+    result = attend_flat(flat(1.0, 0.0), [flat(0.0, 0.0), flat(0.0, 2.0), flat(-2.0, 0.0)])
+    assert result.weights[0] == result.weights[1] > result.weights[2]
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_the_rounding_of_an_average_of_equal_keys_is_no_change(similarity) -> None:
+def test_the_rounding_of_an_average_of_equal_keys_is_no_change() -> None:
     start = draw(0, {"blocks.0.attn.weight": (64, 64)})
     averaged = weighted_mean([start, start, start], [1.0, 1.0, 1.0])
     changed = (averaged["blocks.0.attn.weight"] != start["blocks.0.attn.weight"]).sum()
     assert changed > 0  # otherwise the test is void
-    assert similarities(averaged, averaged, start, similarity=similarity) == {"": 0.0}
+    source = Source(keys=averaged, values={}, scale=distance(averaged, start))
+    assert similarities(source, [source], start) == [0.0]
 
 
 def test_a_small_but_true_change_has_a_direction() -> None:
-    start = draw(0)
-    learnt = {name: tensor + 1e-5 * draw(1)[name] for name, tensor in start.items()}
-    assert similarities(learnt, learnt, start)[""] == pytest.approx(1.0)
+    learnt = {name: tensor + 1e-5 * draw(1)[name] for name, tensor in REFERENCE.items()}
+    source = Source(keys=learnt, values={}, scale=distance(learnt, REFERENCE))
+    assert similarities(source, [source], REFERENCE) == [pytest.approx(1.0)]
 
 
-def test_blocks_with_and_without_change() -> None:
-    start, query = draw(0), draw(1)
-    query["blocks.11.attn.weight"] = start["blocks.11.attn.weight"]
-    result = attend(query, [candidate(2), candidate(3)], start, temperature=0.1, granularity="block")
-    assert result.weights["11"] == [0.5, 0.5]
-    assert result.weights["0"][0] != pytest.approx(0.5, abs=0.01)
-
-
-# ---------------------------------------------------------------- blocks, memory
-
-
-@pytest.mark.parametrize(
-    ("name", "block"),
-    [
-        ("model.transformer.blocks.12.attn.Wqkv.weight", "12"),
-        ("blocks.0.experts.3.weight", "0"),
-        ("transformer.norm_f.weight", ""),
-        ("norm_1.weight", ""),
-    ],
-)
-def test_block_of(name, block) -> None:
-    assert block_of(name) == block
-    assert block_of(name, "model") == ""
+# ---------------------------------------------------------------- memory
 
 
 def test_arguments_are_not_modified() -> None:
-    given = [draw(1), draw(0), *candidate(2), *candidate(3)]
-    query, reference, *rest = given
-    attend(query, [KeyValue(*rest[:2]), KeyValue(*rest[2:])], reference, temperature=0.1)
-    fresh = [draw(1), draw(0), *candidate(2), *candidate(3)]
-    torch.testing.assert_close(given, fresh, rtol=0, atol=0)
+    given = [node(1), node(2), node(3)]
+    attend(given[0], given[1:], REFERENCE, temperature=0.1)
+    without(given[0], [(given[1], 0.5)])
+    for left, right in zip(given, [node(1), node(2), node(3)], strict=True):
+        assert_same(left, right, rtol=0, atol=0)
 
 
 def test_results_are_new_memory_without_a_graph() -> None:
-    layers = KeyValue({"k": torch.ones(2, requires_grad=True)}, {"v": torch.ones(1, requires_grad=True)})
-    result = attend_to([1.0, 1.0], [layers])
-    for given, tensor in ((layers.keys["k"], result.keys["k"]), (layers.values["v"], result.values["v"])):
+    keys, values = {"k": torch.ones(2, requires_grad=True)}, {"v": torch.ones(1, requires_grad=True)}
+    mixed = attend_flat(flat(1.0, 1.0), [Source(keys=keys, values=values, scale=1.0)]).source
+    for given, tensor in ((keys["k"], mixed.keys["k"]), (values["v"], mixed.values["v"])):
         assert tensor.data_ptr() != given.data_ptr()
         assert not tensor.requires_grad

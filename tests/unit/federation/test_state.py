@@ -42,8 +42,7 @@ def state() -> NodeState:
         start={"embed": torch.ones(2)},
         download=Download(round=1, parts={"keys": {"attn": torch.full((2,), 7.0)}}, residuals=(residual("bg"),)),
         uploads={"uk": upload("uk"), "bg": upload("bg")},
-        attention={"it": 0.25, "fr": 0.75},
-        inbox=[residual("it"), residual("fr")],
+        attention={"it": {"it": 0.25, "fr": 0.75}},
         memory={"Piece": {"optimizer": {0: {"step": torch.ones(1)}}}},
     )
 
@@ -52,15 +51,17 @@ def test_survives_a_checkpoint(tmp_path) -> None:
     torch.save(state().state_dict(), tmp_path / "state.pt")
     result = NodeState.from_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     torch.testing.assert_close(result.parameters, state().parameters, rtol=0, atol=0)
-    tensors = ("parameters", "start", "download", "uploads", "inbox", "memory")
+    tensors = ("parameters", "start", "download", "uploads", "memory")
     for name in [entry.name for entry in fields(NodeState) if entry.name not in tensors]:
         assert getattr(result, name) == getattr(state(), name) != getattr(NodeState(parameters={}), name)
-    assert [entry.origin for entry in result.inbox] == ["it", "fr"]
-    assert result.inbox[0].keys["attn"].tolist() == [1.0, 1.0]
-    assert all(isinstance(entry, Residual) for entry in result.inbox)
     assert result.start is not None
     assert result.start["embed"].tolist() == [1.0, 1.0]
     assert result.memory["Piece"]["optimizer"][0]["step"].tolist() == [1.0]
+
+
+def test_a_checkpoint_of_a_version_without_mixtures_is_read() -> None:
+    before = {**state().state_dict(), "inbox": [], "attention": {"it": 0.25, "fr": 0.75}}
+    assert NodeState.from_state_dict(before).attention == {}
 
 
 def test_a_checkpoint_without_newer_counters_is_read() -> None:
@@ -110,6 +111,5 @@ def test_only_requested_parts_are_returned(names) -> None:
 
 def test_nodes_have_separate_inboxes() -> None:
     first, second = NodeState(parameters={}), NodeState(parameters={})
-    first.inbox.append(residual("it"))
-    first.attention["it"] = 1.0
-    assert (second.inbox, second.attention) == ([], {})
+    first.attention["it"] = {"fr": 1.0}
+    assert second.attention == {}

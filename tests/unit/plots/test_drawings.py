@@ -15,7 +15,7 @@ from worldlm.commands.report.stylesheet import STYLE
 from worldlm.plots.boxes import Box
 from worldlm.plots.budget import budget
 from worldlm.plots.curves import curves
-from worldlm.plots.heatmaps import SHARES, attention
+from worldlm.plots.heatmaps import WEIGHTS, attention
 from worldlm.plots.style import encoded, inline_svg, save, shorten
 from worldlm.plots.world import draw_world
 from worldlm.runs.results import RunRecord
@@ -82,22 +82,20 @@ def test_an_inline_svg_uses_the_colours_of_its_page_and_does_not_change_names() 
 
 
 def test_attention_has_a_panel_for_each_federation() -> None:
-    rounds = [{"round": i, "attention": {"w": {"a": 0.25, "b": 0.75}, "v": {"c": 1.0}}} for i in range(2)]
+    mixtures = {"w": {"a": {"b": 0.75, "a": 0.25}, "c": {"b": 0.5}}, "v": {"d": {"w": 1.0}}}
+    rounds = [{"round": 0, "mixtures": {"w": {"a": {"b": 1.0}}}}, {"round": 1, "mixtures": mixtures}]
     panels = [axes for axes in attention([record(rounds)]).axes if axes.images]
-    grids = [axes.images[0].get_array().tolist() for axes in panels[:2]]
-    assert grids == [[[-0.25, -0.25], [0.25, 0.25]], [[0.0, 0.0]]]  # from an equal share
-    assert [text.get_text() for text in panels[0].texts] == ["0.25", "0.25", "0.75", "0.75"]
-    assert [axes.get_title(loc="left") for axes in panels[:2]] == [
-        "w attends to (equal share 0.5)",
-        "v attends to (equal share 1)",
-    ]
+    assert [axes.images[0].get_array().tolist() for axes in panels[:2]] == [[[0.25, 0.75], [0.0, 0.5]], [[1.0]]]
+    assert [text.get_text() for text in panels[0].texts] == ["0.25", "0.75", "0.50"]
+    assert [text.get_text() for text in panels[0].get_xticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["a", "c"]
+    assert [axes.get_title(loc="left") for axes in panels[:2]] == ["mixtures of w", "mixtures of v"]
 
 
-def test_attention_of_many_rounds_shows_the_last_weights() -> None:
-    rounds = [{"round": i, "attention": {"w": {"a": 0.5 + i / 100, "b": 0.5 - i / 100}}} for i in range(20)]
-    figure = attention([record(rounds)])
-    assert [text.get_text() for text in figure.axes[0].texts] == ["0.69", "0.31"]
-    assert figure.get_suptitle() == "m: attention of the federations; numbers: round 20"
+def test_attention_is_a_mean_over_seeds() -> None:
+    records = [record([{"round": 0, "mixtures": {"w": {"a": weights}}}]) for weights in ({"b": 1.0}, {"c": 1.0})]
+    (axes,) = (axes for axes in attention(records).axes if axes.images)
+    assert axes.images[0].get_array().tolist() == [[0.5, 0.5]]
 
 
 def luminance(colour: Sequence[float]) -> float:
@@ -110,8 +108,8 @@ def luminance(colour: Sequence[float]) -> float:
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 1.0])
 def test_weights_are_readable_on_every_colour_of_a_light_and_a_dark_page(mode: int, share: float) -> None:
     ink, page = (to_rgb(re.findall(rf"--{name}: (#\w{{6}})", STYLE)[mode]) for name in ("ink", "page"))
-    *colour, alpha = SHARES(share)
-    assert 0 < alpha < 1  # the page shines through, and no cell looks empty
+    *colour, alpha = WEIGHTS(share)
+    assert 0 <= alpha < 1  # the page shines through
     behind = luminance([alpha * of_cell + (1 - alpha) * of_page for of_cell, of_page in zip(colour, page, strict=True)])
     low, high = sorted((luminance(ink), behind))
     assert (high + 0.05) / (low + 0.05) >= 4.5
@@ -137,10 +135,11 @@ def test_long_names_lose_their_middle() -> None:
 
 
 def test_attention_of_a_wide_topology_shows_some_federations() -> None:
-    rounds = [{"round": 0, "attention": {f"f{i}": {f"c{i}.{j}": 0.1 for j in range(20)} for i in range(9)}}]
+    weights = {"x": 0.5, "y": 0.5}
+    rounds = [{"round": 0, "mixtures": {f"f{i}": {f"c{i}.{j}": weights for j in range(20)} for i in range(9)}}]
     figure = attention([record(rounds)])
     assert [len(axes.get_yticks()) for axes in figure.axes if axes.images] == [20, 20, 8]
-    assert figure.get_suptitle() == "m: attention of 3 of 9 federations"
+    assert figure.get_suptitle() == "m: attention of 3 of 9 federations in the last round: who receives from whom"
 
 
 def test_budget_shows_spent_epsilon_and_limits() -> None:

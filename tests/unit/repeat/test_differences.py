@@ -16,7 +16,7 @@ from worldlm.commands.repeat.differences import (
 
 def record() -> dict[str, Any]:
     leaf = {"name": "a", "corpus": "a", "told": ["corpus a"], "children": []}
-    round_ = {"nodes": {"a": {"tokens": 5, "epsilon": 1.5}}, "attention": {}, "routes": {}}
+    round_ = {"nodes": {"a": {"tokens": 5, "epsilon": 1.5}}, "routes": {}}
     return {
         "seed": 7,
         "rounds_wanted": 2,

@@ -37,8 +37,8 @@ def _round(number: int, names: str) -> dict[str, Any]:
             "bytes_up": 1_200_000 * (number + 1),
         }
     nodes[names[-1]]["epsilon"] = 4.375 * (number + 1)
-    weights = {name: 1 / len(names) for name in names}
-    return {"round": number, "nodes": nodes, "attention": {"north": weights}, "routes": {f"{names[0]} > north": 2}}
+    mixtures = {name: {other: 1 / len(names) for other in names} for name in names}
+    return {"round": number, "nodes": nodes, "mixtures": {"north": mixtures}, "routes": {f"{names[0]} > north": 2}}
 
 
 def content(names: str = "abc", num_rounds: int = 2, **more: Any) -> dict[str, Any]:

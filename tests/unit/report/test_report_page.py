@@ -145,7 +145,7 @@ def test_privacy_has_an_account_of_every_private_node(lay: Lay) -> None:
         ["c", UPDATES, PARENT, "8.75", "12", "1e-05", "0.75", "0.5"],
     ]
     assert page.table("c (updates)")[1:3] == [["1", "4.38"], ["2", "8.75"]]
-    rounds = [{"round": 0, "nodes": {"a": {"after_merge": {"perplexity": 4.0}}}, "attention": {}, "routes": {}}]
+    rounds = [{"round": 0, "nodes": {"a": {"after_merge": {"perplexity": 4.0}}}, "routes": {}}]
     leaf = {"name": "a", "corpus": "a", "children": []}
     plain = lay("plain", rounds=rounds, topology={"name": "t", "root": {**leaf, "name": "w", "children": [leaf]}})
     page = report_page(plain)
@@ -185,7 +185,7 @@ def test_names_that_look_like_html_are_only_text(lay: Lay, content: Callable[...
     leaf["name"], leaf["told"], leaf["corpus"] = EVIL, [EVIL], f"{EVIL} corpus"
     for round_ in record["rounds"]:
         round_["nodes"][EVIL] = round_["nodes"].pop("a")
-        round_["attention"] = {EVIL: {EVIL: 0.5, "b": 0.5}}
+        round_["mixtures"] = {EVIL: {EVIL: {EVIL: 0.5, "b": 0.5}}}
         round_["routes"] = {f"{EVIL} > north": 1}
     record["data_nodes"][EVIL] = {**record["data_nodes"].pop("a"), "text": [EVIL]}
     record["versions"][EVIL] = EVIL

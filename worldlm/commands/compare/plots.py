@@ -28,7 +28,7 @@ def draw_all(records: Sequence[RunRecord]) -> dict[str, Figure]:
     """Return all pictures for which the records have data, by name."""
     figures = {"perplexity_by_round": by_round(records), "perplexity_by_megabytes": by_megabytes(records)}
     for method, group in by_method(records).items():
-        if any(round_["attention"] for record in group for round_ in record.rounds):
+        if any(record.mixtures for record in group):
             figures[f"attention_{method}"] = attention(group)
         if any(record.routes for record in group):
             figures[f"residuals_{method}"] = residuals(group)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from worldlm.callbacks import Averaging, Compression, FedAMP, ResidualExchange
+from worldlm.callbacks import AttentionAggregation, Averaging, Compression, FedAMP
 from worldlm.callbacks.averaging import checked_optimizer
 from worldlm.commands.estimate.message_sizes import MessageSizes
 from worldlm.distributed.fsdp import blocks
@@ -50,8 +50,10 @@ def state_size(node: Node, sizes: MessageSizes, callbacks: Sequence[RoundCallbac
             name, arguments = (own.name, own.arguments) if own else callback.default_optimizer
             hashable = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in arguments.items())
             state["outer optimizers"] += round(_outer_copies(name, hashable) * averaged)
-        if isinstance(callback, ResidualExchange):
-            state["parents' state of children"] += len(children) * sizes.parts["keys"]
+        if isinstance(callback, AttentionAggregation):
+            pair = sizes.parts["keys"] + sizes.parts["values"]
+            state["parents' state of children"] += (len(children) + node.fits) * pair + sizes.parts["keys"]
+            state["parents' state of children"] += pair if sends else 0  # what came from above
         if isinstance(callback, FedAMP):
             state["parents' state of children"] += (len(children) + node.fits) * sizes.whole
     return state

@@ -37,7 +37,7 @@ class MessageSizes:
     residual_up: int = 0
     """Size of one residual in an upload."""
     num_residuals: int = 0
-    """Most residuals that a federation selects when it aggregates."""
+    """Most residuals in one upload, and most answers in one download."""
 
     @property
     def whole(self) -> int:

@@ -15,7 +15,7 @@ from worldlm.commands.estimate.memory import (
 )
 from worldlm.commands.estimate.message_sizes import MessageSizes, message_sizes
 from worldlm.commands.estimate.round_time import critical_path, link_seconds
-from worldlm.commands.estimate.traffic import NodeTraffic, expect_traffic, num_selected
+from worldlm.commands.estimate.traffic import NodeTraffic, expect_traffic
 from worldlm.models import LanguageModule
 from worldlm.rounds import RoundCallback
 from worldlm.topology import Node, Topology
@@ -131,7 +131,6 @@ def _levels(
     callbacks: Sequence[RoundCallback],
 ) -> list[Level]:
     levels = [Level(depth=depth) for depth in range(topology.depth)]
-    selected = 0.0  # residuals of a round; each passes down through a level once, at most
     for depth, node in with_depth(topology.root):
         level, traffic, parent = levels[depth], nodes[node.name], topology.parent(node.name)
         level.num_nodes += 1
@@ -139,17 +138,12 @@ def _levels(
         level.messages += traffic.downloads + traffic.uploads
         level.bytes_down += traffic.bytes_down
         level.bytes_up += traffic.bytes_up
-        level.residual_bytes += traffic.residuals_up * sizes.residual_up
+        level.residual_bytes += traffic.residuals * (sizes.residual_up + sizes.residual_down)
         sends = parent is not None and not node.listens
         level.machine_bytes = max(level.machine_bytes, machine_memory(node, sizes, callbacks, sends=sends))
         if parent is not None:
             seconds = traffic.downloads * link_seconds(parent, node, sizes)
             level.link_seconds = max(level.link_seconds, seconds)
-            selected += (
-                traffic.downloads * node.settings.num_subrounds * num_selected(node, sizes) if node.children else 0
-            )
-    for level in levels[1:]:
-        level.residual_bytes += selected * sizes.residual_down
     return levels
 
 

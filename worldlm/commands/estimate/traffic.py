@@ -24,7 +24,7 @@ class NodeTraffic:
     """Bytes from the parent, without residuals."""
     bytes_up: float
     """Bytes to the parent, without residuals."""
-    residuals_up: float
+    residuals: float
     """Residuals to the parent, at most."""
     fits: float
     """Fits on its own data."""
@@ -43,7 +43,7 @@ def expect_traffic(topology: Topology, sizes: MessageSizes) -> dict[str, NodeTra
     _chance_to_train(topology.root, sizes, chances)
     residuals = _uploaded_residuals(topology.root, sizes) if sizes.residual_up else {}
     root = topology.root
-    nothing = {"downloads": 0.0, "uploads": 0.0, "bytes_down": 0.0, "bytes_up": 0.0, "residuals_up": 0.0}
+    nothing = {"downloads": 0.0, "uploads": 0.0, "bytes_down": 0.0, "bytes_up": 0.0, "residuals": 0.0}
     found = {root.name: NodeTraffic(fits=float(root.settings.num_subrounds if root.fits else 0), **nothing)}
     _visit(root, float(root.settings.num_subrounds), sizes, chances, residuals, found)
     return found
@@ -68,7 +68,7 @@ def _visit(
             uploads=uploads,
             bytes_down=downloads * sizes.download,
             bytes_up=uploads * sizes.upload(child.settings),
-            residuals_up=downloads * residuals.get(child.name, 0),
+            residuals=downloads * residuals.get(child.name, 0),
             fits=visits if child.fits else 0.0,
         )
         if child.children:
@@ -115,16 +115,13 @@ def _chance_in_time(parent: Node, child: Node, sizes: MessageSizes) -> float:
     return NormalDist().cdf(math.log(deadline / seconds) / link.jitter)
 
 
-def num_selected(node: Node, sizes: MessageSizes) -> int:
-    """Return the largest number of residuals that a federation selects when it aggregates."""
-    sharing = [child for child in node.children if not child.listens and child.settings.residuals.share]
-    return min(sizes.num_residuals, len(sharing)) if node.settings.residuals.share else 0
-
-
 def _uploaded_residuals(root: Node, sizes: MessageSizes) -> dict[str, int]:
-    """Return node -> the largest number of residuals in one upload of it."""
+    """Return node -> the largest number of residuals in one upload of it, and of answers in one download."""
     found: dict[str, int] = {}
     for node in reversed(list(root.walk())):  # children first
-        below = sum(found[child.name] for child in node.children if not child.listens)
-        found[node.name] = num_selected(node, sizes) + below if node.settings.residuals.share else 0
+        children = [child for child in node.children if not child.listens]
+        candidates = sum(found[child.name] for child in children)
+        if len(children) + node.fits > 1:
+            candidates += sum(child.settings.residuals.share for child in children)
+        found[node.name] = min(sizes.num_residuals, candidates) if node.settings.residuals.share else 0
     return found

@@ -13,7 +13,7 @@ from worldlm.plots.heatmaps import attention as attention_picture
 from worldlm.plots.world import draw_world
 from worldlm.runs.guarantees import towards, unit, warnings
 from worldlm.runs.results import RunRecord
-from worldlm.runs.scores import with_residuals
+from worldlm.runs.scores import largest_first
 
 DROPPED = "dropped"
 """The destination of residuals that no federation accepted."""
@@ -34,20 +34,22 @@ def world(run: Run, salt: str) -> Html:
 
 
 def attention(run: Run, salt: str) -> Html:
-    """Show the attention weights of every federation; nothing without attention."""
-    record = run.record
-    if not any(weights for round_ in record.rounds for weights in round_["attention"].values()):
+    """Show the attention weights of every mixture; nothing without attention."""
+    mixtures = run.record.mixtures
+    if not mixtures:
         return NOTHING
-    note = "Each federation averages keys and values with these weights, one for every participant."
+    note = (
+        "Each federation mixes keys and values for each receiver: a child, or a node below whose residual it answers."
+    )
     weights_picture = picture(
-        lambda: attention_picture([record], INCHES), f"{salt}-attention", "attention weights by round"
+        lambda: attention_picture([run.record], INCHES), f"{salt}-attention", "attention weights of the last round"
     )
     rows = [
-        [federation, child, "not finite" if weight is None else f"{weight:.3f}"]
-        for federation, weights in record.round()["attention"].items()
-        for child, weight in with_residuals(weights).items()
+        [federation, receiver, ", ".join(f"{source} {weight:.2f}" for source, weight in largest_first(weights))]
+        for federation, receivers in mixtures.items()
+        for receiver, weights in receivers.items()
     ]
-    last = folded("Weights of the last round", table(["federation", "participant", "weight"], rows[:200], words=[1]))
+    last = folded("Weights of the last round", table(["federation", "receiver", "sources"], rows[:200], words=[1, 2]))
     return joined([element("p", note), weights_picture, last])
 
 

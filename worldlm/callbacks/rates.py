@@ -1,0 +1,22 @@
+"""How far a node follows its parent."""
+
+from __future__ import annotations
+
+from worldlm.federation.schedule import Rate, in_round
+from worldlm.rounds import Context
+
+
+def download_rate(context: Context, federation: Rate, leaf: Rate) -> float:
+    """Return how far a node moves towards its download in this round.
+
+    A listener has nothing of its own, and a node that receives its first download has the weights of an earlier round:
+    both copy their parent.
+
+    Args:
+        context: The node.
+        federation: The rate of a federation.
+        leaf: The rate of a leaf.
+    """
+    if context.node.listens or context.state.num_messages <= 1:
+        return 1.0
+    return in_round(leaf if context.node.is_leaf else federation, context.round, context.num_rounds)
