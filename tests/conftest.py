@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,13 +57,27 @@ def recorder() -> Recorder:
     return Recorder()
 
 
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Let SIGHUP do what it does by default, also where nohup ignores it, and put all handlers back."""
+    signals = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
+    before = {signum: signal.getsignal(signum) for signum in signals}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 @pytest.fixture(scope="module")
 def reading() -> Iterator[Any]:
-    """Yield the command line up to where it would build anything; making its parser is what takes the time."""
+    """Yield the command line up to where it would build anything; making its parsers is what takes the time."""
     from worldlm.cli.parser import parse_command_line
-    from worldlm.cli.recipe_cli import RecipeCLI
+    from worldlm.cli.recipe_cli import COMMANDS, RecipeCLI
 
     class Reading(RecipeCLI):
+        def subcommands(self) -> dict[str, set[str]]:
+            return COMMANDS
+
         def instantiate_classes(self) -> None:
             pass
 

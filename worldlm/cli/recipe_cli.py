@@ -46,6 +46,13 @@ _EPILOG = f"""{OPTION} rejects all classes in a recipe but those of worldlm, tor
 RUN runs a finished run again and compares the results."""
 """The end of a command's help: the options that are no settings."""
 
+COMMANDS = {
+    "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+    "validate": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
+    "prepare": {"model", "datamodule"},
+}
+"""The commands of LightningCLI, and those arguments of the trainer's method that are no settings."""
+
 
 @dataclass(slots=True)
 class Progress:
@@ -106,13 +113,9 @@ class RecipeCLI(LightningCLI):
 
     # ------------------------------------------------------------------ settings
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
-            "validate": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
-            "prepare": {"model", "datamodule"},
-        }
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the command that is carried out: making the parsers of all would take longer than to read a recipe."""
+        return {self.command_line.command: COMMANDS[self.command_line.command]}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = self.parser_class(**kwargs, allow_abbrev=False)
