@@ -6,6 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 from worldlm.federation.messages import Download, MessageT, Upload
@@ -171,6 +172,12 @@ class Method:
         return sum((callback.refusals(world) for callback in self.callbacks), Counter[str]())
 
 
+@cache
+def _near_hook(name: str) -> str:
+    """Return the hook of nearly the same name, or "" if there is none."""
+    return "".join(get_close_matches(name, HOOKS, n=1, cutoff=0.9))
+
+
 def _check_hooks(kind: type[RoundCallback]) -> None:
     """Check that a class overrides hooks by their current names and signatures.
 
@@ -183,8 +190,8 @@ def _check_hooks(kind: type[RoundCallback]) -> None:
     for base in (base for base in kind.__mro__ if issubclass(base, RoundCallback)):
         own = [name for name in vars(base) if not name.startswith("_") and name not in HOOKS]
         for name in own:
-            if (near := get_close_matches(name, HOOKS, n=1, cutoff=0.9)) and callable(getattr(base, name)):
-                raise ValueError(f"{kind.__name__}.{name} is not a hook and would never run; did you mean {near[0]!r}?")
+            if (near := _near_hook(name)) and callable(getattr(base, name)):
+                raise ValueError(f"{kind.__name__}.{name} is not a hook and would never run; did you mean {near!r}?")
     for name in HOOKS:
         hook: Any = getattr(kind, name)
         if "trainer" in list(inspect.signature(hook).parameters)[1:2]:
