@@ -59,10 +59,11 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def default_signals() -> Iterator[None]:
-    """Let SIGHUP do what it does by default, also where nohup ignores it, and put all handlers back."""
-    signals = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
+    """Let signals do what they do by default, also where nohup or a shell's `&` ignores them; put all handlers back."""
+    signals = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {signum: signal.getsignal(signum) for signum in signals}
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)

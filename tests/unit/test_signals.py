@@ -21,7 +21,12 @@ from worldlm.cli.signals import STOP_AT_ONCE, handling
     ],
 )
 def test_a_command_that_is_stopped_says_so(
-    signum: signal.Signals, status: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    signum: signal.Signals,
+    status: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    default_signals: None,
 ) -> None:
     monkeypatch.setattr(sys.modules[main.__module__], "_run", lambda words: os.kill(os.getpid(), signum))
     before = signal.getsignal(signum)
@@ -47,7 +52,7 @@ def test_another_thread_runs_commands_too() -> None:
     assert statuses == [0]
 
 
-def test_a_forked_process_does_not_handle_what_concerns_this_one() -> None:
+def test_a_forked_process_does_not_handle_what_concerns_this_one(default_signals: None) -> None:
     with handling({signal.SIGHUP: lambda *_: os._exit(3)}):
         child = os.fork()
         if child == 0:

@@ -34,6 +34,8 @@ STEP = {
 @pytest.fixture
 def environ(monkeypatch: pytest.MonkeyPatch) -> Environ:
     """Return a function that sets these variables, and removes all others of SLURM and torchrun."""
+    # with the variables of torchrun, the system would end the tests' process with the process that started it
+    monkeypatch.setattr("worldlm.trainer.processes.follow_parent", lambda: None)
 
     def put(variables: dict[str, str], **more: str) -> None:
         for name in os.environ:
