@@ -36,6 +36,7 @@ from worldlm.data.poisson_samplers import make_sampler
 from worldlm.federation.noise_key import NoiseKey
 from worldlm.federation.seeds import derive_seed
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
+from worldlm.monitoring.pictures import draw
 from worldlm.storage.noise_key_file import write_key
 from worldlm.topology import Node, Privacy, PrivacyOfExamples, Residuals, Settings, Topology, parse_topology
 from worldlm.trainer import WorldTrainer
@@ -102,6 +103,20 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pictures() -> Iterator[None]:
+    """Draw no pictures in TensorBoard, which takes longer than to train a world of this size; `pictures` draws them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worldlm.monitoring.pictures.draw", lambda *_, **__: {})
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw pictures in TensorBoard."""
+    monkeypatch.setattr("worldlm.monitoring.pictures.draw", draw)
 
 
 @pytest.fixture
@@ -424,6 +439,7 @@ trainer:
       init_args: {temperature: 0.1}
     - class_path: worldlm.callbacks.ResidualExchange
     - class_path: worldlm.callbacks.UpdatePrivacy
+    - {class_path: worldlm.callbacks.Samples, init_args: {num_new_tokens: 1}}
 """
 )
 

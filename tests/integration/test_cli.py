@@ -2,6 +2,7 @@
 
 import html
 import json
+import multiprocessing
 import os
 import pty
 import re
@@ -17,11 +18,15 @@ from typing import Any
 
 import pytest
 import torch
+from breaking import carry_out
 
 import worldlm
 from worldlm.cli import main
+from worldlm.models import LanguageModule
 from worldlm.runs.lock import at_work
 from worldlm.topology import find_file
+
+FORK = "ignore:.*multi-threaded, use of fork:DeprecationWarning"
 
 
 def change(recipe: Path, *pairs: tuple[str, str]) -> Path:
@@ -101,6 +106,7 @@ def test_topology_without_a_command_helps(capsys: pytest.CaptureFixture[str]) ->
     assert refused(capsys, "topology", "shwo")[0] == "topology: no command 'shwo'; did you mean 'show'?"
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_run_that_diverges_is_carried_through(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With its pictures, its texts and its table; and afterwards one may ask its nodes."""
     wild = ["--model.optimizer.lr", "1e30", "--trainer.gradient_clip_val", "null"]
@@ -212,18 +218,23 @@ def test_a_trial_leaves_nothing_behind(shore: Path, capsys: pytest.CaptureFixtur
     assert sorted(shore.parent.rglob("*")) == before
 
 
-def test_a_terminal_has_a_bar_and_no_colours_if_told_so(shore: Path) -> None:
-    command = [sys.executable, "-m", "worldlm", "fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "1"]
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "NO_COLOR": "1", "TERM": "xterm"}
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
+@pytest.mark.filterwarnings(FORK)
+def test_a_terminal_has_a_bar_and_no_colours_if_told_so(shore: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    process, ours = pty.fork()
+    if process == 0:
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        try:
+            os._exit(main(["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "1"]))
+        finally:
+            os._exit(1)
     seen = b""
     with suppress(OSError):  # the end of a terminal
         while part := os.read(ours, 65536):
             seen += part
     os.close(ours)
-    assert process.wait() == 0, seen
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0, seen
     assert b"/9 batches" in seen
     assert b"\x1b[2K" in seen
     assert re.findall(rb"\x1b\[(?:\d+;)*(?:3|4|9|10)[0-7](?:;\d+)*m", seen) == []
@@ -353,22 +364,28 @@ def test_a_metric_that_does_not_exist_is_one_line(shore: Path, capsys: pytest.Ca
     assert line.endswith("; did you mean 'sea/perplexity_after_fit'?")
 
 
-def test_a_stopped_run_ends_like_one_that_never_stopped(shore: Path) -> None:
+def test_a_stopped_run_ends_like_one_that_never_stopped(
+    shore: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], default_signals: None
+) -> None:
     """Stopped kindly, and taken up again: the same world, bit for bit, noise and ledgers included."""
-    fit = ["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "8", "--trainer.noise_key", "noise.key"]
+    fit = ["fit", "--recipe", "tiny.yaml", "--trainer.max_epochs", "3", "--trainer.noise_key", "noise.key"]
     assert main([*fit, "--name", "whole"]) == 0
-    command = [sys.executable, "-m", "worldlm", *fit, "--name", "stopped"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("round 3/"):
-            process.send_signal(signal.SIGHUP)  # which becomes SIGTERM
-            break
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 143, err
+    original, steps = LanguageModule.training_step, 0
+
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 14:  # of 9 in each round
+            os.kill(os.getpid(), signal.SIGHUP)  # which becomes SIGTERM
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(LanguageModule, "training_step", training_step)
+    capsys.readouterr()
+    assert main([*fit, "--name", "stopped"]) == 143
     again = f"{shlex.join(fit)} --name stopped --ckpt_path last"
-    assert f"stopped; resume with: worldlm {again}. results so far" in out
-    assert last("stopped")["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] < 8
+    assert f"stopped; resume with: worldlm {again}. results so far" in capsys.readouterr().out
+    assert steps == 14
+    assert last("stopped")["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 1
     assert main([*fit, "--name", "stopped", "--ckpt_path", "last"]) == 0
     assert same(last("stopped")["callbacks"], last("whole")["callbacks"])
     assert same(last("stopped")["loops"], last("whole")["loops"])
@@ -391,12 +408,17 @@ def test_a_report_says_how_to_repeat_a_run(shore: Path) -> None:
     assert {**records[0], **own} == {**records[1], **own}
 
 
+@pytest.mark.filterwarnings(FORK)
 def test_several_processes(shore: Path) -> None:
     """They come to what one comes to, and speak with one voice; validate needs but one."""
-    key = ["--trainer.noise_key", "noise.key"]
-    two = worldlm_command("fit", "--safe", "--recipe", str(shore), "--trainer.devices", "2", *key)
-    assert (two.returncode, two.stdout.count("shore: 5 nodes"), two.stdout.count("done.")) == (0, 1, 1), two.stderr
-    assert [mark for mark in ("\x1b", "\r", "%|") if mark in two.stdout + two.stderr] == []  # no terminal, no bars
+    key, log = ["--trainer.noise_key", "noise.key"], shore.parent / "log.txt"
+    two = ("fit", "--safe", "--recipe", str(shore), "--trainer.devices", "2", *key)
+    process = multiprocessing.get_context("fork").Process(target=carry_out, args=(two, log, dict))
+    process.start()  # it starts the other
+    process.join(240)
+    output = log.read_text()
+    assert (process.exitcode, output.count("shore: 5 nodes"), output.count("done.")) == (0, 1, 1), output
+    assert [mark for mark in ("\x1b", "\r", "%|") if mark in output] == []  # no terminal, no bars
     assert main(["fit", "--recipe", str(shore), "--name", "one", *key]) == 0
     records = [json.loads(Path(f"runs/{name}/version_0/results.json").read_text()) for name in ("tiny", "one")]
     own = {"seconds": 0, "last_start": {}}

@@ -65,6 +65,7 @@ def compare(*more: str, seeds: str = "1") -> int:
             "--name",
             "it",
             "--trainer.max_epochs=2",
+            "--trainer.logger=false",  # for which pictures would be drawn
             *more,
         ]
     )

@@ -37,6 +37,7 @@ trainer:
       init_args: {parts: [backbone]}
     - class_path: worldlm.callbacks.AttentionAggregation
     - class_path: worldlm.callbacks.UpdatePrivacy
+    - {class_path: worldlm.callbacks.Samples, init_args: {num_new_tokens: 1}}
     - class_path: worldlm.callbacks.LastCheckpoint
       init_args: {keep_every_n_rounds: 1}
 """

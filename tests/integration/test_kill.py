@@ -54,7 +54,7 @@ def undisturbed(shore: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "class_path": "worldlm.data.TrainedBPE",
         "init_args": {"vocab_size": 257},
     }
-    recipe["trainer"] |= {"max_epochs": 3, "paging": {"cache_gb": 0.0}}
+    recipe["trainer"] |= {"max_epochs": 2, "paging": {"cache_gb": 0.0}}
     recipe["trainer"]["callbacks"][0]["init_args"] |= {"optimizer": "SGD", "arguments": {"lr": 0.7, "momentum": 0.9}}
     recipe["trainer"]["callbacks"] += [
         {"class_path": "worldlm.callbacks.Compression"},
@@ -97,7 +97,18 @@ def leftovers(folder: Path) -> list[str]:
     return [str(path) for path in paths if ".partial" in path.name or path.suffix == ".new"]
 
 
-def test_interrupted_at_every_kind_of_moment(undisturbed: Path, differences: Callable[..., list[str]]) -> None:
+KILLS = ("tokenising", "fitting", "paging", "writing a checkpoint", "aggregating")
+FAILURES = ("writing a checkpoint", "paging", "recording")
+
+
+@pytest.mark.parametrize(
+    ("kills", "failures"),
+    [(KILLS[3:], FAILURES[1:2]), pytest.param(KILLS, FAILURES, marks=pytest.mark.slow)],
+    ids=["few", "all"],
+)
+def test_interrupted_at_random_calls(
+    kills: tuple[str, ...], failures: tuple[str, ...], undisturbed: Path, differences: Callable[..., list[str]]
+) -> None:
     """Each start is killed, or its disk is full or read-only, at a random call; the next start resumes."""
     log = undisturbed / "log.txt"
     calls = json.loads((undisturbed / "calm" / "calls.json").read_text())
@@ -112,9 +123,9 @@ def test_interrupted_at_every_kind_of_moment(undisturbed: Path, differences: Cal
         log.write_text("")
         return finish(begin(log, partial(break_off, moment, number, where, how)))
 
-    for moment in ("tokenising", "fitting", "paging", "writing a checkpoint", "aggregating"):
+    for moment in kills:
         assert interrupted(moment, kill) == KILLED, history + log.read_text()
-    for moment in ("writing a checkpoint", "paging", "recording"):
+    for moment in failures:
         reason = rng.choice([errno.ENOSPC, errno.EROFS])
         assert interrupted(moment, partial(fail_to_write, reason)) == 2, history + log.read_text()
         line = log.read_text().splitlines()[-1]

@@ -77,9 +77,9 @@ def grown(values: Sequence[float]) -> list[float]:
     return [after - before for before, after in pairwise(values)]
 
 
-def test_forty_rounds(watched: Callable[..., Watch]) -> None:
-    every, nodes = 8, 3
-    watch = watched(40, every)
+def test_twenty_rounds(watched: Callable[..., Watch]) -> None:
+    every, nodes = 4, 3
+    watch = watched(20, every)
     assert set(grown(watch.of("open files"))) == {0}
     assert set(grown(watch.of("checkpoint"))) == {0}
     assert 0 < max(grown(watch.of("record"))) <= RECORD_BYTES * nodes * every
@@ -88,6 +88,7 @@ def test_forty_rounds(watched: Callable[..., Watch]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("pictures")
 def test_two_thousand_rounds(watched: Callable[..., Watch]) -> None:
     watch = watched(2_000, 100, Pictures(), Summary())  # five pictures, the first after 400 rounds
     sizes = watch.of("checkpoint")

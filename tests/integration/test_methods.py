@@ -184,7 +184,7 @@ SHORE = (
 trainer:
   accelerator: cpu
   max_epochs: 1
-  log_every_n_steps: 1
+  logger: false
   callbacks: [{class_path: worldlm.callbacks.ResidualExchange}] # replaced by every method
 """
 )
@@ -212,12 +212,13 @@ def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("method", "more"),
     [
         ("centralized_tokens", []),
-        ("local", ["--recipe", "methods/private"]),
         ("fedadam", ["--recipe", "methods/private"]),
-        ("hierfavg", []),
         ("worldlm", ["--recipe", "methods/private"]),
-        ("worldlm_without_attention", []),
-        ("fedavg_fading", []),
+        pytest.param("local", ["--recipe", "methods/private"], marks=pytest.mark.slow),
+        *(
+            pytest.param(method, [], marks=pytest.mark.slow)
+            for method in ("hierfavg", "worldlm_without_attention", "fedavg_fading")
+        ),
     ],
 )
 def test_a_round_of_a_method(shore: None, method: str, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,7 @@ def logger(tmp_path: Path) -> TensorBoardLogger:
     return TensorBoardLogger(tmp_path, name="board", version="")
 
 
+@pytest.mark.usefixtures("pictures")
 def test_pictures_are_drawn_every_n_rounds(
     tree: Topology, fit: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
 ) -> None:
@@ -104,6 +105,7 @@ def test_rounds_between_pictures(rounds: int | None, steps: int, expected: int) 
     assert rounds_between(trainer) == expected  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("pictures")
 def test_by_default_a_short_run_is_drawn_once(
     tree: Topology, with_letters: Make, whole_method: Make, logger: TensorBoardLogger, board: Make
 ) -> None:
