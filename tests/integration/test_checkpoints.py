@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import shutil
 from collections.abc import Callable
 from io import BufferedWriter
 from pathlib import Path
@@ -24,10 +25,22 @@ from worldlm.trainer.phase import Phase
 Make = Callable[..., Any]
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that needs a checkpoint keeps it for the others."""
+    return tmp_path_factory.mktemp("first") / "last.ckpt"
+
+
 @pytest.fixture
-def last(tree: Topology, fit: Make, whole_method: Make) -> Path:
-    """The last checkpoint of a world with the whole method."""
-    return LastCheckpoint.path(fit(tree, [*whole_method(), LastCheckpoint()]))
+def last(first: Path, tree: Topology, fit: Make, whole_method: Make, tmp_path: Path) -> Path:
+    """The last checkpoint of a world with the whole method: a copy, of one's own."""
+    if not first.exists():
+        trainer = fit(tree, [*whole_method(), LastCheckpoint()], default_root_dir=first.parent / "run")
+        shutil.copy(LastCheckpoint.path(trainer), first)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    path.parent.mkdir()
+    shutil.copy(first, path)
+    return path
 
 
 def test_they_load_with_weights_only(last: Path) -> None:

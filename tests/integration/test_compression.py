@@ -291,11 +291,20 @@ def test_the_order_of_children_and_shared_memory_do_not_matter(
 # ---------------------------------------------------------------------- resuming and rejecting
 
 
-@pytest.mark.parametrize("kind", ["tree", pytest.param("amp", marks=pytest.mark.slow)])
-def test_resume_from_every_step(
-    kind: str, busy_tree: Topology, star: Make, fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make,
+@pytest.mark.parametrize(
+    ("kind", "every"), [("tree", 8), *(pytest.param(kind, 1, marks=pytest.mark.slow) for kind in ("tree", "amp"))]
+)
+def test_resume_from_steps(
+    kind: str,
+    every: int,
+    busy_tree: Topology,
+    star: Make,
+    fit: Make,
+    make_module: Make,
+    save_everywhere: Make,
+    snapshot: Make,
     differences: Make,
-) -> None:  # fmt: skip
+) -> None:
     topology = busy_tree if kind == "tree" else star("abc", "participation: 0.67, num_subrounds: 2")
 
     def build() -> list[Callback]:
@@ -303,7 +312,7 @@ def test_resume_from_every_step(
 
     saver = save_everywhere("on_train_batch_start", "on_train_batch_end", "on_train_epoch_end")
     whole = snapshot(fit(topology, [*build(), saver], limit_val_batches=0))
-    for path in saver.saved[::5]:
+    for path in saver.saved[::every]:
         resumed = fit(topology, build(), resume=path, module=make_module(99), limit_val_batches=0)
         assert differences(snapshot(resumed), whole) == [], path.name
 

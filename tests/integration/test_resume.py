@@ -18,38 +18,51 @@ BEGUN = ("on_train_epoch_start", "on_train_batch_start")
 Make = Callable[..., Any]
 
 
+def from_every(step: int) -> pytest.MarkDecorator:
+    """Resume from every so-manieth checkpoint, among them one within each round and one between; slow: from each."""
+    return pytest.mark.parametrize("every", [step, pytest.param(1, marks=pytest.mark.slow)])
+
+
+@from_every(3)
 @pytest.mark.parametrize("hooks", [WITHIN, BEGUN], ids=["after", "before"])
-def test_resume_from_every_step(
+def test_resume_from_steps(
     hooks: tuple[str, ...],
+    every: int,
     tree: Topology,
     whole_method: Make,
     resume_from_all: Make,
 ) -> None:
-    assert resume_from_all(tree, whole_method, hooks) == 2 * (6 + 1)
+    assert resume_from_all(tree, whole_method, hooks, every=every) == 2 * (6 + 1)
 
 
+@from_every(5)
 @pytest.mark.parametrize(
     "hooks", [pytest.param(WITHIN, id="after"), pytest.param(BEGUN, id="before", marks=pytest.mark.slow)]
 )
 def test_resume_within_accumulation_with_dropout(
     hooks: tuple[str, ...],
+    every: int,
     tree: Topology,
     whole_method: Make,
     resume_from_all: Make,
 ) -> None:
     options = {"accumulate_grad_batches": 2, "dropout": 0.3, "limit_train_batches": 3, "limit_val_batches": 0}
-    assert resume_from_all(tree, whole_method, hooks, **options) == 2 * (2 * 3 + 2 * 2 + 1)
+    assert resume_from_all(tree, whole_method, hooks, every=every, **options) == 2 * (2 * 3 + 2 * 2 + 1)
 
 
+@from_every(4)
 def test_resume_with_subrounds_and_a_parent_that_holds_data(
+    every: int,
     busy_tree: Topology,
     whole_method: Make,
     resume_from_all: Make,
 ) -> None:
-    assert resume_from_all(busy_tree, whole_method, WITHIN, gradient_clip_val=0.5) == 2 * (2 * 3 + 2 + 1)
+    assert resume_from_all(busy_tree, whole_method, WITHIN, every=every, gradient_clip_val=0.5) == 2 * (2 * 3 + 2 + 1)
 
 
-@pytest.mark.parametrize("change", [(True, False), (False, True), (False, False)], ids=str)
+@pytest.mark.parametrize(
+    "change", [(True, False), (False, True), pytest.param((False, False), marks=pytest.mark.slow)], ids=str
+)
 def test_resume_with_copied_weights(
     change: tuple[bool, bool],
     busy_tree: Topology,
@@ -64,7 +77,7 @@ def test_resume_with_copied_weights(
     saver = save_everywhere(*WITHIN)
     fit(busy_tree, [*whole_method(), saver], share_memory=before)
     whole = snapshot(fit(busy_tree, whole_method(), share_memory=True))
-    for path in saver.saved[::5]:
+    for path in saver.saved[::8]:
         resumed = fit(busy_tree, whole_method(), resume=path, module=make_module(99), share_memory=after)
         assert differences(snapshot(resumed), whole) == [], path.name
 
@@ -127,7 +140,7 @@ def test_sigterm_with_dropout_and_copied_weights(
 ) -> None:
     options: dict[str, Any] = {"share_memory": False, "accumulate_grad_batches": 2, "limit_val_batches": 0}
     expected = snapshot(fit(tree, whole_method(), module=make_module(dropout=0.3), **options))
-    for batch in (1, 2, 5, 7):
+    for batch in (2, 7):
         callbacks = [*whole_method(), Terminate(batch, "on_train_batch_start"), LastCheckpoint()]
         trainer = fit(tree, callbacks, module=make_module(dropout=0.3), **options)
         path = LastCheckpoint.path(trainer)

@@ -41,9 +41,12 @@ def amp() -> list[Callback]:
     "saver_first",
     [pytest.param(True, id="saved before", marks=pytest.mark.slow), pytest.param(False, id="saved after")],
 )
-@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_resume_from_every_step(
+@pytest.mark.parametrize(
+    ("accumulate", "every"), [(1, 4), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 1), (2, 7)))]
+)
+def test_resume_from_steps(
     accumulate: int,
+    every: int,
     saver_first: bool,
     busy_tree: Topology,
     fit: Make,
@@ -57,36 +60,39 @@ def test_resume_from_every_step(
     callbacks = [saver, *soft_rows()] if saver_first else [*soft_rows(), saver]
     whole = snapshot(fit(busy_tree, callbacks, **options))
     assert len(saver.saved) == 2 * (2 * accumulate * (2 * 3 + 2) + 1)
-    for path in saver.saved[:: 2 * accumulate**2 - 1]:  # all checkpoints, or every seventh
+    for path in saver.saved[::every]:
         resumed = fit(busy_tree, soft_rows(), resume=path, module=make_module(99), **options)
         assert differences(snapshot(resumed), whole) == [], path.name
 
 
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
 def test_resume_within_a_longer_fit_with_copied_weights(
-    tree: Topology, fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make, differences: Make
+    every: int, tree: Topology, fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make, differences: Make
 ) -> None:
     saver = save_everywhere("on_train_batch_start", "on_train_batch_end")
     options: dict[str, Any] = {"limit_val_batches": 0, "accumulate_grad_batches": 2}
     options |= {"share_memory": False, "limit_train_batches": 3}  # the last optimizer step has a single batch
     whole = snapshot(fit(tree, [*soft_rows(), saver], **options))
-    for path in saver.saved[::3]:
+    for path in saver.saved[::every]:
         resumed = fit(tree, soft_rows(), resume=path, module=make_module(99), **options)
         assert differences(snapshot(resumed), whole) == [], path.name
 
 
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_resume_of_fedamp(
-    star: Make, fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make, differences: Make
+    every: int, star: Make, fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make, differences: Make
 ) -> None:
     saver = save_everywhere(*HOOKS)
     topology, options = star("abc", "participation: 0.67"), {"limit_val_batches": 0, "max_epochs": 3}
     whole = snapshot(fit(topology, [*amp(), saver], **options))
-    for path in saver.saved:
+    for path in saver.saved[::every]:
         resumed = fit(topology, amp(), resume=path, module=make_module(99), **options)
         assert differences(snapshot(resumed), whole) == [], path.name
 
 
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_resume_with_misses_jitter_and_poisson_draws(
-    fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make, differences: Make
+    every: int, fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make, differences: Make
 ) -> None:
     text = """
 name: missing
@@ -110,13 +116,14 @@ root:
     saver = save_everywhere(*HOOKS)
     whole = snapshot(fit(topology, [*pieces(), saver], **options))
     assert sum(state["num_missed"] for state in whole["world"]["states"].values()) > 2
-    for path in saver.saved[::2]:
+    for path in saver.saved[::every]:
         resumed = fit(topology, pieces(), resume=path, module=make_module(99), **options)
         assert differences(snapshot(resumed), whole) == [], path.name
 
 
+@pytest.mark.parametrize("batches", [(2, 8), pytest.param((1, 5, 6, 12), marks=pytest.mark.slow)], ids=str)
 def test_a_stopped_run_counts_every_token_once(
-    tree: Topology, fit: Make, make_module: Make, snapshot: Make, differences: Make
+    batches: tuple[int, ...], tree: Topology, fit: Make, make_module: Make, snapshot: Make, differences: Make
 ) -> None:
     class Terminate(Callback):
         def __init__(self, batch: int) -> None:
@@ -129,7 +136,7 @@ def test_a_stopped_run_counts_every_token_once(
 
     options = {"limit_val_batches": 0}
     whole = snapshot(fit(tree, soft_rows(), **options))
-    for batch in (1, 2, 5, 6, 8, 12):
+    for batch in batches:
         trainer = fit(tree, [*soft_rows(), Terminate(batch), LastCheckpoint()], **options)
         path = LastCheckpoint.path(trainer)
         resumed = fit(tree, soft_rows(), resume=path, module=make_module(99), **options)

@@ -32,12 +32,23 @@ from worldlm.topology import Topology, parse_topology
 Make = Callable[..., Any]
 
 
-@pytest.mark.parametrize("number", [2, *(pytest.param(number, marks=pytest.mark.slow) for number in (3, 4))])
+ALL = ("tree", "busy_tree", "deep", "single")
+
+
+@pytest.mark.parametrize(
+    ("number", "names"),
+    [(2, ("deep", "single")), *(pytest.param(number, ALL, marks=pytest.mark.slow) for number in (2, 3, 4))],
+    ids=str,
+)
 def test_state_and_metrics_of_a_run(
-    number: int, tree: Topology, busy_tree: Topology, deep: Topology, single: Topology, whole: Make, on_ranks: Make,
+    number: int,
+    names: tuple[str, ...],
+    request: pytest.FixtureRequest,
+    whole: Make,
+    on_ranks: Make,
     differences: Make,
-) -> None:  # fmt: skip
-    worlds = [tree, busy_tree, deep, single]
+) -> None:
+    worlds = [request.getfixturevalue(name) for name in names]
     ranks = on_ranks(number, lambda: [whole(world) for world in worlds])
     for i, world in enumerate(worlds):
         alone = whole(world)
@@ -49,15 +60,26 @@ def test_state_and_metrics_of_a_run(
             assert rank[i]["all"]["global_step"] == alone["all"]["global_step"]
 
 
+DEEP = pytest.mark.parametrize("name", ["busy_tree", pytest.param("deep", marks=pytest.mark.slow)])
+
+
+@DEEP
 @pytest.mark.parametrize("number", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_whole_checkpoint(
-    number: int, deep: Topology, whole: Make, on_ranks: Make, differences: Make, tmp_path: Path
+    name: str,
+    number: int,
+    request: pytest.FixtureRequest,
+    whole: Make,
+    on_ranks: Make,
+    differences: Make,
+    tmp_path: Path,
 ) -> None:
     """All keys of the file but the duration, in the same order. So is that of a run that resumed."""
+    world = request.getfixturevalue(name)
 
     def run(folder: str, resume: Path | None = None) -> None:
         callbacks = [Record(), LastCheckpoint(keep_every_n_rounds=1)]
-        whole(deep, callbacks=callbacks, default_root_dir=tmp_path / folder, resume=resume)
+        whole(world, callbacks=callbacks, default_root_dir=tmp_path / folder, resume=resume)
 
     first_round = tmp_path / "single" / "checkpoints" / "round_1.ckpt"
     run("single")
@@ -81,11 +103,16 @@ def _keys(nest: Any) -> list[Any]:
     return [(key, _keys(value)) for key, value in nest.items()] if isinstance(nest, dict) else []
 
 
-def test_nodes_on_disk_and_packed_messages(deep: Topology, whole: Make, on_ranks: Make, differences: Make) -> None:
+@DEEP
+def test_nodes_on_disk_and_packed_messages(
+    name: str, request: pytest.FixtureRequest, whole: Make, on_ranks: Make, differences: Make
+) -> None:
     """Every process keeps the pages of the nodes that it holds, and sends the packed messages."""
 
+    world = request.getfixturevalue(name)
+
     def run(**options: Any) -> Any:
-        return whole(deep, callbacks=[Compression("bf16", "int8")], **options)["all"]
+        return whole(world, callbacks=[Compression("bf16", "int8")], **options)["all"]
 
     ranks = on_ranks(2, lambda: run(paging=Paging(cache_gb=0.0)))
     assert differences(ranks[0], run()) == []
@@ -131,22 +158,32 @@ class SaveRounds(Callback):
         trainer.save_checkpoint(self.folder / f"round{trainer.world.round}.ckpt", weights_only=False)
 
 
-@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [("busy_tree", 12), *(pytest.param("deep", every, marks=pytest.mark.slow) for every in (13, 1))],
+)
 def test_resume_on_another_number_of_processes(
-    every: int, deep: Topology, whole: Make, on_ranks: Make, differences: Make, save_everywhere: Make, tmp_path: Path
+    name: str,
+    every: int,
+    request: pytest.FixtureRequest,
+    whole: Make,
+    on_ranks: Make,
+    differences: Make,
+    save_everywhere: Make,
+    tmp_path: Path,
 ) -> None:
     """Two processes resume from the end of a round that three have saved, and from any step that one has saved."""
-    saver = save_everywhere("on_train_batch_end", "on_train_epoch_end")
-    alone = whole(deep, callbacks=[saver])
-    on_ranks(3, lambda: whole(deep, callbacks=[SaveRounds(tmp_path)]))
-    assert len(saver.saved) > 20
+    world, saver = request.getfixturevalue(name), save_everywhere("on_train_batch_end", "on_train_epoch_end")
+    alone = whole(world, callbacks=[saver])
+    on_ranks(3, lambda: whole(world, callbacks=[SaveRounds(tmp_path)]))
+    assert len(saver.saved) > 15
     files = [*sorted(tmp_path.glob("round*.ckpt")), *saver.saved[::every]]
-    ranks = on_ranks(2, lambda: [whole(deep, resume=path)["all"] for path in files])
+    ranks = on_ranks(2, lambda: [whole(world, resume=path)["all"] for path in files])
     for path, resumed in zip(files, ranks[0], strict=True):
         del resumed["callbacks"]  # process 0 keeps the token counts of a fit that another process has finished
         assert differences(resumed, {name: alone["all"][name] for name in resumed}) == [], path.name
     for path in files[:2]:
-        assert differences(whole(deep, resume=path)["all"], alone["all"]) == [], path.name
+        assert differences(whole(world, resume=path)["all"], alone["all"]) == [], path.name
 
 
 def test_callbacks_that_monitor_a_metric(star: Make, fit: Make, on_ranks: Make, tmp_path: Path) -> None:

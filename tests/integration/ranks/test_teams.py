@@ -16,12 +16,13 @@ from worldlm.topology import Topology
 Make = Callable[..., Any]
 
 
-@pytest.mark.parametrize(("number", "size"), [(2, 2), (4, 2)])
+@pytest.mark.parametrize(("number", "size"), [pytest.param(2, 2, marks=pytest.mark.slow), (4, 2)])
 def test_two_devices_with_half_the_batch_give_the_result_of_one(
     number: int, size: int, tree_without_noise: Topology, whole: Make, on_ranks: Make, differences: Make, tmp_path: Path
 ) -> None:
     def run(folder: str, **options: Any) -> Any:
         options |= {"logger": CSVLogger(tmp_path / folder, "", ""), "log_every_n_steps": 1, "gradient_clip_val": 1.0}
+        options["limit_val_batches"] = 0
         return whole(tree_without_noise, **options)
 
     ranks, alone = on_ranks(number, lambda: run("teams", devices_per_node=size)), run("alone")
