@@ -136,7 +136,7 @@ def check_shapes(tree: Topology) -> None:
                 reshape(tree, shape)
 
 
-@FEW
+@settings(max_examples=25)  # of up to seven nodes, each of which is written and read
 @given(files(), st.just({}) | OWN)
 def test_a_child_is_never_looser_or_its_file_is_refused(whole: dict[str, Any], overrides: dict[str, Any]) -> None:
     check_file(whole, overrides)

@@ -23,6 +23,7 @@ import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from glob import glob
 from itertools import pairwise
 from pathlib import Path
@@ -105,6 +106,7 @@ _FENCE = re.compile(
 )
 
 
+@cache
 def blocks_of(page: Path, language: str) -> list[Block]:
     text, found = page.read_text("utf-8"), []
     for match in _FENCE.finditer(text):

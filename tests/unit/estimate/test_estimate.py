@@ -20,7 +20,7 @@ from worldlm.commands.estimate.speed import measure_speed
 from worldlm.commands.estimate.table import draw, duration, lines, size
 from worldlm.federation.parameters import Part
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
-from worldlm.topology import Topology, load_topology, parse_topology
+from worldlm.topology import Topology, find_file, load_topology, parse_topology
 from worldlm.trainer.world_trainer import WorldTrainer
 
 
@@ -92,9 +92,10 @@ def test_the_critical_path_by_hand() -> None:
 
 @pytest.fixture(scope="module")
 def giant(tmp_path_factory: pytest.TempPathFactory) -> tuple[Topology, Estimate]:
-    """100 federations of 1,000 nodes, at 6.65 G parameters."""
+    """100 federations of 100 nodes, at 6.65 G parameters."""
     callbacks = [Averaging(), TokenRows(), AttentionAggregation(), ResidualExchange()]
-    topology = load_topology("hundred_thousand")
+    text = find_file("topologies", "hundred_thousand").read_text()
+    topology = parse_topology(text.replace("copies: 1000", "copies: 100"), "ten_thousand.yaml")
     trainer = _trainer(topology, callbacks, tmp_path_factory.mktemp("giant"))
     return topology, estimate(trainer, _module(32, 4096, 50368), 8, tokens_per_second=3000.0)
 
@@ -104,10 +105,10 @@ def test_a_world_that_nobody_can_run(giant: tuple[Topology, Estimate]) -> None:
     model = 4 * (50368 * 4096 + 32 * (12 * 4096**2 + 2 * 4096) + 4096)
     assert found.sizes.model == found.sizes.whole == model
     root, federations, nodes = found.levels
-    assert (root.num_nodes, federations.num_nodes, nodes.num_nodes, nodes.num_with_data) == (1, 100, 100_000, 100_000)
-    assert nodes.bytes_down == 100_000 * model
-    assert nodes.bytes_up == 100_000 * (model + 4 * 50368)
-    assert (federations.messages, nodes.messages) == (200, 200_000)
+    assert (root.num_nodes, federations.num_nodes, nodes.num_nodes, nodes.num_with_data) == (1, 100, 10_000, 10_000)
+    assert nodes.bytes_down == 10_000 * model
+    assert nodes.bytes_up == 10_000 * (model + 4 * 50368)
+    assert (federations.messages, nodes.messages) == (200, 20_000)
     residual = found.sizes.parts["keys"] + found.sizes.parts["values"]
     assert federations.residual_bytes == 200 * residual  # one climbs from each federation, and is answered
     assert nodes.residual_bytes == 0
@@ -116,11 +117,11 @@ def test_a_world_that_nobody_can_run(giant: tuple[Topology, Estimate]) -> None:
     assert nodes.link_seconds == pytest.approx(of_leaf)
     assert found.link_seconds == pytest.approx(of_leaf + of_federation)
     fit = 500 * 8 * 32
-    assert found.tokens == 100_000 * fit
+    assert found.tokens == 10_000 * fit
     assert found.process_seconds == pytest.approx(found.tokens / 3000)
     assert found.round_seconds == pytest.approx(found.link_seconds + fit / 3000)
-    assert found.process_bytes["weights"] == 100_101 * model
-    assert found.process_bytes["inner optimizers"] == 200_000 * model
+    assert found.process_bytes["weights"] == 10_101 * model
+    assert found.process_bytes["inner optimizers"] == 20_000 * model
     assert nodes.machine_bytes == 5 * model + residual  # weights, moments, gradient, download; the common first layers
 
 
@@ -144,9 +145,9 @@ def test_the_lines_of_an_estimate(giant: tuple[Topology, Estimate]) -> None:
     topology, found = giant
     assert draw("t", found).row_count == 4
     text = "\n".join(lines(topology, found, "given"))
-    assert "run of 20 rounds: 53.2 PB down, 53.2 PB up, at most" in text
+    assert "run of 20 rounds: 5.37 PB down, 5.37 PB up, at most" in text
     assert "wall time at 3,000 tokens/s (given)" in text
-    assert text.splitlines()[-1] == "done. estimated, not run: hundred-thousand, 100,101 nodes"
+    assert text.splitlines()[-1] == "done. estimated, not run: hundred-thousand, 10,101 nodes"
     assert "expectations" not in text
 
 

@@ -69,7 +69,8 @@ def test_the_noise_of_a_key_does_not_follow_from_the_seed(release: Release) -> N
 # ---------------------------------------------------------------- the game that differential privacy limits
 
 
-@pytest.mark.parametrize(("game", "number"), [(GAMES["update"], 2000), (GAMES["gradient"], 800)], ids=GAMES)
+@pytest.mark.parametrize("number", [500, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("game", GAMES.values(), ids=GAMES)
 def test_the_best_test_has_exactly_the_advantage_of_the_gaussian_mechanism(game: Game, number: int) -> None:
     """More would break the guarantee; less would mean that there is more noise than the ledger counts."""
     there, away = (game(KEY, 1.0, is_there, number) for is_there in (True, False))
@@ -78,10 +79,11 @@ def test_the_best_test_has_exactly_the_advantage_of_the_gaussian_mechanism(game:
         assert abs(delta_at(there, away, 1.0, delta).deviation) <= 5
 
 
-def test_sampling_lowers_the_advantage_by_its_rate() -> None:
+@pytest.mark.parametrize("number", [500, pytest.param(5000, marks=pytest.mark.slow)])
+def test_sampling_lowers_the_advantage_by_its_rate(number: int) -> None:
     """Draws and noise come from one key, and the noise must not show what was drawn."""
     sampler = PoissonBatchSampler(9, 3, KEY, "node")
-    games = [releases_of_gradients(KEY, 0.5, is_there, 1000, sampler) for is_there in (True, False)]
+    games = [releases_of_gradients(KEY, 0.5, is_there, number, sampler) for is_there in (True, False)]
     measured = advantage(games[0], games[1], 0.5, rate=1 / 3)
     assert abs(measured.deviation) <= 5
     assert measured.exact == pytest.approx(0.2276, abs=1e-4)

@@ -196,6 +196,7 @@ def test_names_that_look_like_html_are_only_text(lay: Lay, content: Callable[...
     assert settings in page.text
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_several_runs_stand_side_by_side(lay: Lay) -> None:
     first = lay("one", config="model: {lr: 0.5, width: 8}\nname: one\n")
     other = lay("other", config="model: {lr: 0.25, width: 8}\nname: other\n", names="abd")

@@ -110,5 +110,7 @@ def test_the_first_copy_is_drawn_and_the_others_are_counted() -> None:
 def test_a_hundred_federations_of_a_thousand_nodes() -> None:
     topology = load_topology("hundred_thousand")
     assert (len(topology.nodes), len(topology.data_nodes), topology.depth) == (100_101, 100_000, 3)
+    assert topology.name == "hundred-thousand"
+    assert not any(node.settings.is_private for node in topology.data_nodes)
     assert len(draw_tree(topology).splitlines()) == 6
     assert {node.source.rpartition(":")[2] for node in topology.data_nodes} == {"13"}

@@ -15,6 +15,7 @@ from worldlm.topology import (
 )
 
 SHIPPED = sorted((Path(__file__).parents[3] / "topologies").glob("*.yaml"))
+SMALL = [path for path in SHIPPED if path.stem != "hundred_thousand"]  # which test_copies.py loads
 
 
 def parse(text: str) -> Topology:
@@ -28,7 +29,7 @@ def mistakes(text: str) -> list[str]:
     return list(caught.value.mistakes)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SMALL, ids=lambda path: path.stem)
 def test_every_shipped_topology_loads(path: Path) -> None:
     topology = load_topology(path)
     assert topology.name == path.stem.replace("_", "-")
