@@ -1,5 +1,6 @@
 """Attention over key layers: each child downloads a mixture of its own."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypedDict, runtime_checkable
@@ -9,7 +10,7 @@ import torch
 from worldlm.callbacks.averaging import participant_weight
 from worldlm.callbacks.noise import Noise, keep_noise, nodes_of, num_data_nodes, shrunk, weigh, with_noise
 from worldlm.callbacks.rates import download_rate
-from worldlm.federation.attention import Mixture, Source, attend, without
+from worldlm.federation.attention import Mixture, Source, attend, similarity_matrix, without
 from worldlm.federation.averaging import move_towards_, weighted_mean
 from worldlm.federation.messages import Download, Residual, Upload
 from worldlm.federation.parameters import Part, Tensors, clone, copy_, distance
@@ -19,6 +20,15 @@ from worldlm.rounds import Context, World
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
 from worldlm.trainer import FederationCallback
+
+_MAX_SOURCES = 32
+"""Participants of a federation up to which a mixture has all of them one by one."""
+
+_NUM_NEAREST = 16
+"""Participants that a mixture has one by one in a larger federation; the others are one source."""
+
+OTHERS = "(others)"
+"""The name of this source. No node has it."""
 
 _MAX_SHOWN = 16
 """Number of sources of a mixture whose weights are recorded one by one."""
@@ -38,6 +48,8 @@ class _Memory(TypedDict, total=False):
     shares: dict[str, float]
     mean: Tensors
     above: SavedSource
+    average: SavedSource
+    nearest: dict[str, list[str]]
     noise: Noise
 
 
@@ -71,7 +83,8 @@ class AttentionAggregation(FederationCallback):
     never uploaded, such as a listener, receives the average of all nodes. Uploads with privacy noise count less, see
     `worldlm.federation.noise_weights`.
 
-    A federation keeps the keys and values of every child in memory and in checkpoints.
+    A federation keeps the keys and values of every child in memory and in checkpoints. With more than 32 participants,
+    a mixture has the 16 that are most similar to the child one by one, and the average of the others as one source.
 
     Args:
         temperature: Temperature of the softmax, above 0. A small one selects few sources, a large one averages them.
@@ -164,6 +177,18 @@ class AttentionAggregation(FederationCallback):
         """Return the share of each participant in the federation's last average, by name."""
         return dict(self.memory(context.state).get("shares", {}))
 
+    def _siblings(self, context: Context, child: Node) -> dict[str, Source]:
+        """Return what the other participants uploaded last, by name; in a large federation only that of the nearest."""
+        memory = self.memory(context.state)
+        saved = memory.get("uploads", {})
+        if "average" not in memory:
+            return {name: Source(**source) for name, source in saved.items() if name != child.name}
+        average, nearest = Source(**memory["average"]), memory["nearest"].get(child.name, [])
+        siblings = {name: Source(**saved[name]) for name in nearest if name in saved}
+        inside = [*siblings.values(), *([Source(**saved[child.name])] if child.name in saved else [])]
+        rest = without(average, [(source, source.num_nodes / average.num_nodes) for source in inside])
+        return {**siblings, OTHERS: rest} if rest else siblings
+
     def _centre(self, context: Context) -> Tensors:
         """Return the average keys of all nodes, as far as a federation knows them: those below it, and from above."""
         memory, topology = self.memory(context.state), context.world.topology
@@ -179,8 +204,7 @@ class AttentionAggregation(FederationCallback):
         A residual counts on its own, and no longer in the average of its branch.
         """
         memory, exchange = self.memory(context.state), context.find(BringsResiduals)  # type: ignore[type-abstract]
-        uploads = self.uploads(context)
-        uploads.pop(child.name, None)
+        uploads = self._siblings(context, child)
         above = Source(**memory["above"]) if "above" in memory else None
         climbed = exchange.residuals_for(context, child, receiver) if exchange else {}
         if exchange and (answer := exchange.answer_to(context, receiver)):
@@ -236,6 +260,27 @@ class AttentionAggregation(FederationCallback):
         memory["mean"] = {name: mean[name] for name in reference}
         copy_(context.state.parameters, mean)
         keep_noise(memory, weighed)
+        self._find_nearest(context)
+
+    def _find_nearest(self, context: Context) -> None:
+        """In a large federation, remember the average and, for each participant, who is most similar to it."""
+        memory, uploads = self.memory(context.state), self.uploads(context)
+        if len(uploads) <= _MAX_SOURCES:
+            memory.pop("average", None)
+            memory.pop("nearest", None)
+            return
+        names, sources = [*uploads], [*uploads.values()]
+        scores = similarity_matrix(sources, self._centre(context)).fill_diagonal_(-math.inf)
+        nearest = scores.topk(_NUM_NEAREST).indices.tolist()
+        memory["nearest"] = {name: [names[i] for i in row] for name, row in zip(names, nearest, strict=True)}
+        nodes = [source.num_nodes for source in sources]
+        total = sum(nodes)
+        memory["average"] = SavedSource(
+            keys=weighted_mean([source.keys for source in sources], nodes),
+            values=weighted_mean([source.values for source in sources], nodes),
+            num_nodes=total,
+            scale=sum(source.num_nodes * source.scale for source in sources) / total,
+        )
 
 
 def source_of(residual: Residual) -> Source:
@@ -247,6 +292,4 @@ def _largest(weights: Mapping[str, float]) -> dict[str, float]:
     """Return the largest weights, and the sum of the others under a name that no node has."""
     names = sorted(weights, key=lambda name: (-weights[name], name))
     shown = {name: weights[name] for name in names[:_MAX_SHOWN]}
-    return (
-        {**shown, "(others)": sum(weights[name] for name in names[_MAX_SHOWN:])} if len(names) > _MAX_SHOWN else shown
-    )
+    return {**shown, OTHERS: sum(weights[name] for name in names[_MAX_SHOWN:])} if len(names) > _MAX_SHOWN else shown

@@ -19,6 +19,9 @@ _ROUNDING = 1e-6
 """A relative change this small is float32 rounding and has no direction."""
 
 
+_ROWS = 64
+"""Sources that are multiplied with as many others at a time."""
+
 _LARGEST_POWER = 700.0
 """The largest power of e that a number can hold."""
 
@@ -154,6 +157,41 @@ def similarities(query: Source, sources: Sequence[Source], centre: Mapping[str, 
         0.0 if min(norm, source.scale) <= least else product / (norm * source.scale)
         for product, source in zip(products, sources, strict=True)
     ]
+
+
+@torch.no_grad()
+def similarity_matrix(sources: Sequence[Source], centre: Mapping[str, Tensor]) -> Tensor:
+    """Return the `similarities` of each of many sources with all of them, by products of matrices.
+
+    Args:
+        sources: At most `_ROWS` of one tensor of each are in memory twice at a time.
+        centre: The keys that changes are measured from.
+
+    Returns:
+        float64 [number of sources, number of sources], on the CPU: row i has the scores with source i as the query. It
+        equals `similarities` up to the rounding of float32 products.
+    """
+    number, start_square = len(sources), 0.0
+    products = torch.zeros(number, number, dtype=torch.float64)
+    for name, start in centre.items():
+        start_square += float(torch.linalg.vector_norm(start, dtype=torch.float64)) ** 2
+        for i in range(0, number, _ROWS):
+            rows = _changes(sources[i : i + _ROWS], name, start)
+            for j in range(i, number, _ROWS):
+                columns = rows if i == j else _changes(sources[j : j + _ROWS], name, start)
+                block = (rows @ columns.T).to("cpu", torch.float64)
+                products[i : i + _ROWS, j : j + _ROWS] += block
+                if i != j:
+                    products[j : j + _ROWS, i : i + _ROWS] += block.T
+    least = _ROUNDING * math.sqrt(start_square)
+    norms, scales = products.diagonal().sqrt(), torch.tensor([source.scale for source in sources], dtype=torch.float64)
+    lengths = norms[:, None] * scales[None, :]
+    counts = (norms > least)[:, None] & (scales > least)[None, :]
+    return torch.where(counts, products / torch.where(counts, lengths, 1.0), 0.0)
+
+
+def _changes(sources: Sequence[Source], name: str, start: Tensor) -> Tensor:
+    return torch.stack([(source.keys[name] - start).flatten().float() for source in sources])
 
 
 def _products(query: Tensor, keys: Sequence[Tensor], reference: Tensor) -> tuple[list[float], float, float]:

@@ -191,3 +191,23 @@ def test_rules(settings: str, answered: set[str], reason: str) -> None:
         assert "a1" not in attention["B"]
         assert "a1" not in attention["b1"]
         assert "b1" in attention["A"]
+
+
+def test_a_large_federation_mixes_the_nearest_one_by_one_and_the_others_as_one() -> None:
+    """Of 40 nodes in two groups, all members of the own group but three are among the nearest 16."""
+    names = [f"n{i}" for i in range(40)]
+    leaves = "\n".join(f"    - {{name: {name}, corpus: x}}" for name in names)
+    text = f"name: forty\nsettings: {{num_local_steps: 1}}\nroot:\n  name: world\n  children:\n{leaves}\n"
+    angles = {name: 0.02 * i + (2.0 if i >= 20 else 0.0) for i, name in enumerate(names)}
+    KEYS.update({name: (math.cos(angle), math.sin(angle)) for name, angle in angles.items()})
+    world, receives = _run(text, 2, AttentionAggregation(temperature=T))
+    memory = world.states["world"].memory["AttentionAggregation"]
+    assert sorted(memory["nearest"]["n0"]) == sorted(names[1:17])
+    centre = _mean({KEYS[name]: 1.0 for name in names})
+    near = {KEYS[name]: _mass(KEYS["n0"], KEYS[name], centre) for name in names[1:17]}
+    rest = _mean({KEYS[name]: 1.0 for name in names[17:]})
+    masses = {**near, rest: 23 * _mass(KEYS["n0"], rest, centre, 1.0)}
+    mixed = _mean(masses)
+    assert receives.seen[1, "n0"].parts["keys"]["k"].tolist() == pytest.approx(mixed, abs=1e-5)
+    own = max(near.values())
+    assert receives.seen[1, "n0"].own_weight == pytest.approx(own / (own + sum(masses.values())), rel=1e-4)

@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldlm.federation.attention import Mixture, Source, attend, similarities, softmax_weights, without
+from worldlm.federation.attention import (
+    Mixture,
+    Source,
+    attend,
+    similarities,
+    similarity_matrix,
+    softmax_weights,
+    without,
+)
 from worldlm.federation.averaging import weighted_mean
 from worldlm.federation.parameters import CHUNK, distance
 
@@ -89,6 +97,18 @@ def test_the_score_of_an_average_is_the_mean_cosine_of_its_nodes_weighted_by_the
     (score,) = similarities(query, [average(nodes)], REFERENCE)
     norms = [each.scale for each in nodes]
     assert score == pytest.approx(sum(c * n for c, n in zip(cosines, norms, strict=True)) / sum(norms), rel=1e-4)
+
+
+@pytest.mark.parametrize("number", [3, 70])
+def test_the_matrix_of_similarities_equals_the_similarities_one_by_one(number: int) -> None:
+    sources = [
+        *(node(seed) for seed in range(2, number)),
+        Source(keys=REFERENCE, values={}, scale=0.0),
+        average([node(1), node(9)]),
+    ]
+    found = similarity_matrix(sources, REFERENCE)
+    expected = [similarities(source, sources, REFERENCE) for source in sources]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, 2 * CHUNK + 3])
