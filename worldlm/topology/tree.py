@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from worldlm.topology.checks import bad_name, out_of_range, raise_mistakes
@@ -14,6 +14,9 @@ from worldlm.topology.settings import KINDS_OF_PRIVACY, Settings
 MAX_LEVELS = 64
 """Nodes on the path from the root to the deepest leaf, both included. Each level takes a few frames of Python's stack
 wherever the tree is visited."""
+
+_STAR = "*"
+"""In the name of a corpus: the number of the node among all that name the corpus."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +32,8 @@ class Node:
     """Letters, digits, '_' and '-'; unique in its topology."""
 
     corpus: str | None = None
-    """The corpus this node trains on. None only for a node with children."""
+    """The corpus this node trains on. None only for a node with children. A `*` in it is the number of this node among
+    all nodes of the topology that name the same corpus: the first of `it_*` trains on `it_1`."""
 
     weight: float | None = None
     """Its weight in the parent's mean; above 0. None leaves the choice to the callback."""
@@ -112,13 +116,15 @@ class Topology:
     """Letters, digits, '_' and '-'."""
 
     root: Node
-    """The ancestor of all other nodes."""
+    """The ancestor of all other nodes. Each `*` in the name of a corpus is replaced by a number."""
 
     description: str = ""
     """A sentence that describes the topology."""
 
     def __post_init__(self) -> None:
-        """Check the rules that need the whole tree."""
+        """Number the corpora and check the rules that need the whole tree."""
+        if any(_STAR in (node.corpus or "") for node in self.root.walk()):
+            object.__setattr__(self, "root", _number_corpora(self.root, Counter()))
         counts = Counter(node.name for node in self.root.walk())
         duplicates = [name for name, count in counts.items() if count > 1]
         repeats = f"must have unique node names, but repeats {join_names(duplicates)}" if duplicates else ""
@@ -169,9 +175,19 @@ class Topology:
         return self.root.levels
 
 
+def _number_corpora(node: Node, counts: Counter[str]) -> Node:
+    """Replace `*` in the corpora of a node and its descendants, in preorder, given the numbers that are in use."""
+    corpus = node.corpus
+    if corpus is not None and _STAR in corpus:
+        counts[corpus] += 1
+        corpus = corpus.replace(_STAR, str(counts[corpus]))
+    children = tuple(_number_corpora(child, counts) for child in node.children)
+    return replace(node, corpus=corpus, children=children)
+
+
 def _bad_corpus(node: Node) -> str:
     if node.corpus is not None:
-        return bad_name(node.corpus)
+        return bad_name(node.corpus.replace(_STAR, "1", 1))
     return f"is needed at node {node.name!r}, which has no children" if node.is_leaf else ""
 
 

@@ -114,3 +114,30 @@ def test_a_hundred_federations_of_a_thousand_nodes() -> None:
     assert not any(node.settings.is_private for node in topology.data_nodes)
     assert len(draw_tree(topology).splitlines()) == 6
     assert {node.source.rpartition(":")[2] for node in topology.data_nodes} == {"13"}
+
+
+def test_a_star_in_a_corpus_is_the_number_of_the_node_among_all_that_name_it() -> None:
+    topology = parse("""
+        - {name: first, corpus: notes_*}
+        - name: region
+          copies: 2
+          children:
+            - {name: hospital, corpus: notes_*, copies: 2}
+            - {name: desk, corpus: desk_*_text}
+        - {name: fixed, corpus: notes_1}
+    """)
+    assert {node.name: node.corpus for node in topology.data_nodes} == {
+        "first": "notes_1",
+        "hospital_1_1": "notes_2",
+        "hospital_1_2": "notes_3",
+        "desk_1": "desk_1_text",
+        "hospital_2_1": "notes_4",
+        "hospital_2_2": "notes_5",
+        "desk_2": "desk_2_text",
+        "fixed": "notes_1",
+    }
+
+
+def test_a_corpus_has_one_star_at_most() -> None:
+    (mistake,) = mistakes("- {name: a, corpus: notes_*_*}")
+    assert mistake.startswith("t.yaml:5: corpus must be 1 to 100 letters, digits, '_' or '-'")
