@@ -75,7 +75,7 @@ def test_preparing_equals_a_plain_loop(
                 corpus = TextFiles(train=str(file), where={"kind": kind}, validation_fraction=fraction, **limits)  # type: ignore[arg-type]
                 requests.append(Request(kind, corpus, kind))
         with (
-            patch("worldlm.data.filling._BATCH_CHARACTERS", batch),
+            patch("worldlm.data.gathering._BATCH_CHARACTERS", batch),
             patch("worldlm.data.preparing._SECONDS_BETWEEN_SAVES", 0),
         ):
             for stop in stops:

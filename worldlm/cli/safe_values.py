@@ -22,12 +22,12 @@ _ADDRESS = re.compile(r"://|::|^\s*data:", re.IGNORECASE)
 
 _TEXTS = re.compile(
     r"model\.split\.(keys|values)\.\d+|trainer\.callbacks\.(\d+\.)?init_args\.prompt"
-    r"|data\.corpora\.[^.]+\.init_args\.(where(\..+)?|field)"
+    r"|data\.corpora\.[^.]+\.init_args\.((corpus\.init_args\.)?(where(\..+)?|field)|by|values(\..+)?)"
 )
 """Settings that are never opened: patterns, prompts, and the fields and values of records."""
 
 _FOLDERS = re.compile(
-    r"runs|data\.cache_dir|data\.corpora\.[^.]+\.init_args\.cache_dir"
+    r"runs|data\.cache_dir|data\.corpora\.[^.]+\.init_args\.(corpus\.init_args\.)?cache_dir"
     r"|trainer\.(default_root_dir|noise_key|paging\.folder|paging\.init_args\.folder)"
 )
 """Settings of WorldLM that name a folder to write into."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from worldlm.cli.parser import Parser
+from worldlm.cli.parser import Parser, split_option
 from worldlm.files.atomic_write import write_bytes
 from worldlm.topology import Topology, draw_mermaid, draw_tree, find_file, load_topology
 from worldlm.topology.errors import UserError, suggest
@@ -17,6 +17,7 @@ PICTURES = ("svg", "png")
 _FORMATS = (*TEXTS, *PICTURES)
 _USAGE = f"""usage: worldlm topology check FILE
        worldlm topology show FILE [--format {"|".join(_FORMATS)}] [--out PATH]
+       worldlm topology show FILE --recipe RECIPE [--a.b X ...]
        worldlm topology estimate RECIPE"""
 
 
@@ -67,6 +68,13 @@ def _check(arguments: Sequence[str]) -> int:
 
 
 def _show(arguments: Sequence[str]) -> int:
+    if split_option(arguments, "--recipe")[0]:
+        from worldlm.cli.lazy_imports import import_lightning
+
+        import_lightning()
+        from worldlm.commands.show_text import show_text  # late: it imports torch
+
+        return show_text(arguments)
     parser = _parser("show")
     parser.add_argument("--format", choices=_FORMATS, default="tree", help="tree by default")
     parser.add_argument("--out", help="file to write, or - for standard output; by default NAME.FORMAT for a picture")

@@ -7,6 +7,7 @@ from worldlm.data.files import TextFiles
 from worldlm.data.hub import HubDataset
 from worldlm.data.mixture import Mixture
 from worldlm.data.packing import PackedCorpus
+from worldlm.data.partition import Partition
 from worldlm.data.poisson_samplers import PoissonBatchSampler, UnitBatchSampler
 from worldlm.data.preparing import Request, prepare
 from worldlm.data.samplers import BlockBatchSampler, MixtureBatchSampler, NodeSampler
@@ -30,6 +31,7 @@ __all__ = [
     "MixtureBatchSampler",
     "NodeSampler",
     "PackedCorpus",
+    "Partition",
     "PoissonBatchSampler",
     "Request",
     "SourceInterrupted",

@@ -25,6 +25,8 @@ class Chosen(NamedTuple):
     """Its text."""
     person: int = 0
     """A digest of the person whose text it is, not 0, to protect all text of a person together; 0 if none is named."""
+    value: str = ""
+    """The value of the field by which a partition splits; "" if there is none."""
 
 
 class LeftOut(Enum):
@@ -68,6 +70,8 @@ class Record(NamedTuple):
     """Its position, such as `FILE:LINE`, for errors."""
     done: float | None
     """Fraction of the source that is read, from 0 to 1; None if it is unknown."""
+    number: int = 0
+    """Its number in the source, from 0; set by `read_numbered`."""
 
 
 class Source(Hashable, Protocol):
@@ -82,6 +86,15 @@ class Source(Hashable, Protocol):
         """
 
 
+EVERY = -1
+"""Every shard of a partition takes a record."""
+
+
+def read_numbered(source: Source) -> Iterator[Record]:
+    """Read the records of a source and number them."""
+    return (record._replace(number=number) for number, record in enumerate(source.records()))
+
+
 @dataclass(frozen=True)
 class Reading:
     """A pass over a source."""
@@ -92,6 +105,11 @@ class Reading:
     """The splits that its documents may belong to."""
     choose: Callable[[Record], Chosen | LeftOut | None]
     """Returns the document of a record and its split, why it has none, or None if the corpus does not select it."""
+    taker: Callable[[Record], int | None] | None = None
+    """Equal for all shards of a partition: returns the number of the only shard that takes a record, `EVERY` if all do,
+    None if none does. So a record is not offered to each of many shards."""
+    shard: int = 0
+    """The number of the shard, from 0, if there is a `taker`."""
 
 
 class Corpus(ABC):
@@ -134,12 +152,12 @@ class Corpus(ABC):
         return [Reading(_Documents(self, split), (split,), _choose_all(split)) for split in splits]
 
 
+@dataclass(frozen=True)
 class _Documents:
-    """The documents of a corpus as a source that no other corpus shares."""
+    """The documents of a corpus as a source."""
 
-    def __init__(self, corpus: Corpus, split: SplitName) -> None:
-        self.corpus = corpus
-        self.split: SplitName = split
+    corpus: Corpus
+    split: SplitName
 
     def records(self) -> Iterator[Record]:
         return (Record(text, "", None) for text in self.corpus.documents(self.split))
@@ -156,7 +174,7 @@ def chosen_documents(corpus: Corpus, split: SplitName) -> Iterator[str]:
     """
     limits = corpus.limits()
     readings = [reading for reading in corpus.readings() if split in reading.splits]
-    chosen = (found for r in readings for found in map(r.choose, r.source.records()) if isinstance(found, Chosen))
+    chosen = (found for r in readings for found in map(r.choose, read_numbered(r.source)) if isinstance(found, Chosen))
     if split == "train":
         yield from islice((document.text for document in chosen if document.split == split), limits.max_documents)
         return

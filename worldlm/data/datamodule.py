@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from worldlm.data.blocks import Blocks, MixedBlocks, join_blocks
 from worldlm.data.corpora import Corpus, SourceInterrupted, SplitName, naming
-from worldlm.data.files import local_corpora
+from worldlm.data.declared import find_wholes, split_corpora
 from worldlm.data.mixture import Mixture
 from worldlm.data.packing import PackedCorpus
 from worldlm.data.poisson_samplers import Unit, make_sampler
@@ -42,8 +42,8 @@ class CorpusDataModule(LightningDataModule):
     batches from it. A batch is int64, shape [batch_size, max_seq_len + 1].
 
     Args:
-        corpora: The corpora by the names that the topology's nodes use. Unless the recipe defines `all`, it is a
-            mixture of all corpora that are not mixtures.
+        corpora: The corpora by the names that the topology's nodes use; a `Partition` defines one for each shard.
+            Unless the recipe defines `all`, it is a mixture of all corpora that are not mixtures.
         tokenizer: `bytes`, the path of a `tokenizer.json`, the name of a tokenizer on the Hugging Face Hub, or a
             `TrainedBPE` to train on all corpora of the recipe.
         batch_size: Blocks per batch, unless the settings of a node set another number.
@@ -79,10 +79,10 @@ class CorpusDataModule(LightningDataModule):
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
-        folder = Path(os.path.expanduser(root))
         self.mixtures = {name: corpus for name, corpus in corpora.items() if isinstance(corpus, Mixture)}
         plain = {name: corpus for name, corpus in corpora.items() if name not in self.mixtures}
-        self.corpora = {name: corpus.under(folder) for name, corpus in local_corpora(plain, local or {}).items()}
+        self.wholes = find_wholes(plain, local or {}, Path(os.path.expanduser(root)))
+        self.corpora = split_corpora(plain, self.wholes)
         self._mixes_all = ALL not in corpora
         if self._mixes_all:
             self.mixtures[ALL] = Mixture()
@@ -194,7 +194,7 @@ class CorpusDataModule(LightningDataModule):
 
     def _load_tokenizer(self, titles: Mapping[str, str] | None = None) -> None:
         if self._trained is not None:
-            self.tokenizer = self._trained.load(self.corpora, self.cache_dir, titles)
+            self.tokenizer = self._trained.load(self.wholes, self.cache_dir, titles)
 
     def _requests(self) -> list[Request]:
         """Return the corpora that the topology's nodes use, each once.
@@ -221,7 +221,7 @@ class CorpusDataModule(LightningDataModule):
         nodes = list(self._data_nodes().values())
         explicit = [node for node in nodes if node.corpus != ALL or not self._mixes_all] or nodes
         used = {name for node in explicit for name in self._members(node)}
-        if unused := ", ".join(name for name in self.corpora if name not in used):
+        if unused := join_names(name for name in self.corpora if name not in used):
             no_node = "no node" if len(explicit) == len(nodes) else f"no node except that of {ALL!r}"
             warnings.warn(f"{no_node} uses the corpora {unused}", stacklevel=3)
 

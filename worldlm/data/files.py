@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from worldlm.data.corpora import Corpus, Record, SplitName, digest
+from worldlm.data.corpora import Record, SplitName, digest
 from worldlm.data.finding import find_files
 from worldlm.data.readers import find_reader, read_records
 from worldlm.data.records import RecordCorpus
 from worldlm.data.streams import unreadable
-from worldlm.topology.errors import suggest
 
 
 @dataclass(frozen=True)
@@ -84,31 +83,3 @@ def _status(file: Path) -> os.stat_result:
         return file.stat()
     except OSError as error:
         raise unreadable(file, error) from error
-
-
-def local_corpora(corpora: Mapping[str, Corpus], local: Mapping[str, str]) -> dict[str, Corpus]:
-    """Replace some corpora by local files, within the same limits.
-
-    Args:
-        corpora: The corpora by name.
-        local: Paths or glob patterns by corpus name; `{split}` in them stands for `train` and `validation`.
-
-    Raises:
-        ValueError: If a name is not that of a corpus.
-    """
-    unknown = [name for name in local if name not in corpora]
-    if unknown:
-        no_corpus = f"local.{unknown[0]}: there is no corpus of that name{suggest(unknown[0], corpora)}"
-        raise ValueError(f"{no_corpus}; known are {', '.join(corpora)}")
-    return {**corpora, **{name: _local(corpora[name], pattern) for name, pattern in local.items()}}
-
-
-def _local(corpus: Corpus, pattern: str) -> TextFiles:
-    return TextFiles(
-        train=pattern.replace("{split}", "train"),
-        validation=pattern.replace("{split}", "validation") if "{split}" in pattern else None,
-        field=corpus.field if isinstance(corpus, RecordCorpus) else "text",
-        person=corpus.person if isinstance(corpus, RecordCorpus) else None,
-        skip_invalid=isinstance(corpus, RecordCorpus) and corpus.skip_invalid,
-        **asdict(corpus.limits()),
-    )

@@ -1,9 +1,9 @@
-"""Filling a packed corpus: choosing the documents of a reading, within the limits of the corpus."""
+"""Filling a packed corpus, within its limits."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
@@ -17,7 +17,10 @@ from worldlm.data.display import show_left_out
 from worldlm.data.encoding import Encoded
 from worldlm.data.packing import SPLITS, Packing
 
-_BATCH_CHARACTERS = 2**20
+_MOST_VALUES = 1000
+
+OTHER_VALUES = "others"
+"""Stands for the values of a field beyond the first thousand."""
 
 
 @dataclass(slots=True)
@@ -30,6 +33,8 @@ class Part:
     """For each document, whether it is a training document; the others are held out."""
     persons: list[int] = field(default_factory=list)
     """For each document, a digest of the person whose text it is, or 0."""
+    values: list[str] = field(default_factory=list)
+    """For each document, the value of the field that a partition splits by, or ""."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Number of records that gave no document, by the reason."""
     position: int = 0
@@ -101,11 +106,20 @@ class Filling:
                 persons = np.array(part.persons, np.uint64)[mask]
                 num_bytes = int(encoded.num_bytes[mask].sum())
                 self.packing.append(split, tokens, num_bytes, encoded.num_tokens[mask], persons)  # type: ignore[arg-type]
+                self._count_values(split, part.values, mask * encoded.num_tokens)  # type: ignore[arg-type]
         splits = self.readings[self.packing.position[0]].splits
         left_out = self.packing.counts["train" if "train" in splits else "validation"].left_out
         for reason, number in part.left_out.items():
             left_out[reason] = left_out.get(reason, 0) + number
         self.packing.position = (self.packing.position[0], part.position)
+
+    def _count_values(self, split: SplitName, values: Sequence[str], num_tokens: NDArray[np.int64]) -> None:
+        """Add the tokens of documents to those of their values, for a histogram of bounded size."""
+        counts = self.packing.counts[split].values
+        for value, number in zip(values, num_tokens, strict=True):
+            if value and number:
+                key = value if value in counts or len(counts) < _MOST_VALUES else OTHER_VALUES
+                counts[key] = counts.get(key, 0) + int(number)
 
     def end_reading(self) -> None:
         """Start the next reading, or complete the corpus after the last one.
@@ -167,95 +181,6 @@ class Filling:
         if counts.num_tokens >= (self.limits.max_tokens or inf):
             return 0
         return (self.limits.max_documents or inf) - counts.num_documents
-
-
-def gather(group: Sequence[Filling]) -> Iterator[tuple[Part, list[str]]]:
-    """Read a source once for all corpora that use it.
-
-    Args:
-        group: The corpora; the sources of their readings are equal.
-
-    Yields:
-        Parts of about a megabyte and their documents. `Filling.append` drops the documents beyond the limits.
-
-    Raises:
-        ValueError: If the source cannot be read, or a record is invalid; the message names the corpus.
-    """
-    queues = [_Queue(member, filling) for member, filling in enumerate(group)]
-    first = min(queue.skip for queue in queues)
-    number = -1
-    record: Record | None = None
-    for number, record in enumerate(_records(group)):
-        if number < first:
-            continue
-        if all(queue.is_full() for queue in queues):
-            break
-        for queue in queues:
-            if number >= queue.skip and not queue.is_full():
-                yield from queue.offer(record, number)
-    for queue in queues:
-        yield from queue.flush(number + 1, record and record.done)
-
-
-class _Queue:
-    """Documents of a corpus for the next part."""
-
-    def __init__(self, member: int, filling: Filling) -> None:
-        assert filling.reading is not None
-        self.filling = filling
-        self.reading = filling.reading
-        self.skip = filling.skip
-        self.part = Part(member)
-        self.texts: list[str] = []
-        self.num_characters = 0
-        self.room = {split: filling.room(split) for split in SPLITS}
-
-    def is_full(self) -> bool:
-        """Return whether the corpus is full, by the counts of documents and of the tokens encoded so far."""
-        split: SplitName = "train" if "train" in self.reading.splits else "validation"
-        return self.room[split] <= 0 or self.filling.room(split) <= 0
-
-    def offer(self, record: Record, number: int) -> Iterator[tuple[Part, list[str]]]:
-        """Add the document of a record if the corpus uses it; yield a part when it is complete."""
-        chosen = self.filling.choose(self.reading, record)
-        if isinstance(chosen, LeftOut):
-            self.part.left_out[chosen.value] += 1
-            return
-        if chosen is None or self.room[chosen.split] <= 0:
-            return
-        self.room[chosen.split] -= 1
-        self.part.is_train.append(chosen.split == "train")
-        self.part.persons.append(chosen.person)
-        self.texts.append(chosen.text)
-        self.num_characters += len(chosen.text)
-        if self.num_characters >= self._part_characters():
-            yield from self.flush(number + 1, record.done)
-
-    def flush(self, position: int, done: float | None) -> Iterator[tuple[Part, list[str]]]:
-        """Yield the current part, unless nothing was added to it."""
-        if not self.texts and not self.part.left_out:
-            return
-        self.part.position, self.part.done = position, done
-        yield self.part, self.texts
-        self.part, self.texts, self.num_characters = Part(self.part.member), [], 0
-
-    def _part_characters(self) -> float:
-        """Return the characters of a part: fewer near a limit in tokens, to read little beyond it."""
-        left = (self.filling.limits.max_tokens or inf) - self.filling.packing.counts["train"].num_tokens
-        return min(_BATCH_CHARACTERS, max(left * 4, _BATCH_CHARACTERS / 64))
-
-
-def _records(group: Sequence[Filling]) -> Iterator[Record]:
-    assert group[0].reading is not None
-    try:
-        with naming("; ".join(filling.title for filling in group)):
-            yield from group[0].reading.source.records()
-    except SourceInterrupted:
-        raise
-    except ValueError:
-        for filling in group:
-            filling.discard()
-        raise
 
 
 def _sum_before(values: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,6 +51,7 @@ class Counts:
     """CRC-32 of the file of documents."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Number of records that gave no document, by the reason."""
+    values: dict[str, int] = field(default_factory=dict)  # tokens by the value of the field that a partition splits by
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,8 @@ class PackedCorpus:
     """CRC-32 of the file of tokens; None if it was not recorded."""
     documents: NDArray[np.void] | None = None
     """All documents, shape [num_documents], `DOCUMENT`, mapped from disk; None if they were not recorded."""
+    values: Mapping[str, int] = field(default_factory=dict)
+    """Tokens by the value of the field that a partition splits by; empty if there is none."""
 
     @classmethod
     def open(cls, path: Path) -> PackedCorpus:
@@ -90,7 +94,8 @@ class PackedCorpus:
             raise ValueError(f"{path} holds {path.stat().st_size} bytes, not {expected.num_tokens} tokens of {dtype}")
         if len(documents) != expected.num_documents:
             raise ValueError(f"{_documents_of(path)} holds {len(documents)} documents, not {expected.num_documents}")
-        return cls(path, tokens, expected.num_bytes, expected.num_documents, expected.crc32, documents)
+        sizes = (expected.num_bytes, expected.num_documents, expected.crc32)
+        return cls(path, tokens, *sizes, documents, expected.values)
 
     @property
     def num_tokens(self) -> int:
@@ -124,10 +129,8 @@ def open_folder(folder: Path, *, verify: bool = True, vocab_size: int | None = N
         path, documents, expected = corpus.path, _documents_of(corpus.path), counts[split]
         tokens_crc32 = _checksum(path, path.stat().st_size, corpus.tokens.dtype, vocab_size)
         documents_crc32 = _checksum(documents, documents.stat().st_size)
-        for file, found, wanted in (
-            (path, tokens_crc32, expected.crc32),
-            (documents, documents_crc32, expected.documents_crc32),
-        ):
+        checks = (path, tokens_crc32, expected.crc32), (documents, documents_crc32, expected.documents_crc32)
+        for file, found, wanted in checks:
             if found != wanted:
                 raise ValueError(f"{file} was changed after it was written: its checksum differs")
         _check_documents(documents, corpus)

@@ -18,7 +18,8 @@ from pathlib import Path
 from worldlm.data.corpora import Corpus, SplitName, digest, naming
 from worldlm.data.display import Display
 from worldlm.data.encoding import encode, token_dtype
-from worldlm.data.filling import Filling, gather
+from worldlm.data.filling import Filling
+from worldlm.data.gathering import gather
 from worldlm.data.locks import exclusive_lock
 from worldlm.data.packing import FORMAT, PackedCorpus, open_folder
 from worldlm.data.tokenizers import Tokenizer

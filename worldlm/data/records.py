@@ -216,6 +216,19 @@ def _value(record: Record, name: str) -> object:
     return value
 
 
+def single_value(record: Record, name: str) -> str:
+    """Return the value of a field as the text that `where` compares.
+
+    Raises:
+        ValueError: If the record has no such field, or the field has no value or several; the message begins with the
+            position of the record.
+    """
+    value = _value(record, name)
+    if value is None or value == "" or isinstance(value, Mapping | list | tuple):
+        raise ValueError(f"{record.place}: field {name!r} is {value!r}, which is not a single value")
+    return _text(value)
+
+
 def _has(record: Record, name: str, required: Set[str]) -> bool:
     """Return whether a field has one of some values.
 

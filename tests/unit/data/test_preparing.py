@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from worldlm.data import ByteTokenizer, Corpus, Limits, PackedCorpus, Request, SplitName, TextFiles, TrainedBPE, prepare
-from worldlm.data import filling as filling_module
+from worldlm.data import gathering as gathering_module
 from worldlm.data import preparing as preparing_module
 from worldlm.data.encoding import encode
 from worldlm.data.files import FileSource
@@ -123,7 +123,7 @@ def test_limits_hold_for_any_size_of_batches(
     endless = _prepare(_pile_corpora(file, validation_fraction=0.5), tmp_path / "endless")
     corpora = _pile_corpora(file, validation_fraction=0.5, **limit)
     large = _prepare(corpora, tmp_path / "a")
-    monkeypatch.setattr(filling_module, "_BATCH_CHARACTERS", 60)
+    monkeypatch.setattr(gathering_module, "_BATCH_CHARACTERS", 60)
     small = _prepare(corpora, tmp_path / "b")
     for name, packed in large.items():
         texts = {split: _texts(part) for split, part in packed.items()}
@@ -249,7 +249,7 @@ def test_a_filter_without_matches_reports_the_values_of_its_fields(tmp_path: Pat
 
 
 def test_a_mistake_discards_only_its_own_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filling_module, "_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(gathering_module, "_BATCH_CHARACTERS", 100)
     file = _write_pile(tmp_path / "pile.jsonl")
     with file.open("a") as stream:
         stream.write('{"text": 5, "meta": {"pile_set_name": "Github"}}\n')
@@ -335,7 +335,7 @@ class Killer(ByteTokenizer):
 def test_a_killed_preparation_gives_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: list[int], seconds_between_saves: int
 ) -> None:
-    monkeypatch.setattr(filling_module, "_BATCH_CHARACTERS", 300)
+    monkeypatch.setattr(gathering_module, "_BATCH_CHARACTERS", 300)
     monkeypatch.setattr(preparing_module, "_SECONDS_BETWEEN_SAVES", seconds_between_saves)
     corpora = _pile_corpora(_write_pile(tmp_path / "pile.jsonl"), max_tokens=1800, validation_fraction=0.3)
     corpora["listed"] = Listed(["one", "two", "", "three"] * 100)
@@ -421,7 +421,7 @@ def test_a_terminal_shows_progress(
 def test_a_log_gets_a_line_now_and_then(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filling_module, "_BATCH_CHARACTERS", 300)
+    monkeypatch.setattr(gathering_module, "_BATCH_CHARACTERS", 300)
     monkeypatch.setattr("worldlm.data.display._SECONDS_BETWEEN_LINES", 0.0)
     _one(_pile_corpora(_write_pile(tmp_path / "pile.jsonl"))["cc"], tmp_path / "cache")
     lines = capsys.readouterr().err.splitlines()

@@ -153,7 +153,7 @@ class SavedRun:
         if setting is None:
             raise UserError([f"{self.folder} has neither {FILE} nor {CONFIG}: its tokenizer is not known"])
         trained, data = TrainedBPE(**setting.get("init_args", {})), data_module(self.config["data"], self.trusted)
-        return trained.load(data.corpora, data.cache_dir)
+        return trained.load(data.wholes, data.cache_dir)
 
 
 def _children(tree: Topology) -> dict[str, list[str]]:
