@@ -22,7 +22,7 @@ def test_shares_of_the_values_in_each_node() -> None:
     lines = list(spread_lines([node("a", "x_1", 100, it=91, fr=9), node("b", "x_2", 50, fr=50), node("c", "y", 5)]))
     assert lines[4:] == [
         "share of each value in the training tokens of a node:",
-        "               it      fr",
+        "              it      fr",
         "  a  x_1  ▇  91%  ▁   9%",
         "  b  x_2          █ 100%",
     ]
