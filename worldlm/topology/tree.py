@@ -187,7 +187,7 @@ def _number_corpora(node: Node, counts: Counter[str]) -> Node:
 
 def _bad_corpus(node: Node) -> str:
     if node.corpus is not None:
-        return bad_name(node.corpus.replace(_STAR, "1", 1))
+        return bad_name(node.corpus.replace(_STAR, "1") if node.corpus.count(_STAR) == 1 else node.corpus)
     return f"is needed at node {node.name!r}, which has no children" if node.is_leaf else ""
 
 

@@ -140,4 +140,4 @@ def test_a_star_in_a_corpus_is_the_number_of_the_node_among_all_that_name_it() -
 
 def test_a_corpus_has_one_star_at_most() -> None:
     (mistake,) = mistakes("- {name: a, corpus: notes_*_*}")
-    assert mistake.startswith("t.yaml:5: corpus must be 1 to 100 letters, digits, '_' or '-'")
+    assert mistake == "t.yaml:6: corpus must be 1 to 100 letters, digits, '_' or '-', but is 'notes_*_*'"
