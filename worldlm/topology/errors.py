@@ -29,14 +29,15 @@ class UserError(ValueError):
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest known name, or an empty string.
 
-    The nearest has the name's initials (`lr` for `learning_rate`), or is spelt alike, or begins with the name, or its
-    last part, as of `methods/fedavg`, is spelt alike.
+    The nearest has the name's initials (`lr` for `learning_rate`), or is the last part of the path, or is spelt alike,
+    or begins with the name, or its last part, as of `methods/fedavg`, is spelt alike.
     """
     by_fold = {candidate.casefold(): candidate for candidate in known}
     by_last = {re.split("[./]", fold)[-1]: fold for fold in reversed(by_fold)}
     fold = name.casefold()[:200]
     near = (
         [other for other in by_fold if fold and (_initials(other) == fold or _initials(fold) == other)]
+        or [other for other in by_fold if other == re.split("[./]", fold)[-1]]
         or difflib.get_close_matches(fold, by_fold, n=1, cutoff=_ALIKE)
         or [candidate for candidate in by_fold if len(fold) > 2 and candidate.startswith(fold)]
         or [by_last[last] for last in difflib.get_close_matches(fold, by_last, n=1, cutoff=_ALIKE)]
