@@ -8,7 +8,7 @@ from typing import Protocol, TypedDict, runtime_checkable
 import torch
 
 from worldlm.callbacks.averaging import participant_weight
-from worldlm.callbacks.noise import Noise, keep_noise, nodes_of, num_data_nodes, shrunk, weigh, with_noise
+from worldlm.callbacks.noise import Noise, keep_noise, nodes_of, num_data_nodes, own_share, shrunk, weigh, with_noise
 from worldlm.callbacks.rates import download_rate
 from worldlm.federation.attention import Mixture, Source, attend, similarity_matrix, without
 from worldlm.federation.averaging import move_towards_, weighted_mean
@@ -224,7 +224,9 @@ class AttentionAggregation(FederationCallback):
             self.memory(context.state)["above"] = SavedSource(
                 keys={**keys}, values={**values}, num_nodes=download.num_nodes, scale=download.scale
             )
-        rate = download_rate(context, self.download_rate, self.leaf_download_rate) * (1.0 - download.own_weight)
+        own = own_share(self.memory(context.state))
+        rate = download_rate(context, self.download_rate, self.leaf_download_rate, own)
+        rate *= 1.0 - own * download.own_weight
         if rate:
             move_towards_(context.state.parameters, {**keys, **values}, rate)
 

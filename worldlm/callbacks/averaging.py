@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from worldlm.callbacks.noise import Noise, Weighed, keep_noise, shrunk, weigh, with_noise
+from worldlm.callbacks.noise import Noise, Weighed, keep_noise, own_share, shrunk, weigh, with_noise
 from worldlm.callbacks.rates import download_rate
 from worldlm.federation.averaging import move_towards_, outer_step_, weighted_mean
 from worldlm.federation.messages import Download, Upload
@@ -126,7 +126,8 @@ class Averaging(FederationCallback):
         return replace(download, reliability=min(download.reliability, known, 1.0))
 
     def on_receive(self, context: Context, download: Download) -> None:
-        rate = download_rate(context, self.download_rate, self.leaf_download_rate)
+        own = own_share(self.memory(context.state))
+        rate = download_rate(context, self.download_rate, self.leaf_download_rate, own)
         if download.reliability < 1.0:
             rate *= download.reliability
             context.log({f"{context.node.name}/download_rate": rate})

@@ -91,6 +91,11 @@ def keep_noise(memory: dict[str, Any], weighed: Weighed) -> None:
         memory["noise"] = weighed.noise
 
 
+def own_share(memory: Mapping[str, Any]) -> float:
+    """Return how much of a federation's own weights is learnt and not noise, in [0, 1]: 1 if a node counts fully."""
+    return min(1.0, memory["noise"]["num_nodes"]) if "noise" in memory else 1.0
+
+
 def with_noise(upload: Upload, parts: Collection[Part], noise: Noise | None) -> Upload:
     """Add to an upload the noise in some of its parts."""
     if noise is None:
