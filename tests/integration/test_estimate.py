@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from worldlm.callbacks import (
     AttentionAggregation,
     Averaging,
+    ClusteredAveraging,
     Compression,
     ExamplePrivacy,
     FedAMP,
@@ -220,8 +221,9 @@ def test_what_chance_decides_is_expected(fit: Make) -> None:
         lambda: [Averaging(optimizer="Adam", arguments={"lr": 0.1}), AttentionAggregation(), ResidualExchange()],
         lambda: [Averaging(parts=PARTS, arguments={"lr": 0.7, "momentum": 0.9, "nesterov": True})],
         lambda: [FedAMP()],
+        lambda: [ClusteredAveraging(min_similarity=1.0)],
     ],
-    ids=["worldlm", "adam and residuals", "nesterov", "fedamp"],
+    ids=["worldlm", "adam and residuals", "nesterov", "fedamp", "clustered"],
 )
 @pytest.mark.parametrize("moments", ["keep", "reset"])
 def test_disk_is_that_of_a_checkpoint(
@@ -229,7 +231,7 @@ def test_disk_is_that_of_a_checkpoint(
 ) -> None:
     topology = parse_topology(TWO.replace("MOMENTS", moments), "two.yaml")
     callbacks = method()
-    if any(isinstance(callback, FedAMP) for callback in callbacks):  # needs a star
+    if any(isinstance(callback, FedAMP | ClusteredAveraging) for callback in callbacks):  # need a star
         topology = reshape(topology, "star")
     trainer = fit(topology, callbacks, limit_val_batches=0)
     trainer.save_checkpoint(tmp_path / "world.ckpt")

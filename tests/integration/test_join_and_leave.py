@@ -17,6 +17,7 @@ from lightning.pytorch import Callback
 from worldlm.callbacks import (
     AttentionAggregation,
     Averaging,
+    ClusteredAveraging,
     Compression,
     FedAMP,
     LastCheckpoint,
@@ -67,6 +68,10 @@ def average() -> list[Callback]:
 
 def amplified() -> list[Callback]:
     return [FedAMP()]
+
+
+def clustered() -> list[Callback]:
+    return [ClusteredAveraging(min_similarity=1.0)]  # every child is a cluster
 
 
 def whole_average() -> list[Callback]:
@@ -437,6 +442,17 @@ def test_compression_rows_and_fedamp_drop_state_of_departed_children(after: Make
     assert (sorted(memory["models"]), sorted(memory["tokens"])) == (["a", "c"], ["a", "c"])
     half = {"a": {"a": 0.5, "c": 0.5}, "c": {"a": 0.5, "c": 0.5}}
     assert memory["weights"] == half
+
+
+def test_a_cluster_without_children_is_dropped(after: Make, loaded: Make, star: Make) -> None:
+    """A child that joins enters one of the remaining clusters."""
+    path = after(star("abc"), clustered)
+    found, key = loaded(path, star("acd"), clustered()), ClusteredAveraging().state_key
+    before = found["states"]["world"]["memory"][key]
+    assert (before["clusters"], sorted(before["models"])) == ({"a": 0, "c": 2}, [0, 2])
+    after_a_round = found["trainer"].world.states["world"].memory[key]
+    assert after_a_round["clusters"] in ({"a": 0, "c": 2, "d": 0}, {"a": 0, "c": 2, "d": 2})
+    assert sorted(after_a_round["models"]) == [0, 2]
 
 
 ADAM = {"step", "exp_avg", "exp_avg_sq"}

@@ -11,6 +11,8 @@ from lightning.pytorch import Callback
 from worldlm.callbacks import (
     AttentionAggregation,
     Averaging,
+    ClusteredAveraging,
+    Ditto,
     FedAMP,
     LastCheckpoint,
     NodeMetrics,
@@ -35,6 +37,16 @@ def soft_rows() -> list[Callback]:
 
 def amp() -> list[Callback]:
     return [FedAMP(self_weight=0.3, sigma=0.5), Proximal(0.3), NodeMetrics()]
+
+
+def clustered() -> list[Callback]:
+    averaging = ClusteredAveraging(min_similarity=0.1, after_round=2, leaf_download_rate=(1.0, 0.5))
+    return [TokenRows(), averaging, NodeMetrics()]
+
+
+def ditto() -> list[Callback]:
+    momentum = {"lr": 0.7, "momentum": 0.9}
+    return [TokenRows(), UpdatePrivacy(), Ditto(0.5, arguments=momentum), NodeMetrics()]
 
 
 @pytest.mark.parametrize(
@@ -79,14 +91,43 @@ def test_resume_within_a_longer_fit_with_copied_weights(
 
 
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
-def test_resume_of_fedamp(
-    every: int, star: Make, fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make, differences: Make
-) -> None:
+@pytest.mark.parametrize("method", [amp, clustered])
+def test_resume_of_a_method_for_stars(
+    method: Make, every: int, star: Make, fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make,
+    differences: Make,
+) -> None:  # fmt: skip
     saver = save_everywhere(*HOOKS)
     topology, options = star("abc", "participation: 0.67"), {"limit_val_batches": 0, "max_epochs": 3}
-    whole = snapshot(fit(topology, [*amp(), saver], **options))
+    whole = snapshot(fit(topology, [*method(), saver], **options))
     for path in saver.saved[::every]:
-        resumed = fit(topology, amp(), resume=path, module=make_module(99), **options)
+        resumed = fit(topology, method(), resume=path, module=make_module(99), **options)
+        assert differences(snapshot(resumed), whole) == [], path.name
+
+
+TWO_MODELS = """
+name: two_models
+settings: {num_local_steps: 2, batch_size: 2}
+root:
+  name: world
+  children:
+    - {name: north, corpus: e, children: [{name: a, corpus: a}, {name: b, corpus: b}]}
+    - {name: c, corpus: c, settings: {privacy: {clip_norm: 0.5, noise_multiplier: 0.3}}}
+"""
+
+
+@pytest.mark.parametrize(("saver_first", "share_memory"), [(True, False), (False, True)])
+def test_resume_of_ditto(
+    saver_first: bool, share_memory: bool, fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make,
+    differences: Make,
+) -> None:  # fmt: skip
+    """Within the steps of either model, and before and after the leaf changes from one to the other."""
+    topology = parse_topology(TWO_MODELS, "two_models.yaml")
+    options = {"limit_val_batches": 0, "accumulate_grad_batches": 2, "share_memory": share_memory}
+    saver = save_everywhere(*HOOKS)
+    callbacks = [saver, *ditto()] if saver_first else [*ditto(), saver]
+    whole = snapshot(fit(topology, callbacks, **options))
+    for path in saver.saved[::5]:  # all positions within a fit, which saves eight
+        resumed = fit(topology, ditto(), resume=path, module=make_module(99), **options)
         assert differences(snapshot(resumed), whole) == [], path.name
 
 

@@ -2,8 +2,10 @@
 
 from worldlm.callbacks.attention import AttentionAggregation
 from worldlm.callbacks.averaging import Averaging
+from worldlm.callbacks.clustered_averaging import ClusteredAveraging
 from worldlm.callbacks.compression import Compression
 from worldlm.callbacks.data_consistency_check import DataConsistencyCheck
+from worldlm.callbacks.ditto import Ditto
 from worldlm.callbacks.divergence_recovery import DivergenceRecovery
 from worldlm.callbacks.example_privacy import ExamplePrivacy
 from worldlm.callbacks.fedamp import FedAMP
@@ -27,8 +29,10 @@ from worldlm.monitoring.traffic import Traffic
 __all__ = [
     "AttentionAggregation",
     "Averaging",
+    "ClusteredAveraging",
     "Compression",
     "DataConsistencyCheck",
+    "Ditto",
     "DivergenceRecovery",
     "ExamplePrivacy",
     "FedAMP",

@@ -17,16 +17,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from worldlm.callbacks import (
     Averaging,
+    ClusteredAveraging,
     Compression,
+    Ditto,
     ExamplePrivacy,
     LastCheckpoint,
     NodeMetrics,
     Pictures,
     Record,
     Summary,
+    TokenRows,
     UpdatePrivacy,
 )
 from worldlm.storage.paged_store import Paging
+from worldlm.storage.pages import fetch
 from worldlm.topology import Topology, parse_topology
 
 Make = Callable[..., Any]
@@ -116,6 +120,20 @@ def test_nodes_on_disk_and_packed_messages(
 
     ranks = on_ranks(2, lambda: run(paging=Paging(cache_gb=0.0)))
     assert differences(ranks[0], run()) == []
+
+
+def test_methods_that_personalise(star: Make, fit: Make, snapshot: Make, differences: Make, on_ranks: Make) -> None:
+    def run() -> list[Any]:
+        clustered = ClusteredAveraging(min_similarity=0.1, leaf_download_rate=0.5)
+        options = {"max_epochs": 3, "limit_val_batches": 0}
+        return [
+            fetch(snapshot(fit(star("abc", "participation: 0.67"), [TokenRows(), averaging], **options)))
+            for averaging in (clustered, Ditto(0.5))
+        ]
+
+    ranks = on_ranks(2, run)
+    for i, alone in enumerate(run()):
+        assert differences(ranks[0][i], alone) == []
 
 
 def test_record_and_events(tree: Topology, whole: Make, on_ranks: Make, tmp_path: Path) -> None:

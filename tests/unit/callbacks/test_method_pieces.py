@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from worldlm.callbacks import AttentionAggregation, Averaging, ExamplePrivacy, FedAMP, Proximal, TokenRows
+from worldlm.callbacks import (
+    AttentionAggregation,
+    Averaging,
+    ClusteredAveraging,
+    Ditto,
+    ExamplePrivacy,
+    FedAMP,
+    Proximal,
+    TokenRows,
+)
 from worldlm.callbacks.averaging import WeighsRows
 from worldlm.rounds import Method, World
 from worldlm.topology import Node, Settings, Topology
@@ -33,6 +42,12 @@ RATE = "must be a number above 0 and at most 1, or two such numbers, first and l
         (lambda: Proximal(mu=float("nan")), "mu must be at least 0, got nan"),
         (lambda: FedAMP(self_weight=1.0), "self_weight must be at least 0 and below 1, got 1.0"),
         (lambda: FedAMP(self_weight=-0.1), "self_weight must be at least 0 and below 1, got -0.1"),
+        (lambda: ClusteredAveraging(min_similarity=1.1), r"min_similarity must be in \[-1, 1\], got 1.1"),
+        (lambda: ClusteredAveraging(after_round=0), "after_round must be at least 1, got 0"),
+        (lambda: ClusteredAveraging(download_rate=0.0), f"download_rate {RATE}, got 0.0"),
+        (lambda: Ditto(mu=-0.1), "mu must be at least 0, got -0.1"),
+        (lambda: Ditto(shared_steps=1.0), "shared_steps must be above 0 and below 1, got 1.0"),
+        (lambda: Ditto(leaf_download_rate=0.0), f"leaf_download_rate {RATE}, got 0.0"),
         (lambda: FedAMP(sigma=0.0), "sigma must be above 0 and finite, got 0.0"),
     ],
 )
@@ -108,21 +123,24 @@ def test_token_rows_does_not_change_the_averaging() -> None:
     assert Method([averaging]).context(world, "world").find(WeighsRows) is None  # type: ignore[type-abstract]
 
 
-def test_example_privacy_must_not_overwrite_the_proximal_term() -> None:
-    proximal, privacy = Proximal(0.1), ExamplePrivacy()
-    with pytest.raises(ValueError, match="list Proximal after it"):
-        Method([proximal, privacy]).check(_topology())
-    Method([privacy, proximal]).check(_topology())
+@pytest.mark.parametrize("pulling", [Proximal(0.1), Ditto()])
+def test_example_privacy_must_not_overwrite_the_proximal_term(pulling: Proximal | Ditto) -> None:
+    privacy, leaf = ExamplePrivacy(), Node(name="a", corpus="a", settings=Settings(num_local_steps=2))
+    topology = _topology(Node(name="world", children=(leaf,)))
+    with pytest.raises(ValueError, match=f"list {type(pulling).__name__} after it"):
+        Method([pulling, privacy]).check(topology)
+    Method([privacy, pulling]).check(topology)
 
 
-def test_fedamp_needs_a_star() -> None:
+@pytest.mark.parametrize("kind", [FedAMP, ClusteredAveraging])
+def test_some_methods_need_a_star(kind: type[FedAMP | ClusteredAveraging]) -> None:
     north = Node(name="north", children=(_leaf("a"), _leaf("b")))
     tree = Node(name="world", children=(north, _leaf("c")))
     for root, levels in ((tree, 3), (_leaf("alone"), 1)):
-        message = rf"^FedAMP needs a star \(a root and its leaves\), but mine has {levels} levels$"
+        message = rf"^{kind.__name__} needs a star \(a root and its leaves\), but mine has {levels} levels$"
         with pytest.raises(ValueError, match=message):
-            Method([FedAMP()]).check(_topology(root))
-    Method([FedAMP()]).check(_topology())
+            Method([kind()]).check(_topology(root))
+    Method([kind()]).check(_topology())
 
 
 def test_fedamp_merges_everything() -> None:

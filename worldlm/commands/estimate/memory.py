@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from worldlm.callbacks import AttentionAggregation, Averaging, Compression, FedAMP
+from worldlm.callbacks import AttentionAggregation, Averaging, ClusteredAveraging, Compression, Ditto, FedAMP
 from worldlm.callbacks.averaging import checked_optimizer
 from worldlm.commands.estimate.message_sizes import MessageSizes
 from worldlm.distributed.fsdp import blocks
@@ -56,6 +56,9 @@ def state_size(node: Node, sizes: MessageSizes, callbacks: Sequence[RoundCallbac
             state["parents' state of children"] += pair if sends else 0  # what came from above
         if isinstance(callback, FedAMP):
             state["parents' state of children"] += (len(children) + node.fits) * sizes.whole
+        if isinstance(callback, ClusteredAveraging):  # at most: one model per cluster
+            clustered = sum(sizes.parts[part] for part in callback.parts)
+            state["parents' state of children"] += (len(children) + node.fits) * clustered
     return state
 
 
@@ -80,7 +83,7 @@ def process_memory(topology: Topology, sizes: MessageSizes, callbacks: Sequence[
     open_: Counter[int] = Counter()  # by level: one federation of each level is in a sub-round at a time
     for depth, node in with_depth(topology.root):
         total.update(state_size(node, sizes, callbacks, sends=depth > 0 and not node.listens))
-        open_[depth] = max(open_[depth], _subround_memory(node, sizes))
+        open_[depth] = max(open_[depth], _subround_memory(node, sizes, callbacks))
     total[_GRADIENT] = sizes.whole
     resets = any(node.fits and not node.keeps_moments for node in topology.nodes.values())
     total[_ACTIVE] = _MOMENTS * sizes.whole if resets else 0
@@ -94,14 +97,16 @@ def checkpoint_size(process_bytes: Mapping[str, int]) -> int:
     return sum(size for use, size in process_bytes.items() if use not in (_GRADIENT, _ACTIVE, _MESSAGES))
 
 
-def _subround_memory(node: Node, sizes: MessageSizes) -> int:
+def _subround_memory(node: Node, sizes: MessageSizes, callbacks: Sequence[RoundCallback]) -> int:
     """Return the memory of a federation during a sub-round.
 
-    Sanitised uploads are copies; all others share the tensors of their senders. A federation that also trains has a
-    copy of the model for its children.
+    Sanitised uploads are copies, and with `Ditto` all uploads of leaves; all others share the tensors of their senders.
+    A federation that also trains has a copy of the model for its children.
     """
-    private = sum(child.settings.privacy is not None and not child.listens for child in node.children)
-    return private * sizes.model + (sizes.whole if node.fits and node.children else 0)
+    has_two_models = any(isinstance(callback, Ditto) for callback in callbacks)
+    senders = [child for child in node.children if not child.listens]
+    copies = sum(child.settings.privacy is not None or (has_two_models and child.is_leaf) for child in senders)
+    return copies * sizes.model + (sizes.whole if node.fits and node.children else 0)
 
 
 def machine_memory(node: Node, sizes: MessageSizes, callbacks: Sequence[RoundCallback], *, sends: bool) -> int:
