@@ -219,6 +219,8 @@ def shore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             pytest.param(method, [], marks=pytest.mark.slow)
             for method in ("hierfavg", "worldlm_without_attention", "fedavg_fading")
         ),
+        ("clustered_fading", ["--recipe", "methods/private"]),
+        ("ditto", ["--recipe", "methods/private"]),
     ],
 )
 def test_a_round_of_a_method(shore: None, method: str, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback
 
-from worldlm.callbacks import FedAMP, Record, Summary, TokenRows
+from worldlm.callbacks import ClusteredAveraging, Ditto, FedAMP, Record, Summary, TokenRows
 from worldlm.storage import pages
 from worldlm.storage.paged_store import Paging
 from worldlm.storage.pages import PagedTensor
@@ -74,14 +74,24 @@ def _is_on_disk(tensors: dict[str, Any]) -> bool:
     return any(isinstance(tensor, PagedTensor) for tensor in tensors.values())
 
 
-def test_personalised_mixtures_with_copied_weights_are_the_same(
-    star: Make, fit: Make, snapshot: Make, differences: Make
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda: [FedAMP()],
+        lambda: [TokenRows(), ClusteredAveraging(min_similarity=1.0, leaf_download_rate=0.5)],
+        lambda: [TokenRows(), Ditto()],
+    ],
+    ids=["fedamp", "clustered", "ditto"],
+)
+def test_personalised_models_with_copied_weights_are_the_same(
+    method: Make, star: Make, fit: Make, snapshot: Make, differences: Make
 ) -> None:
-    whole = fit(star("abc"), [FedAMP()], max_epochs=3)
-    paged = fit(star("abc"), [FedAMP()], max_epochs=3, paging=PAGING, share_memory=False)
+    whole = fit(star("abc"), method(), max_epochs=3)
+    paged = fit(star("abc"), method(), max_epochs=3, paging=PAGING, share_memory=False)
     assert differences(snapshot(paged), snapshot(whole)) == []
     paged.world.store.load("a")
-    assert _is_on_disk(paged.world.states["world"].memory[FedAMP().state_key]["models"]["a"])
+    for models in (memory["models"] for memory in paged.world.states["world"].memory.values() if "models" in memory):
+        assert all(map(_is_on_disk, models.values()))
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,9 @@ root:
 """
 
 
-@pytest.mark.parametrize(("saver_first", "share_memory"), [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("saver_first", "share_memory"), [pytest.param(True, False, marks=pytest.mark.slow), (False, True)]
+)
 def test_resume_of_ditto(
     saver_first: bool, share_memory: bool, fit: Make, make_module: Make, save_everywhere: Make, snapshot: Make,
     differences: Make,

@@ -104,7 +104,8 @@ class Ditto(Averaging):
         return int(steps * self.shared_steps)
 
     def on_receive(self, context: Context, download: Download) -> None:
-        if not (context.node.is_leaf and context.state.num_visits and self.keeps_personal_model):
+        node, has_trained = context.node, context.state.num_visits > 0
+        if not (self.keeps_personal_model and node.is_leaf and has_trained and not node.listens):
             super().on_receive(context, download)
 
     # ------------------------------------------------------------------ training
