@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypedDict
 
 from worldlm.callbacks.averaging import Averaging
+from worldlm.callbacks.noise import Noise, Weighed, keep_noise, weigh
 from worldlm.federation.clusters import agglomerate, update_similarities
 from worldlm.federation.messages import Download, Upload
 from worldlm.federation.parameters import PARTS, Part, Tensors, copy_
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 class _Memory(TypedDict, total=False):
     clusters: dict[str, int]
     models: dict[int, Tensors]
+    noise_of_models: dict[int, Noise]
+    noise: Noise
 
 
 class ClusteredAveraging(Averaging):
@@ -82,27 +85,33 @@ class ClusteredAveraging(Averaging):
             number = memory.get("clusters", {}).pop(child, None)
             if number is not None and number not in memory["clusters"].values():
                 memory["models"].pop(number, None)
+                memory["noise_of_models"].pop(number, None)
 
     def on_download(self, context: Context, child: Node, download: Download) -> Download:
         memory = self.memory(context.state)
         if child.name not in memory.get("clusters", {}):
-            return download
-        model = memory["models"][memory["clusters"][child.name]]
+            return super().on_download(context, child, download)
+        number = memory["clusters"][child.name]
+        model, noise = memory["models"][number], memory["noise_of_models"].get(number)
+        known = 1.0 if noise is None else min(noise["num_nodes"], 1.0)
         merged = {part: {name: model[name] for name in download.parts[part]} for part in self.parts}
-        return replace(download, parts={part: merged.get(part, tensors) for part, tensors in download.parts.items()})
+        parts = {part: merged.get(part, tensors) for part, tensors in download.parts.items()}
+        return replace(download, parts=parts, reliability=min(download.reliability, known))
 
     def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
-        clusters = self._assign(context, uploads)
-        models: dict[int, Tensors] = self.memory(context.state).setdefault("models", {})
-        own = context.state.parameters
+        clusters, memory, own = self._assign(context, uploads), self.memory(context.state), context.state.parameters
+        models, noises = memory.setdefault("models", {}), memory.setdefault("noise_of_models", {})
+        mean, weighed = self._average(context, own, uploads)
+        keep_noise(memory, weighed)
         for number in sorted(set(clusters.values())):
             members = [upload for upload in uploads if clusters[upload.node] == number]
-            if members:
-                models[number] = self._mean_from(context, own | models.get(number, {}), members)
-        if context.node.name in clusters:
-            copy_(own, models[clusters[context.node.name]])
-        else:
-            copy_(own, self._mean_from(context, own, uploads))
+            if not members:
+                continue
+            models[number], weighed = self._average(context, own | models.get(number, {}), members)
+            noises.pop(number, None)
+            if weighed.noise is not None:
+                noises[number] = weighed.noise
+        copy_(own, models[clusters[context.node.name]] if context.node.name in clusters else mean)
         context.log({f"{upload.node}/cluster": clusters[upload.node] for upload in uploads if clusters})
 
     def _assign(self, context: Context, uploads: list[Upload]) -> dict[str, int]:
@@ -132,8 +141,9 @@ class ClusteredAveraging(Averaging):
         )
         return dict(zip(names, numbers, strict=True))
 
-    def _mean_from(self, context: Context, start: Tensors, uploads: list[Upload]) -> Tensors:
-        """Return the mean of uploads; embedding rows that none of them read are those of `start`."""
-        nodes = context.world.topology.nodes
+    def _average(self, context: Context, start: Tensors, uploads: list[Upload]) -> tuple[Tensors, Weighed]:
+        """Return the mean of uploads, and how they are weighed; `start` are the weights that the senders received."""
+        nodes, around = context.world.topology.nodes, replace(context, state=replace(context.state, parameters=start))
         weights = [self._weight(nodes[upload.node], upload) for upload in uploads]
-        return self.mean(replace(context, state=replace(context.state, parameters=start)), uploads, weights)
+        weighed = weigh(around, uploads, weights, self.parts)
+        return self.mean(around, uploads, weighed), weighed

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from worldlm.callbacks.averaging import Averaging
 from worldlm.callbacks.example_privacy import ExamplePrivacy
+from worldlm.callbacks.noise import Noise
 from worldlm.distributed.fsdp import full_tensor_of, local_part, local_shard
 from worldlm.federation.messages import Download, Upload, joined
 from worldlm.federation.parameters import PARTS, Tensors, clone
@@ -26,6 +27,8 @@ class _Memory(TypedDict, total=False):
     shared: Tensors
     optimizer: dict[int, dict[str, Tensor | float | None]]
     optimizer_kind: str
+    noise: Noise
+    reliability: float
 
 
 class Ditto(Averaging):
@@ -39,8 +42,8 @@ class Ditto(Averaging):
     A fit has as many steps as with other methods: both models share them. In the paper each has all steps, and its own
     optimizer; here both use the node's AdamW, its moments and its schedule. Token counts are those of all steps.
 
-    A leaf that never trained takes over its download, as a listener does in every round. `leaf_download_rate` also
-    moves the personal models of the others towards the shared one.
+    A leaf copies its first download, and a listener every one, as with `Averaging`. `leaf_download_rate` also moves the
+    personal model towards the shared one later.
 
     With `ExamplePrivacy`, list `Ditto` after it. The term depends on the weights only, and so reveals nothing about the
     text.
@@ -104,8 +107,8 @@ class Ditto(Averaging):
         return int(steps * self.shared_steps)
 
     def on_receive(self, context: Context, download: Download) -> None:
-        node, has_trained = context.node, context.state.num_visits > 0
-        if not (self.keeps_personal_model and node.is_leaf and has_trained and not node.listens):
+        node, is_first = context.node, context.state.num_messages <= 1
+        if not (self.keeps_personal_model and node.is_leaf) or node.listens or is_first:
             super().on_receive(context, download)
 
     # ------------------------------------------------------------------ training
@@ -153,6 +156,7 @@ class Ditto(Averaging):
         self._download, self._waiting, self._is_personal = {}, {}, False
 
     def on_upload(self, context: Context, upload: Upload) -> Upload:
+        upload = super().on_upload(context, upload)
         shared = self.memory(context.state).pop("shared", None)
         if shared is None:
             return upload
