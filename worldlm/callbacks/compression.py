@@ -40,10 +40,10 @@ class Compression(FederationCallback):
     node keeps the rounding error and adds it to its next upload, however much later. The sum of all received updates
     then equals the sum of the exact ones, except for the last error.
 
-    Downloads: the parent encodes its weights as the difference from the common initial weights, with the same rounding
-    for all children. It adds the received differences to its exact weights, not to the rounded ones. Download rounding
-    is therefore never averaged into the model, and downloads need no error feedback, unlike those of a server that
-    sends only updates (DoubleSqueeze, Tang et al., arXiv 1905.05957).
+    Downloads: the parent encodes the weights as the difference from the common initial weights. What all children
+    receive alike, such as the backbone, is rounded alike. It adds the received differences to the exact weights that it
+    sent, not to the rounded ones. Download rounding is therefore never averaged into the model, and downloads need no
+    error feedback, unlike those of a server that sends only updates (DoubleSqueeze, Tang et al., arXiv 1905.05957).
 
     Residuals are encoded as the difference from the common initial keys and values. Token counts and metrics are not
     compressed. Error feedback keeps one more model per sender, in float32, in memory and in checkpoints.
@@ -126,7 +126,7 @@ class Compression(FederationCallback):
             self.memory(context.state).setdefault("sent", {})[child.name] = joined(download.parts)
         if self.down == "none":
             return download
-        generator = _generator(context, "download rounding")  # independent of the child: all get the same rounding
+        generator = _generator(context, "download rounding")  # not of the child: equal weights get equal rounding
         parts = {
             part: encode(difference(tensors, context.world.reference), self.down, generator)
             for part, tensors in download.parts.items()

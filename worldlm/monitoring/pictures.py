@@ -96,7 +96,7 @@ def draw(record: RunRecord, since: int = 0) -> dict[str, Any]:
 
     Args:
         record: The run so far.
-        since: The first round whose residuals are shown, from 0.
+        since: The first round whose routes are shown, from 0.
 
     Returns:
         Matplotlib figures by name. Figures for which the run has no data are omitted.

@@ -49,7 +49,7 @@ class RoundLines:
         return self._digest.hexdigest()
 
     def routes(self) -> Counter[str]:
-        """Return the number of residuals of each route, over all rounds."""
+        """Return the number of answers to residuals of each route, over all rounds."""
         routes = Counter[str]()
         for content in self.parsed():
             routes.update(content["routes"])

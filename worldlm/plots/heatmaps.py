@@ -1,4 +1,4 @@
-"""Plots of attention weights and of the destinations of residuals."""
+"""Plots of attention weights and of the routes of residuals."""
 
 from __future__ import annotations
 
@@ -60,7 +60,10 @@ WEIGHTS = LinearSegmentedColormap.from_list("weights", [to_rgba(COLOURS[1], 0.0)
 
 
 def residuals(group: Sequence[RunRecord]) -> Figure:
-    """Draw the number of a method's residuals by origin and destination, over all rounds, as means over seeds."""
+    """Draw how often residuals of each origin were answered, by the source that the answer attends to most.
+
+    Numbers are over all rounds, as means over seeds.
+    """
     counts = sum((record.routes for record in group), Counter[tuple[str, str]]())
     origins, homes = sorted({origin for origin, _ in counts}), sorted({home for _, home in counts})
     grid = [[counts[origin, home] / len(group) for home in homes] for origin in origins]

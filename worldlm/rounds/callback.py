@@ -20,7 +20,8 @@ class RoundCallback:
 
     This is one round at a federation with parent q: the root first, then every federation below it in the same way. A
     federation may repeat the round as several sub-rounds. A listener is a child that receives, but never uploads; it
-    receives before q trains. A residual is a pair of key and value layers that its federation used least::
+    receives before q trains. A residual is a pair of key and value layers on its way to the root, and its answer comes
+    back to the federation of the node that the pair is from::
 
         for each sub-round of q
         |   OPEN       participates(c)              for every child c that uploads, and for q if it trains
@@ -30,7 +31,7 @@ class RoundCallback:
         |   |   RECEIVE    on_download(q, c)        q composes its download for c
         |   |              on_send(q, c)            q packs it; its bytes are counted, and it is sent
         |   |              on_unpack(c, q)          c unpacks it
-        |   |              on_route(c)              c takes the residuals meant for it, and passes on the others
+        |   |              on_route(c)              c takes out what it does not merge: the answers
         |   |              on_receive(c)            c merges the download into its own weights
         |   |   if c is a leaf
         |   |   |          on_merged(c)             `NodeMetrics` measures `after_merge` here
@@ -45,7 +46,7 @@ class RoundCallback:
         |   |              on_send(c, q)            c packs it; its bytes are counted, and it is sent
         |   |              on_unpack(q, c)          q unpacks it, and checks that it may be merged
         |   AGGREGATE  on_aggregate(q)              q merges the uploads and its own fit, ordered by name
-        |              after_aggregate(q)           q selects the residuals that it could not use
+        |              after_aggregate(q)           q selects the residuals of its next upload
         |              on_merged(q)
 
     `RoundExecutor` has one method for each of the five words in capitals. Most hooks that receive a message return it,
@@ -142,7 +143,7 @@ class RoundCallback:
         return message
 
     def on_route(self, context: Context, download: Download) -> Download:
-        """Remove residuals from a download that the context's node passes on instead of using."""
+        """Take from a download what the context's node does not merge, such as answers to residuals from below it."""
         return download
 
     def on_receive(self, context: Context, download: Download) -> None:
@@ -212,11 +213,11 @@ class RoundCallback:
         return {}
 
     def routes(self, world: World) -> Counter[str]:
-        """Count the residuals delivered since the run began, by route: "origin > home"."""
+        """Count the residuals answered since the run began, by route: "origin > source that the answer attends to"."""
         return Counter()
 
     def refusals(self, world: World) -> Counter[str]:
-        """Count the residuals that a rule of the topology rejected, by reason."""
+        """Count the residuals that a rule of the topology rejected or kept back, by reason."""
         return Counter()
 
 

@@ -96,7 +96,7 @@ class Method:
         return message
 
     def on_route(self, context: Context, download: Download) -> Download:
-        """Remove the residuals that the node passes on."""
+        """Take from a download what the node does not merge."""
         for callback in self.callbacks:
             download = callback.on_route(context, download)
         return download
@@ -164,7 +164,7 @@ class Method:
         }
 
     def routes(self, world: World) -> Counter[str]:
-        """Count the delivered residuals of all callbacks."""
+        """Count the answered residuals of all callbacks."""
         return sum((callback.routes(world) for callback in self.callbacks), Counter[str]())
 
     def refusals(self, world: World) -> Counter[str]:

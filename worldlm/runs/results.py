@@ -93,11 +93,11 @@ class RunRecord:
 
     @property
     def routes(self) -> Counter[tuple[str, str]]:
-        """The number of residuals from each origin that each home accepted."""
+        """The number of answers to residuals of each origin, by the source that the answer attends to most."""
         return self.routes_from(0)
 
     def routes_from(self, first: int) -> Counter[tuple[str, str]]:
-        """Return the number of residuals of each route, in the rounds from a number on."""
+        """Return the number of answers of each route, in the rounds from a number on."""
         routes = Counter[tuple[str, str]]()
         for round_ in self.rounds:
             if round_["round"] >= first:
@@ -106,7 +106,7 @@ class RunRecord:
 
     @staticmethod
     def routes_of(round_: dict[str, Any]) -> Counter[tuple[str, str]]:
-        """Return the number of residuals from each origin that each home accepted in a round."""
+        """Return the number of answers of each route in a round."""
         routes = round_["routes"].items()
         return Counter({(path.split(" > ")[0], path.split(" > ")[1]): number for path, number in routes})
 

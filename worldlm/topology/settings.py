@@ -115,17 +115,18 @@ class PrivacyOfExamples(Privacy):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Residuals:
-    """Whether a node shares its residuals, the (K, V) pair, and whose residuals it accepts.
+    """Whether a node shares its residuals, the (K, V) pair, and of whose residuals it accepts mixtures.
 
     Raises:
         FieldError: if a jurisdiction is not a name.
     """
 
     share: bool = True
-    """Whether this node's residuals may be sent to other federations."""
+    """Whether this node's layers, and residuals from below it, may climb towards the root."""
 
     accept_from: tuple[str, ...] | None = None
-    """Jurisdictions whose residuals are accepted. None accepts all, an empty tuple none."""
+    """Jurisdictions whose residuals may be part of a mixture that reaches this node. None accepts all, an empty tuple
+    none. The node's ancestors apply this: the node cannot see what is in a mixture."""
 
     def __post_init__(self) -> None:
         """Check the names."""
@@ -240,7 +241,7 @@ class Settings:
     """Example-level DP: DP-SGD in the fit. Descendants may only tighten it."""
 
     residuals: Residuals = field(default_factory=Residuals)
-    """Whether (K, V) pairs are shared, and whose are accepted."""
+    """Whether (K, V) pairs are shared, and of whom they are accepted."""
 
     jurisdiction: str | None = None
     """The name of the jurisdiction of the node, such as `eu`."""

@@ -16,7 +16,7 @@ from worldlm.runs.results import RunRecord
 from worldlm.runs.scores import largest_first
 
 DROPPED = "dropped"
-"""The destination of residuals that no federation accepted."""
+"""The destination of residuals that no federation accepted, in records of versions that delivered them."""
 
 
 def world(run: Run, salt: str) -> Html:
