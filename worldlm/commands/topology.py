@@ -10,6 +10,7 @@ from worldlm.cli.parser import Parser, split_option
 from worldlm.files.atomic_write import write_bytes
 from worldlm.topology import Topology, draw_mermaid, draw_tree, find_file, load_topology
 from worldlm.topology.errors import UserError, suggest
+from worldlm.topology.upload_noise import noise_warnings
 
 COMMANDS = ("check", "show", "estimate")
 TEXTS = {"tree": draw_tree, "mermaid": draw_mermaid}
@@ -64,6 +65,8 @@ def _check(arguments: Sequence[str]) -> int:
     tree = load_topology(path)
     num_data_nodes = len(tree.data_nodes)
     print(f"{path}: {tree.name} is valid: {len(tree.nodes)} nodes, {tree.depth} levels, {num_data_nodes} with data")
+    for line in noise_warnings(tree):
+        print(line)
     return 0
 
 

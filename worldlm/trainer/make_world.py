@@ -21,6 +21,7 @@ from worldlm.storage.node_store import NodeStore
 from worldlm.storage.paged_store import PagedStore, Paging
 from worldlm.topology import Topology
 from worldlm.topology.changes import Changes
+from worldlm.topology.upload_noise import noise_warnings
 from worldlm.trainer.loaders import num_tokens
 from worldlm.trainer.run_settings import RunSettings
 
@@ -44,10 +45,15 @@ def make_world(trainer: pl.Trainer, run: RunSettings, loaders: Mapping[str, Data
     transport = ProcessTransport(
         topology, teams, trainer.global_rank, run.devices_per_node, lambda: trainer.received_sigterm
     )
+    partition = parts_of(module)
+    if trainer.is_global_zero:
+        sent = (weights[name].numel() for name, part in partition.items() if part in run.method.parts)
+        for line in noise_warnings(topology, sum(sent)):
+            log.warning(line)
     store = run.make_store([name for name in topology.nodes if transport.is_local(name)])
     return World(
         topology,
-        parts_of(module),
+        partition,
         weights,
         seed=run.seed,
         store=store,

@@ -26,6 +26,8 @@ class MessageSizes:
     """Size of every part of the model, whether it is sent or not."""
     model: int
     """Size of the parts that are sent, without compression."""
+    num_sent: int = 0
+    """Number of their parameters."""
     packed_down: int | None = None
     """Their compressed size in a download; None without compression."""
     packed_up: int | None = None
@@ -82,6 +84,7 @@ def message_sizes(module: LightningModule, callbacks: Sequence[RoundCallback]) -
     return MessageSizes(
         parts={part: size_of([part], "none") for part in PARTS},
         model=size_of(sent, "none"),
+        num_sent=sum(tensors[name].numel() for name, part in partition.items() if part in sent),
         packed_down=size_of(sent, compression.down),
         packed_up=size_of(sent, compression.up),
         row_counts=_COUNT_BYTES * sum(num_rows),

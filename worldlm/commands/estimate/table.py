@@ -9,6 +9,7 @@ from rich.table import Table
 from worldlm.commands.estimate.memory import Device
 from worldlm.commands.estimate.run_estimate import Estimate, Level
 from worldlm.topology import Topology
+from worldlm.topology.upload_noise import noise_warnings
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB")
 _TIMES = (("years", 365.25 * 86400), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0), ("s", 1.0))
@@ -88,6 +89,7 @@ def lines(topology: Topology, result: Estimate, origin: str) -> Iterator[str]:
     if all(node.settings.link is None for node in topology.nodes.values()):
         yield "links: the topology has none, so messages take no time"
     yield from _times(result, origin)
+    yield from noise_warnings(topology, sizes.num_sent)
     yield from _left_out(topology, result)
     yield f"done. estimated, not run: {topology.name}, {len(topology.nodes):,} nodes"
 
