@@ -111,7 +111,7 @@ def run(options: argparse.Namespace, leaves: int, folder: Path) -> None:
     split = Split(keys=(r"blocks\.[23]\.(norm_1|attn)\.",), values=(r"blocks\.[23]\.", r"norm_f\."))
     module = LanguageModule(architecture, split, OptimizerSettings(lr=1e-3, warmup_steps=1))
     clock = Clock()
-    method = [Averaging(), AttentionAggregation(), ResidualExchange(), Traffic(), clock]
+    method = [Averaging(), AttentionAggregation(), ResidualExchange(num_residuals=1), Traffic(), clock]
     trainer = WorldTrainer(
         topology=topology, max_epochs=rounds, seed=0, accelerator="cpu", logger=False, default_root_dir=folder,
         enable_checkpointing=options.checkpoint, enable_progress_bar=False, enable_model_summary=False,

@@ -199,7 +199,7 @@ def whole_method() -> Callable[[], list[Callback]]:
         return [
             Averaging(optimizer="SGD", arguments=nesterov),
             AttentionAggregation(temperature=0.5),
-            ResidualExchange(),
+            ResidualExchange(num_residuals=1),
             UpdatePrivacy(),
             NodeMetrics(),
             Traffic(),

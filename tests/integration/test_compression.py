@@ -35,7 +35,7 @@ VALUES = {"none": 4, "bf16": 2, "int8": 1}
 def everything(*more: Callback) -> list[Callback]:
     """Every callback that adds something to a message."""
     attention = AttentionAggregation(temperature=0.5)
-    exchange = ResidualExchange()
+    exchange = ResidualExchange(num_residuals=1)
     return [Averaging(download_rate=0.5), TokenRows(), attention, exchange, UpdatePrivacy(), *more]
 
 

@@ -35,7 +35,7 @@ def chain() -> Topology:
 
 def method() -> list[Any]:
     """Without momentum, which would be applied 64 times, once at each level."""
-    merging = [Averaging(), AttentionAggregation(), ResidualExchange()]
+    merging = [Averaging(), AttentionAggregation(), ResidualExchange(num_residuals=1)]
     return [*merging, NodeMetrics(), Traffic(), LastCheckpoint(), Record()]
 
 

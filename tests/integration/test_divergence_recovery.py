@@ -45,7 +45,7 @@ def worldlm() -> list[Callback]:
     return [
         Averaging(leaf_download_rate=0.5),
         AttentionAggregation(leaf_download_rate=0.5),
-        ResidualExchange(),
+        ResidualExchange(num_residuals=1),
     ]
 
 

@@ -122,7 +122,7 @@ def _runs(steps: list[tuple[float, float]]) -> History:
 
 
 def _pieces() -> list[Any]:
-    residuals = ResidualExchange()
+    residuals = ResidualExchange(num_residuals=1)
     return [Averaging(), AttentionAggregation(temperature=0.5), residuals, UpdatePrivacy(), ExamplePrivacy()]
 
 

@@ -169,7 +169,7 @@ def test_a_deadline_that_packed_messages_keep(star: Make, fit: Make) -> None:
 
 
 def test_residuals_are_never_more_than_at_most(tree: Topology, fit: Make) -> None:
-    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(), UpdatePrivacy()]
+    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(num_residuals=1), UpdatePrivacy()]
     trainer = fit(tree, callbacks, max_epochs=6, limit_val_batches=0)
     found, without = estimated(trainer), expected(trainer)
     real = sum(sum(counted(trainer)[name][:2]) - sum(without[name][:2]) for name in ("north", "south"))
@@ -218,7 +218,11 @@ def test_what_chance_decides_is_expected(fit: Make) -> None:
     "method",
     [
         worldlm,
-        lambda: [Averaging(optimizer="Adam", arguments={"lr": 0.1}), AttentionAggregation(), ResidualExchange()],
+        lambda: [
+            Averaging(optimizer="Adam", arguments={"lr": 0.1}),
+            AttentionAggregation(),
+            ResidualExchange(num_residuals=1),
+        ],
         lambda: [Averaging(parts=PARTS, arguments={"lr": 0.7, "momentum": 0.9, "nesterov": True})],
         lambda: [FedAMP()],
         lambda: [ClusteredAveraging(min_similarity=1.0)],

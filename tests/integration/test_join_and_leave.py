@@ -165,7 +165,7 @@ def test_a_node_leaves(after: Make, loaded: Make, differences: Make) -> None:
     path = after(tree())
     found, before = loaded(path, SMALLER), saved(path)
     old = before["world"]["states"]
-    key = ResidualExchange().state_key
+    key = ResidualExchange(num_residuals=1).state_key
     attention = AttentionAggregation().state_key
     assert "b" in old["north"]["memory"][attention]["uploads"]
     assert "b" in old["north"]["attention"]

@@ -139,7 +139,7 @@ def _deep(settings: str, leaf: str = "") -> Topology:
 def test_an_upload_after_a_missed_one_has_new_residuals(fit: Make) -> None:
     tap = Tap()
     topology = _deep("dropout: 0.6, participation: 0.6", leaf="dropout: 0")
-    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(), tap]
+    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(num_residuals=1), tap]
     fit(topology, callbacks, max_epochs=12, limit_val_batches=0)
     found = [(r, residual.round) for (r, name), upload in tap.sent.items() for residual in upload.residuals]
     assert all(number == r for r, number in found)

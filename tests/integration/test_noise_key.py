@@ -217,7 +217,7 @@ def test_the_key_acts_through_noise_and_draws_alone(
         patch.setattr(rounded_gaussian, "_draw", lambda _, size: np.zeros(size, np.int64))
         patch.setattr(RandomStream, "bernoulli", lambda _, size, rate: np.arange(size) % 3 < 3 * rate)
         for name in ("one.key", "two.key"):
-            method = [Averaging(), AttentionAggregation(), ResidualExchange()]
+            method = [Averaging(), AttentionAggregation(), ResidualExchange(num_residuals=1)]
             trainer = run_fit(topology, [*method, UpdatePrivacy(), ExamplePrivacy()], noise_key=tmp_path / name)
             states.append(snapshot(trainer))
     fingerprints = [state["world"].pop("noise_key") for state in states]

@@ -131,7 +131,7 @@ def test_the_order_of_the_callbacks_does_not_matter(
     """The hooks fix the order: messages are clipped, then noised, then rounded, wherever a callback is listed."""
 
     def pieces() -> list[Callback]:
-        residuals = ResidualExchange()
+        residuals = ResidualExchange(num_residuals=1)
         return [Averaging(), AttentionAggregation(temperature=0.5), residuals, UpdatePrivacy(), Compression()]
 
     def run(order: tuple[int, ...]) -> Any:

@@ -301,7 +301,7 @@ def test_the_detector_finds_leaks(
     privacy: str, pieces: Callable[[], list[Any]], expected: str, fit: Make, make_module: Make
 ) -> None:
     detector = LeakDetector(_initial(make_module))
-    method = [Averaging(), AttentionAggregation(temperature=0.5), ResidualExchange(), *pieces()]
+    method = [Averaging(), AttentionAggregation(temperature=0.5), ResidualExchange(num_residuals=1), *pieces()]
     fit(_deep(privacy), [*method, detector], limit_val_batches=0)
     leaks = [*detector.leaks, *(["share their noise"] if _shares_noise(detector.noises) else [])]
     assert any(expected in leak for leak in leaks) if expected else leaks == []

@@ -47,7 +47,7 @@ def _run(fit: Make, max_epochs: int, **settings: str) -> tuple[Any, ResidualExch
     for name in ("A", "B", "a1", "b2"):
         text = text.replace("{" + name + "}", "{" + settings.get(name, "") + "}")
     topology: Topology = parse_topology(text, "two.yaml")
-    residuals = ResidualExchange()
+    residuals = ResidualExchange(num_residuals=1)
     callbacks = [Averaging(), AttentionAggregation(), residuals, Learn()]
     return fit(topology, callbacks, max_epochs=max_epochs, limit_val_batches=0, log_every_n_steps=1), residuals
 

@@ -154,7 +154,7 @@ root:
 
     def pieces() -> list[Callback]:
         attention = AttentionAggregation()
-        return [TokenRows(), Averaging(), attention, ResidualExchange(), UpdatePrivacy(), Traffic()]
+        return [TokenRows(), Averaging(), attention, ResidualExchange(num_residuals=1), UpdatePrivacy(), Traffic()]
 
     saver = save_everywhere(*HOOKS)
     whole = snapshot(fit(topology, [*pieces(), saver], **options))

@@ -108,7 +108,7 @@ def test_bytes_equal_the_size_of_the_sent_parts(parts: Any, star: Make, fit: Mak
 
 
 def test_bytes_of_residuals(tree: Topology, fit: Make, make_module: Make, recorder: Any, whole_method: Make) -> None:
-    exchange_callback = ResidualExchange()
+    exchange_callback = ResidualExchange(num_residuals=1)
     others = [callback for callback in whole_method() if not isinstance(callback, ResidualExchange)]
     callbacks = [*others[:2], exchange_callback, *others[2:]]
     world = fit(tree, callbacks, logger=recorder).world

@@ -125,7 +125,7 @@ def test_a_node_without_budget_is_excluded_and_the_run_continues(
 
 def test_each_sent_residual_is_one_more_release(tree: Topology, fit: Make) -> None:
     privacy = UpdatePrivacy()
-    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(), privacy]
+    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(num_residuals=1), privacy]
     history = _history(privacy, fit(tree, callbacks).world)
     # two uploads, each with one child's residual
     assert history == {"south": [(0.3, 1.0, 4)], "c": [(0.3, 1.0, 2)], "d": [(0.3, 1.0, 2)]}
@@ -144,7 +144,7 @@ root:
       children: [{name: c, corpus: c}, {name: d, corpus: d}]
 """
     privacy, recorder = UpdatePrivacy(), UploadRecorder()
-    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(), privacy, recorder]
+    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(num_residuals=1), privacy, recorder]
     with caplog.at_level(logging.WARNING, "worldlm"):
         trainer = fit(parse_topology(text, "tight.yaml"), callbacks, max_epochs=1)
     ((upload, _, _),) = recorder.of("south")
@@ -197,7 +197,7 @@ root:
       children: [{name: c, corpus: c}, {name: d, corpus: d}]
 """
     recorder = UploadRecorder()
-    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(), UpdatePrivacy(), recorder]
+    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(num_residuals=1), UpdatePrivacy(), recorder]
     fit(parse_topology(text, "clipped.yaml"), callbacks)
     lengths = [
         _length({**residual.keys, **residual.values}, _flat(download.parts))

@@ -61,7 +61,7 @@ class ResidualExchange(FederationCallback):
     enforces = frozenset({"residuals"})
     memory_schema = _Memory
 
-    def __init__(self, num_residuals: int = 1) -> None:
+    def __init__(self, num_residuals: int = 4) -> None:
         if num_residuals < 1:
             raise ValueError(f"num_residuals must be at least 1, got {num_residuals}; remove the callback to send none")
         self.num_residuals = num_residuals

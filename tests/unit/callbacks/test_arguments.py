@@ -44,10 +44,10 @@ def _topology(settings: Settings | None = None) -> Topology:
 def test_two_callbacks_cannot_merge_the_same_part() -> None:
     attention = AttentionAggregation()
     with pytest.raises(ValueError, match="Averaging and AttentionAggregation both merge keys:"):
-        check_parts([Averaging(parts=["backbone", "keys"]), ResidualExchange(), attention])
+        check_parts([Averaging(parts=["backbone", "keys"]), ResidualExchange(num_residuals=1), attention])
     with pytest.raises(ValueError, match="AttentionAggregation and AttentionAggregation both merge keys, values"):
         check_parts([attention, AttentionAggregation(temperature=0.5)])
-    check_parts([Averaging(parts=["backbone"]), ResidualExchange(), attention])
+    check_parts([Averaging(parts=["backbone"]), ResidualExchange(num_residuals=1), attention])
 
 
 def test_an_outer_optimizer_of_the_topology_is_checked_before_training() -> None:
@@ -60,7 +60,7 @@ def test_an_outer_optimizer_of_the_topology_is_checked_before_training() -> None
 
 
 def test_residual_exchange_needs_attention() -> None:
-    residuals = ResidualExchange()
+    residuals = ResidualExchange(num_residuals=1)
     with pytest.raises(ValueError, match="ResidualExchange needs AttentionAggregation"):
         Method([residuals, Averaging(parts=["backbone", "values"])]).check(_topology())
     Method([AttentionAggregation(), residuals]).check(_topology())

@@ -131,7 +131,9 @@ ALL = _mean({KEYS[name]: 1.0 for name in ("a1", "a2", "b1", "b2")})
 
 def test_seven_nodes() -> None:
     """A and B select the child that is least like its sibling; ties go to the first name: a1 and b1."""
-    world, receives = _run(TREE.replace("SETTINGS", ""), 2, AttentionAggregation(temperature=T), ResidualExchange())
+    world, receives = _run(
+        TREE.replace("SETTINGS", ""), 2, AttentionAggregation(temperature=T), ResidualExchange(num_residuals=1)
+    )
     assert receives.seen[0, "A"].residuals == ()
     for receiver, own, far, climbed in (("A", ("a1", "a2"), "b2", "b1"), ("B", ("b1", "b2"), "a2", "a1")):
         # the root: the residual of the other branch counts on its own, and what is left of its average is its sibling
@@ -158,7 +160,7 @@ def test_seven_nodes() -> None:
             answer: num_nodes * _mass(KEYS[own[0]], answer, centre, scale),
         }
         assert receives.seen[1, own[0]].parts["keys"]["k"].tolist() == pytest.approx(_mean(first), abs=1e-6)
-    assert ResidualExchange().routes(world) == {"a1 > B": 1, "b1 > A": 1}
+    assert ResidualExchange(num_residuals=1).routes(world) == {"a1 > B": 1, "b1 > A": 1}
 
 
 def test_without_residuals_a_branch_counts_with_its_number_of_nodes() -> None:
@@ -182,7 +184,7 @@ def test_without_residuals_a_branch_counts_with_its_number_of_nodes() -> None:
     ],
 )
 def test_rules(settings: str, answered: set[str], reason: str) -> None:
-    exchange = ResidualExchange()
+    exchange = ResidualExchange(num_residuals=1)
     world, _ = _run(TREE.replace("SETTINGS", settings), 3, AttentionAggregation(temperature=T), exchange)
     attention = world.states["world"].attention
     assert attention.keys() - {"A", "B"} == answered

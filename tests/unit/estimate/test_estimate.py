@@ -93,7 +93,7 @@ def test_the_critical_path_by_hand() -> None:
 @pytest.fixture(scope="module")
 def giant(tmp_path_factory: pytest.TempPathFactory) -> tuple[Topology, Estimate]:
     """100 federations of 100 nodes, at 6.65 G parameters."""
-    callbacks = [Averaging(), TokenRows(), AttentionAggregation(), ResidualExchange()]
+    callbacks = [Averaging(), TokenRows(), AttentionAggregation(), ResidualExchange(num_residuals=1)]
     text = find_file("topologies", "hundred_thousand").read_text()
     topology = parse_topology(text.replace("copies: 1000", "copies: 100"), "ten_thousand.yaml")
     trainer = _trainer(topology, callbacks, tmp_path_factory.mktemp("giant"))
