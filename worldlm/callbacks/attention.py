@@ -212,7 +212,8 @@ class AttentionAggregation(FederationCallback):
         sources: dict[str, Source] = {}
         for name, upload in uploads.items():
             residuals = climbed.get(name, [])
-            rest = without(upload, [(source_of(residual), residual.share) for residual in residuals])
+            parts = [(source_of(residual), residual.share) for residual in residuals]
+            rest = without(upload, parts) if parts else upload
             sources |= {name: rest} if rest else {}
             sources |= {residual.origin: source_of(residual) for residual in residuals}
         parent = context.world.topology.parent(context.node.name)
@@ -292,6 +293,7 @@ def source_of(residual: Residual) -> Source:
 
 def _largest(weights: Mapping[str, float]) -> dict[str, float]:
     """Return the largest weights, and the sum of the others under a name that no node has."""
-    names = sorted(weights, key=lambda name: (-weights[name], name))
+    names = sorted(weights.keys() - {OTHERS}, key=lambda name: (-weights[name], name))
     shown = {name: weights[name] for name in names[:_MAX_SHOWN]}
-    return {**shown, OTHERS: sum(weights[name] for name in names[_MAX_SHOWN:])} if len(names) > _MAX_SHOWN else shown
+    others = sum(weights[name] for name in names[_MAX_SHOWN:]) + weights.get(OTHERS, 0.0)
+    return {**shown, OTHERS: others} if others else shown

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 
-from worldlm.callbacks.attention import AttentionAggregation, source_of
+from worldlm.callbacks.attention import OTHERS, AttentionAggregation, source_of
 from worldlm.federation.attention import Source, similarities
 from worldlm.federation.messages import (
     Download,
@@ -147,7 +147,7 @@ class ResidualExchange(FederationCallback):
         mixture = attention.attend(context, child, residual.origin, source_of(residual))
         if mixture is None:
             return None
-        weights = context.state.attention[residual.origin]
+        weights = {name: w for name, w in context.state.attention[residual.origin].items() if name != OTHERS}
         self._count(context, residual, max(weights, key=lambda name: weights[name]))
         return replace(
             residual,

@@ -4,9 +4,10 @@ import logging
 import math
 from dataclasses import replace
 
+from worldlm.callbacks.noise import num_data_nodes
 from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
 from worldlm.federation.messages import Download, Residual, Upload, joined
-from worldlm.federation.parameters import Tensors
+from worldlm.federation.parameters import Tensors, distance
 from worldlm.federation.privacy import Sanitised, sanitise
 from worldlm.federation.state import NodeState
 from worldlm.rounds import Context
@@ -39,7 +40,8 @@ class UpdatePrivacy(PrivacyLedgers):
         privacy = context.node.settings.privacy
         if privacy is None:
             return upload
-        upload = replace(upload, metrics={}, row_counts={}, scale=0.0)
+        # figures of the text, or of updates before this noise
+        upload = replace(upload, metrics={}, row_counts={}, scale=0.0, noise_variance={}, reliability={})
         if not any(upload.parts.values()):
             return replace(upload, residuals=())  # nothing is released
         start = {**context.world.reference, **joined(download.parts)}
@@ -56,7 +58,7 @@ class UpdatePrivacy(PrivacyLedgers):
         self._log_epsilon(context, privacy, "epsilon")
         parts = {part: {name: safe.tensors[name] for name in tensors} for part, tensors in upload.parts.items()}
         added = (privacy.noise_multiplier * privacy.clip_norm) ** 2
-        variances = {part: upload.noise_variance.get(part, 0.0) + added for part in parts}
+        variances = dict.fromkeys(parts, added) if added else {}
         return replace(upload, parts=parts, residuals=tuple(residuals), noise_variance=variances)
 
     def node_figures(self, node: Node, state: NodeState) -> dict[str, float]:
@@ -82,9 +84,11 @@ class UpdatePrivacy(PrivacyLedgers):
         purpose = f"residual noise {residual.origin} {residual.round}"
         safe = self._release(context, privacy, model, start, purpose).tensors
         keys, values = ({name: safe[name] for name in part} for part in (residual.keys, residual.values))
-        # its update is at most `clip_norm`, its noise about `clip_norm * noise_multiplier * sqrt(coordinates)`
+        # from public figures: the update is at most `clip_norm`, the noise has `noise_multiplier` times that in each weight
         noise = privacy.noise_multiplier**2 * sum(tensor.numel() for tensor in model.values())
-        return replace(residual, keys=keys, values=values, share=0.0, num_nodes=residual.num_nodes / (1 + noise))
+        num_nodes = num_data_nodes(context.world.topology.nodes[residual.origin]) / (1 + noise)
+        scale = distance(keys, {name: context.world.reference[name] for name in keys})
+        return replace(residual, keys=keys, values=values, share=0.0, num_nodes=num_nodes, scale=scale)
 
     def _is_affordable(self, context: Context, privacy: Privacy, residual: Residual) -> bool:
         if privacy.max_epsilon is None:

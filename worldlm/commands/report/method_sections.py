@@ -15,9 +15,6 @@ from worldlm.runs.guarantees import towards, unit, warnings
 from worldlm.runs.results import RunRecord
 from worldlm.runs.scores import largest_first
 
-DROPPED = "dropped"
-"""The destination of residuals that no federation accepted, in records of versions that delivered them."""
-
 
 def world(run: Run, salt: str) -> Html:
     """Show the tree and the settings of every node."""
@@ -59,10 +56,8 @@ def routes(run: Run, salt: str) -> Html:
     if not found:
         return NOTHING
     names = {node["name"] for node in record.nodes}
-    dropped = sum(count for (_, home), count in found.items() if home == DROPPED and DROPPED not in names)
     homes = {ends: count for ends, count in found.items() if ends[0] in names and ends[1] in names}
-    note = f"Other federations accepted {sum(found.values()) - dropped:,} residuals"
-    note += f"; {dropped:,} were dropped." if dropped else "."
+    note = f"{sum(found.values()):,} residuals were answered. An arrow points to what the answer attends to most."
     arrows = NOTHING
     if homes:
         arrows = picture(lambda: draw_world(of_names(record), arrows=homes), f"{salt}-routes", "routes of residuals")
@@ -76,7 +71,7 @@ def routes(run: Run, salt: str) -> Html:
         [
             element("p", note),
             arrows,
-            if_long("All routes", len(rows), table(["residual of", "went to", "times"], rows, words=[1])),
+            if_long("All routes", len(rows), table(["residual of", "attends most to", "times"], rows, words=[1])),
             folded("Round by round", table(["round", "routes"], by_round, words=[1])),
         ]
     )
