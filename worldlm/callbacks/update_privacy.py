@@ -84,7 +84,7 @@ class UpdatePrivacy(PrivacyLedgers):
         purpose = f"residual noise {residual.origin} {residual.round}"
         safe = self._release(context, privacy, model, start, purpose).tensors
         keys, values = ({name: safe[name] for name in part} for part in (residual.keys, residual.values))
-        # from public figures: the update is at most `clip_norm`, the noise has `noise_multiplier` times that in each weight
+        # public: an update is at most `clip_norm`, and its noise has `noise_multiplier` times that in each weight
         noise = privacy.noise_multiplier**2 * sum(tensor.numel() for tensor in model.values())
         num_nodes = num_data_nodes(context.world.topology.nodes[residual.origin]) / (1 + noise)
         scale = distance(keys, {name: context.world.reference[name] for name in keys})
