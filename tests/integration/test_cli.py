@@ -258,8 +258,16 @@ def test_every_mistake_of_a_recipe_at_once(shore: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("temperature: 0.1", "temperature: -1", "tiny.yaml:20: temperature must be above 0, got -1.0"),
-        ("temperature: 0.1", "temperature: hot", "tiny.yaml:20: temperature: must be float, but is hot"),
+        (
+            "temperature: 0.1",
+            "temperature: -1",
+            "tiny.yaml:20: temperature must be above 0, or two such numbers, first and last, got -1.0",
+        ),
+        (
+            "temperature: 0.1",
+            "temperature: hot",
+            "tiny.yaml:20: temperature: must be float or tuple or nothing, but is hot",
+        ),
         ("lr: 6e-3", "lr: ~", "tiny.yaml:6: model.optimizer.lr has no value; write one, or leave the key out"),
         ("max_epochs: 2", "max_epochs: 010", "tiny.yaml:14: trainer.max_epochs must be a decimal number, but is '010'"),
         ("  max_epochs: 2", "\tmax_epochs: 2", "tiny.yaml:14: is indented with a tab; YAML allows only spaces"),

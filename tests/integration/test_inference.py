@@ -372,7 +372,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
 def test_what_a_node_says_depends_on_nobody_else(shore: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("wave ", "--max_new_tokens", "20", "--temperature", "0.5")
     everybody = said(capsys, *arguments)
-    assert list(everybody) == NODES
+    assert [name for name in everybody if name] == NODES  # a text may have line ends
     assert said(capsys, *arguments, "--node", "sea")["sea"] == everybody["sea"]
     assert said(capsys, *arguments, "--node", "sea", "--seed", "1")["sea"] != everybody["sea"]
     assert said(capsys, *arguments, "--node", "sea", "--round", "1")["sea"] != everybody["sea"]

@@ -120,6 +120,8 @@ class LeakDetector(FederationCallback):
 
     def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
         for upload in uploads:
+            if context.node.settings.privacy is not None:  # what its children sent may leave it only with its own noise
+                self.secrets += clone(joined(upload.parts)).values()
             if upload.node != context.node.name:
                 self._inspect(upload.node, True, upload, context)
 
@@ -283,7 +285,7 @@ BOUND = "privacy: {clip_norm: 0.5, noise_multiplier: 0.5}"
         (BOUND, lambda: [UpdatePrivacy(), Compression()], ""),
         ("privacy: {clip_norm: 1.0e+9}", lambda: [UpdatePrivacy()], "n1 sends an unprotected tensor"),
         ("privacy: {clip_norm: 1.0e+9}", lambda: [UpdatePrivacy(), Compression()], " of n2 in a Upload of n2"),
-        (BOUND, lambda: [SkipsResiduals()], " of n1 in a Upload of n1"),
+        (BOUND, lambda: [SkipsResiduals()], "n1 sends an unprotected tensor"),
         (BOUND, lambda: [RepeatsNoise()], "share their noise"),
         (BOUND, lambda: [UpdatePrivacy(), AddsWeights()], "n1 has noise of the wrong scale"),
     ],

@@ -52,7 +52,7 @@ PLACES = {
     Paging: "trainer.paging",
 }
 """The classes that a setting takes, and the setting."""
-NEVER_OPENED = {("trainer.callbacks", "prompt"), ("data.corpora", "where"), ("data.corpora", "field")}
+NEVER_OPENED = {("trainer.callbacks", "prompt"), *(("data.corpora", name) for name in ("where", "field", "by"))}
 
 
 def modules(name: str) -> Iterator[Any]:

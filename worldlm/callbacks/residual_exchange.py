@@ -55,7 +55,7 @@ class ResidualExchange(FederationCallback):
         num_residuals: Largest number of residuals in an upload, at least 1.
 
     Raises:
-        ValueError: If `num_residuals` is below 1, or there is no `AttentionAggregation` before this callback.
+        ValueError: If `num_residuals` is below 1, or there is no `AttentionAggregation`.
     """
 
     enforces = frozenset({"residuals"})
@@ -71,11 +71,6 @@ class ResidualExchange(FederationCallback):
             raise ValueError(
                 "ResidualExchange needs AttentionAggregation among trainer.callbacks, which uses the residuals"
             )
-
-    def must_follow(self, other: RoundCallback) -> str:
-        if isinstance(other, AttentionAggregation):
-            return "list AttentionAggregation before ResidualExchange, which selects among the layers that it keeps"
-        return ""
 
     def routes(self, world: World) -> Counter[str]:
         """Count the answers by route "origin > node that the answer attends to most" since the run began."""
@@ -213,8 +208,10 @@ class ResidualExchange(FederationCallback):
     # ------------------------------------------------------------------ both
 
     def _increment(self, context: Context, key: str, name: str) -> int:
-        counts = self.memory(context.state).setdefault(key, {})
+        memory = self.memory(context.state)
+        counts = {**memory.get(key, {})}
         counts[name] = counts.get(name, 0) + 1
+        memory[key] = dict(sorted(counts.items()))  # in the same order with any number of processes
         return int(counts[name])
 
     def _reject(self, context: Context, reason: str) -> None:

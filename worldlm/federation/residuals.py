@@ -12,13 +12,15 @@ from worldlm.topology import Node, Topology
 
 
 def select_residuals(fits: Mapping[str, float], num_residuals: int) -> list[str]:
-    """Return the candidates that fit worst, worst first, ties by name.
+    """Return the candidates that fit worst, worst first, ties up to rounding by name.
+
+    Two children fit each other equally well, so rounding must not decide.
 
     Args:
         fits: Candidate -> how similar it is to the other nodes of its federation.
         num_residuals: Largest number of candidates to select.
     """
-    return sorted(fits, key=lambda name: (fits[name], name))[:num_residuals]
+    return sorted(fits, key=lambda name: (round(fits[name], 5), name))[:num_residuals]
 
 
 def refusal(residual: Residual, receiver: Node) -> str | None:

@@ -87,7 +87,8 @@ class NodeState:
         state = {field_.name: getattr(self, field_.name) for field_ in fields(self)}
         state["download"] = None if self.download is None else message_state(self.download)
         state["uploads"] = [message_state(upload) for upload in self.uploads.values()]
-        # a callback may only have looked, in some order that depends on the number of processes
+        # the order in which a node serves its children, or a callback looks, depends on the number of processes
+        state["attention"] = {receiver: dict(sorted(row.items())) for receiver, row in sorted(self.attention.items())}
         state["memory"] = {key: memory for key, memory in sorted(self.memory.items()) if memory}
         return state
 

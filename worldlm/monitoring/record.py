@@ -147,7 +147,11 @@ class Record(FederationCallback):
         return {
             "round": trainer.world.round,
             "nodes": {node.name: _figures(trainer, node) for node in trainer.topology.nodes.values()},
-            "mixtures": {name: state.attention for name, state in states.items() if state.attention},
+            "mixtures": {
+                name: {receiver: dict(sorted(row.items())) for receiver, row in sorted(state.attention.items())}
+                for name, state in states.items()
+                if state.attention
+            },
             "routes": dict(sorted(routes.items())),
         }
 

@@ -203,8 +203,10 @@ def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
 
 
 def _attention_lines(trainer: WorldTrainer) -> Iterator[str]:
-    """Yield what every child attended to in the last mixture that it received, the largest weights first."""
-    for state in trainer.world.states.values():
+    """Yield what every mixture of the last round was made of, the largest weights first."""
+    for name, state in trainer.world.states.items():
+        children = {child.name for child in trainer.topology.nodes[name].children}
         for receiver, weights in state.attention.items():
             shown = ", ".join(f"{source} {weight:.2f}" for source, weight in largest_first(weights)[:6])
-            yield f"{receiver} attended to {shown}"
+            is_child = receiver in children
+            yield f"{receiver} attended to {shown}" if is_child else f"{name} answered {receiver} with {shown}"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 _ALIKE = 0.6
+_NEARLY_EQUAL = 0.9
 
 
 class UserError(ValueError):
@@ -37,6 +38,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     fold = name.casefold()[:200]
     near = (
         [other for other in by_fold if fold and (_initials(other) == fold or _initials(fold) == other)]
+        or difflib.get_close_matches(fold, by_fold, n=1, cutoff=_NEARLY_EQUAL)
         or [other for other in by_fold if other == re.split("[./]", fold)[-1]]
         or difflib.get_close_matches(fold, by_fold, n=1, cutoff=_ALIKE)
         or [candidate for candidate in by_fold if len(fold) > 2 and candidate.startswith(fold)]

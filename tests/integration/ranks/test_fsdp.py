@@ -74,7 +74,7 @@ def run(whole: Make) -> Make:
 def test_two_sharding_teams_of_two_give_the_result_of_one_device(
     tree_without_noise: Topology, run: Make, on_ranks: Make, differences: Make
 ) -> None:
-    options = {"gradient_clip_val": 0.3, "accumulate_grad_batches": 2, "max_epochs": 1}
+    options = {"gradient_clip_val": 0.3, "accumulate_grad_batches": 2}
     ranks = on_ranks(4, lambda: run(tree_without_noise, **SHARDED, **options))
     alone = run(tree_without_noise, **options)
     assert_close(ranks[0]["all"], alone["all"])
