@@ -125,9 +125,9 @@ class AttentionAggregation(FederationCallback):
     # ------------------------------------------------------------------ down
 
     def on_download(self, context: Context, child: Node, download: Download) -> Download:
-        query = self.uploads(context).get(child.name)
-        if query is not None:  # to itself, a node counts fully, also if noise is added to what it sends
-            query = replace(query, num_nodes=num_data_nodes(child))
+        saved = self.memory(context.state).get("uploads", {}).get(child.name)
+        # to itself, a node counts fully, also if noise is added to what it sends
+        query = None if saved is None else replace(Source(**saved), num_nodes=num_data_nodes(child))
         mixture = self.attend(context, child, child.name, query)
         if mixture is None:  # the federation knows this child only, or nothing yet
             return replace(download, own_weight=1.0 if query else 0.0)
