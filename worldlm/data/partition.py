@@ -30,13 +30,11 @@ class Partition(Corpus):
     exactly one shard, and each shard is packed on its own, in one pass over the corpus for all of them. The shards
     depend only on the corpus and on these settings, neither on the topology nor on the seed of the run.
 
-    | settings | shard of a record |
-    |---|---|
-    | none | the first record goes to the first shard, the next to the second, in turn |
-    | `sizes` or `size_skew` | in turn, such that each shard gets its share of any stretch of the corpus |
-    | `by` | one shard for all records with the same value of a field, chosen by a hash of the value |
-    | `by` and `values` | the shard whose values are listed |
-    | `by` and `alpha` | of each value, each shard gets a share from a Dirichlet distribution |
+    - Without settings, the first record goes to the first shard, the next to the second, and so on in turn.
+    - With `sizes` or `size_skew` also in turn, such that each shard gets its share of any stretch of the corpus.
+    - With `by`, all records with the same value of a field go to one shard, chosen by a hash of the value.
+    - With `by` and `values`, they go to the shard whose values are listed.
+    - With `by` and `alpha`, of each value, each shard gets a share from a Dirichlet distribution.
 
     **Held-out text.** Without `by`, all shards have the same distribution and share the held-out text of the corpus.
     With `by`, held-out records are assigned to shards like training records, so that the held-out text of a shard
