@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_only
 
 from worldlm.callbacks import TokenRows
 from worldlm.storage.pages import fetch
@@ -65,6 +66,7 @@ def _be_rank(rank: int, number: int, port: int, job: Job, result: Path) -> None:
             "TORCHELASTIC_RUN_ID": "test",
         }
     )
+    rank_zero_only.rank = rank  # Lightning read it from the environment when it was imported, before the fork
     torch.set_num_threads(1)
     try:
         torch.save(job(), result)
