@@ -8,9 +8,9 @@ from typing import Protocol, TypedDict, runtime_checkable
 import torch
 
 from worldlm.callbacks.averaging import participant_weight
-from worldlm.callbacks.noise import Noise, keep_noise, nodes_of, num_data_nodes, own_share, shrunk, weigh, with_noise
+from worldlm.callbacks.noise import Noise, keep_noise, num_data_nodes, num_merged, own_share, shrunk, weigh, with_noise
 from worldlm.callbacks.rates import download_rate
-from worldlm.federation.attention import Mixture, Source, attend, similarity_matrix, without
+from worldlm.federation.attention import Mixture, Source, attend, mean_scale, similarity_matrix, without
 from worldlm.federation.averaging import move_towards_, weighted_mean
 from worldlm.federation.messages import Download, Residual, Upload
 from worldlm.federation.parameters import Part, Tensors, clone, copy_, distance
@@ -235,9 +235,8 @@ class AttentionAggregation(FederationCallback):
 
     def on_upload(self, context: Context, upload: Upload) -> Upload:
         memory = self.memory(context.state)
-        if known := self.uploads(context).values():
-            total = sum(source.num_nodes for source in known)
-            upload = replace(upload, scale=sum(source.num_nodes * source.scale for source in known) / total)
+        if known := [*self.uploads(context).values()]:
+            upload = replace(upload, scale=mean_scale(known))
         return with_noise(upload, self.parts, memory.get("noise"))
 
     def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
@@ -253,7 +252,7 @@ class AttentionAggregation(FederationCallback):
             known[upload.node] = SavedSource(
                 keys=keys,
                 values=values,
-                num_nodes=trust * nodes_of(upload, context),
+                num_nodes=trust * num_merged(upload, context),
                 scale=upload.scale or distance(keys, reference),
             )
         mean = weighted_mean(
@@ -277,12 +276,11 @@ class AttentionAggregation(FederationCallback):
         nearest = scores.topk(_NUM_NEAREST).indices.tolist()
         memory["nearest"] = {name: [names[i] for i in row] for name, row in zip(names, nearest, strict=True)}
         nodes = [source.num_nodes for source in sources]
-        total = sum(nodes)
         memory["average"] = SavedSource(
             keys=weighted_mean([source.keys for source in sources], nodes),
             values=weighted_mean([source.values for source in sources], nodes),
-            num_nodes=total,
-            scale=sum(source.num_nodes * source.scale for source in sources) / total,
+            num_nodes=sum(nodes),
+            scale=mean_scale(sources),
         )
 
 

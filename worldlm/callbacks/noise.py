@@ -72,7 +72,7 @@ def weigh(context: Context, uploads: Sequence[Upload], weights: Sequence[float],
     noise = Noise(
         variance=shrinkage**2 * left / sum(sizes.values()),
         reliability=sum(final) / sum(weights),
-        num_nodes=sum(_products(trust, [nodes_of(upload, context) for upload in uploads])),
+        num_nodes=sum(_products(trust, [num_merged(upload, context) for upload in uploads])),
     )
     return Weighed(final, trust, ratios, shrinkage, noise)
 
@@ -107,7 +107,7 @@ def with_noise(upload: Upload, parts: Collection[Part], noise: Noise | None) -> 
     )
 
 
-def nodes_of(upload: Upload, context: Context) -> int:
+def num_merged(upload: Upload, context: Context) -> int:
     """Return how many nodes with data an upload averages over: one, if it is the federation's own fit."""
     node = context.world.topology.nodes[upload.node]
     return 1 if node.name == context.node.name else num_data_nodes(node)

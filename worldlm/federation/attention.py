@@ -43,6 +43,12 @@ class Source:
     """L2 norm of the change of the keys since the common initial keys; for several nodes, the mean of their norms."""
 
 
+def mean_scale(sources: Sequence[Source]) -> float:
+    """Return the mean scale of the nodes that several sources count for."""
+    total = sum(source.num_nodes for source in sources)
+    return sum(source.num_nodes * source.scale for source in sources) / total
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
     """The result of attention."""
