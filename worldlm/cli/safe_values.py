@@ -21,7 +21,7 @@ _ADDRESS = re.compile(r"://|::|^\s*data:", re.IGNORECASE)
 """How fsspec, with which Lightning and `datasets` open files, recognises what is not a local path."""
 
 _TEXTS = re.compile(
-    r"model\.split\.(keys|values)\.\d+|trainer\.callbacks\.(\d+\.)?init_args\.prompt"
+    r"model\.split\.(backbone|keys|values)\.\d+|trainer\.callbacks\.(\d+\.)?init_args\.prompt"
     r"|data\.corpora\.[^.]+\.init_args\.((corpus\.init_args\.)?(where(\..+)?|field)|by|values(\..+)?)"
 )
 """Settings that are never opened: patterns, prompts, and the fields and values of records."""

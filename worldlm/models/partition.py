@@ -16,12 +16,13 @@ from worldlm.topology.errors import join_names, suggest
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
-    r"""Ordered patterns over parameter names: keys are matched first, then values; the rest is the backbone.
+    r"""Ordered patterns over parameter names: the backbone first, then keys, then values; the rest is the backbone.
 
     A pattern is a regular expression found anywhere in a name (`re.search`), such as `blocks\.2\.attn\.`.
 
     Raises:
-        ValueError: If a part is not a list of patterns or is empty, or a pattern is not a regular expression.
+        ValueError: If a part is not a list of patterns, keys or values are empty, or a pattern is not a regular
+            expression.
     """
 
     keys: tuple[str, ...]
@@ -30,12 +31,15 @@ class Split:
     values: tuple[str, ...]
     """Patterns of the value layers, matched against the names that `keys` leaves."""
 
+    backbone: tuple[str, ...] = ()
+    """Patterns of parameters that stay in the backbone, whatever patterns of keys and values match them."""
+
     def __post_init__(self) -> None:
         mistakes: list[str] = []
-        for part, patterns in (("keys", self.keys), ("values", self.values)):
+        for part, patterns in (("backbone", self.backbone), ("keys", self.keys), ("values", self.values)):
             if isinstance(patterns, str):
                 mistakes.append(f"split.{part} is {patterns!r}: write a list of patterns")
-            elif not patterns:
+            elif not patterns and part != "backbone":
                 mistakes.append(f"split.{part} is empty: it needs at least one pattern")
             else:
                 mistakes += [text for pattern in patterns if (text := _syntax(part, pattern))]
@@ -48,7 +52,7 @@ def partition(names: Sequence[str], split: Split) -> dict[str, str]:
 
     Args:
         names: Unique parameter names (a tied parameter under one of its names).
-        split: The patterns of keys and values.
+        split: The patterns of the parts.
 
     Returns:
         `'backbone'`, `'keys'` or `'values'` for each name, in the order of `names`.
@@ -60,12 +64,18 @@ def partition(names: Sequence[str], split: Split) -> dict[str, str]:
     duplicates = [name for name, count in Counter(names).items() if count > 1]
     mistakes = [f"parameter {name!r} is given twice" for name in duplicates]
     parts: dict[str, str] = dict.fromkeys(names, "backbone")
+    kept = {name for pattern in split.backbone for name in names if re.search(pattern, name)}
+    mistakes += [
+        f"split.backbone pattern {pattern!r} {_why_unused(pattern, [], names)}"
+        for pattern in split.backbone
+        if not any(re.search(pattern, name) for name in names)
+    ]
     for part, patterns in (("keys", split.keys), ("values", split.values)):
         for pattern in patterns:
             matches = [name for name in names if re.search(pattern, name)]
-            taken = [name for name in matches if parts[name] == "backbone"]
+            taken = [name for name in matches if parts[name] == "backbone" and name not in kept]
             parts.update(dict.fromkeys(taken, part))
-            if not taken:
+            if not taken and not (matches and kept.issuperset(matches)):
                 mistakes.append(f"split.{part} pattern {pattern!r} {_why_unused(pattern, matches, names)}")
     if "backbone" not in parts.values():
         mistakes.append("the backbone is empty: the patterns of split.keys and split.values match all parameters")

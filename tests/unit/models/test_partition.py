@@ -29,6 +29,24 @@ def test_keys_are_matched_first_then_values_then_the_backbone() -> None:
     ]
 
 
+def test_the_backbone_keeps_what_its_patterns_match() -> None:
+    split = Split(keys=(r"attn",), values=("ffn", "norm_f", "wte"), backbone=("wte", r"blocks\.0\."))
+    assert list(partition(NAMES, split).items()) == [
+        ("wte.weight", "backbone"),
+        ("blocks.0.attn.weight", "backbone"),
+        ("blocks.0.ffn.weight", "backbone"),
+        ("blocks.1.attn.weight", "keys"),
+        ("blocks.1.ffn.weight", "values"),
+        ("norm_f.weight", "values"),
+    ]
+
+
+def test_a_backbone_pattern_without_matches_is_reported() -> None:
+    message = "split.backbone pattern 'wet.weight' matches no parameter; the nearest is 'wte.weight'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        partition(NAMES, Split(keys=("attn",), values=("ffn",), backbone=("wet.weight",)))
+
+
 def test_block_one_is_not_block_eleven() -> None:
     parts = partition(
         ["wte", "blocks.1.attn", "blocks.11.attn"],
