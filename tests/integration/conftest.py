@@ -86,7 +86,7 @@ class TinyData(LightningDataModule):
 
 def tiny_module(seed: int = 0, *, dropout: float = 0.0, lr: float = 1e-2, warmup_steps: int = 1) -> LanguageModule:
     architecture = Architecture(num_blocks=2, d_model=16, num_heads=2, max_seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE)
-    split = Split(keys=(r"blocks\.1\.(norm_1|attn)\.",), values=(r"blocks\.1\.", r"norm_f\."))
+    split = Split(keys=(r"blocks\.1\.(norm_1|attn)\.",), values=(r"blocks\.1\.", r"norm_f\.", r"wte\."))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = LanguageModule(architecture, split, OptimizerSettings(lr=lr, warmup_steps=warmup_steps))

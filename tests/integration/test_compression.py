@@ -69,7 +69,9 @@ def _copied(message: Any) -> Any:
     return replace(message, parts={part: clone(tensors) for part, tensors in message.parts.items()})
 
 
-PAIR = ("keys", "values")
+PAIR = ("keys", "values", "row_shares")
+BY_ROW = ("row_counts", "row_shares", "own_row_weights")
+"""Fields of messages with one number for each row."""
 
 
 class Serializer(FederationCallback):
@@ -83,16 +85,18 @@ class Serializer(FederationCallback):
         self.messages.append(message)
         tensors = {f"{part}:{name}": tensor for part in message.parts for name, tensor in message.parts[part].items()}
         state = message_state(message)
-        plain: dict[str, Any] = {name: value for name, value in state.items() if name not in ("parts", "row_counts")}
+        by_row = [name for name in BY_ROW if name in state]
+        plain: dict[str, Any] = {name: value for name, value in state.items() if name not in ("parts", *by_row)}
         plain |= {"parts": list(message.parts), "residuals": []}
         for i, residual in enumerate(message.residuals):
             tensors |= {f"{i}:keys:{name}": tensor for name, tensor in residual.keys.items()}
             tensors |= {f"{i}:values:{name}": tensor for name, tensor in residual.values.items()}
+            tensors |= {f"{i}:row_shares:{name}": tensor for name, tensor in residual.row_shares.items()}
             plain["residuals"].append(
                 {name: value for name, value in message_state(residual).items() if name not in PAIR}
             )
-        if isinstance(message, Upload):
-            tensors |= {f"row_counts:{name}": tensor for name, tensor in message.row_counts.items()}
+        for field in by_row:
+            tensors |= {f"{field}:{name}": tensor for name, tensor in state[field].items()}
         self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
         return _read(type(message), data, json.dumps(plain))
@@ -105,10 +109,10 @@ def _read(kind: Any, tensors: bytes, plain: str) -> Any:
         return {name.removeprefix(prefix): tensor for name, tensor in loaded.items() if name.startswith(prefix)}
 
     options["parts"] = {part: under(f"{part}:") for part in options["parts"]}
-    if kind is Upload:
-        options["row_counts"] = under("row_counts:")
+    fields = ("row_counts",) if kind is Upload else ("row_shares", "own_row_weights")
+    options |= {field: under(f"{field}:") for field in fields}
     options["residuals"] = tuple(
-        Residual(keys=under(f"{i}:keys:"), values=under(f"{i}:values:"), **residual)
+        Residual(**{field: under(f"{i}:{field}:") for field in PAIR}, **residual)
         for i, residual in enumerate(options["residuals"])
     )
     return kind(**options)
@@ -170,8 +174,8 @@ def test_token_counts_are_not_rounded(star: Make, fit: Make, differences: Make) 
             self.seen += [dict(upload.row_counts) for upload in uploads]
 
     plain, small = Counts(), Counts()
-    fit(star("ab"), [Averaging(), TokenRows(), plain])
-    fit(star("ab"), [Averaging(), TokenRows(), small, Compression("int8", "int8")])
+    fit(star("ab"), [Averaging(PARTS), TokenRows(), plain])
+    fit(star("ab"), [Averaging(PARTS), TokenRows(), small, Compression("int8", "int8")])
     assert len(plain.seen) == 4
     assert all(plain.seen)
     assert differences(small.seen, plain.seen) == []

@@ -138,7 +138,7 @@ def test_a_federation_sends_the_sum_since_its_last_upload(
     accumulate: int, tree: Topology, fit: Make, make_data: Make
 ) -> None:
     recorder = UploadRecorder()
-    fit(_public(tree), [Averaging(), TokenRows(), recorder], accumulate_grad_batches=accumulate)
+    fit(_public(tree), [Averaging(PARTS), TokenRows(), recorder], accumulate_grad_batches=accumulate)
     for number in range(2):
         first = number * 2 * accumulate  # two sub-rounds of one step per round
         expected = sum(counted(make_data, name, 2, first, first + 2 * accumulate) for name in "ab")
@@ -157,13 +157,13 @@ def test_a_federation_merges_its_own_fit_by_its_own_counts(tree: Topology, fit: 
         def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "north" and "start" not in seen:
                 seen["start"] = context.state.parameters[ROWS].clone()
-                seen.update({upload.node: upload.parts["backbone"][ROWS].clone() for upload in uploads})
+                seen.update({upload.node: upload.parts["values"][ROWS].clone() for upload in uploads})
 
         def after_aggregate(self, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "north":
                 seen.setdefault("merged", context.state.parameters[ROWS].clone())
 
-    fit(_public(tree), [MergeRecorder(), Averaging(), TokenRows()], max_epochs=1)
+    fit(_public(tree), [MergeRecorder(), Averaging(PARTS), TokenRows()], max_epochs=1)
     corpora = {"a": "a", "b": "b", "north": "e"}
     counts = [counted(make_data, corpus, 2, 0, 1, name) for name, corpus in corpora.items()]
     expected = rows_by_hand([seen[name] for name in corpora], counts, seen["start"])
@@ -181,7 +181,7 @@ root:
     - {name: b, corpus: b}
 """
     recorder = UploadRecorder()
-    fit(parse_topology(text, "listeners.yaml"), [Averaging(), TokenRows(), recorder])
+    fit(parse_topology(text, "listeners.yaml"), [Averaging(PARTS), TokenRows(), recorder])
     for number in range(2):
         assert torch.equal(recorder.counts(number, "a"), counted(make_data, "a", 2, 2 * number, 2 * number + 2))
 
@@ -192,14 +192,14 @@ def test_absent_nodes_are_not_counted(star: Make, fit: Make, make_data: Make) ->
             return not (context.node.name == "b" and context.round == 0)
 
     recorder = UploadRecorder()
-    fit(star("ab"), [Averaging(), TokenRows(), Absent(), recorder])
+    fit(star("ab"), [Averaging(PARTS), TokenRows(), Absent(), recorder])
     assert [(number, name) for number, name, _ in recorder.uploads] == [(0, "a"), (1, "a"), (1, "b")]
     assert torch.equal(recorder.counts(1, "a"), counted(make_data, "a", 2, 2, 4))
     assert torch.equal(recorder.counts(1, "b"), counted(make_data, "b", 2, 0, 2))
 
 
 def test_counts_add_four_bytes_per_row(star: Make, fit: Make) -> None:
-    plain, rows = (fit(star("ab"), [Averaging(), *more]).world.states for more in ([], [TokenRows()]))
+    plain, rows = (fit(star("ab"), [Averaging(PARTS), *more]).world.states for more in ([], [TokenRows()]))
     for name in "ab":
         assert rows[name].bytes_down == plain[name].bytes_down
         assert rows[name].bytes_up == plain[name].bytes_up + 2 * 4 * VOCAB_SIZE
@@ -223,7 +223,7 @@ def test_private_nodes_do_not_send_counts(
         def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "world" and not seen:
                 seen.update({upload.node: upload for upload in uploads}, start=context.state.parameters[ROWS].clone())
-                seen["parts"] = {upload.node: upload.parts["backbone"][ROWS].clone() for upload in uploads}
+                seen["parts"] = {upload.node: upload.parts["values"][ROWS].clone() for upload in uploads}
 
         def after_aggregate(self, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "world":
@@ -231,7 +231,7 @@ def test_private_nodes_do_not_send_counts(
 
     with caplog.at_level(logging.INFO, "worldlm"):
         topology = replace(tree, root=_without_noise(tree.root))  # noise would lower the weight of south
-        fit(topology, [MergeRecorder(), Averaging(), TokenRows(), UpdatePrivacy(), recorder])
+        fit(topology, [MergeRecorder(), Averaging(PARTS), TokenRows(), UpdatePrivacy(), recorder])
     assert {name for _, name, upload in recorder.uploads if upload.row_counts} == {"a", "b", "north"}
     for name in ("south", "c", "d"):
         messages = [text for text in caplog.messages if text.startswith(f"{name} is private and does not send token")]
@@ -258,7 +258,7 @@ root:
         - {name: b, corpus: b, settings: {privacy: {clip_norm: 0.5}}}
 """
     recorder = UploadRecorder()
-    fit(parse_topology(text, "mixed.yaml"), [Averaging(), TokenRows(), UpdatePrivacy(), recorder])
+    fit(parse_topology(text, "mixed.yaml"), [Averaging(PARTS), TokenRows(), UpdatePrivacy(), recorder])
     expected = counted(make_data, "a", 2, 0, 1) + 16 / VOCAB_SIZE
     assert torch.equal(recorder.counts(0, "north"), expected)
 
@@ -276,7 +276,7 @@ root:
 """
     recorder, rows = UploadRecorder(), TokenRows()
     with caplog.at_level(logging.INFO, "worldlm"):
-        callbacks = [Averaging(), rows, ExamplePrivacy(), NodeMetrics(), recorder]
+        callbacks = [Averaging(PARTS), rows, ExamplePrivacy(), NodeMetrics(), recorder]
         world = fit(parse_topology(text, "mixed.yaml"), callbacks).world
     assert not any(upload.row_counts for _, _, upload in recorder.uploads)
     assert rows.state_dict() == {"tally": None}

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from worldlm.callbacks import AttentionAggregation, Averaging, DivergenceRecovery, ResidualExchange, UpdatePrivacy
+from worldlm.callbacks import (
+    AttentionAggregation,
+    Averaging,
+    DivergenceRecovery,
+    ResidualExchange,
+    TokenRows,
+    UpdatePrivacy,
+)
 from worldlm.federation.parameters import PARTS, clone, num_bytes
 from worldlm.rounds import World
 from worldlm.topology import Topology, parse_topology
@@ -160,7 +167,7 @@ def test_a_diverged_private_node_sends_noise_and_the_run_continues(
     class Diverge(FederationCallback):
         def on_local_fit_end(self, context: Any) -> None:
             if (context.round, context.node.name) == (1, "b"):
-                next(iter(context.state.parameters.values())).fill_(torch.nan)
+                next(iter(context.part("backbone").values())).fill_(torch.nan)
 
     topology = star("ab", "privacy: {clip_norm: 0.2, noise_multiplier: 1.0}")
     trainer = fit(
@@ -206,6 +213,28 @@ root:
     ]
     assert len(lengths) == 2
     assert all(0 < length <= 0.05 * (1 + 1e-5) for length in lengths)
+
+
+def test_a_private_federation_does_not_say_which_tokens_were_read(fit: Make) -> None:
+    """Its residuals come from nodes that are private themselves, and have no counts to send."""
+    text = """
+name: rows
+settings: {num_local_steps: 1, batch_size: 2}
+root:
+  name: world
+  children:
+    - {name: a, children: [{name: b, corpus: b}, {name: d, corpus: d}]}
+    - name: south
+      settings: {privacy: {clip_norm: 0.05}}
+      children: [{name: c, corpus: c}, {name: e, corpus: e}]
+"""
+    recorder = UploadRecorder()
+    callbacks = [Averaging(), AttentionAggregation(), ResidualExchange(), TokenRows(), UpdatePrivacy(), recorder]
+    fit(parse_topology(text, "rows.yaml"), callbacks)
+    for name, is_private in (("a", False), ("south", True)):
+        found = [residual.row_shares for upload, _, _ in recorder.of(name) for residual in upload.residuals]
+        assert len(found) == 4
+        assert all((shares.max() == shares.min()) == is_private for rows in found for shares in rows.values())
 
 
 def test_without_uploaded_parts_nothing_is_spent(star: Make, fit: Make) -> None:

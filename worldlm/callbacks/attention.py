@@ -7,15 +7,25 @@ from typing import Protocol, TypedDict, runtime_checkable
 
 import torch
 
-from worldlm.callbacks.averaging import participant_weight
-from worldlm.callbacks.noise import Noise, keep_noise, num_data_nodes, num_merged, own_share, shrunk, weigh, with_noise
+from worldlm.callbacks.averaging import participant_weight, row_shares, weighed_mean
+from worldlm.callbacks.noise import Noise, keep_noise, num_data_nodes, own_share, shrunk, weigh, with_noise
 from worldlm.callbacks.rates import download_rate
+from worldlm.callbacks.sources import (
+    OTHERS,
+    SavedSource,
+    average_of,
+    largest,
+    saved_uploads,
+    smoothed_rows,
+    source_of,
+)
 from worldlm.federation.attention import Mixture, Source, attend, mean_scale, similarity_matrix, without
-from worldlm.federation.averaging import move_towards_, weighted_mean
+from worldlm.federation.averaging import move_towards_
 from worldlm.federation.messages import Download, Residual, Upload
-from worldlm.federation.parameters import Part, Tensors, clone, copy_, distance
+from worldlm.federation.parameters import Part, Tensors, copy_
 from worldlm.federation.schedule import Rate, check_rate, in_round
 from worldlm.federation.state import NodeState
+from worldlm.federation.token_rows import move_rows_towards_, own_row_weights
 from worldlm.rounds import Context, World
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
@@ -26,21 +36,6 @@ _MAX_SOURCES = 32
 
 _NUM_NEAREST = 16
 """Participants that a mixture has one by one in a larger federation; the others are one source."""
-
-OTHERS = "(others)"
-"""The name of this source. No node has it."""
-
-_MAX_SHOWN = 16
-"""Number of sources of a mixture whose weights are recorded one by one."""
-
-
-class SavedSource(TypedDict):
-    """The plain form of a `Source`."""
-
-    keys: Tensors
-    values: Tensors
-    num_nodes: float
-    scale: float
 
 
 class _Memory(TypedDict, total=False):
@@ -102,7 +97,7 @@ class AttentionAggregation(FederationCallback):
 
     def __init__(
         self,
-        temperature: float | tuple[float, float] = 0.15,
+        temperature: float | tuple[float, float] = 0.1,
         download_rate: Rate = 1.0,
         leaf_download_rate: Rate = 1.0,
     ) -> None:
@@ -130,7 +125,10 @@ class AttentionAggregation(FederationCallback):
         query = None if saved is None else replace(Source(**saved), num_nodes=num_data_nodes(child))
         mixture = self.attend(context, child, child.name, query)
         if mixture is None:  # the federation knows this child only, or nothing yet
-            return replace(download, own_weight=1.0 if query else 0.0)
+            (rows,) = smoothed_rows(row_shares(context, [None], self.parts))
+            own = 1.0 if query else 0.0
+            own_rows = {name: torch.full_like(shares, own) for name, shares in rows.items()}
+            return replace(download, own_weight=own, row_shares=rows, own_row_weights=own_rows)
         source = mixture.source
         parts: dict[Part, Tensors] = {"keys": {**source.keys}, "values": {**source.values}}
         if source.num_nodes < 1.0:  # mostly privacy noise: the federation's own layers, which did not move by it
@@ -139,6 +137,8 @@ class AttentionAggregation(FederationCallback):
             download,
             parts={**download.parts, **parts},
             own_weight=mixture.own_weight,
+            row_shares={**source.row_shares},
+            own_row_weights=_own_row_weights(query, mixture),
             num_nodes=source.num_nodes,
             scale=source.scale,
         )
@@ -164,7 +164,7 @@ class AttentionAggregation(FederationCallback):
         weights = {name: rest * weight for name, weight in zip(sources, mixture.weights, strict=True)}
         if query is not None and receiver == child.name:
             weights[receiver] = mixture.own_weight
-        context.state.attention[receiver] = _largest(weights)
+        context.state.attention[receiver] = largest(weights)
         if receiver == child.name:
             context.log({f"{receiver}/own_weight": mixture.own_weight})
         return mixture
@@ -220,16 +220,23 @@ class AttentionAggregation(FederationCallback):
         return sources if above is None or parent is None else {**sources, parent.name: above}
 
     def on_receive(self, context: Context, download: Download) -> None:
-        keys, values = download.parts["keys"], download.parts["values"]
+        keys, values, memory = download.parts["keys"], download.parts["values"], self.memory(context.state)
         if context.node.children and download.num_nodes:
-            self.memory(context.state)["above"] = SavedSource(
-                keys={**keys}, values={**values}, num_nodes=download.num_nodes, scale=download.scale
+            memory["above"] = SavedSource(
+                keys={**keys},
+                values={**values},
+                row_shares={**download.row_shares},
+                num_nodes=download.num_nodes,
+                scale=download.scale,
             )
-        own = own_share(self.memory(context.state))
+        own, by_rows = own_share(memory), download.own_row_weights
         rate = download_rate(context, self.download_rate, self.leaf_download_rate, own)
+        for name, own_weights in by_rows.items():
+            move_rows_towards_(context.state.parameters[name], values[name], rate * (1.0 - own * own_weights))
         rate *= 1.0 - own * download.own_weight
         if rate:
-            move_towards_(context.state.parameters, {**keys, **values}, rate)
+            layers = {name: tensor for name, tensor in {**keys, **values}.items() if name not in by_rows}
+            move_towards_(context.state.parameters, layers, rate)
 
     # ------------------------------------------------------------------ up
 
@@ -243,23 +250,13 @@ class AttentionAggregation(FederationCallback):
         memory, nodes = self.memory(context.state), context.world.topology.nodes
         weights = [participant_weight(nodes[upload.node], upload) for upload in uploads]
         weighed = weigh(context, uploads, weights, sorted(self.parts))
-        known = memory.setdefault("uploads", {})
+        rows = smoothed_rows(row_shares(context, uploads, self.parts))
         total = sum(weighed.weights)
         memory["shares"] = {upload.node: w / total for upload, w in zip(uploads, weighed.weights, strict=True)}
-        reference = {name: context.world.reference[name] for name in context.part("keys")}
-        for upload, trust in zip(uploads, weighed.trust, strict=True):
-            keys, values = clone(upload.parts["keys"]), clone(upload.parts["values"])
-            known[upload.node] = SavedSource(
-                keys=keys,
-                values=values,
-                num_nodes=trust * num_merged(upload, context),
-                scale=upload.scale or distance(keys, reference),
-            )
-        mean = weighted_mean(
-            [{**upload.parts["keys"], **upload.parts["values"]} for upload in uploads], weighed.weights
-        )
-        mean = shrunk(context.state.parameters, mean, weighed.shrinkage)
-        memory["mean"] = {name: mean[name] for name in reference}
+        memory.setdefault("uploads", {}).update(saved_uploads(context, uploads, weighed, rows))
+        models = [{**upload.parts["keys"], **upload.parts["values"]} for upload in uploads]
+        mean = weighed_mean(context, models, weighed, rows)
+        memory["mean"] = {name: mean[name] for name in context.part("keys")}
         copy_(context.state.parameters, mean)
         keep_noise(memory, weighed)
         self._find_nearest(context)
@@ -275,23 +272,10 @@ class AttentionAggregation(FederationCallback):
         scores = similarity_matrix(sources, self._centre(context)).fill_diagonal_(-math.inf)
         nearest = scores.topk(_NUM_NEAREST).indices.tolist()
         memory["nearest"] = {name: [names[i] for i in row] for name, row in zip(names, nearest, strict=True)}
-        nodes = [source.num_nodes for source in sources]
-        memory["average"] = SavedSource(
-            keys=weighted_mean([source.keys for source in sources], nodes),
-            values=weighted_mean([source.values for source in sources], nodes),
-            num_nodes=sum(nodes),
-            scale=mean_scale(sources),
-        )
+        memory["average"] = average_of(sources)
 
 
-def source_of(residual: Residual) -> Source:
-    """Return a residual, or an answer, as something to attend to."""
-    return Source(keys=residual.keys, values=residual.values, num_nodes=residual.num_nodes, scale=residual.scale)
-
-
-def _largest(weights: Mapping[str, float]) -> dict[str, float]:
-    """Return the largest weights, and the sum of the others under a name that no node has."""
-    names = sorted(weights.keys() - {OTHERS}, key=lambda name: (-weights[name], name))
-    shown = {name: weights[name] for name in names[:_MAX_SHOWN]}
-    others = sum(weights[name] for name in names[_MAX_SHOWN:]) + weights.get(OTHERS, 0.0)
-    return {**shown, OTHERS: others} if others else shown
+def _own_row_weights(query: Source | None, mixture: Mixture) -> Tensors:
+    others = mixture.source.row_shares
+    own = others if query is None else query.row_shares
+    return {name: own_row_weights(mixture.own_weight, own[name], others[name]) for name in others}

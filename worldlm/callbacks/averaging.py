@@ -1,7 +1,7 @@
 """Weighted averaging of chosen parts of the model, with any outer optimizer."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from worldlm.callbacks.noise import Noise, Weighed, keep_noise, own_share, shrunk, weigh, with_noise
 from worldlm.callbacks.rates import download_rate
-from worldlm.federation.averaging import move_towards_, outer_step_, weighted_mean
+from worldlm.federation.averaging import move_towards_, outer_step_
 from worldlm.federation.messages import Download, Upload
 from worldlm.federation.parameters import PARTS, Part, Tensors
 from worldlm.federation.schedule import Rate, check_rate
@@ -40,8 +40,11 @@ class WeighsRows(Protocol):
     part: Part
     """The part that the tensor belongs to."""
 
-    def row_shares(self, context: Context, upload: Upload) -> Tensors:
-        """Return the distribution of an upload's weight over the rows: float64 [rows] summing to 1, by tensor name."""
+    def row_shares(self, context: Context, upload: Upload | None) -> Tensors:
+        """Return the distribution of an upload's weight over the rows: float64 [rows] summing to 1, by tensor name.
+
+        Without an upload, all rows have the same share.
+        """
 
 
 class Averaging(FederationCallback):
@@ -167,13 +170,7 @@ class Averaging(FederationCallback):
         weights that the children received. The outer optimizer steps from there towards the mean.
         """
         models = [self._tensors(upload) for upload in uploads]
-        start, rows = context.state.parameters, context.find(WeighsRows)  # type: ignore[type-abstract]
-        if rows is None or rows.part not in self.parts:
-            return shrunk(start, weighted_mean(models, weighed.weights), weighed.shrinkage)
-        shares = [rows.row_shares(context, upload) for upload in uploads]
-        mean = weighted_mean_by_rows(models, weighed.weights, shares, start, weighed.ratios)
-        by_rows = {name: mean[name] for name in shares[0]}  # these have moved as far as each row may
-        return {**shrunk(start, mean, weighed.shrinkage), **by_rows}
+        return weighed_mean(context, models, weighed, row_shares(context, uploads, self.parts))
 
     def _tensors(self, upload: Upload) -> Tensors:
         return {name: tensor for part in PARTS if part in self.parts for name, tensor in upload.parts[part].items()}
@@ -181,6 +178,30 @@ class Averaging(FederationCallback):
     def _weight(self, node: Node, upload: Upload) -> float:
         weight = participant_weight(node, upload)
         return 1.0 if self.weights == "uniform" and node.weight is None else weight
+
+
+def row_shares(context: Context, uploads: Sequence[Upload | None], parts: Collection[Part]) -> list[Tensors]:
+    """Return the row shares of every upload, by tensor name: empty if none of the parts is averaged by rows."""
+    rows = context.find(WeighsRows)  # type: ignore[type-abstract]
+    by_rows = rows is not None and rows.part in parts
+    return [rows.row_shares(context, upload) if rows and by_rows else {} for upload in uploads]
+
+
+def weighed_mean(
+    context: Context, models: Sequence[Tensors], weighed: Weighed, row_shares: Sequence[Tensors]
+) -> Tensors:
+    """Return the mean of uploads, as new tensors by name, moved away from the federation's own as far as noise allows.
+
+    Args:
+        context: The federation.
+        models: The tensors of every upload.
+        weighed: The weights of the uploads.
+        row_shares: Row shares of every upload for tensors that are averaged by rows.
+    """
+    start = context.state.parameters
+    mean = weighted_mean_by_rows(models, weighed.weights, row_shares, start, weighed.ratios)
+    by_rows = {name: mean[name] for name in row_shares[0]}  # these have moved as far as each row may
+    return {**shrunk(start, mean, weighed.shrinkage), **by_rows}
 
 
 def participant_weight(node: Node, upload: Upload) -> float:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 
-from worldlm.callbacks.attention import OTHERS, AttentionAggregation, source_of
+from worldlm.callbacks.attention import AttentionAggregation
+from worldlm.callbacks.sources import OTHERS, source_of
 from worldlm.federation.attention import Source, similarities
 from worldlm.federation.messages import (
     Download,
@@ -148,6 +149,7 @@ class ResidualExchange(FederationCallback):
             residual,
             keys={**mixture.source.keys},
             values={**mixture.source.values},
+            row_shares={**mixture.source.row_shares},
             federation=context.node.name,
             round=context.round,
             share=0.0,
@@ -229,6 +231,7 @@ def _residual(context: Context, child: Node, layers: Source, share: float) -> Re
     return Residual(
         keys={**layers.keys},
         values={**layers.values},
+        row_shares={**layers.row_shares},
         origin=child.name,
         federation=context.node.name,
         jurisdiction=child.settings.jurisdiction,

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from worldlm.callbacks.attention import AttentionAggregation
 from worldlm.callbacks.averaging import Averaging
 from worldlm.callbacks.robust_averaging import RobustAveraging
 from worldlm.federation.messages import Upload
@@ -45,8 +46,8 @@ class TokenRows(FederationCallback):
         parameter: Name of the tensor with one row per token, or the last dot-separated components of its name.
 
     Raises:
-        ValueError: If there is not exactly one such tensor, no `Averaging` merges the part it belongs to, a
-            `RobustAveraging` does, or `TokenRows` is listed twice.
+        ValueError: If there is not exactly one such tensor, neither `Averaging` nor `AttentionAggregation` merges the
+            part it belongs to, a `RobustAveraging` does, or `TokenRows` is listed twice.
     """
 
     memory_schema = _Memory
@@ -74,13 +75,17 @@ class TokenRows(FederationCallback):
         self._name, self.part = names[0], parts[names[0]]
         self._num_rows = module.get_parameter(self._name).shape[0]
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        merging = [other for other in callbacks if isinstance(other, Averaging) and self.part in other.parts]
+        kinds = Averaging | AttentionAggregation
+        merging = [other for other in callbacks if isinstance(other, kinds) and self.part in other.parts]
         if any(isinstance(other, RobustAveraging) for other in merging):
             raise ValueError(
                 "RobustAveraging does not support TokenRows: remove TokenRows, or merge the embedding with Averaging"
             )
         if not merging:
-            raise ValueError(f"TokenRows needs an Averaging of the {self.part}, the part that contains {self._name}")
+            raise ValueError(
+                f"TokenRows needs an Averaging or an AttentionAggregation of the {self.part}, the part that contains "
+                f"{self._name}"
+            )
 
     def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
         if sum(isinstance(other, TokenRows) for other in callbacks) > 1:
@@ -90,9 +95,13 @@ class TokenRows(FederationCallback):
         for name in changes.moved:
             states[name].memory.get(self.state_key, {}).pop("unsent", None)  # `unsent_tokens` is dropped as well
 
-    def row_shares(self, context: Context, upload: Upload) -> Tensors:
-        """Return the distribution of an upload's weight over the rows: float64 [vocab] summing to 1, by tensor name."""
-        return {self._name: row_shares(self._counts(context, upload), self._num_rows)}
+    def row_shares(self, context: Context, upload: Upload | None) -> Tensors:
+        """Return the distribution of an upload's weight over the rows: float64 [vocab] summing to 1, by tensor name.
+
+        Without an upload, all rows have the same share.
+        """
+        counts = None if upload is None else self._counts(context, upload)
+        return {self._name: row_shares(counts, self._num_rows)}
 
     def _counts(self, context: Context, upload: Upload) -> Tensor | None:
         """Return the token counts of an upload, or None: those of the federation's own fit are in its memory."""

@@ -99,18 +99,21 @@ def check_memories(states: Mapping[str, NodeState], callbacks: Iterable[RoundCal
             memory = state.memory.get(callback.state_key, {})
             if not matches_type(memory, callback.memory_schema):
                 raise ValueError(f"{memory_of} does not have its declared type (memory_schema) in the checkpoint")
-            for name, tensor in _named_tensors(memory):
-                if name in model and tensor.shape != model[name].shape:
-                    in_checkpoint, in_model = _described(tensor), _described(model[name])
+            for path, tensor in _named_tensors(memory):
+                name, by_rows = path[-1], "row_shares" in path
+                expected = None if name not in model else model[name][:, 0] if by_rows else model[name]
+                if expected is not None and tensor.shape != expected.shape:
+                    in_checkpoint, in_model = _described(tensor), _described(expected)
                     raise ValueError(
                         f"{name} in {memory_of} is {in_checkpoint} in the checkpoint, but {in_model} in this model"
                     )
 
 
-def _named_tensors(memory: Any) -> Iterator[tuple[Any, Tensor]]:
+def _named_tensors(memory: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """Yield every tensor with the names of the dictionaries and the tensor that lead to it."""
     if isinstance(memory, dict | list):
         for name, value in memory.items() if isinstance(memory, dict) else enumerate(memory):
-            yield from [(name, value)] if isinstance(value, Tensor) else _named_tensors(value)
+            yield from [((*path, name), value)] if isinstance(value, Tensor) else _named_tensors(value, (*path, name))
 
 
 def _described(tensor: Tensor | None) -> str:

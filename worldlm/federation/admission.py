@@ -64,6 +64,10 @@ def _residual_problems(residual: Residual, expected: Mapping[Part, Tensors]) -> 
     yield from misfits(residual.keys, expected.get("keys", {}))
     yield from misfits(residual.values, expected.get("values", {}))
     yield from _not_in_range({**residual.keys, **residual.values})
+    for name, shares in residual.row_shares.items():
+        rows = expected.get("values", {}).get(name)
+        if rows is None or shares.shape != rows.shape[:1] or not bool((shares > 0).all() and shares.isfinite().all()):
+            yield f"its row shares of {name} are invalid"
 
 
 def misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:

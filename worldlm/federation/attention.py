@@ -7,13 +7,14 @@ so that all scores on raw keys would be nearly equal.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from worldlm.federation.averaging import weighted_sum
-from worldlm.federation.parameters import chunk_size, chunks, model_chunks
+from worldlm.federation.parameters import Tensors, chunk_size, chunks, model_chunks
+from worldlm.federation.token_rows import sum_of_rows
 
 _ROUNDING = 1e-6
 """A relative change this small is float32 rounding and has no direction."""
@@ -37,6 +38,9 @@ class Source:
     """Key layers, by name."""
     values: Mapping[str, Tensor]
     """The value layers that belong to them."""
+    row_shares: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name of a value tensor that is mixed row by row -> the distribution of the source's weight over its rows, float32
+    [rows], each above 0."""
     num_nodes: float = 1.0
     """How many nodes it counts for, above 0."""
     scale: float
@@ -71,7 +75,8 @@ def attend(
     ``score_i = dQ.dK_i / (|dQ| scale_i)``, ``w_i ~ num_nodes_i exp(score_i / temperature)``,
     ``K = sum_i w_i K_i``, ``V = sum_i w_i V_i``. The score says how far a source has gone in the direction of the
     query, relative to how much it has learnt. With the average keys of all nodes as the centre, what all have learnt
-    alike does not count, and no source is preferred while the nodes differ little.
+    alike does not count, and no source is preferred while the nodes differ little. In row r of a tensor that is mixed
+    row by row, source i has the weight ``w_i row_shares_i[r]``, relative to the other sources.
 
     The query's own layers count as much as those of the best source: ``own ~ num_nodes exp(max_i score_i /
     temperature)``. With their own score, which is the largest, a node would learn little from others.
@@ -97,8 +102,7 @@ def attend(
     parts = [weight * source.scale / (scale or 1.0) for weight, source in zip(weights, sources, strict=True)]
     power = math.fsum(part * power for part, power in zip(parts, powers, strict=True) if part)
     mixed = Source(
-        keys={name: weighted_sum([source.keys for source in sources], name, weights) for name in sources[0].keys},
-        values={name: weighted_sum([source.values for source in sources], name, weights) for name in sources[0].values},
+        **mixed_layers(sources, weights),
         num_nodes=math.exp(min(total - power, _LARGEST_POWER)),
         scale=scale,
     )
@@ -106,11 +110,33 @@ def attend(
     return Mixture(source=mixed, weights=weights, own_weight=own_weight)
 
 
+def mixed_layers(sources: Sequence[Source], weights: Sequence[float]) -> dict[str, Tensors]:
+    """Return the weighted sum of the layers of several sources, as new tensors, by field of `Source`.
+
+    Args:
+        sources: At least one.
+        weights: One per source, summing to 1.
+    """
+    keys, values, shares = ([getattr(source, part) for source in sources] for part in ("keys", "values", "row_shares"))
+    by_rows = {
+        name: sum_of_rows([each[name] for each in values], [each[name] for each in shares], weights)
+        for name in shares[0]
+    }
+    return {
+        "keys": {name: weighted_sum(keys, name, weights) for name in keys[0]},
+        "values": {
+            name: by_rows[name] if name in by_rows else weighted_sum(values, name, weights) for name in values[0]
+        },
+        "row_shares": {name: weighted_sum(shares, name, weights) for name in by_rows},
+    }
+
+
 @torch.no_grad()
 def without(average: Source, parts: Sequence[tuple[Source, float]]) -> Source | None:
     """Return an average without some of the nodes that it contains, so that they can count on their own.
 
-    ``K = (K_average - sum_i share_i K_i) / (1 - sum_i share_i)``, and the same for the values.
+    ``K = (K_average - sum_i share_i K_i) / (1 - sum_i share_i)``, and the same for the values. Rows of which the parts
+    have nearly all the weight stay as they are in the average.
 
     Args:
         average: Layers averaged over several nodes.
@@ -125,10 +151,13 @@ def without(average: Source, parts: Sequence[tuple[Source, float]]) -> Source | 
         return None
     scale = average.num_nodes * average.scale - math.fsum(part.num_nodes * part.scale for part, _ in parts)
     factors = [1.0 / left, *(-share / left for _, share in parts)]
-    sources = [average, *(part for part, _ in parts)]
+    layers = mixed_layers([average, *(part for part, _ in parts)], factors)
+    for name, shares in layers["row_shares"].items():
+        least = _LEAST_SHARE * average.row_shares[name]
+        layers["values"][name][shares < least] = average.values[name][shares < least]
+        shares.copy_(shares.maximum(least))
     return Source(
-        keys={name: weighted_sum([source.keys for source in sources], name, factors) for name in average.keys},
-        values={name: weighted_sum([source.values for source in sources], name, factors) for name in average.values},
+        **layers,
         num_nodes=num_nodes,
         scale=max(0.0, scale / num_nodes),
     )

@@ -22,6 +22,9 @@ class Residual:
     """Key layers: those of the origin, sanitised by it, or a mixture for the origin."""
     values: Tensors
     """Value layers: the same."""
+    row_shares: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name of a value tensor that is mixed row by row -> the distribution of the pair's weight over its rows, float32
+    [vocab]."""
     origin: str
     """Name of the node whose layers climbed."""
     federation: str
@@ -40,7 +43,7 @@ class Residual:
     @property
     def num_bytes(self) -> int:
         """Payload in bytes."""
-        return num_bytes(self.keys) + num_bytes(self.values)
+        return num_bytes(self.keys) + num_bytes(self.values) + num_bytes(self.row_shares)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +60,11 @@ class Download:
     own_weight: float = 0.0
     """Weight, from 0 to 1, that the receiver should give to its own keys and values; those of the download have the
     rest."""
+    row_shares: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name of a value tensor that is mixed row by row -> the distribution of the mixture's weight over its rows,
+    float32 [vocab]."""
+    own_row_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name of such a tensor -> what `own_weight` is for each of its rows, float32 [vocab]."""
     num_nodes: float = 0.0
     """How many nodes the keys and values count for in further attention; 0 if no attention mixed them."""
     scale: float = 0.0
@@ -67,7 +75,7 @@ class Download:
     @property
     def num_bytes(self) -> int:
         """Payload in bytes."""
-        return _num_bytes(self)
+        return _num_bytes(self) + num_bytes(self.row_shares) + num_bytes(self.own_row_weights)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +122,7 @@ MessageT = TypeVar("MessageT", Download, Upload)
 def message_state(message: Download | Upload | Residual) -> dict[str, Any]:
     """Return a message as plain containers and tensors, not copied, for a checkpoint."""
     state = {field_.name: getattr(message, field_.name) for field_ in fields(message)}
-    for name in ("parts", "row_counts"):
+    for name in ("parts", "row_counts", "row_shares", "own_row_weights"):
         if name in state:
             state[name] = dict(state[name])
     if "residuals" in state:
@@ -127,6 +135,7 @@ class SavedResidual(TypedDict):
 
     keys: Tensors
     values: Tensors
+    row_shares: NotRequired[Tensors]
     origin: str
     federation: str
     jurisdiction: str | None

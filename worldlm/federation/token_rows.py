@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldlm.federation.averaging import weighted_mean
+from worldlm.federation.averaging import weighted_mean, weighted_sum
 from worldlm.federation.parameters import Tensors
+
+_SMOOTHING = 0.01
+"""Part of the weight of a participant that all rows of a mixture share equally."""
 
 
 @dataclass(slots=True)
@@ -71,6 +74,20 @@ def row_shares(counts: Tensor | None, num_rows: int) -> Tensor:
     return exact / exact.sum().clamp(min=1e-300)
 
 
+def smoothed(shares: Tensor) -> Tensor:
+    """Return row shares for a mixture, in which also a participant that never read a token has a little weight.
+
+    Otherwise an unrelated node would decide alone about a row that no related node has read.
+
+    Args:
+        shares: The result of `row_shares`.
+
+    Returns:
+        float32 [vocab], summing to 1, each above 0.
+    """
+    return ((1.0 - _SMOOTHING) * shares + _SMOOTHING / len(shares)).float()
+
+
 @torch.no_grad()
 def mean_of_rows(
     tensors: Sequence[Tensor], weights: Sequence[Tensor], start: Tensor, noise: Sequence[float] | None = None
@@ -100,6 +117,52 @@ def mean_of_rows(
             noise_of_mean += share**2 * noise[i]
     mean[~seen] = start[~seen]
     return mean if noise is None else torch.lerp(start, mean, _by_row(1 / (1 + noise_of_mean), start))
+
+
+@torch.no_grad()
+def sum_of_rows(tensors: Sequence[Tensor], shares: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return `sum_i weights_i shares_i[r] tensors_i[r] / sum_i weights_i shares_i[r]` for every row r.
+
+    Args:
+        tensors: One per source, [vocab, ...].
+        shares: One per source, float32 [vocab].
+        weights: One per source.
+
+    Returns:
+        A new tensor. There is one accumulator for all sources.
+    """
+    total = weighted_sum([{"": share} for share in shares], "", weights)
+    mixed = torch.zeros_like(tensors[0])
+    for tensor, share, weight in zip(tensors, shares, weights, strict=True):
+        mixed.addcmul_(tensor, _by_row(weight * share / total, tensor))
+    return mixed
+
+
+@torch.no_grad()
+def own_row_weights(own_weight: float, own: Tensor, others: Tensor) -> Tensor:
+    """Return the weight of a node's own rows beside those of a mixture.
+
+    Args:
+        own_weight: The node's own weight, from 0 to 1; the mixture has the rest.
+        own: The node's row shares, float32 [vocab].
+        others: The row shares of the mixture.
+
+    Returns:
+        float32 [vocab], from 0 to 1.
+    """
+    return own_weight * own / (own_weight * own + (1.0 - own_weight) * others)
+
+
+@torch.no_grad()
+def move_rows_towards_(target: Tensor, source: Tensor, rates: Tensor) -> None:
+    """Move the rows of `target`, in place: `target[r] <- (1 - rates[r]) target[r] + rates[r] source[r]`.
+
+    Args:
+        target: [vocab, ...].
+        source: The tensor to move towards.
+        rates: float32 [vocab], each from 0 to 1; at 1 the row becomes an exact copy.
+    """
+    target.copy_(torch.lerp(target, source, _by_row(rates.to(target.device), target)))
 
 
 def _by_row(factors: Tensor, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from worldlm.callbacks import AttentionAggregation, Averaging, ResidualExchange
+from worldlm.federation.messages import residual_from_state
 from worldlm.rounds import Context, RoundCallback, World, run_round
 from worldlm.topology import parse_topology
 
@@ -193,6 +194,77 @@ def test_rules(settings: str, answered: set[str], reason: str) -> None:
         assert "a1" not in attention["B"]
         assert "a1" not in attention["b1"]
         assert "b1" in attention["A"]
+
+
+# ---------------------------------------------------------------------- embedding rows among the values
+
+
+class Rows(RoundCallback):
+    """Weighs the two rows of the values by how often each leaf read their tokens."""
+
+    part = "values"
+    counts = {"a": (9.0, 1.0), "b": (1.0, 1.0), "c": (1.0, 3.0)}  # noqa: RUF012
+
+    def row_shares(self, context: Context, upload: Any) -> dict[str, torch.Tensor]:
+        counts = torch.tensor(self.counts[upload.node] if upload else (1.0, 1.0), dtype=torch.float64)
+        return {"v": counts / counts.sum()}
+
+
+def test_the_rows_of_the_values_count_by_their_shares() -> None:
+    world, receives = _run(STAR, 2, Rows(), AttentionAggregation(temperature=T, leaf_download_rate=0.5))
+    average = _mean({KEYS[name]: 1.0 for name in "abc"})
+    shares = {n: [0.99 * c / sum(counts) + 0.01 / 2 for c in counts] for n, counts in Rows.counts.items()}
+    masses = {other: _mass(KEYS["a"], KEYS[other], average) for other in "bc"}
+    weights = {other: mass / sum(masses.values()) for other, mass in masses.items()}
+    download = receives.seen[1, "a"]
+    own = download.own_weight
+    after = world.states["a"].parameters  # replaced by the second fit
+    assert after["v"].tolist() == pytest.approx([10 * x for x in KEYS["a"]])
+    for r in range(2):
+        mixed = {other: weights[other] * shares[other][r] for other in "bc"}
+        value = sum(10 * KEYS[other][r] * part for other, part in mixed.items()) / sum(mixed.values())
+        assert float(download.parts["values"]["v"][r]) == pytest.approx(value)
+        assert float(download.row_shares["v"][r]) == pytest.approx(sum(mixed.values()))
+        own_row = own * shares["a"][r] / (own * shares["a"][r] + (1 - own) * sum(mixed.values()))
+        assert float(download.own_row_weights["v"][r]) == pytest.approx(own_row)
+    total = [sum(shares[name][r] for name in "abc") for r in range(2)]
+    mean = [sum(10 * KEYS[name][r] * shares[name][r] for name in "abc") / total[r] for r in range(2)]
+    assert world.states["world"].parameters["v"].tolist() == pytest.approx(mean)
+
+
+def test_a_child_moves_each_row_by_its_rate_times_the_weight_of_the_mixture() -> None:
+    class Before(RoundCallback):
+        def on_route(self, context: Context, download: Any) -> Any:
+            start[context.round, context.node.name] = context.state.parameters["v"].clone()
+            return download
+
+        def on_merged(self, context: Context) -> None:
+            after[context.round, context.node.name] = context.state.parameters["v"].clone()
+
+    start, after = {}, {}
+    attention = AttentionAggregation(temperature=T, leaf_download_rate=0.25)
+    _, receives = _run(STAR, 2, Rows(), attention, Before())
+    download = receives.seen[1, "a"]
+    rates = 0.25 * (1 - download.own_row_weights["v"])
+    expected = start[1, "a"] + rates * (download.parts["values"]["v"] - start[1, "a"])
+    torch.testing.assert_close(after[1, "a"], expected)
+    assert torch.equal(after[1, "ear"], receives.seen[1, "ear"].parts["values"]["v"])  # a listener copies
+
+
+def test_residuals_and_answers_carry_their_row_shares() -> None:
+    names = ("a1", "a2", "b1", "b2", "A", "B", "world")
+    rows = Rows()
+    rows.counts = {name: (1.0 + i, 2.0) for i, name in enumerate(names)}
+    exchange = ResidualExchange(num_residuals=1)
+    world, _ = _run(TREE.replace("SETTINGS", ""), 2, rows, AttentionAggregation(temperature=T), exchange)
+    answer = residual_from_state(exchange.memory(world.states["A"])["answers"]["a1"])
+    shares = {n: torch.tensor([0.99 * c / sum(counts) + 0.005 for c in counts]) for n, counts in rows.counts.items()}
+    masses = {name: _mass(KEYS["a1"], KEYS[name], ALL) for name in ("b1", "b2")}
+    # what is left of B without b1 has the row shares of B, less those of b1
+    left = 2 * shares["B"] - shares["b1"]
+    expected = (masses["b1"] * shares["b1"] + masses["b2"] * left) / sum(masses.values())
+    torch.testing.assert_close(answer.row_shares["v"], expected)
+    assert answer.num_bytes == 4 * (2 + 2 + 2)
 
 
 def test_a_large_federation_mixes_the_nearest_one_by_one_and_the_others_as_one() -> None:

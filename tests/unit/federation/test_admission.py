@@ -35,6 +35,7 @@ def reason(upload: Upload, **options: Any) -> str:
 def test_a_valid_upload_is_accepted() -> None:
     assert reason(replace(GOOD, residuals=(RESIDUAL,), row_counts={"w": torch.tensor([0.0, 2.0])})) == ""
     assert reason(replace(GOOD, parts=parts(k=torch.ones(2, dtype=torch.bfloat16)))) == ""
+    assert reason(replace(GOOD, residuals=(replace(RESIDUAL, row_shares={"v": torch.ones(1)}),))) == ""
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,18 @@ def test_a_valid_upload_is_accepted() -> None:
             "the residual of b: k is not finite",
         ),
         (replace(GOOD, residuals=(replace(RESIDUAL, values={}),)), "the residual of b: it lacks v"),
+        *(
+            (
+                replace(GOOD, residuals=(replace(RESIDUAL, row_shares=shares),)),
+                f"the residual of b: its row shares of {next(iter(shares))} are invalid",
+            )
+            for shares in (
+                {"v": torch.tensor([0.5, 0.5])},
+                {"v": torch.tensor([0.0])},
+                {"v": torch.tensor([torch.nan])},
+                {"w": torch.tensor([0.5, 0.5])},
+            )
+        ),
     ],
 )
 def test_the_first_problem_is_reported(upload: Upload, expected: str) -> None:

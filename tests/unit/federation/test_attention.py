@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from worldlm.federation.attention import (
     Mixture,
     Source,
     attend,
+    mixed_layers,
     similarities,
     similarity_matrix,
     softmax_weights,
@@ -237,6 +239,62 @@ def test_nothing_is_left_of_an_average_without_all_its_nodes() -> None:
     same = without(average(nodes), [])
     assert same is not None
     assert_same(same, average(nodes), rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------- tensors that are mixed row by row
+
+
+def rows(values: list[float], shares: list[float], keys: tuple[float, ...] = (1.0, 0.0)) -> Source:
+    """A source with a tensor of three rows of one number."""
+    embedding = torch.tensor(values).unsqueeze(1)
+    return Source(
+        keys={"k": torch.tensor(keys)}, values={"e": embedding}, row_shares={"e": torch.tensor(shares)}, scale=1.0
+    )
+
+
+def test_a_row_counts_by_its_share_of_the_weight_of_its_source() -> None:
+    # cosines 1 and 0: weights e / (e + 1) and 1 / (e + 1)
+    sources = [rows([2.0, 4.0, 6.0], [0.5, 0.25, 0.25]), rows([8.0, 8.0, 8.0], [0.25, 0.5, 0.25], (0.0, 1.0))]
+    result = attend_flat(flat(1.0, 0.0), sources)
+    shares = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]])
+    weights = torch.tensor([np.e / (np.e + 1), 1 / (np.e + 1)])[:, None] * shares
+    expected = (weights * torch.tensor([[2.0, 4.0, 6.0], [8.0, 8.0, 8.0]])).sum(0) / weights.sum(0)
+    torch.testing.assert_close(result.source.values["e"].squeeze(1), expected)
+    torch.testing.assert_close(result.source.row_shares["e"], weights.sum(0))
+
+
+def test_equal_row_shares_mix_rows_like_any_other_tensor() -> None:
+    sources = [rows([2.0, 4.0, 6.0], [0.2, 0.3, 0.5]), rows([8.0, 8.0, 8.0], [0.2, 0.3, 0.5], (0.0, 1.0))]
+    by_rows = attend_flat(flat(1.0, 0.0), sources).source
+    plain = attend_flat(flat(1.0, 0.0), [replace(source, row_shares={}) for source in sources]).source
+    assert_same(by_rows, plain)
+
+
+def test_attention_in_two_steps_equals_attention_over_all_nodes_row_by_row() -> None:
+    shares = [[0.6, 0.2, 0.2], [0.1, 0.1, 0.8], [0.3, 0.5, 0.2]]
+    nodes = [rows([1.0 + i, 5.0 - i, 2.0 * i], shares[i], (1.0, float(i))) for i in range(3)]
+    query = flat(1.0, 0.5)
+    above = attend_flat(query, nodes[1:]).source
+    assert_same(attend_flat(query, [nodes[0], above]).source, attend_flat(query, nodes).source)
+
+
+def test_an_average_without_a_node_is_the_average_of_the_others_row_by_row() -> None:
+    nodes = [rows([1.0, 2.0, 3.0], [0.5, 0.3, 0.2]), rows([7.0, 5.0, 9.0], [0.1, 0.1, 0.8])]
+    both = Source(**mixed_layers(nodes, [0.25, 0.75]), num_nodes=2.0, scale=1.0)
+    rest = without(both, [(nodes[0], 0.25)])
+    assert rest is not None
+    assert_same(rest, nodes[1])
+    torch.testing.assert_close(rest.row_shares, dict(nodes[1].row_shares))
+
+
+def test_a_row_that_only_the_removed_node_has_stays_as_it_is() -> None:
+    nodes = [rows([1.0, 2.0, 3.0], [0.5, 0.3, 0.2]), rows([7.0, 5.0, 9.0], [1e-4, 0.2, 0.7999])]
+    both = Source(**mixed_layers(nodes, [0.5, 0.5]), num_nodes=2.0, scale=1.0)
+    rest = without(both, [(nodes[0], 0.5)])
+    assert rest is not None
+    assert rest.values["e"][0] == both.values["e"][0]
+    assert rest.row_shares["e"][0] == pytest.approx(0.1 * float(both.row_shares["e"][0]))
+    torch.testing.assert_close(rest.values["e"][1:], nodes[1].values["e"][1:])
 
 
 # ---------------------------------------------------------------- no change

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from worldlm.federation.averaging import weighted_mean
-from worldlm.federation.token_rows import Tally, mean_of_rows, row_shares, weighted_mean_by_rows
+from worldlm.federation.token_rows import (
+    Tally,
+    mean_of_rows,
+    move_rows_towards_,
+    own_row_weights,
+    row_shares,
+    smoothed,
+    sum_of_rows,
+    weighted_mean_by_rows,
+)
 
 START = torch.tensor([[9.0, 9.0], [9.0, 9.0], [9.0, 9.0], [7.0, 5.0]])
 ONE = torch.tensor([[0.0, 8.0], [1.0, 2.0], [2.0, 4.0], [50.0, 50.0]])
@@ -95,3 +104,34 @@ def test_repeated_batches_count_once() -> None:
     for position in (0, 0, 1, 2, 2, 3):
         tally.add_(batches[position], position, 1)
     assert tally.total.tolist() == [1, 1, 1, 1, 4]
+
+
+# ---------------------------------------------------------------- mixtures
+
+
+def test_smoothed_shares_by_hand() -> None:
+    found = smoothed(float64(0.75, 0.25, 0.0, 0.0))
+    torch.testing.assert_close(found, torch.tensor([0.745, 0.25, 0.0025, 0.0025]))
+    assert float(found.sum()) == pytest.approx(1.0)
+
+
+def test_an_unrelated_node_does_not_decide_about_a_row_that_no_related_node_has_read() -> None:
+    """It has a weight of 1e-4, and the others have never read the token of the first row."""
+    shares = [smoothed(float64(0.0, 1.0)), smoothed(float64(0.5, 0.5))]
+    mixed = sum_of_rows([torch.zeros(2, 1), torch.ones(2, 1)], shares, [1.0 - 1e-4, 1e-4])
+    assert float(mixed[0]) < 0.02
+    unsmoothed = [float64(0.0, 1.0).float(), float64(0.5, 0.5).float()]
+    assert float(sum_of_rows([torch.zeros(2, 1), torch.ones(2, 1)], unsmoothed, [1.0 - 1e-4, 1e-4])[0]) == 1.0
+
+
+def test_own_row_weights_by_hand() -> None:
+    found = own_row_weights(0.25, torch.tensor([0.5, 0.1]), torch.tensor([0.5, 0.3]))
+    assert found.tolist() == pytest.approx([0.25, 0.1])
+    assert own_row_weights(0.0, torch.tensor([0.5]), torch.tensor([0.5])).tolist() == [0.0]
+    assert own_row_weights(1.0, torch.tensor([0.5]), torch.tensor([0.5])).tolist() == [1.0]
+
+
+def test_rows_move_by_their_rates_and_are_copied_at_one() -> None:
+    target = ONE.clone()
+    move_rows_towards_(target, TWO, torch.tensor([1.0, 0.0, 0.5, 1.0]))
+    assert target.tolist() == [TWO[0].tolist(), ONE[1].tolist(), [4.0, 6.0], TWO[3].tolist()]

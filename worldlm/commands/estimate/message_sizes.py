@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from worldlm.callbacks import Compression, ResidualExchange, TokenRows
+from worldlm.callbacks import AttentionAggregation, Compression, ResidualExchange, TokenRows
 from worldlm.federation.compression import Encoding, encoded_bytes
 from worldlm.federation.parameters import PARTS, Part
 from worldlm.models import parts_of
@@ -34,6 +34,8 @@ class MessageSizes:
     """Their compressed size in an upload; None without compression."""
     row_counts: int = 0
     """Size of the token counts in an upload. A private node does not send them."""
+    row_weights: int = 0
+    """Size of the row shares and row weights in a download; 0 if no attention mixes the embedding."""
     residual_down: int = 0
     """Size of one residual in a download; 0 without residual exchange."""
     residual_up: int = 0
@@ -49,7 +51,7 @@ class MessageSizes:
     @property
     def download(self) -> int:
         """Size of a download without residuals."""
-        return self.model if self.packed_down is None else self.packed_down
+        return self.row_weights + (self.model if self.packed_down is None else self.packed_down)
 
     def upload(self, settings: Settings) -> int:
         """Return the size of an upload without residuals."""
@@ -75,20 +77,19 @@ def message_sizes(module: LightningModule, callbacks: Sequence[RoundCallback]) -
 
     exchanges = [callback for callback in callbacks if isinstance(callback, ResidualExchange)]
     residual_parts: tuple[Part, ...] = ("keys", "values") if exchanges else ()
-    num_rows = [
-        tensors[name].shape[0]
-        for callback in callbacks
-        if isinstance(callback, TokenRows)
-        for name in callback.find(tensors)
-    ]
+    counted = [name for callback in callbacks if isinstance(callback, TokenRows) for name in callback.find(tensors)]
+    row_bytes = _COUNT_BYTES * sum(tensors[name].shape[0] for name in counted)
+    attended = {part for callback in callbacks if isinstance(callback, AttentionAggregation) for part in callback.parts}
+    mixed_rows = row_bytes if any(partition[name] in attended for name in counted) else 0
     return MessageSizes(
         parts={part: size_of([part], "none") for part in PARTS},
         model=size_of(sent, "none"),
         num_sent=sum(tensors[name].numel() for name, part in partition.items() if part in sent),
         packed_down=size_of(sent, compression.down),
         packed_up=size_of(sent, compression.up),
-        row_counts=_COUNT_BYTES * sum(num_rows),
-        residual_down=size_of(residual_parts, compression.down),
-        residual_up=size_of(residual_parts, compression.up),
+        row_counts=row_bytes,
+        row_weights=2 * mixed_rows,
+        residual_down=size_of(residual_parts, compression.down) + (mixed_rows if exchanges else 0),
+        residual_up=size_of(residual_parts, compression.up) + (mixed_rows if exchanges else 0),
         num_residuals=max((callback.num_residuals for callback in exchanges), default=0),
     )
