@@ -97,7 +97,7 @@ class AttentionAggregation(FederationCallback):
 
     def __init__(
         self,
-        temperature: float | tuple[float, float] = 0.1,
+        temperature: float | tuple[float, float] = 0.15,
         download_rate: Rate = 1.0,
         leaf_download_rate: Rate = 1.0,
     ) -> None:
