@@ -132,6 +132,9 @@ class ResidualExchange(FederationCallback):
 
     def on_download(self, context: Context, child: Node, download: Download) -> Download:
         memory = self.memory(context.state)
+        for below in child.walk():
+            if below is not child:  # who was answered before, but not with this download
+                context.state.attention.pop(below.name, None)
         origins = memory.get("unanswered", {}).pop(child.name, ())
         known = {saved["origin"]: saved for saved in memory.get("known", {}).get(child.name, ())}
         answers = [self._answer(context, child, residual_from_state(known[name])) for name in origins if name in known]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -175,6 +176,19 @@ def test_without_residuals_a_branch_counts_with_its_number_of_nodes() -> None:
         other: 2 * _mass(KEYS["a2"], other, centre, 4.0),  # by the mean norm of b1 and b2
     }
     assert receives.seen[1, "a2"].parts["keys"]["k"].tolist() == pytest.approx(_mean(masses))
+
+
+def test_the_record_of_attention_has_only_the_answers_of_the_last_download() -> None:
+    class Stop(RoundCallback):
+        """From the second upload on, A sends no residual."""
+
+        def on_upload(self, context: Context, upload: Any) -> Any:
+            return replace(upload, residuals=()) if context.node.name == "A" and context.round else upload
+
+    world, _ = _run(
+        TREE.replace("SETTINGS", ""), 3, AttentionAggregation(temperature=T), ResidualExchange(num_residuals=1), Stop()
+    )
+    assert world.states["world"].attention.keys() == {"A", "B", "b1"}
 
 
 @pytest.mark.parametrize(
