@@ -97,7 +97,7 @@ class AttentionAggregation(FederationCallback):
 
     def __init__(
         self,
-        temperature: float | tuple[float, float] = 0.15,
+        temperature: float | tuple[float, float] = 0.2,
         download_rate: Rate = 1.0,
         leaf_download_rate: Rate = 1.0,
     ) -> None:
