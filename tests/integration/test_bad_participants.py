@@ -166,11 +166,11 @@ def test_bad_arguments_are_rejected(arguments: dict[str, Any], message: str) -> 
 
 def test_robust_averaging_rejects_token_rows(star: Make, fit: Make) -> None:
     with pytest.raises(ValueError, match="RobustAveraging does not support TokenRows"):
-        fit(star("ab"), [RobustAveraging(), TokenRows()])
+        fit(star("ab"), [RobustAveraging(parts=["values"]), TokenRows()])
 
 
 def test_robust_averaging_of_other_parts_suits_token_rows(star: Make, fit: Make) -> None:
-    callbacks = [RobustAveraging(parts=["keys"]), Averaging(["backbone"]), TokenRows()]
+    callbacks = [RobustAveraging(parts=["keys"]), Averaging(["backbone", "values"]), TokenRows()]
     trainer = fit(star("ab"), callbacks, max_epochs=1)
     trainer.method.check(trainer.topology)  # as a second fit does
 

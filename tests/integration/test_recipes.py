@@ -92,7 +92,7 @@ class TestEveryRecipe:
         used = {node.corpus for node in recipes[name].trainer.topology.data_nodes}
         assert set(recipes[name].data.corpora) == used
 
-    def test_keys_are_attention_and_values_the_rest_of_the_last_blocks(
+    def test_keys_are_attention_and_values_the_rest_of_the_last_blocks_and_the_embedding(
         self, name: str, recipes: dict[str, Built]
     ) -> None:
         model = recipes[name].model
@@ -103,9 +103,11 @@ class TestEveryRecipe:
             block = int(parameter.split("blocks.")[1].split(".")[0]) if "blocks." in parameter else None
             if part == "keys":
                 assert "attn" in parameter or "norm_1" in parameter
-            if block == last or "norm_f" in parameter:
+            if block == last:
                 assert part != "backbone"
-            if block == 0 or "wte" in parameter:
+            if "norm_f" in parameter or "wte" in parameter:
+                assert part == "values"
+            if block == 0:
                 assert part == "backbone"
 
     def test_the_model_knows_all_tokens(self, name: str, recipes: dict[str, Built]) -> None:
