@@ -29,6 +29,7 @@ from worldlm.callbacks import (
     Traffic,
     UpdatePrivacy,
 )
+from worldlm.federation.parameters import PARTS
 from worldlm.federation.privacy import PrivacyLedger
 from worldlm.storage.paged_store import Paging
 from worldlm.topology import Topology, parse_topology
