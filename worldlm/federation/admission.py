@@ -44,7 +44,8 @@ def _problems(
         yield from misfits(upload.parts.get(part, {}), expected.get(part, {}))
     yield from _not_in_range(joined(upload.parts))
     for name, counts in upload.row_counts.items():
-        if counts.dim() != 1 or not bool((counts >= 0).all()) or not bool(counts.isfinite().all()):
+        rows = joined(expected).get(name)
+        if rows is None or counts.shape != rows.shape[:1] or not bool((counts >= 0).all() and counts.isfinite().all()):
             yield f"its row counts of {name} are invalid"
     if not all(0 <= variance < math.inf for variance in upload.noise_variance.values()):
         yield "its noise variances are invalid"

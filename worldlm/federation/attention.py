@@ -154,7 +154,8 @@ def without(average: Source, parts: Sequence[tuple[Source, float]]) -> Source | 
     layers = mixed_layers([average, *(part for part, _ in parts)], factors)
     for name, shares in layers["row_shares"].items():
         least = _LEAST_SHARE * average.row_shares[name]
-        layers["values"][name][shares < least] = average.values[name][shares < least]
+        few = (shares < least).to(layers["values"][name].device)
+        layers["values"][name][few] = average.values[name][few]
         shares.copy_(shares.maximum(least))
     return Source(
         **layers,

@@ -162,12 +162,12 @@ def move_rows_towards_(target: Tensor, source: Tensor, rates: Tensor) -> None:
         source: The tensor to move towards.
         rates: float32 [vocab], each from 0 to 1; at 1 the row becomes an exact copy.
     """
-    target.copy_(torch.lerp(target, source, _by_row(rates.to(target.device), target)))
+    target.copy_(torch.lerp(target, source, _by_row(rates, target)))
 
 
 def _by_row(factors: Tensor, like: Tensor) -> Tensor:
     """Return one factor per row in a shape that multiplies a tensor with these rows."""
-    return factors.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
+    return factors.to(like.device, like.dtype).view(-1, *[1] * (like.dim() - 1))
 
 
 def weighted_mean_by_rows(

@@ -54,8 +54,10 @@ def test_a_valid_upload_is_accepted() -> None:
             replace(GOOD, parts={**EXPECTED, "values": {"v": torch.zeros(1), "x": torch.zeros(1)}}),
             "it has an unexpected tensor x",
         ),
-        (replace(GOOD, row_counts={"w": torch.tensor([-1.0])}), "its row counts of w are invalid"),
-        (replace(GOOD, row_counts={"w": torch.tensor([torch.nan])}), "its row counts of w are invalid"),
+        (replace(GOOD, row_counts={"w": torch.tensor([-1.0, 0.0])}), "its row counts of w are invalid"),
+        (replace(GOOD, row_counts={"w": torch.tensor([torch.nan, 0.0])}), "its row counts of w are invalid"),
+        (replace(GOOD, row_counts={"w": torch.tensor([1.0, 0.0, 2.0])}), "its row counts of w are invalid"),
+        (replace(GOOD, row_counts={"x": torch.tensor([1.0, 0.0])}), "its row counts of x are invalid"),
         (
             replace(GOOD, residuals=(replace(RESIDUAL, keys={"k": torch.tensor([0.0, torch.nan])}),)),
             "the residual of b: k is not finite",
