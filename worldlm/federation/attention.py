@@ -118,16 +118,16 @@ def mixed_layers(sources: Sequence[Source], weights: Sequence[float]) -> dict[st
         weights: One per source, summing to 1.
     """
     keys, values, shares = ([getattr(source, part) for source in sources] for part in ("keys", "values", "row_shares"))
-    by_rows = {
-        name: sum_of_rows([each[name] for each in values], [each[name] for each in shares], weights)
-        for name in shares[0]
-    }
+
+    def value(name: str) -> Tensor:
+        if name in shares[0]:
+            return sum_of_rows(values, name, shares, weights)
+        return weighted_sum(values, name, weights)
+
     return {
         "keys": {name: weighted_sum(keys, name, weights) for name in keys[0]},
-        "values": {
-            name: by_rows[name] if name in by_rows else weighted_sum(values, name, weights) for name in values[0]
-        },
-        "row_shares": {name: weighted_sum(shares, name, weights) for name in by_rows},
+        "values": {name: value(name) for name in values[0]},
+        "row_shares": {name: weighted_sum(shares, name, weights) for name in shares[0]},
     }
 
 

@@ -120,22 +120,30 @@ def mean_of_rows(
 
 
 @torch.no_grad()
-def sum_of_rows(tensors: Sequence[Tensor], shares: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return `sum_i weights_i shares_i[r] tensors_i[r] / sum_i weights_i shares_i[r]` for every row r.
+def sum_of_rows(
+    models: Sequence[Mapping[str, Tensor]], name: str, shares: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
+) -> Tensor:
+    """Return `sum_i weights_i shares_i[r] x_i[r] / sum_i weights_i shares_i[r]` for every row r of one tensor.
 
     Args:
-        tensors: One per source, [vocab, ...].
-        shares: One per source, float32 [vocab].
-        weights: One per source.
+        models: Tensors x_i by name, [vocab, ...]. That of a model is read, added and released before the next one.
+        name: The tensor.
+        shares: Row shares of every model by the name of the tensor, float32 [vocab].
+        weights: One per model.
 
     Returns:
-        A new tensor. There is one accumulator for all sources.
+        A new tensor. There is one accumulator for all models.
     """
-    total = weighted_sum([{"": share} for share in shares], "", weights)
-    mixed = torch.zeros_like(tensors[0])
-    for tensor, share, weight in zip(tensors, shares, weights, strict=True):
-        mixed.addcmul_(tensor, _by_row(weight * share / total, tensor))
+    total, mixed = weighted_sum(shares, name, weights), None
+    for model, share, weight in zip(models, shares, weights, strict=True):
+        mixed = _add_rows(mixed, model[name], weight * share[name] / total)
+    assert mixed is not None, "there is at least one model"
     return mixed
+
+
+def _add_rows(total: Tensor | None, tensor: Tensor, factors: Tensor) -> Tensor:
+    by_row = _by_row(factors, tensor)
+    return tensor * by_row if total is None else total.addcmul_(tensor, by_row)
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -117,11 +119,18 @@ def test_smoothed_shares_by_hand() -> None:
 
 def test_an_unrelated_node_does_not_decide_about_a_row_that_no_related_node_has_read() -> None:
     """It has a weight of 1e-4, and the others have never read the token of the first row."""
-    shares = [smoothed(float64(0.0, 1.0)), smoothed(float64(0.5, 0.5))]
-    mixed = sum_of_rows([torch.zeros(2, 1), torch.ones(2, 1)], shares, [1.0 - 1e-4, 1e-4])
-    assert float(mixed[0]) < 0.02
-    unsmoothed = [float64(0.0, 1.0).float(), float64(0.5, 0.5).float()]
-    assert float(sum_of_rows([torch.zeros(2, 1), torch.ones(2, 1)], unsmoothed, [1.0 - 1e-4, 1e-4])[0]) == 1.0
+    models, weights = [{"e": torch.zeros(2, 1)}, {"e": torch.ones(2, 1)}], [1.0 - 1e-4, 1e-4]
+    read = [float64(0.0, 1.0), float64(0.5, 0.5)]
+    assert float(sum_of_rows(models, "e", [{"e": smoothed(shares)} for shares in read], weights)[0]) < 0.02
+    assert float(sum_of_rows(models, "e", [{"e": shares.float()} for shares in read], weights)[0]) == 1.0
+
+
+def test_one_tensor_of_one_model_is_in_memory_at_a_time(lazy_models: Any) -> None:
+    models, most = lazy_models({"e": (5, 2), "b": (3,)}, 4)
+    weights, shares = [0.1, 0.2, 0.3, 0.4], [{"e": torch.full((5,), 0.2)}] * 4
+    mixed = sum_of_rows(models, "e", shares, weights)
+    assert most() == 10
+    torch.testing.assert_close(mixed, weighted_mean([{"e": model["e"]} for model in models], weights)["e"])
 
 
 def test_own_row_weights_by_hand() -> None:
