@@ -69,7 +69,10 @@ def assert_models(actual: dict[str, Tensor], expected: Mapping[str, Tensor], ato
 def test_two_rounds_equal_steps_by_hand(
     accumulate: int, clip: float | None, star: Make, fit: Make, make_module: Make, make_data: Make
 ) -> None:
-    """Of five steps, two train the shared model and three the personal one, with one optimizer and one schedule."""
+    """Of five steps, two train the shared model and three the personal one, with one optimizer and one schedule.
+
+    The squares of the pull are summed in another order, which AdamW's first steps amplify.
+    """
     mu, steps, rounds = 3.0, 5, 2
     messages = MessageRecorder()
     options = {"max_epochs": rounds, "accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
@@ -101,16 +104,16 @@ def test_two_rounds_equal_steps_by_hand(
     personal = clone(live)
     for round_ in range(rounds):
         download = messages.down[round_, "a"]
-        assert_models(messages.merged[round_, "a"], personal, 1e-5)
+        assert_models(messages.merged[round_, "a"], personal, 5e-5)
         load(download)
         for i in range(2):
             step(round_ * steps + i, None)
-        assert_models(messages.up[round_, "a"], live, 1e-5)
+        assert_models(messages.up[round_, "a"], live, 5e-5)
         load(personal)
         for i in range(2, steps):
             step(round_ * steps + i, download)
         personal = clone(live)
-        assert_models(messages.fitted[round_, "a"], personal, 1e-5)
+        assert_models(messages.fitted[round_, "a"], personal, 5e-5)
     mean = {name: (messages.up[0, "a"][name] + messages.up[0, "b"][name]) / 2 for name in live}
     assert_models(messages.down[1, "b"], mean)
 
@@ -129,8 +132,8 @@ def test_a_strong_pull_keeps_the_personal_model_at_the_shared_one(star: Make, fi
     for mu in (0.0, 1000.0):
         messages = MessageRecorder()
         fit(leaves(star, "ab", 6), [Ditto(mu), messages], max_epochs=3)
-        pairs = zip(messages.fitted[2, "a"].values(), messages.down[2, "a"].values(), strict=True)
-        moved[mu] = sum(float((personal - shared).square().sum()) for personal, shared in pairs)
+        personal, shared = messages.fitted[2, "a"], messages.down[2, "a"]
+        moved[mu] = sum(float((personal[name] - shared[name]).square().sum()) for name in personal)
     assert moved[1000.0] < 0.5 * moved[0.0]
 
 
