@@ -183,8 +183,9 @@ class Averaging(FederationCallback):
 def row_shares(context: Context, uploads: Sequence[Upload | None], parts: Collection[Part]) -> list[Tensors]:
     """Return the row shares of every upload, by tensor name: empty if none of the parts is averaged by rows."""
     rows = context.find(WeighsRows)  # type: ignore[type-abstract]
-    by_rows = rows is not None and rows.part in parts
-    return [rows.row_shares(context, upload) if rows and by_rows else {} for upload in uploads]
+    if rows is None or rows.part not in parts:
+        return [{} for _ in uploads]
+    return [rows.row_shares(context, upload) for upload in uploads]
 
 
 def weighed_mean(

@@ -46,8 +46,8 @@ class TokenRows(FederationCallback):
         parameter: Name of the tensor with one row per token, or the last dot-separated components of its name.
 
     Raises:
-        ValueError: If there is not exactly one such tensor, neither `Averaging` nor `AttentionAggregation` merges the
-            part it belongs to, a `RobustAveraging` does, or `TokenRows` is listed twice.
+        ValueError: If there is not exactly one such tensor, no `Averaging` merges the part it belongs to (nor, if these
+            are the values, `AttentionAggregation`), a `RobustAveraging` does, or `TokenRows` is listed twice.
     """
 
     memory_schema = _Memory
@@ -75,17 +75,17 @@ class TokenRows(FederationCallback):
         self._name, self.part = names[0], parts[names[0]]
         self._num_rows = module.get_parameter(self._name).shape[0]
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        kinds = Averaging | AttentionAggregation
+        kinds: tuple[type[Averaging | AttentionAggregation], ...] = (Averaging,)
+        if self.part == "values":  # attention mixes no rows of other parts
+            kinds = (Averaging, AttentionAggregation)
         merging = [other for other in callbacks if isinstance(other, kinds) and self.part in other.parts]
         if any(isinstance(other, RobustAveraging) for other in merging):
             raise ValueError(
                 "RobustAveraging does not support TokenRows: remove TokenRows, or merge the embedding with Averaging"
             )
         if not merging:
-            raise ValueError(
-                f"TokenRows needs an Averaging or an AttentionAggregation of the {self.part}, the part that contains "
-                f"{self._name}"
-            )
+            needed = " or ".join(f"an {kind.__name__}" for kind in kinds)
+            raise ValueError(f"TokenRows needs {needed} of the {self.part}, the part that contains {self._name}")
 
     def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
         if sum(isinstance(other, TokenRows) for other in callbacks) > 1:

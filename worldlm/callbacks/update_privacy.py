@@ -4,14 +4,13 @@ import logging
 import math
 from dataclasses import replace
 
-import torch
-
 from worldlm.callbacks.noise import num_data_nodes
 from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
 from worldlm.federation.messages import Download, Residual, Upload, joined
 from worldlm.federation.parameters import Tensors, distance
 from worldlm.federation.privacy import Sanitised, sanitise
 from worldlm.federation.state import NodeState
+from worldlm.federation.token_rows import row_shares
 from worldlm.rounds import Context
 from worldlm.topology import Node, Privacy
 
@@ -90,7 +89,7 @@ class UpdatePrivacy(PrivacyLedgers):
         noise = privacy.noise_multiplier**2 * sum(tensor.numel() for tensor in model.values())
         num_nodes = num_data_nodes(context.world.topology.nodes[residual.origin]) / (1 + noise)
         scale = distance(keys, {name: context.world.reference[name] for name in keys})
-        rows = {name: torch.full_like(shares, 1 / len(shares)) for name, shares in residual.row_shares.items()}
+        rows = {name: row_shares(None, len(shares)).float() for name, shares in residual.row_shares.items()}
         return replace(residual, keys=keys, values=values, row_shares=rows, share=0.0, num_nodes=num_nodes, scale=scale)
 
     def _is_affordable(self, context: Context, privacy: Privacy, residual: Residual) -> bool:

@@ -44,8 +44,7 @@ def _problems(
         yield from misfits(upload.parts.get(part, {}), expected.get(part, {}))
     yield from _not_in_range(joined(upload.parts))
     for name, counts in upload.row_counts.items():
-        rows = joined(expected).get(name)
-        if rows is None or counts.shape != rows.shape[:1] or not bool((counts >= 0).all() and counts.isfinite().all()):
+        if not _has_one_per_row(counts, joined(expected).get(name)) or bool((counts < 0).any()):
             yield f"its row counts of {name} are invalid"
     if not all(0 <= variance < math.inf for variance in upload.noise_variance.values()):
         yield "its noise variances are invalid"
@@ -66,9 +65,13 @@ def _residual_problems(residual: Residual, expected: Mapping[Part, Tensors]) -> 
     yield from misfits(residual.values, expected.get("values", {}))
     yield from _not_in_range({**residual.keys, **residual.values})
     for name, shares in residual.row_shares.items():
-        rows = expected.get("values", {}).get(name)
-        if rows is None or shares.shape != rows.shape[:1] or not bool((shares > 0).all() and shares.isfinite().all()):
+        if not _has_one_per_row(shares, expected.get("values", {}).get(name)) or bool((shares <= 0).any()):
             yield f"its row shares of {name} are invalid"
+
+
+def _has_one_per_row(numbers: Tensor, tensor: Tensor | None) -> bool:
+    """Return whether a vector has one finite number for every row of a tensor; never if there is no such tensor."""
+    return tensor is not None and numbers.shape == tensor.shape[:1] and bool(numbers.isfinite().all())
 
 
 def misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:

@@ -105,9 +105,14 @@ def test_token_rows_needs_exactly_one_tensor_of_that_name(parameter: str, messag
 
 
 def test_token_rows_needs_an_averaging_of_its_part() -> None:
-    message = r"an Averaging or an AttentionAggregation of the backbone, the part that contains model\.wte\.weight"
+    message = r"TokenRows needs an Averaging of the backbone, the part that contains model\.wte\.weight"
     with pytest.raises(ValueError, match=message):
         _setup(TokenRows("wte.weight"), Averaging(parts=["keys"]), AttentionAggregation())
+    with pytest.raises(ValueError, match="an Averaging of the keys"):  # attention mixes only rows of the values
+        _setup(TokenRows("other.weight"), Averaging(), AttentionAggregation())
+    with pytest.raises(ValueError, match="an Averaging or an AttentionAggregation of the values"):
+        _setup(TokenRows("norm.weight"), Averaging())
+    _setup(TokenRows("norm.weight"), Averaging(), AttentionAggregation())
     with pytest.raises(ValueError, match="more than once"):
         _setup(TokenRows("wte.weight"), Averaging(), TokenRows("wte.weight"))
 

@@ -15,30 +15,26 @@ NAMES = [
     "norm_f.weight",
 ]
 
+PARTS = [
+    ("wte.weight", "backbone"),
+    ("blocks.0.attn.weight", "backbone"),
+    ("blocks.0.ffn.weight", "backbone"),
+    ("blocks.1.attn.weight", "keys"),
+    ("blocks.1.ffn.weight", "values"),
+    ("norm_f.weight", "values"),
+]
+"""The last block is keys and values."""
+
 
 def test_keys_are_matched_first_then_values_then_the_backbone() -> None:
     split = Split(keys=(r"blocks\.1\.attn",), values=(r"blocks\.1\.", r"norm_f\."))
     parts = partition(NAMES, split)
-    assert list(parts.items()) == [
-        ("wte.weight", "backbone"),
-        ("blocks.0.attn.weight", "backbone"),
-        ("blocks.0.ffn.weight", "backbone"),
-        ("blocks.1.attn.weight", "keys"),
-        ("blocks.1.ffn.weight", "values"),
-        ("norm_f.weight", "values"),
-    ]
+    assert list(parts.items()) == PARTS
 
 
 def test_the_backbone_keeps_what_its_patterns_match() -> None:
     split = Split(keys=(r"attn",), values=("ffn", "norm_f", "wte"), backbone=("wte", r"blocks\.0\."))
-    assert list(partition(NAMES, split).items()) == [
-        ("wte.weight", "backbone"),
-        ("blocks.0.attn.weight", "backbone"),
-        ("blocks.0.ffn.weight", "backbone"),
-        ("blocks.1.attn.weight", "keys"),
-        ("blocks.1.ffn.weight", "values"),
-        ("norm_f.weight", "values"),
-    ]
+    assert list(partition(NAMES, split).items()) == PARTS
 
 
 def test_a_backbone_pattern_without_matches_is_reported() -> None:

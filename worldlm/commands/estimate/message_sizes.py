@@ -81,6 +81,7 @@ def message_sizes(module: LightningModule, callbacks: Sequence[RoundCallback]) -
     row_bytes = _COUNT_BYTES * sum(tensors[name].shape[0] for name in counted)
     attended = {part for callback in callbacks if isinstance(callback, AttentionAggregation) for part in callback.parts}
     mixed_rows = row_bytes if any(partition[name] in attended for name in counted) else 0
+    residual_rows = mixed_rows if exchanges else 0
     return MessageSizes(
         parts={part: size_of([part], "none") for part in PARTS},
         model=size_of(sent, "none"),
@@ -89,7 +90,7 @@ def message_sizes(module: LightningModule, callbacks: Sequence[RoundCallback]) -
         packed_up=size_of(sent, compression.up),
         row_counts=row_bytes,
         row_weights=2 * mixed_rows,
-        residual_down=size_of(residual_parts, compression.down) + (mixed_rows if exchanges else 0),
-        residual_up=size_of(residual_parts, compression.up) + (mixed_rows if exchanges else 0),
+        residual_down=size_of(residual_parts, compression.down) + residual_rows,
+        residual_up=size_of(residual_parts, compression.up) + residual_rows,
         num_residuals=max((callback.num_residuals for callback in exchanges), default=0),
     )
