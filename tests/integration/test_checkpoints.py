@@ -154,6 +154,14 @@ def test_a_flipped_bit_is_detected_or_changes_nothing(number: int, last: Path, d
     assert rejected > number / 3  # the other bits are padding between the saved tensors
 
 
+def test_a_tensor_that_is_marked_as_a_folder_is_rejected(last: Path) -> None:
+    whole = last.read_bytes()
+    attributes = whole.rindex(b"PK\x01\x02", 0, whole.index(b"archive/data/1PK")) + 38  # in the central directory
+    last.write_bytes(whole[:attributes] + b"\x10" + whole[attributes + 1 :])
+    with pytest.raises(ValueError, match=r"archive/data/1 has attributes of a file or folder"):
+        read_checkpoint(last)
+
+
 def test_the_error_about_a_damaged_checkpoint_names_the_others(last: Path) -> None:
     keep(last, "round_1.ckpt")
     whole = last.read_bytes()

@@ -60,13 +60,17 @@ def _verify_checksums(path: Path) -> None:
     """Verify the checksums in a checkpoint, which `torch.load` ignores.
 
     Raises:
-        ValueError: If a checksum differs, or the file is compressed.
+        ValueError: If a checksum differs, the file is compressed, or an entry has attributes. `torch.load` reads
+            nothing from an entry that is marked as a folder, and leaves its tensor uninitialised.
     """
     if not zipfile.is_zipfile(path):
         return  # `torch.load` reports truncated and foreign files
     with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("it is compressed, which torch never does: its content could have any size")
+        if marked := [entry.filename for entry in entries if entry.external_attr or entry.is_dir()]:
+            raise ValueError(f"it is damaged: {marked[0]} has attributes of a file or folder, which torch never writes")
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"it is damaged: the checksum of {damaged} differs")
 
