@@ -456,7 +456,8 @@ def test_a_process_that_is_killed(shore: Path) -> None:
     assert re.search("process 2 of the run ended with signal 9|another process of the run is gone", output)
     assert "resume with --ckpt_path last" in output
     assert main([*given, "--ckpt_path", "last"]) == 0
-    assert main([*given, "--name", "whole"]) == 0
+    (key,) = checkpoint.parents[1].glob("noise-*.key")
+    assert main([*given, "--name", "whole", "--trainer.noise_key", str(key)]) == 0
     assert same(
         last("tiny")["loops"]["fit_loop"]["state_dict"]["world"],
         last("whole")["loops"]["fit_loop"]["state_dict"]["world"],
