@@ -6,17 +6,20 @@ import io
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from worldlm.rounds.transport import Kind, Transport
+from worldlm.rounds.transport import Kind, MessageKey, Transport
 from worldlm.topology import Topology
 
-_KINDS: tuple[Kind, ...] = ("ready", "down", "up", "state")
+_Kind: TypeAlias = Kind | Literal["state"]
+"""state: the state of a node, for process 0."""
+
+_KINDS: tuple[_Kind, ...] = ("ready", "down", "up", "state")
 
 MESSAGE_TIMEOUT = timedelta(days=7)
 """How long a process waits for another: longer than any fit. Probes detect a lost machine earlier."""
@@ -54,7 +57,7 @@ class ProcessTransport(Transport):
         self._numbers = {name: number for number, name in enumerate(topology.nodes)}
         self._team, self._member = divmod(rank, team_size)
         self._team_size = team_size
-        self._pending: dict[tuple[str, Kind], list[tuple[Any, Tensor]]] = {}
+        self._pending: dict[tuple[str, _Kind], list[tuple[Any, Tensor]]] = {}
         """Sends that have not completed, with their tensors, which must stay in memory until then."""
 
     def is_local(self, name: str) -> bool:
@@ -70,17 +73,19 @@ class ProcessTransport(Transport):
 
     # ------------------------------------------------------------------ between two processes
 
-    def send(self, name: str, kind: Kind, content: Any) -> None:
-        """Send a message to or from a node. The content may change as soon as this method returns.
+    def send(self, key: MessageKey, content: Any) -> None:
+        """Send a message. The content may change as soon as this method returns.
 
         Args:
-            name: The child of the two nodes that exchange the message.
-            kind: What is sent. `down` goes to the child, the other kinds come from it.
+            key: Identifies the message. Those of one child and kind arrive in the order in which they were sent.
             content: Plain containers and tensors that `torch.load(weights_only=True)` can read.
 
         Raises:
             RankLost: If the other process is gone.
         """
+        self._send(key.child, key.kind, content)
+
+    def _send(self, name: str, kind: _Kind, content: Any) -> None:
         self._wait_for(name, kind)
         if kind == "state":
             to = self._rank(0)
@@ -93,13 +98,16 @@ class ProcessTransport(Transport):
             (dist.isend(tensor, to, tag=tag + i), tensor) for i, tensor in enumerate((size, payload))
         ]
 
-    def receive(self, name: str, kind: Kind) -> Any:
+    def receive(self, key: MessageKey) -> Any:
         """Wait for a message, and return its content.
 
         Raises:
             RankLost: If the other process is gone.
             SIGTERMException: If the run is to stop.
         """
+        return self._receive(key.child, key.kind)
+
+    def _receive(self, name: str, kind: _Kind) -> Any:
         source = self._rank(self._places[self._parents[name] if kind == "down" else name])
         size, tag = torch.empty(1, dtype=torch.int64), self._tag(name, kind)
         self._wait(dist.irecv(size, source, tag=tag))
@@ -112,7 +120,7 @@ class ProcessTransport(Transport):
         for name, kind in list(self._pending):
             self._wait_for(name, kind)
 
-    def _wait_for(self, name: str, kind: Kind) -> None:
+    def _wait_for(self, name: str, kind: _Kind) -> None:
         for work, _ in self._pending.pop((name, kind), ()):
             self._wait(work)
 
@@ -135,7 +143,7 @@ class ProcessTransport(Transport):
         if errors:
             raise to_rank_lost(errors[0]) from errors[0]
 
-    def _tag(self, name: str, kind: Kind) -> int:
+    def _tag(self, name: str, kind: _Kind) -> int:
         return 2 * (len(_KINDS) * self._numbers[name] + _KINDS.index(kind))
 
     # ------------------------------------------------------------------ between all processes
@@ -162,10 +170,10 @@ class ProcessTransport(Transport):
         """
         if self._team:
             for name, content in local.items():
-                self.send(name, "state", content)
+                self._send(name, "state", content)
             self.flush()
             return dict(local)
-        return {name: local[name] if self.is_local(name) else self.receive(name, "state") for name in self._numbers}
+        return {name: local[name] if self.is_local(name) else self._receive(name, "state") for name in self._numbers}
 
 
 def gather_objects(content: Any, wait: Callable[[Any], None] = lambda work: work.wait(MESSAGE_TIMEOUT)) -> list[Any]:

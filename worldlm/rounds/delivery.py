@@ -13,6 +13,7 @@ from worldlm.federation.messages import Download, Upload, download_from_state, m
 from worldlm.rounds.composer import Composer
 from worldlm.rounds.context import Context
 from worldlm.rounds.program import Step
+from worldlm.rounds.transport import Kind, MessageKey
 from worldlm.topology import Node
 
 
@@ -50,6 +51,9 @@ class Delivery:
             elif self.transport.is_local(parent.name) and opened < cursor <= position:
                 self._send_download(child, step.subround)
 
+    def _key(self, child: str, kind: Kind, subround: int) -> MessageKey:
+        return MessageKey(child=child, kind=kind, round=self.world.round, subround=subround)
+
     # ------------------------------------------------------------------ readiness
 
     def announce(self, child: Node, subround: int) -> None:
@@ -57,12 +61,12 @@ class Delivery:
         if child.listens or not self.transport.crosses_processes(child.name):
             return
         if Step("open", self.composer.parent(child).name, subround) in self._positions:
-            self.transport.send(child.name, "ready", self.may_take_part(child.name, subround))
+            self.transport.send(self._key(child.name, "ready", subround), self.may_take_part(child.name, subround))
 
     def is_ready(self, child: str, subround: int, parent_takes_part: bool) -> bool:
         """Return, at the parent, whether a child may take part."""
         if self.transport.crosses_processes(child):  # receive it even if the parent does not take part: it was sent
-            return bool(self.transport.receive(child, "ready"))
+            return bool(self.transport.receive(self._key(child, "ready", subround)))
         return parent_takes_part and self.may_take_part(child, subround)
 
     def may_take_part(self, name: str, subround: int) -> bool:
@@ -79,13 +83,14 @@ class Delivery:
 
     def _send_download(self, child: Node, subround: int) -> None:
         download = self.composer.download(child, subround)
-        self.transport.send(child.name, "down", None if download is None else message_state(download))
+        content = None if download is None else message_state(download)
+        self.transport.send(self._key(child.name, "down", subround), content)
 
     def download_for(self, child: Node, subround: int) -> Download | None:
         """Return, at the child, what its parent sends to it; None if the child does not take part."""
         if not self.transport.crosses_processes(child.name):
             return self.composer.download(child, subround)
-        content = self.transport.receive(child.name, "down")
+        content = self.transport.receive(self._key(child.name, "down", subround))
         return None if content is None else download_from_state(self.world.store.to_storage(content))
 
     # ------------------------------------------------------------------ uploads
@@ -94,7 +99,8 @@ class Delivery:
         """Deliver an upload to the sender's parent. An upload of None means that the sender sends nothing."""
         name = sender.node.name
         if self.transport.crosses_processes(name):  # also send None, because the parent waits for a message
-            self.transport.send(name, "up", None if upload is None else message_state(upload))
+            key = self._key(name, "up", sender.subround)
+            self.transport.send(key, None if upload is None else message_state(upload))
         elif upload is not None:
             parent = self.composer.parent(sender.node)
             self.composer.accept(self.composer.context(parent.name, sender.subround), upload)
@@ -106,6 +112,6 @@ class Delivery:
                 continue
             if self._positions[Step("upload", name, parent.subround)] < self._entered_at:
                 continue  # the run resumed after this upload had arrived
-            content = self.transport.receive(name, "up")
+            content = self.transport.receive(self._key(name, "up", parent.subround))
             if content is not None:
                 self.composer.accept(parent, upload_from_state(self.world.store.to_storage(content)))

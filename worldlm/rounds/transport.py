@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-Kind: TypeAlias = Literal["ready", "down", "up", "state"]
-"""ready: whether a child may take part; down: a Download; up: an Upload; state: the state of a node, for process 0."""
+Kind: TypeAlias = Literal["ready", "down", "up"]
+"""ready: whether a child may take part; down: a Download; up: an Upload."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageKey:
+    """Identifies a message of a run."""
+
+    child: str
+    """The child of the two nodes that exchange the message."""
+    kind: Kind
+    """What is sent. `down` goes to the child, the other kinds come from it."""
+    round: int
+    """Round of the world, from 0."""
+    subround: int
+    """Sub-round of the parent's federation, counted from 0 over the whole round."""
 
 
 class Transport:
@@ -23,17 +38,16 @@ class Transport:
         """Return whether different processes hold a node and its parent."""
         return False
 
-    def send(self, name: str, kind: Kind, content: Any) -> None:
-        """Send a message to a node (`down`), or from it (the other kinds).
+    def send(self, key: MessageKey, content: Any) -> None:
+        """Send a message. The content may change as soon as this method returns.
 
         Args:
-            name: The child of the two nodes that exchange the message.
-            kind: What is sent.
+            key: Identifies the message.
             content: Plain containers and tensors that `torch.load(weights_only=True)` can read.
         """
         raise NotImplementedError("one process holds all nodes, so that no message leaves it")
 
-    def receive(self, name: str, kind: Kind) -> Any:
+    def receive(self, key: MessageKey) -> Any:
         """Wait for a message, and return its content."""
         raise NotImplementedError("one process holds all nodes, so that it receives no messages")
 
