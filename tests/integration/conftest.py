@@ -60,7 +60,7 @@ class TinyData(LightningDataModule):
         return Blocks(PackedCorpus(Path(corpus), tokens, len(tokens), 1), SEQ_LEN)  # type: ignore[arg-type]
 
     def nodes(self) -> list[Node]:
-        nodes: list[Node] = self.trainer.topology.data_nodes  # type: ignore[union-attr]
+        nodes: list[Node] = self.trainer.data_nodes  # type: ignore[union-attr]
         self.bytes_per_token = {node.name: 1.0 for node in nodes}
         return nodes
 
@@ -248,7 +248,7 @@ def trainer_for(tmp_path: Path, noise_key: Path, accelerator: str) -> Callable[.
                 pytest.skip("in the host's memory nodes share none with a module on a GPU")
         trainer = WorldTrainer(topology=topology, callbacks=list(callbacks), **{**quiet, **options})
         trainer.folder = Path(trainer.default_root_dir)
-        trainer.share_memory = share_memory
+        trainer.run_settings.share_memory = share_memory
         return trainer
 
     return build

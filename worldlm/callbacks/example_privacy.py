@@ -54,7 +54,7 @@ class ExamplePrivacy(PrivacyLedgers):
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
         self._trainer = trainer
-        private = [node.name for node in trainer.topology.data_nodes if node.settings.example_privacy]
+        private = [node.name for node in trainer.data_nodes if node.settings.example_privacy]
         if private and trainer.accumulate_grad_batches > 1:
             raise ValueError(
                 f"accumulate_grad_batches is {trainer.accumulate_grad_batches}, but example_privacy at "
@@ -96,7 +96,7 @@ class ExamplePrivacy(PrivacyLedgers):
         return self._may_go_on(context, privacy, "fit", rate, steps)
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        private: list[Any] = [n for n in trainer.topology.data_nodes if n.fits and n.settings.example_privacy]
+        private: list[Any] = [n for n in trainer.data_nodes if n.fits and n.settings.example_privacy]
         samplers: dict[str, Any] = {n.name: trainer.fit_loop.loaders[n.name].batch_sampler for n in private}
         if names := [name for name, sampler in samplers.items() if not hasattr(sampler, "sample_rate")]:
             raise ValueError(

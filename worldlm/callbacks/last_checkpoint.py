@@ -22,8 +22,9 @@ class LastCheckpoint(Checkpoint):
     """Writes the latest state of the whole world to `checkpoints/last.ckpt` in the run folder.
 
     It is written at the end of rounds, after a training batch when enough time has passed, and on SIGTERM. If several
-    processes share the world, it is written at the end of rounds only. The checkpoints of some rounds can be kept
-    beside it, as `checkpoints/round_N.ckpt`.
+    processes share the world, or an organisation runs one of its nodes, it is written at the end of rounds only. An
+    organisation then deletes the messages whose effect the checkpoint contains. The checkpoints of some rounds can be
+    kept beside it, as `checkpoints/round_N.ckpt`.
 
     If a run resumes from `last.ckpt` with another topology, the old checkpoint is kept as `until_round_N.ckpt`. It
     still contains the departed nodes, which no later checkpoint does.
@@ -62,6 +63,8 @@ class LastCheckpoint(Checkpoint):
             return  # a trial run writes no files
         check_held(trainer.folder)
         trainer.save_checkpoint(self.path(trainer), weights_only=False)
+        if trainer.run_settings.organisation is not None:
+            trainer.run_settings.organisation.forget(trainer.world.round + 1)  # only the end of a round can be saved
         self._saved_at = time.monotonic()
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
@@ -74,7 +77,7 @@ class LastCheckpoint(Checkpoint):
             log.info("the checkpoint before the topology change is kept as %s", old)
 
     def on_train_batch_end(self, trainer: WorldTrainer, *args: Any) -> None:  # type: ignore[override]
-        if trainer.num_ranks == 1 and time.monotonic() - self._saved_at > 60 * self.every_n_minutes:
+        if trainer.run_settings.saves_within_round and time.monotonic() - self._saved_at > 60 * self.every_n_minutes:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
@@ -90,7 +93,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: WorldTrainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         # raised between two steps: the state is consistent if this process holds all nodes
-        if trainer.num_ranks == 1 and isinstance(exception, SIGTERMException):
+        if trainer.run_settings.saves_within_round and isinstance(exception, SIGTERMException):
             self._save(trainer)
 
 

@@ -35,11 +35,11 @@ class StopSignal(Callback):
 
     def _stop(self, trainer: WorldTrainer) -> None:
         self._requested = True
-        if trainer.num_ranks == 1:
+        if trainer.run_settings.saves_within_round:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        if trainer.num_ranks > 1:
+        if not trainer.run_settings.saves_within_round:
             trainer.stop_after_round = trainer.strategy.reduce_boolean_decision(self._requested, all=False)
 
     def on_train_epoch_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]

@@ -6,7 +6,6 @@ restores all nodes; the fit loop calls it. `open_world` opens a file to get the 
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from worldlm.federation.membership import carry_over
 from worldlm.federation.parameters import PARTS, Tensors, clone
 from worldlm.federation.state import NodeState
 from worldlm.files.regular import check_regular
+from worldlm.files.tensor_file import read_tensors
 from worldlm.rounds.method import Method
 from worldlm.rounds.world import World
 from worldlm.topology.errors import join_names, reason, suggest
@@ -44,8 +44,7 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        _verify_checksums(path)
-        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        checkpoint: Any = read_tensors(path, mapped=mapped)
     except Exception as error:  # torch.load can raise any exception for a file that is not a checkpoint
         message = (str(error) or type(error).__name__).splitlines()[0]
         names = sorted(other.name for other in path.parent.glob("*.ckpt") if other.name != path.name)
@@ -54,25 +53,6 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]
     if not (isinstance(checkpoint, dict) and {"state_dict", "loops"} <= checkpoint.keys()):
         raise ValueError(f"{path} cannot be read as a checkpoint: it was not saved by a trainer")
     return checkpoint
-
-
-def _verify_checksums(path: Path) -> None:
-    """Verify the checksums in a checkpoint, which `torch.load` ignores.
-
-    Raises:
-        ValueError: If a checksum differs, the file is compressed, or an entry has attributes. `torch.load` reads
-            nothing from an entry that is marked as a folder, and leaves its tensor uninitialised.
-    """
-    if not zipfile.is_zipfile(path):
-        return  # `torch.load` reports truncated and foreign files
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("it is compressed, which torch never does: its content could have any size")
-        if marked := [entry.filename for entry in entries if entry.external_attr or entry.is_dir()]:
-            raise ValueError(f"it is damaged: {marked[0]} has attributes of a file or folder, which torch never writes")
-        if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"it is damaged: the checksum of {damaged} differs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +156,10 @@ def restore_world(
     check_memories(states, method.callbacks, model)
     check_messages(states, NodeState(parameters=model).parts(frozenset(PARTS), world.partition), method.parts)
     if not world.changes:
-        world.states = {name: states[name] for name in world.topology.nodes}
+        is_local = world.transport.is_local  # the checkpoint of an organisation has its own node only
+        world.states = {
+            name: states[name] if name in states or is_local(name) else state for name, state in world.states.items()
+        }
     else:
         assert num_rounds is not None, "check_saved rejects a topology that changes within a round"
         _change_topology(world, method, states, saved["steps"], steps_per_round, num_rounds)

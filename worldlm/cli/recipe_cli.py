@@ -217,10 +217,10 @@ class RecipeCLI(LightningCLI):
         trainer: WorldTrainer = self.trainer  # type: ignore[assignment]
         data: CorpusDataModule = kwargs["datamodule"]
         trainer.prepare(kwargs["model"], data)
-        for node in trainer.topology.data_nodes:
+        for node in trainer.data_nodes:
             blocks = ", ".join(f"{split} {len(data.blocks[split][node.name])} blocks" for split in data.blocks)
             print(f"{node.name}: {node.corpus}, {blocks}, {data.bytes_per_token[node.name]:.2f} bytes a token")
-        for line in spread_lines(node_texts(trainer.topology.data_nodes, data.blocks["train"])):
+        for line in spread_lines(node_texts(trainer.data_nodes, data.blocks["train"])):
             print(line)
         print(f"done. packed text: {Path(os.path.expanduser(data.cache_dir))}")
 

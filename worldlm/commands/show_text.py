@@ -24,7 +24,7 @@ class ShowCLI(RecipeCLI):
         data: CorpusDataModule = kwargs["datamodule"]
         trainer.prepare(kwargs["model"], data)
         print(draw_tree(trainer.topology))
-        for line in spread_lines(node_texts(trainer.topology.data_nodes, data.blocks["train"])):
+        for line in spread_lines(node_texts(trainer.data_nodes, data.blocks["train"])):
             print(line)
 
 

@@ -30,7 +30,7 @@ from worldlm.topology.errors import join_names, suggest
 from worldlm.topology.reader import MAX_MISTAKES
 
 if TYPE_CHECKING:
-    from worldlm.topology import Node, Topology
+    from worldlm.topology import Node
 
 AnyBlocks: TypeAlias = Blocks | MixedBlocks | UnitBlocks
 
@@ -235,8 +235,7 @@ class CorpusDataModule(LightningDataModule):
             return mixture.members({**self.corpora, **self.mixtures})
 
     def _data_nodes(self) -> dict[str, Node]:
-        topology: Topology = self._trainer().topology
-        return {node.name: node for node in topology.data_nodes}
+        return {node.name: node for node in self._trainer().data_nodes}
 
     def _architecture(self) -> Any:
         """Return the sizes that the model states."""

@@ -66,8 +66,8 @@ class NodeMetrics(NodeValidation):
     def metric_names(self, trainer: WorldTrainer) -> list[str]:  # type: ignore[override]
         if not trainer.enable_validation or not hasattr(trainer.lightning_module, "evaluate"):
             return []
-        nodes = trainer.topology.nodes.values()
-        trained = [node.name for node in trainer.topology.data_nodes if not node.listens]
+        nodes = [node for node in trainer.topology.nodes.values() if _is_measured(trainer, node)]
+        trained = [node.name for node in trainer.data_nodes if not node.listens]
         after_merge = [f"{node.name}/perplexity_after_merge" for node in nodes]
         after_fit = [f"{name}/perplexity_after_fit" for name in trained]
         return ["perplexity_after_merge", "perplexity_after_fit", *after_merge, *after_fit]
@@ -100,6 +100,8 @@ class NodeMetrics(NodeValidation):
     def _score(self, context: Context, moment: str, node: Node, cache: dict[str, Evaluation] | None = None) -> None:
         trainer = self._trainer
         assert trainer is not None, "setup runs before the first round"
+        if not _is_measured(trainer, node):
+            return
         trainer.fit_loop.slot.load_weights(context.node.name, context.state)
         loaders = trainer.fit_loop.val_loaders()
         if self._held_out[0] is not loaders:  # once, not for every node
@@ -107,7 +109,7 @@ class NodeMetrics(NodeValidation):
         name, limits = context.node.name, self._held_out[1]
         step = trainer.current_epoch if moment == MOMENTS[0] else None
         if not hasattr(trainer.lightning_module, "evaluate"):
-            below = {data_node.name: loaders[data_node.name] for data_node in node.walk() if data_node.holds_data}
+            below = {data_node.name: loaders[data_node.name] for data_node in node.walk() if data_node.name in loaders}
             own = run_validation(trainer, trainer.fit_loop.epoch_loop.val_loop, below, limits)
             if not own and moment == MOMENTS[0]:
                 log.warning("validation_step of %s logs no metric", type(trainer.lightning_module).__name__)
@@ -149,7 +151,7 @@ class NodeMetrics(NodeValidation):
         for moment in MOMENTS[1:]:
             values = {name: of_node[moment].perplexity for name, of_node in scores.items() if moment in of_node}
             metrics |= {f"{name}/perplexity_{moment}": value for name, value in values.items()}
-            of_data = [values[node.name] for node in trainer.topology.data_nodes if node.name in values]
+            of_data = [values[node.name] for node in trainer.data_nodes if node.name in values]
             if of_data:
                 metrics[f"perplexity_{moment}"] = sum(of_data) / len(of_data)
         metrics |= self._own_metrics_of_all(trainer)
@@ -163,7 +165,7 @@ class NodeMetrics(NodeValidation):
     def _own_metrics_of_all(self, trainer: WorldTrainer) -> dict[str, float]:
         """Return the metrics that the module logs: of every data node, and their means."""
         metrics: dict[str, float] = {}
-        own = {node.name: self.own_metrics(trainer.world.states[node.name]) for node in trainer.topology.data_nodes}
+        own = {node.name: self.own_metrics(trainer.world.states[node.name]) for node in trainer.data_nodes}
         for metric in dict.fromkeys(metric for values in own.values() for metric in values):
             values = {name: of_node[metric] for name, of_node in own.items() if metric in of_node}
             mean = sum(values.values()) / len(values)
@@ -214,3 +216,9 @@ class NodeMetrics(NodeValidation):
             self.last_loss = float(strategy.team_mean(loss) if isinstance(strategy, WorldStrategy) else loss)
             scalars[f"{name}/loss"] = self.last_loss
         trainer.run_log.scalars(scalars, num_steps)
+
+
+def _is_measured(trainer: WorldTrainer, node: Node) -> bool:
+    """Return whether this run has held-out text of a node, or of one below it."""
+    own = trainer.run_settings.organisation
+    return own is None or (node.name == own.node and node.holds_data)

@@ -60,7 +60,7 @@ def evaluate_node(
     """
     module: Any = trainer.lightning_module
     sizes = getattr(getattr(trainer, "datamodule", None), "bytes_per_token", {})
-    names = [data_node.name for data_node in node.walk() if data_node.holds_data]
+    names = [data_node.name for data_node in node.walk() if data_node.name in loaders]
     cache = {} if cache is None else cache
     with trainer.precision_plugin.forward_context():
         for name in names:
@@ -124,8 +124,7 @@ class NodeValidation(FederationCallback):
             if saved:
                 pl_module.load_state_dict(before)
             elif slot is not None:  # the live module is the root's between rounds
-                root = trainer.topology.root.name
-                slot.load_weights(root, trainer.world.states[root])
+                slot.load_weights(trainer.run_settings.main_node, trainer.world.states[trainer.run_settings.main_node])
 
     def on_validation_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if trainer.state.fn != TrainerFn.VALIDATING:

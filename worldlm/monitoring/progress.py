@@ -81,7 +81,7 @@ class RoundProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not self._enabled:
             return
-        metrics, nodes = trainer.callback_metrics, trainer.topology.data_nodes
+        metrics, nodes = trainer.callback_metrics, trainer.data_nodes
         figures = []
         # not what other callbacks log, such as a learning rate; means of an earlier round are not repeated
         for name in sorted(metrics) if trainer.fit_loop.evaluates else ():

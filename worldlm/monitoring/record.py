@@ -93,7 +93,7 @@ class Record(FederationCallback):
             self._code = {} if trainer.fast_dev_run else code()  # type: ignore[attr-defined]
             self._rounds = self._earlier_rounds(trainer)
         if self.initial_weights is None and not self._resumed:
-            self.initial_weights = weights_digest(trainer.world.states[trainer.topology.root.name].parameters)
+            self.initial_weights = weights_digest(trainer.world.states[trainer.run_settings.main_node].parameters)
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         self._add_round(trainer)
@@ -230,7 +230,7 @@ def _all_digests(trainer: WorldTrainer) -> dict[str, str] | None:
         }
     ):
         digests |= part
-    return {name: digests[name] for name in world.states}
+    return {name: digests[name] for name in world.states if name in digests}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -105,7 +105,7 @@ class Summary(FederationCallback):
                 else {group: values}
             )
         settings = {name: value if isinstance(value, (int, float)) else str(value) for name, value in settings.items()}
-        data = {node.name: rows[node.name] for node in trainer.topology.data_nodes}
+        data = {node.name: rows[node.name] for node in trainer.data_nodes}
         metrics: dict[str, float] = {}
         moments = MOMENTS[:0:-1]  # HParams shows the first ones, so the final perplexity comes first
         for moment in moments:

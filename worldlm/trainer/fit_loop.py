@@ -94,13 +94,13 @@ class FederatedFitLoop(_FitLoop):
         """Request the loader of every data node, and make the world. Further calls do nothing."""
         if self._combined_loader is not None:
             return
-        run, names = self.run_settings, [node.name for node in self.topology.data_nodes]
+        run, names = self.run_settings, [node.name for node in self.run_settings.data_nodes]
         run.agree_on_folder(self._restored.get("world", {}).get("noise_key"))
         run.collect_callbacks()  # again: `configure_callbacks` of the module, or a `setup`, may have changed them
         check_module(self.trainer, run.method.callbacks)
         self.loaders = request_loaders(self.trainer, self._data_source, names, run.seed, run.devices_per_node)
         self._combined_loader = CombinedLoader(self.loaders, "sequential")
-        self.max_batches = max(map(self.plan.num_batches, names))
+        self.max_batches = max(map(self.plan.num_batches, names), default=1)
         self.trainer.val_check_batch = float("inf")
         self._metric_callbacks = self._metric_callbacks or find_metric_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
         set_metric_callbacks(self._metric_callbacks, True)
@@ -131,7 +131,7 @@ class FederatedFitLoop(_FitLoop):
         self._world = world = make_world(self.trainer, run, self.loaders)
         self._executor = RoundExecutor(world, run.method)
         self._slot = NodeSlot(module, self.trainer.strategy, run.share_memory, world.store)
-        active = self.topology.root.name
+        active = run.main_node
         if self._restored:
             with as_written(self.trainer.ckpt_path):
                 active = self._restore()
@@ -158,7 +158,7 @@ class FederatedFitLoop(_FitLoop):
         if self.trainer.is_global_zero:
             log_changes(world.changes, rounds.processed)
         self._count_all()  # only the nodes that are in the world now
-        return self.topology.root.name
+        return self.run_settings.main_node
 
     # ------------------------------------------------------------------ starting and restarting
 
@@ -210,9 +210,9 @@ class FederatedFitLoop(_FitLoop):
                 self.phase = Phase.IDLE
                 if self.trainer.received_sigterm and self.cursor < len(executor.program):
                     raise SIGTERMException
-        root = self.topology.root.name
-        if self.world.transport.is_local(root):  # Lightning saves the live module as the model: the root's weights
-            self.slot.load_weights(root, self.world.states[root])
+        main = self.run_settings.main_node
+        if self.world.transport.is_local(main):  # Lightning saves the live module as the model
+            self.slot.load_weights(main, self.world.states[main])
         if self.run_settings.num_ranks > 1:
             self._sync_processes()
 
@@ -284,8 +284,8 @@ class FederatedFitLoop(_FitLoop):
             return {}
         if self.phase is Phase.EXCHANGING:
             raise RuntimeError("a checkpoint cannot be saved while nodes exchange messages: save it in a batch hook")
-        if self.run_settings.num_ranks > 1 and self.cursor < len(self.executor.program):
-            raise RuntimeError("several processes can save a checkpoint only together, at the end of a round")
+        if not self.run_settings.saves_within_round and self.cursor < len(self.executor.program):
+            raise RuntimeError("a node that exchanges messages with other processes can be saved at the end of a round")
         if fitting := self.phase is Phase.FITTING:
             self.slot.save_weights()
         position = {"cursor": self.cursor, "fitting": fitting, "active": self.slot.name}

@@ -38,6 +38,20 @@ class FitPlan:
         """Return the number of optimizer steps in one fit of a data node."""
         return -(-self.num_batches(name) // self._trainer.accumulate_grad_batches)
 
+    def steps_of_run(self, name: str, extra_steps: int) -> int | float:
+        """Return a node's optimizer steps over all rounds; infinity without a limit.
+
+        Args:
+            name: The node. For one that does not train, or an unknown one, it is the largest number of all nodes.
+            extra_steps: Steps that the node made beyond its present plan.
+        """
+        rounds = self._trainer.max_epochs
+        if rounds is None or rounds < 0:
+            return float("inf")
+        if not self.num_visits.get(name):
+            return max(rounds, 1) * max(self.steps_per_round().values())
+        return max(rounds, 1) * self.steps_per_fit(name) * self.num_visits[name] + extra_steps
+
     def steps_per_round(self) -> dict[str, int]:
         """Return the number of optimizer steps of every data node in one round, by name."""
         return {name: self.steps_per_fit(name) * visits for name, visits in self.num_visits.items()}

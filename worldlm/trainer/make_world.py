@@ -15,6 +15,7 @@ from worldlm.distributed.transport import ProcessTransport
 from worldlm.federation.parameters import num_bytes
 from worldlm.models.partition import parts_of
 from worldlm.rounds.program import fit_order
+from worldlm.rounds.transport import Transport
 from worldlm.rounds.world import World
 from worldlm.storage.device_placement import NodesOn, warn_of_little_memory, where_nodes_wait
 from worldlm.storage.node_store import NodeStore
@@ -38,13 +39,11 @@ def make_world(trainer: pl.Trainer, run: RunSettings, loaders: Mapping[str, Data
             they train on in a round.
     """
     topology, plan, module = run.topology, run.plan, trainer.lightning_module
-    costs = {name: n * num_tokens(loaders[name], plan.num_batches(name)) for name, n in plan.num_visits.items()}
+    visits = plan.num_visits
+    costs = {name: visits[name] * num_tokens(loader, plan.num_batches(name)) for name, loader in loaders.items()}
     weights = {name: parameter.detach().cpu() for name, parameter in module.named_parameters()}
     weights = trainer.strategy.broadcast(weights)
-    teams = place(topology, costs, run.num_ranks // run.devices_per_node)
-    transport = ProcessTransport(
-        topology, teams, trainer.global_rank, run.devices_per_node, lambda: trainer.received_sigterm
-    )
+    transport = _make_transport(trainer, run, costs)
     partition = parts_of(module)
     if trainer.is_global_zero:
         sent = (weights[name].numel() for name, part in partition.items() if part in run.method.parts)
@@ -61,6 +60,16 @@ def make_world(trainer: pl.Trainer, run: RunSettings, loaders: Mapping[str, Data
         log=run.log,
         noise_key=run.noise_key,
     )
+
+
+def _make_transport(trainer: pl.Trainer, run: RunSettings, costs: Mapping[str, float]) -> Transport:
+    def stopped() -> bool:
+        return bool(trainer.received_sigterm)
+
+    if run.organisation is not None:
+        return run.organisation.transport(run.topology, stopped)
+    teams = place(run.topology, costs, run.num_ranks // run.devices_per_node)
+    return ProcessTransport(run.topology, teams, trainer.global_rank, run.devices_per_node, stopped)
 
 
 def make_store(

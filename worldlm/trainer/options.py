@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins import CheckpointIO, Precision
 
+from worldlm.topology import Shape
+from worldlm.trainer.run_settings import RunSettings
+
 _ALLOWED: dict[str, tuple[tuple[object, ...], str]] = {
     "max_steps": ((-1,), "a world is counted in rounds, and stops only at the end of a round; use max_epochs"),
     "min_steps": ((), "a world is counted in rounds; use min_epochs"),
@@ -55,6 +58,24 @@ def check_options(options: dict[str, Any], plugins: Iterable[Any]) -> None:
         if isinstance(plugin, CheckpointIO) or plugin == "async_checkpoint":
             name = plugin if isinstance(plugin, str) else type(plugin).__name__
             raise ValueError(f"plugins has {name}, but WorldLM writes its checkpoints itself: leave it out")
+
+
+def check_organisation(run: RunSettings, shape: Shape) -> None:
+    """Check that the options of a Trainer suit a run that holds one node, if it is one.
+
+    Raises:
+        ValueError: If the node or its mailboxes do not suit the topology, its shape would mix the nodes' text, or
+            several processes share the node.
+    """
+    if run.organisation is None:
+        return
+    run.organisation.check(run.topology)
+    if shape not in ("tree", "star"):
+        raise ValueError(f"shape is {shape}, which trains on the text of all nodes together, but each is elsewhere")
+    if run.num_ranks > 1:
+        raise ValueError(
+            f"an organisation's node is trained by one process, but devices and num_nodes set {run.num_ranks}"
+        )
 
 
 def choose_precision(options: dict[str, Any], plugins: Iterable[Any]) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from worldlm.federation.noise_key import NoiseKey
+from worldlm.organisations import Organisation
 from worldlm.rounds.method import Method
 from worldlm.storage.node_store import NodeStore
-from worldlm.topology import Topology
+from worldlm.topology import Node, Topology
 from worldlm.trainer.fit_plan import FitPlan
 from worldlm.trainer.run_log import RunLog
 
@@ -42,3 +43,21 @@ class RunSettings:
     """Processes that train one node together."""
     share_memory: bool | None = None
     """See `NodeSlot`."""
+    organisation: Organisation | None = None
+    """The one node that this run holds; None if the run holds the whole world."""
+
+    @property
+    def data_nodes(self) -> list[Node]:
+        """The nodes with text that this run trains or evaluates."""
+        nodes, own = self.topology.data_nodes, self.organisation
+        return [node for node in nodes if own is None or node.name == own.node]
+
+    @property
+    def main_node(self) -> str:
+        """The node whose weights Lightning saves as the model."""
+        return self.topology.root.name if self.organisation is None else self.organisation.node
+
+    @property
+    def saves_within_round(self) -> bool:
+        """Whether a checkpoint can be saved within a round: only if no message is on its way to another process."""
+        return self.num_ranks == 1 and self.organisation is None

@@ -11,13 +11,14 @@ import lightning.pytorch as pl
 
 from worldlm.checkpoint.lightning_io import AtomicCheckpointIO, CheckpointConnector
 from worldlm.federation.noise_key import NoiseKey
+from worldlm.organisations import Organisation
 from worldlm.rounds.context import Context
 from worldlm.rounds.method import Method
 from worldlm.rounds.world import World
 from worldlm.storage.device_placement import NodesOn, check_nodes_on
 from worldlm.storage.node_store import NodeStore
 from worldlm.storage.paged_store import Paging
-from worldlm.topology import Shape, Topology, load_topology, reshape, split_rounds
+from worldlm.topology import Node, Shape, Topology, load_topology, reshape, split_rounds
 from worldlm.trainer.callback import FederationCallback
 from worldlm.trainer.find_noise_key import find_noise_key
 from worldlm.trainer.fit_loop import FederatedFitLoop
@@ -26,7 +27,7 @@ from worldlm.trainer.lightning_callbacks import check_supported
 from worldlm.trainer.make_world import make_store
 from worldlm.trainer.method_checks import check_listed_once, check_method, warn_of_lost_protection
 from worldlm.trainer.metric_callbacks import check_monitors
-from worldlm.trainer.options import check_options, choose_precision
+from worldlm.trainer.options import check_options, check_organisation, choose_precision
 from worldlm.trainer.processes import check_metric_callbacks, choose_processes
 from worldlm.trainer.run_folder import RunFolder, add_logger
 from worldlm.trainer.run_log import RunLog
@@ -58,6 +59,7 @@ class WorldTrainer(pl.Trainer):
         paging: Keeps the tensors of waiting nodes on disk; by default they are in memory.
         noise_key: File of the secret from which noise is drawn if the topology demands privacy; made if it does not
             exist. By default, a new run makes one in its folder, and a resumed run uses that of its checkpoint.
+        organisation: The one node that this run holds. The other nodes and their text are elsewhere.
         **kwargs: As `lightning.Trainer`. `devices` and `num_nodes` (machines) set the number of processes among which
             the nodes' fits are distributed; by default 1, or what torchrun has started. On a GPU `precision` is
             bf16-mixed unless it is given.
@@ -82,6 +84,7 @@ class WorldTrainer(pl.Trainer):
         nodes_on: NodesOn = "auto",
         paging: Paging | None = None,
         noise_key: str | Path | None = None,
+        organisation: Organisation | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(topology, Topology) and settings:
@@ -115,7 +118,7 @@ class WorldTrainer(pl.Trainer):
         """Writes metrics and texts to the loggers."""
         self.plan = FitPlan(self, self.topology)
         """How much every node trains."""
-        self._run_settings = RunSettings(
+        self.run_settings = RunSettings(
             topology=self.topology,
             seed=self.seed,
             method=Method(self.callbacks),  # type: ignore[attr-defined]
@@ -126,21 +129,23 @@ class WorldTrainer(pl.Trainer):
             collect_callbacks=self._collect_again,
             num_ranks=self.num_ranks,
             devices_per_node=devices_per_node,
+            organisation=organisation,
         )
-        self.fit_loop = FederatedFitLoop(self, self._run_settings, self.min_epochs, self.max_epochs)
+        self.fit_loop = FederatedFitLoop(self, self.run_settings, self.min_epochs, self.max_epochs)
         self._shape: Shape = shape
         self._check_method()
+        check_organisation(self.run_settings, shape)
         if self.is_global_zero:
             warn_of_lost_protection(tree, self.topology, shape)
 
     @property
     def method(self) -> Method:
         """The callbacks of the current fit, as one method."""
-        return self._run_settings.method
+        return self.run_settings.method
 
     def _collect_callbacks(self) -> None:
         """Make the method of the callbacks that the trainer has now, and check all that it requires."""
-        self._run_settings.method = Method(self.callbacks)  # type: ignore[attr-defined]
+        self.run_settings.method = Method(self.callbacks)  # type: ignore[attr-defined]
         self._check_method()
         self.method.check(self.topology)
 
@@ -238,14 +243,14 @@ class WorldTrainer(pl.Trainer):
     def _agree_on_folder(self, fingerprint: str | None) -> None:
         """Set the run's folder to that of process 0, and find the noise key. All processes call this together."""
         folder = self._run_folder.agree()
-        run = self._run_settings
+        run = self.run_settings
         if self.topology.demands_privacy and (run.noise_key is None or fingerprint is not None):
             run.noise_key = find_noise_key(self, folder, self._noise_key_path, fingerprint)
 
     @property
     def noise_key(self) -> NoiseKey | None:
         """The secret of all noise, once a fit has begun; None if the topology demands no privacy."""
-        return self._run_settings.noise_key
+        return self.run_settings.noise_key
 
     def _make_store(self, names: Collection[str]) -> NodeStore:
         """Make the store for the nodes that this process holds."""
@@ -259,13 +264,8 @@ class WorldTrainer(pl.Trainer):
     @property
     def estimated_stepping_batches(self) -> int | float:
         """Optimizer steps of the active node over all rounds if all nodes participate; infinity without a limit."""
-        if self.max_epochs is None or self.max_epochs < 0:
-            return float("inf")
-        loop, rounds = self.fit_loop, max(self.max_epochs, 1)
-        active = loop._slot.name if loop._slot is not None else ""
-        if not self.num_visits.get(active):
-            return rounds * max(self.steps_per_round().values())
-        return rounds * self.steps_per_fit(active) * self.num_visits[active] + loop.world.states[active].extra_steps
+        active = self.active_node if self.fit_loop._slot is not None else ""
+        return self.plan.steps_of_run(active, self.world.states[active].extra_steps if active else 0)
 
     def steps_per_round(self) -> dict[str, int]:
         """Return every data node's optimizer steps in one round, if all nodes participate."""
@@ -276,18 +276,19 @@ class WorldTrainer(pl.Trainer):
         return self.plan.steps_per_fit(name)
 
     @property
+    def data_nodes(self) -> list[Node]:
+        """The nodes with text that this run trains or evaluates."""
+        return self.run_settings.data_nodes
+
+    @property
+    def enable_validation(self) -> bool:
+        """Whether nodes are evaluated. A federation that an organisation runs without text of its own is not."""
+        return super().enable_validation and bool(self.data_nodes)
+
+    @property
     def num_visits(self) -> dict[str, int]:
         """Fits of every data node in one round, if all nodes participate."""
         return self.plan.num_visits
-
-    @property
-    def share_memory(self) -> bool | None:
-        """Whether the live module shares a node's tensors instead of copying them. If None, the device decides."""
-        return self._run_settings.share_memory
-
-    @share_memory.setter
-    def share_memory(self, value: bool | None) -> None:
-        self._run_settings.share_memory = value
 
     def context(self, name: str, subround: int = 0) -> Context:
         """Return what the hooks of a node receive."""

@@ -49,7 +49,9 @@ def _attach(module: CorpusDataModule, topology: Topology, seq_len: int = 8, voca
     architecture = SimpleNamespace(max_seq_len=seq_len, vocab_size=vocab_size)
     lightning_module = SimpleNamespace(architecture=architecture)
     key = NoiseKey(bytes(32))
-    trainer = SimpleNamespace(topology=topology, lightning_module=lightning_module, seed=0, noise_key=key)
+    trainer = SimpleNamespace(
+        topology=topology, data_nodes=topology.data_nodes, lightning_module=lightning_module, seed=0, noise_key=key
+    )
     module.trainer = cast(Trainer, trainer)
     return module
 

@@ -119,7 +119,7 @@ def estimate(
 
 
 def _fit_tokens(trainer: WorldTrainer, seq_len: int, batch_size: int) -> dict[str, int]:
-    fitting = [node for node in trainer.topology.data_nodes if node.fits]
+    fitting = [node for node in trainer.data_nodes if node.fits]
     batch_tokens = {node.name: (node.settings.batch_size or batch_size) * seq_len for node in fitting}
     return {name: trainer.plan.num_batches(name) * tokens for name, tokens in batch_tokens.items()}
 

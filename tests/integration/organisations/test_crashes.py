@@ -1,0 +1,37 @@
+"""Organisations that are killed and started again come to the same bits as without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worldlm.callbacks import LastCheckpoint
+from worldlm.topology import Topology
+
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize(
+    ("kills", "rounds"), [(3, 16), pytest.param(50, 160, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
+def test_kills_at_random_moments(
+    kills: int, rounds: int, busy_tree: Topology, at_home: Make, one_node: Make, whole_method: Make, differences: Make
+) -> None:
+    def method() -> list[Any]:
+        return [*whole_method(), LastCheckpoint()]
+
+    undisturbed = at_home(busy_tree, one_node(busy_tree, method, max_epochs=rounds))
+    disturbed = at_home(busy_tree, one_node(busy_tree, method, max_epochs=rounds), kills=kills)
+    for name, found in disturbed.items():
+        assert differences(found, undisturbed[name]) == [], name
+
+
+def test_messages_are_deleted_after_the_checkpoint(
+    tree: Topology, at_home: Make, one_node: Make, whole_method: Make, tmp_path: Path
+) -> None:
+    at_home(tree, one_node(tree, lambda: [*whole_method(), LastCheckpoint()]))
+    left = [path for path in (tmp_path / "organisations-1").glob("*/mail/*/*/*") if path.is_file()]
+    assert left == []

@@ -1,0 +1,167 @@
+"""A durable store for the messages between a node and its parent or one of its children."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldlm.files.atomic_write import atomic_write
+from worldlm.files.tensor_file import read_tensors
+from worldlm.rounds.transport import MessageKey
+
+_NAME = re.compile(r"(\d{1,9})\.(\d{1,9})\.(ready|down|up)")
+
+
+class Mailbox:
+    """Messages between a node and its parent, or between a node and one of its children.
+
+    Each message is a file, named ROUND.SUBROUND.KIND. It moves from folder to folder:
+
+    - `sent`: composed by this node, not yet stored by the other node;
+    - `delivered`: stored by the other node;
+    - `arriving`: composed by the other node, not complete here;
+    - `received`: composed by the other node, and stored here.
+
+    Both copies remain until the node has saved a checkpoint that contains their effect, see `forget`. A node that was
+    restarted repeats the round from its last checkpoint: it finds again what it had received, and what it sends again
+    is not stored a second time, so the other node sees each message once.
+
+    Args:
+        folder: Of this mailbox.
+        child: The child of the two nodes.
+    """
+
+    def __init__(self, folder: Path, child: str) -> None:
+        self.folder = folder
+        self.child = child
+        for name in ("sent", "delivered", "arriving", "received"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def num_rounds(self) -> int:
+        """Number of rounds whose effect is in a checkpoint of this node."""
+        path = self.folder / "num_rounds"
+        return int(path.read_text()) if path.exists() else 0
+
+    # ------------------------------------------------------------------ the node's side
+
+    def send(self, key: MessageKey, content: Any) -> None:
+        """Store a message that this node sends, unless it is stored already.
+
+        Args:
+            key: Identifies the message.
+            content: Plain containers and tensors that `torch.load(weights_only=True)` can read.
+        """
+        name = _name(key)
+        if (self.folder / "sent" / name).exists() or (self.folder / "delivered" / name).exists():
+            return
+        with atomic_write(self.folder / "sent" / name) as partial, partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(self.folder / "sent")
+
+    def received(self, key: MessageKey) -> Path | None:
+        """Return the file of a message from the other node, or None if it has not arrived."""
+        path = self.folder / "received" / _name(key)
+        return path if path.exists() else None
+
+    def forget(self, num_rounds: int) -> None:
+        """Delete the messages of finished rounds. Call it after a checkpoint with their effect has been saved.
+
+        A message that the other node has not stored yet remains until it is delivered.
+
+        Args:
+            num_rounds: Number of finished rounds in the checkpoint.
+        """
+        with atomic_write(self.folder / "num_rounds") as partial, partial.open("w") as file:
+            file.write(str(num_rounds))
+            file.flush()
+            os.fsync(file.fileno())
+        for folder in ("received", "delivered"):
+            for name in self._names(folder):
+                if _round(name) < num_rounds:
+                    (self.folder / folder / name).unlink()
+
+    # ------------------------------------------------------------------ the network's side
+
+    def undelivered(self) -> list[str]:
+        """Return the names of the messages that the other node has not stored yet, in the order of their rounds."""
+        return self._names("sent")
+
+    def path(self, name: str) -> Path:
+        """Return the file of an undelivered message."""
+        return self.folder / "sent" / name
+
+    def mark_delivered(self, name: str) -> None:
+        """Note that the other node has stored a message. Further calls do nothing."""
+        path = self.folder / "sent" / name
+        if not path.exists():
+            return
+        if _round(name) < self.num_rounds:
+            path.unlink()
+        else:
+            path.replace(self.folder / "delivered" / name)
+
+    def expects(self, name: str) -> bool:
+        """Return whether a message from the other node would be new.
+
+        Raises:
+            ValueError: If no message has this name, or if this node sends such messages itself.
+        """
+        if _NAME.fullmatch(name) is None:
+            raise ValueError(f"no message has the name {name[:50]!r}")
+        return _round(name) >= self.num_rounds and not (self.folder / "received" / name).exists()
+
+    def arriving(self, name: str) -> Path:
+        """Return where to write a message from the other node. It is not used before it is stored."""
+        return self.folder / "arriving" / name
+
+    def store(self, name: str) -> None:
+        """Store a message from the other node, whose file in `arriving` is complete."""
+        arriving = self.arriving(name)
+        if not self.expects(name):
+            arriving.unlink()
+            return
+        with arriving.open("rb") as file:
+            os.fsync(file.fileno())
+        arriving.replace(self.folder / "received" / name)
+        _sync_folder(self.folder / "received")
+
+    def _names(self, folder: str) -> list[str]:
+        names = [name for name in os.listdir(self.folder / folder) if _NAME.fullmatch(name)]
+        return sorted(names, key=lambda name: (*map(int, name.split(".")[:2]), name))
+
+
+def read_message(path: Path) -> Any:
+    """Read the content of a message.
+
+    Raises:
+        ValueError: If it is damaged, or contains anything but tensors and plain values.
+    """
+    try:
+        return read_tensors(path)
+    except Exception as error:  # torch.load can raise any exception for such a file
+        message = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as a message: {message}") from error
+
+
+def _name(key: MessageKey) -> str:
+    return f"{key.round}.{key.subround}.{key.kind}"
+
+
+def _round(name: str) -> int:
+    return int(name.partition(".")[0])
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
