@@ -35,11 +35,11 @@ def mailboxes(folder: Path, topology: Topology, node: str) -> dict[str, Mailbox]
     return {edge: Mailbox(folder / node / "mail" / edge, edge) for edge in edges}
 
 
-def be_organisation(folder: Path, topology: Topology, node: str, job: Job) -> None:
-    """Run a node, and carry its messages to and from its parent."""
+def be_organisation(folder: Path, topology: Topology, node: str, job: Job, carried: bool) -> None:
+    """Run a node, and carry its messages to and from its parent, unless the job does so itself."""
     torch.set_num_threads(1)
     organisation = Organisation(node=node, mailboxes=mailboxes(folder, topology, node))
-    parent, ended = topology.parent(node), threading.Event()
+    parent, ended = topology.parent(node) if carried else None, threading.Event()
 
     def carry_all() -> None:
         assert parent is not None

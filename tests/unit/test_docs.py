@@ -39,6 +39,7 @@ from worldlm.commands.compare import command as compare_command
 from worldlm.commands.compare import compare
 from worldlm.commands.compare.plan import PlannedRun, plan_runs
 from worldlm.commands.inference import evaluate, export, generate
+from worldlm.commands.organisations import identities, run_node
 from worldlm.commands.report import command as report_command
 from worldlm.topology import find_file, load_topology, parse_topology
 
@@ -191,6 +192,13 @@ def check_fit(reading: Any, given: list[str]) -> None:
     check_settings(reading, ["fit", *given])
 
 
+def check_node(reading: Any, command: str, given: list[str]) -> None:
+    """Parse the settings of one node, and check that the topology has it."""
+    options, command_line = run_node.parse(command, given)
+    parsed = reading.parser.parse_args(command_line.words)
+    assert options.node in load_topology(find_file("topologies", parsed["fit"].federation.topology)).nodes
+
+
 def check_compare(reading: Any, given: list[str]) -> None:
     """Plan the runs, and parse the first, and what does not come with WorldLM, which tests of its own parse."""
     parser = compare_command._parser()
@@ -241,6 +249,9 @@ HOW: dict[str, Callable[[Any, list[str]], None]] = {
     "generate": lambda reading, given: check_words(generate._parser(), given),
     "evaluate": lambda reading, given: check_words(evaluate._parser(), given),
     "report": lambda reading, given: check_words(report_command._parser(), given),
+    "organisations": lambda reading, given: check_words(identities._parser(), given),
+    "serve": lambda reading, given: check_node(reading, "serve", given),
+    "join": lambda reading, given: check_node(reading, "join", given),
     "runs": lambda reading, given: carry_out(["runs", *given]),
     "help": lambda reading, given: carry_out(["help", *given]),
     "--version": lambda reading, given: carry_out(["--version", *given]),

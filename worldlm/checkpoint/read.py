@@ -64,7 +64,7 @@ class SavedWorld:
     hyper_parameters: Mapping[str, Any]
     """The arguments from which the module was built, as plain values."""
     children: Mapping[str, list[str]]
-    """Names of every node's children, by name, parents first."""
+    """Names of every saved node's saved children, by name, parents first."""
     num_rounds: int
     """Number of finished rounds."""
     within_round: bool
@@ -111,10 +111,12 @@ def _saved_world(path: Path, checkpoint: Mapping[str, Any]) -> SavedWorld:
             f"{path} cannot be read as a saved world: it has format {world['format']}, but only {known} are known"
         )
     progress, states, children = loop["epoch_progress"]["current"], world["states"], world["topology"]
-    if any(not isinstance(states[name]["parameters"], Mapping) for name in children):
-        raise TypeError("the parameters of a node have the wrong type")
     if any(child not in children for names in children.values() for child in names):
         raise TypeError("a child is listed but missing from the topology")
+    # an organisation saves its own node only
+    children = {name: [child for child in children[name] if child in states] for name in children if name in states}
+    if any(not isinstance(states[name]["parameters"], Mapping) for name in children):
+        raise TypeError("the parameters of a node have the wrong type")
     return SavedWorld(
         path=path,
         hyper_parameters={**checkpoint.get("hyper_parameters", {})},

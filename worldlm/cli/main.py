@@ -29,6 +29,9 @@ HELP = f"""worldlm {__version__}: language models trained across federations of 
   worldlm topology check FILE                               check a topology for mistakes
   worldlm topology show FILE --format svg                   draw a topology: tree, mermaid, svg or png
   worldlm topology estimate RECIPE                          estimate traffic, memory, disk and time of a run
+  worldlm organisations keys --node NAME                    create the keys of a node that you run yourself
+  worldlm serve --recipe PACT --node NAME --listen H:P      run a federation; its children are elsewhere
+  worldlm join --recipe PACT --node NAME --parent H:P       run a node; its parent is elsewhere
   worldlm runs [FOLDER] [--json]                            list runs: state, round, best perplexity
   worldlm help COMMAND                                      print the arguments of a command
   worldlm --version
@@ -53,12 +56,15 @@ OTHERS = {
     "evaluate": "worldlm.commands.inference.evaluate:evaluate",
     "topology": "worldlm.commands.topology:topology",
     "report": "worldlm.commands.report:report",
+    "organisations": "worldlm.commands.organisations.identities:organisations",
+    "serve": "worldlm.commands.organisations.run_node:serve",
+    "join": "worldlm.commands.organisations.run_node:join",
 }
 """All other commands: the function that takes the rest of the line. Each is imported when it is needed."""
 
 COMMANDS = (*LIGHTNING, *OTHERS)
 
-_RESULT_IN_FILES = ("fit", "prepare", "compare", "export", "evaluate", "report")
+_RESULT_IN_FILES = ("fit", "prepare", "compare", "export", "evaluate", "report", "serve", "join")
 """Commands whose result is in files. They go on when standard output cannot be written."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -18,8 +19,9 @@ class RecipeParser(LightningArgumentParser):
     """Raises errors instead of printing a page of usage, and never takes a value for the name of a file to read."""
 
     def add_class_arguments(self, theclass: Any, *args: Any, **kwargs: Any) -> Any:
-        """Add the arguments of a class."""
-        added = super().add_class_arguments(theclass, *args, **{**kwargs, "sub_configs": False})
+        """Add the arguments of a class, except that `worldlm join` and `serve` set `organisation` themselves."""
+        skip = {*kwargs.get("skip", ()), *({"organisation"} & inspect.signature(theclass).parameters.keys())}
+        added = super().add_class_arguments(theclass, *args, **{**kwargs, "sub_configs": False, "skip": skip})
         set_default_save_dir(theclass, self._actions)
         return added
 

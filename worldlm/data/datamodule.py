@@ -89,6 +89,7 @@ class CorpusDataModule(LightningDataModule):
         if isinstance(tokenizer, str):
             self.tokenizer = load_tokenizer(tokenizer)
         self._trained = None if isinstance(tokenizer, str) else tokenizer
+        self.trains_tokenizer = self._trained is not None
         self.batch_size = batch_size
         self.cache_dir = cache_dir
         self.num_workers = num_workers
@@ -162,7 +163,7 @@ class CorpusDataModule(LightningDataModule):
             sampler = make_sampler(
                 blocks.sizes,
                 self._size(node),
-                self._trainer().seed,
+                self._trainer().run_settings.seed,
                 node.name,
                 weights=weights,
                 key=self._trainer().noise_key if _unit(node) else None,

@@ -183,8 +183,11 @@ def limits_line(trainer: WorldTrainer) -> Iterator[str]:
 
 
 def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
-    """Return a node's figures by column; columns that do not apply to it are omitted."""
+    """Return a node's figures by column; columns that do not apply, and nodes at other organisations, have none."""
     name, state = node.name, trainer.world.states[node.name]
+    own = trainer.run_settings.organisation
+    if own is not None and name != own.node:
+        return {}
     figures = trainer.method.node_figures(node, state)
     if node.holds_data:
         figures["tokens"] = state.num_tokens

@@ -13,7 +13,11 @@ from worldlm.files.atomic_write import atomic_write
 from worldlm.files.tensor_file import read_tensors
 from worldlm.rounds.transport import MessageKey
 
-_NAME = re.compile(r"(\d{1,9})\.(\d{1,9})\.(ready|down|up)")
+_NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(ready|down|up)")
+
+
+_MAX_RECEIVED = 200
+"""Messages from another node that wait at a time. A round has three for each sub-round."""
 
 
 class Mailbox:
@@ -38,6 +42,8 @@ class Mailbox:
     def __init__(self, folder: Path, child: str) -> None:
         self.folder = folder
         self.child = child
+        self.problem = ""
+        """Why no message can arrive any more, as far as the network knows."""
         for name in ("sent", "delivered", "arriving", "received"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -99,9 +105,9 @@ class Mailbox:
 
     def mark_delivered(self, name: str) -> None:
         """Note that the other node has stored a message. Further calls do nothing."""
-        path = self.folder / "sent" / name
-        if not path.exists():
+        if name not in self.undelivered():
             return
+        path = self.folder / "sent" / name
         if _round(name) < self.num_rounds:
             path.unlink()
         else:
@@ -111,11 +117,27 @@ class Mailbox:
         """Return whether a message from the other node would be new.
 
         Raises:
-            ValueError: If no message has this name, or if this node sends such messages itself.
+            ValueError: If no message has this name, or too many wait already.
         """
         if _NAME.fullmatch(name) is None:
             raise ValueError(f"no message has the name {name[:50]!r}")
-        return _round(name) >= self.num_rounds and not (self.folder / "received" / name).exists()
+        if _round(name) < self.num_rounds or (self.folder / "received" / name).exists():
+            return False
+        if len(self._names("received")) >= _MAX_RECEIVED:
+            raise ValueError(f"{_MAX_RECEIVED} messages wait already")
+        return True
+
+    def expects_from_child(self, name: str) -> bool:
+        """As `expects`, at the parent: a child sends everything but downloads."""
+        if name.endswith(".down"):
+            raise ValueError(f"{self.child} sends no message {name[:50]!r}")
+        return self.expects(name)
+
+    def expects_from_parent(self, name: str) -> bool:
+        """As `expects`, at the child: a parent sends downloads only."""
+        if not name.endswith(".down"):
+            raise ValueError(f"the parent of {self.child} sends no message {name[:50]!r}")
+        return self.expects(name)
 
     def arriving(self, name: str) -> Path:
         """Return where to write a message from the other node. It is not used before it is stored."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from worldlm.organisations.check_message import why_invalid
 from worldlm.organisations.mailbox import Mailbox, read_message
 from worldlm.rounds.transport import MessageKey, Transport
 from worldlm.topology import Topology
 from worldlm.topology.errors import join_names, suggest
 
 _SECONDS_BETWEEN_LOOKS = 0.02
+_SECONDS_BEFORE_REPORT = 10.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +31,9 @@ class Organisation:
     """Name of the node."""
     mailboxes: Mapping[str, Mailbox]
     """A mailbox for the parent under the node's own name, and one for each child under the child's name."""
+
+    seed: int | None = None
+    """The secret of all random draws of the node; None uses the seed of the run, which others know."""
 
     def check(self, topology: Topology) -> None:
         """Check that the node is in a topology, and that all its neighbours have a mailbox.
@@ -72,7 +81,7 @@ class MailboxTransport(Transport):
     def __init__(self, organisation: Organisation, topology: Topology, stopped: Callable[[], bool]) -> None:
         self._node = organisation.node
         self._mailboxes = organisation.mailboxes
-        self._root = topology.root.name
+        self._topology = topology
         self._stopped = stopped
 
     def is_local(self, name: str) -> bool:
@@ -81,22 +90,43 @@ class MailboxTransport(Transport):
 
     def crosses_processes(self, name: str) -> bool:
         """Return whether different processes hold a node and its parent: always, if it has one."""
-        return name != self._root
+        return name != self._topology.root.name
 
     def send(self, key: MessageKey, content: Any) -> None:
         """Store a message in the mailbox, from which it is sent."""
         self._mailboxes[key.child].send(key, content)
 
     def receive(self, key: MessageKey) -> Any:
-        """Wait until a message is in the mailbox, and return its content.
+        """Wait until a message is in the mailbox, and return its content; None if it is invalid.
 
         Raises:
-            ValueError: If it cannot be read.
+            ValueError: If no message can arrive any more.
             SIGTERMException: If the run is to stop.
         """
-        mailbox = self._mailboxes[key.child]
+        path = self._wait_for(key)
+        try:
+            content = read_message(path)
+            problem = why_invalid(key, content, self._topology)
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            log.warning("round %d: rejected a message from %s: %s", key.round + 1, self._sender(key), problem)
+            return None
+        return content
+
+    def _wait_for(self, key: MessageKey) -> Path:
+        mailbox, began, reported = self._mailboxes[key.child], time.monotonic(), False
         while (path := mailbox.received(key)) is None:
             if self._stopped():
                 raise SIGTERMException
+            if mailbox.problem:
+                raise ValueError(mailbox.problem)
+            if not reported and time.monotonic() - began > _SECONDS_BEFORE_REPORT:
+                log.info("round %d: waiting for %s", key.round + 1, self._sender(key))
+                reported = True
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-        return read_message(path)
+        return path
+
+    def _sender(self, key: MessageKey) -> str:
+        parent = self._topology.parent(key.child)
+        return key.child if key.kind != "down" or parent is None else parent.name

@@ -120,7 +120,7 @@ class WorldTrainer(pl.Trainer):
         """How much every node trains."""
         self.run_settings = RunSettings(
             topology=self.topology,
-            seed=self.seed,
+            seed=self.seed if organisation is None or organisation.seed is None else organisation.seed,
             method=Method(self.callbacks),  # type: ignore[attr-defined]
             plan=self.plan,
             log=self.run_log,

@@ -24,18 +24,19 @@ Make = Callable[..., Any]
 def at_home(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Return a function that runs a job for each node of a topology, and returns the results by node.
 
-    With `kills`, it kills and restarts so many organisations on the way, at random moments.
+    With `kills`, it kills and restarts so many organisations on the way, at random moments. Without `carried`, the job
+    itself exchanges the messages.
     """
     calls = 0
 
-    def run(topology: Topology, job: Make, kills: int = 0) -> dict[str, Any]:
+    def run(topology: Topology, job: Make, kills: int = 0, carried: bool = True) -> dict[str, Any]:
         nonlocal calls
         calls += 1
         folder, rng = tmp_path / f"organisations-{calls}", random.Random(calls)
         context = multiprocessing.get_context("fork")
 
         def start(name: str) -> Any:
-            process = context.Process(target=be_organisation, args=(folder, topology, name, job))
+            process = context.Process(target=be_organisation, args=(folder, topology, name, job, carried))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of forking, which is safe with one thread
                 process.start()

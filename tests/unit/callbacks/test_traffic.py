@@ -22,7 +22,9 @@ def _trainer(logged: dict[str, float]) -> Any:
     states = {name: NodeState(parameters={}) for name in topology.nodes}
     run_log = SimpleNamespace(scalars=lambda scalars, step: logged.update(scalars))
     world = SimpleNamespace(states=states, round=0)
-    return SimpleNamespace(topology=topology, world=world, run_log=run_log)
+    return SimpleNamespace(
+        topology=topology, world=world, run_log=run_log, run_settings=SimpleNamespace(organisation=None)
+    )
 
 
 def _send(trainer: Any, name: str, times: int) -> None:

@@ -50,7 +50,11 @@ def _attach(module: CorpusDataModule, topology: Topology, seq_len: int = 8, voca
     lightning_module = SimpleNamespace(architecture=architecture)
     key = NoiseKey(bytes(32))
     trainer = SimpleNamespace(
-        topology=topology, data_nodes=topology.data_nodes, lightning_module=lightning_module, seed=0, noise_key=key
+        topology=topology,
+        data_nodes=topology.data_nodes,
+        lightning_module=lightning_module,
+        noise_key=key,
+        run_settings=SimpleNamespace(seed=0),
     )
     module.trainer = cast(Trainer, trainer)
     return module

@@ -242,7 +242,7 @@ def _recorded_topology(record: RunRecord) -> Topology:
 
     def build(recorded: Mapping[str, Any]) -> Node:
         facts = data_nodes.get(recorded["name"], {})
-        steps = facts.get("steps") if facts.get("fits", 1) else 0
+        steps = facts.get("steps", 1) if facts.get("fits", 1) else 0  # not recorded of nodes at other organisations
         return Node(
             name=recorded["name"],
             corpus=recorded["corpus"],

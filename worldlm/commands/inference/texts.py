@@ -150,7 +150,8 @@ def _files(name: str, corpora: Mapping[str, Corpus]) -> WholeFiles:
 
 
 def _nodes(run: SavedRun) -> list[dict[str, Any]]:
-    return run.record.nodes if run.record is not None else []
+    """Return the recorded nodes whose weights were saved: an organisation has only its own."""
+    return [node for node in run.record.nodes if node["name"] in run.world.children] if run.record is not None else []
 
 
 def _text(run: SavedRun, name: str, blocks: Blocks | MixedBlocks, limit: int | None, *, is_held_out: bool) -> Text:

@@ -1,0 +1,271 @@
+"""Nodes that exchange messages over gRPC with mutual TLS, and callers who may not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from identities import admit, create_identities, create_identity, free_port
+from in_child import in_child
+from organisations_at_home import of_node
+
+from worldlm.callbacks import LastCheckpoint
+from worldlm.callbacks.organisation_network import OrganisationNetwork
+from worldlm.organisations import Mailbox, Organisation
+from worldlm.organisations.agreement import differences
+from worldlm.organisations.identity import Identity, host_of
+from worldlm.organisations.server import Server
+from worldlm.organisations.wire import OPTIONS, SERVICE, pack, pieces
+from worldlm.topology import Topology
+
+Make = Callable[..., Any]
+
+
+def test_a_tree_over_the_network_equals_one_process(
+    busy_tree: Topology,
+    at_home: Make,
+    one_node: Make,
+    fit: Make,
+    whole_method: Make,
+    snapshot: Make,
+    differences: Make,
+    tmp_path: Path,
+) -> None:
+    whole = snapshot(fit(busy_tree, whole_method()))
+    identities = create_identities(tmp_path / "identities", busy_tree)
+    ports = {name: free_port() for name, node in busy_tree.nodes.items() if node.children}
+
+    def job(organisation: Organisation, folder: Path) -> Any:
+        node, parent = busy_tree.nodes[organisation.node], busy_tree.parent(organisation.node)
+        network = OrganisationNetwork(
+            identities[node.name],
+            listen=f"127.0.0.1:{ports[node.name]}" if node.children else None,
+            parent=f"127.0.0.1:{ports[parent.name]}" if parent else None,
+        )
+        return one_node(busy_tree, lambda: [*whole_method(), LastCheckpoint(), network])(organisation, folder)
+
+    apart = at_home(busy_tree, job, carried=False)
+    for name, found in apart.items():
+        expected = of_node(whole, name)
+        for state in (found["state"], expected["state"]):
+            state["memory"].pop("NodeMetrics", None)  # a federation has no text of its own to measure
+        assert differences(found, expected) == [], name
+
+
+def test_differences_between_agreements_are_named() -> None:
+    ours = {"the number of rounds": "3", "the tokenizer": "x" * 500}
+    assert differences(ours, dict(ours), "world", "a") == []
+    assert differences(ours, {**ours, "the number of rounds": "4"}, "world", "a") == [
+        "the number of rounds differs: world has 3, a has 4"
+    ]
+    assert differences(ours, {**ours, "more": "1"}, "world", "a") == ["more differs: world has nothing, a has 1"]
+    assert differences(ours, [], "world", "a") == ["a sent no agreement"]
+    assert len(differences(ours, {str(i): 1 for i in range(1000)}, "world", "a")) == 20
+
+
+# ---------------------------------------------------------------------- callers
+
+
+class Caller:
+    """Calls the server of `world` with any certificate."""
+
+    def __init__(self, port: int, authority: bytes, key: bytes | None, certificate: bytes | None) -> None:
+        credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+        options = (*OPTIONS, ("grpc.ssl_target_name_override", host_of("world")))
+        self.channel = grpc.secure_channel(f"127.0.0.1:{port}", credentials, options)
+
+    def hello(self, content: bytes = b"{}") -> str:
+        return self._status(lambda: self.channel.unary_unary(f"/{SERVICE}/Hello")(content, timeout=5.0))
+
+    def put(self, sent: Iterator[bytes], timeout: float = 5.0) -> str:
+        return self._status(lambda: self.channel.stream_unary(f"/{SERVICE}/Put")(sent, timeout=timeout))
+
+    def call(self, name: str) -> str:
+        return self._status(lambda: self.channel.unary_unary(f"/{SERVICE}/{name}")(b"{}", timeout=5.0))
+
+    @staticmethod
+    def _status(call: Callable[[], Any]) -> str:
+        try:
+            call()
+        except grpc.RpcError as error:
+            return f"{error.code().name}: {error.details()}"
+        return "OK"
+
+
+class Scene:
+    """The server of `world`, and its children `a` and `b`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.world, self.a, self.b = (create_identity(folder, name) for name in ("world", "a", "b"))
+        admit(self.world, self.a)
+        admit(self.world, self.b)
+        self.mailboxes = {name: Mailbox(folder / "mail" / name, name) for name in ("a", "b")}
+        self.server = Server("127.0.0.1:0", self.world, self.mailboxes, {"rounds": "3"}, max_bytes=10_000)
+
+    def caller(self, identity: Identity | None, authority: bytes | None = None) -> Caller:
+        trusted = authority or self.world.server_certificates()[2]
+        if identity is None:
+            return Caller(self.server.port, trusted, None, None)
+        return Caller(self.server.port, trusted, identity.key, identity.certificates()[0])
+
+    def message(self, content: Any = True) -> Path:
+        path = self.folder / "message"
+        torch.save(content, path)
+        return path
+
+    def received(self, child: str) -> list[str]:
+        return sorted(path.name for path in (self.folder / "mail" / child / "received").iterdir())
+
+
+def on_scene(folder: Path, act: Callable[[Scene], Any]) -> Any:
+    """Return what a function observes on a scene, in a process of its own."""
+
+    def run() -> Any:
+        scene = Scene(folder)
+        try:
+            return act(scene)
+        finally:
+            scene.server.stop()
+
+    return in_child(run)
+
+
+def test_a_child_with_its_certificate(tmp_path: Path) -> None:
+    def act(scene: Scene) -> Any:
+        caller = scene.caller(scene.a)
+        hello, put = caller.hello(), caller.put(pieces("0.0.ready", scene.message()))
+        return hello, put, scene.received("a"), scene.received("b"), list(scene.server.last_seen())
+
+    assert on_scene(tmp_path, act) == ("OK", "OK", ["0.0.ready"], [], ["a"])
+
+
+def test_callers_without_the_right_certificate(tmp_path: Path) -> None:
+    def act(scene: Scene) -> dict[str, str]:
+        stranger = create_identity(tmp_path, "stranger")
+        other_world = create_identity(tmp_path / "other", "world")
+        false_a = create_identity(tmp_path / "other", "a")
+        admit(other_world, false_a)
+        admit(scene.world, stranger)
+        renamed = scene.caller(scene.a)
+        old = scene.caller(scene.b)
+        found = {
+            "no certificate": scene.caller(None).hello(),
+            "of another authority": scene.caller(false_a).hello(),
+            "no child": scene.caller(stranger).hello(),
+            "before": renamed.hello(),
+        }
+        admit(scene.world, scene.b)
+        found["replaced"] = old.hello()
+        scene.world.revoke("a")
+        found["revoked"] = renamed.hello()
+        found["a parent that is no parent"] = scene.caller(scene.b, other_world.server_certificates()[2]).hello()
+        return found
+
+    found = on_scene(tmp_path, act)
+    assert found["before"] == "OK"
+    for case in ("no certificate", "of another authority", "a parent that is no parent"):
+        assert found[case].startswith("UNAVAILABLE"), case  # TLS ends the connection
+    assert found["no child"] == "PERMISSION_DENIED: 'stranger' is no child of world"
+    assert found["replaced"] == "PERMISSION_DENIED: the certificate of b was revoked or replaced"
+    assert found["revoked"] == "PERMISSION_DENIED: the certificate of a was revoked or replaced"
+
+
+def test_an_expired_certificate(tmp_path: Path) -> None:
+    def act(scene: Scene) -> str:
+        authority, key = scene.world._authority()
+        own = x509.load_pem_x509_certificate(scene.a.certificates()[0])
+        builder = (
+            x509.CertificateBuilder(own.issuer, own.subject, own.public_key(), own.serial_number)
+            .not_valid_before(authority.not_valid_before_utc)
+            .not_valid_after(authority.not_valid_before_utc.replace(microsecond=1))
+        )
+        for extension in own.extensions:
+            builder = builder.add_extension(extension.value, extension.critical)
+        expired = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        (scene.world.folder / "admitted" / "a.pem").write_bytes(expired)
+        return Caller(scene.server.port, scene.world.server_certificates()[2], scene.a.key, expired).hello()
+
+    assert on_scene(tmp_path, act).startswith("UNAVAILABLE")
+
+
+def test_a_child_cannot_serve_its_siblings(tmp_path: Path) -> None:
+    """A server that shows the certificate of a child is no parent, though the same authority has signed it."""
+
+    def act(scene: Scene) -> str:
+        server = grpc.server(ThreadPoolExecutor(1))
+        credentials = grpc.ssl_server_credentials([(scene.a.key, scene.a.certificates()[0])])
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+        server.start()
+        try:
+            return Caller(port, scene.b.certificates()[1], scene.b.key, scene.b.certificates()[0]).hello()
+        finally:
+            server.stop(None)
+
+    assert on_scene(tmp_path, act).startswith("UNAVAILABLE")
+
+
+def test_messages_that_are_not_as_agreed(tmp_path: Path) -> None:
+    def act(scene: Scene) -> dict[str, str]:
+        caller, good = scene.caller(scene.a), list(pieces("0.0.up", scene.message()))
+        head = {"name": "1.0.up", "size": 4, "sha256": "0" * 64}
+        cases: dict[str, list[bytes]] = {
+            "10 GB": [pack({**head, "size": 10**10})],
+            "negative": [pack({**head, "size": -1})],
+            "longer than announced": [pack(head), b"12345"],
+            "shorter than announced": [pack(head), b"123"],
+            "damaged": [pack(head), b"1234"],
+            "a download": [pack({**head, "name": "1.0.down"}), b"1234"],
+            "another folder": [pack({**head, "name": "../../x"}), b"1234"],
+            "no header": [b"\x80\x04evil"],
+            "a list": [b"[]"],
+            "nested": [b"[" * 100_000],
+            "nothing": [],
+        }
+        found = {case: caller.put(iter(sent)) for case, sent in cases.items()}
+        found["hello"] = caller.hello(b"\xff")
+        found["no such call"] = caller.call("Execute")
+        found["good"] = caller.put(iter(good))
+        found["replayed"] = caller.put(iter(good))
+        found["received"] = str(scene.received("a"))
+        found["elsewhere"] = str([path.name for path in tmp_path.rglob("x")])
+        return found
+
+    found = on_scene(tmp_path, act)
+    assert found.pop("received") == "['0.0.up']"
+    assert found.pop("elsewhere") == "[]"
+    assert found.pop("no such call").startswith("UNIMPLEMENTED")
+    assert [found.pop("good"), found.pop("replayed")] == ["OK", "OK"]
+    for case, status in found.items():
+        assert status.startswith("INVALID_ARGUMENT"), (case, status)
+
+
+def test_a_slow_child_does_not_keep_the_others_out(tmp_path: Path) -> None:
+    def act(scene: Scene) -> Any:
+        slow, other = scene.caller(scene.a), scene.caller(scene.b)
+
+        def one_byte_at_a_time() -> Iterator[bytes]:
+            yield pack({"name": "0.0.up", "size": 5_000, "sha256": "0" * 64})
+            while True:
+                time.sleep(0.1)
+                yield b"x"
+
+        calls = [slow.channel.stream_unary(f"/{SERVICE}/Put").future(one_byte_at_a_time()) for _ in range(20)]
+        time.sleep(0.5)
+        served = [other.hello() for _ in range(5)]
+        refused = [call.code().name for call in calls if call.done()]
+        for call in calls:
+            call.cancel()
+        return served, sorted(set(refused)), len(refused)
+
+    served, refused, number = on_scene(tmp_path, act)
+    assert served == ["OK"] * 5
+    assert refused == ["RESOURCE_EXHAUSTED"]
+    assert number == 16

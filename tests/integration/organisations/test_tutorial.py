@@ -1,0 +1,102 @@
+"""The commands of the tutorial about two organisations, one after the other, in a folder for each side."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from identities import free_port
+
+PAGE = Path(__file__).parents[3] / "docs" / "tutorials" / "two_organisations.md"
+SMALLER = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
+
+
+def commands(port: int) -> list[list[str]]:
+    text = "\n".join(blocks("bash")).replace("7443", str(port)).replace("0.0.0.0", "127.0.0.1")
+    return [shlex.split(line)[1:] for line in text.splitlines() if line]
+
+
+def start(words: list[str], side: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "worldlm", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=side, env=environment, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+def run(words: list[str], side: Path) -> str:
+    process = start(words, side)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture
+def sides(tmp_path: Path) -> dict[str, Path]:
+    """The folders of both sides, with the files that the page shows, and only the own text in each."""
+    found = {name: tmp_path / f"{name}_side" for name in ("hospital", "clinic")}
+    files = {re.match(r"# (\S+)", text)[1]: text for text in (*blocks("yaml"), *blocks("python"))}  # type: ignore[index]
+    script = files.pop("make_two_texts.py")
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    for name, side in found.items():
+        side.mkdir()
+        (tmp_path / f"{name}.jsonl").rename(side / f"{name}.jsonl")
+        for file in ("pact_tree.yaml", "pact.yaml", f"{name}_text.yaml"):
+            (side / file).write_text(files[file])
+    return found
+
+
+def test_the_tutorial_works(sides: dict[str, Path]) -> None:
+    hospital, clinic = sides["hospital"], sides["clinic"]
+    keys_of_hospital, keys_of_clinic, admit, accept, serve, join, export = commands(free_port())
+    run(keys_of_hospital, hospital)
+    fingerprint = re.search("fingerprint of the request: (.*)", run(keys_of_clinic, clinic))
+    shutil.copy(clinic / "clinic" / "identity" / "request.csr", hospital)
+    assert fingerprint is not None
+    assert fingerprint[1] in run(admit, hospital)
+    shutil.copy(hospital / "hospital" / "clinic.pem", clinic)
+    run(accept, clinic)
+
+    server = start([*serve, *SMALLER], hospital)
+    try:
+        changed = start([*join, *SMALLER, "--trainer.max_epochs", "6"], clinic)
+        output, _ = changed.communicate(timeout=120)
+        assert changed.returncode == 2
+        assert "worldlm: the number of rounds differs: hospital has 5, clinic has 6" in output
+        assert "Traceback" not in output
+        output = run([*join, *SMALLER], clinic)
+        served, _ = server.communicate(timeout=60)
+    finally:
+        server.kill()
+    assert server.returncode == 0, served
+    for text in (output, served):
+        assert "round 5/5" in text
+        assert "done. results: " in text.splitlines()[-1]
+    assert "clinic: the number of rounds differs" in served
+    run(export, clinic)
+    assert (clinic / "clinic_model" / "model.safetensors").is_file()
+    check_separate(hospital, clinic)
+
+
+def check_separate(hospital: Path, clinic: Path) -> None:
+    """Check that neither side has the text or a secret of the other."""
+    for own, name, other, words in (
+        (hospital, "hospital", clinic, (b"vaccine", b"prescription", b"clinic.jsonl")),
+        (clinic, "clinic", hospital, (b"anaesthetic", b"theatre", b"hospital.jsonl")),
+    ):
+        other_name = other.name.removesuffix("_side")
+        secret = (other / other_name / "identity" / "seed").read_bytes()
+        content = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+        assert content[own / f"{name}.jsonl"], "the own text is there"
+        for path, found in content.items():
+            for word in (*words, secret):
+                assert word not in found, f"{word!r} of {other_name} is in {path}"

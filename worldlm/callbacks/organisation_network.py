@@ -1,0 +1,141 @@
+"""Connects the node of an organisation with its parent and its children, while it trains."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from worldlm import __version__
+from worldlm.callbacks.residual_exchange import ResidualExchange
+from worldlm.federation.parameters import num_bytes
+from worldlm.monitoring.record import weights_digest
+from worldlm.organisations import Organisation
+from worldlm.organisations.agreement import Agreement, digest_of, plain
+from worldlm.organisations.identity import Identity
+from worldlm.organisations.link import Link
+from worldlm.organisations.server import Server
+from worldlm.rounds import RoundCallback
+from worldlm.trainer import WorldTrainer
+
+_MAX_NODES = 200
+"""Largest world of which every node is compared on its own, so that a difference is named."""
+
+
+class OrganisationNetwork(Callback):
+    """Connects a node with its parent and its children before the first round, and until all messages are delivered.
+
+    Before the first round, child and parent compare what they have agreed on: the version of WorldLM, the topology with
+    its rules, the number of rounds, the method, the architecture, the tokenizer and the initial weights. A child that
+    has agreed to something else ends with one line for each difference.
+
+    Args:
+        identity: The folder of keys and certificates.
+        listen: HOST:PORT at which a federation waits for its children; None for a leaf.
+        parent: HOST:PORT of the parent; None for the root.
+    """
+
+    def __init__(self, identity: Identity, listen: str | None = None, parent: str | None = None) -> None:
+        self._identity = identity
+        self._listen = listen
+        self._parent = parent
+        self._server: Server | None = None
+        self._link: Link | None = None
+        self._initial_weights = ""
+
+    def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        organisation = _organisation(trainer)
+        node = trainer.topology.nodes[organisation.node]
+        self._initial_weights = self._initial_weights or weights_digest(trainer.world.states[node.name].parameters)
+        agreement, largest = self._agreement(trainer, pl_module), _max_bytes(trainer)
+        if node.children:
+            assert self._listen is not None, "the command demands it"
+            mailboxes = {child.name: organisation.mailboxes[child.name] for child in node.children}
+            self._server = Server(self._listen, self._identity, mailboxes, agreement, largest)
+        parent = trainer.topology.parent(node.name)
+        if parent is not None:
+            assert self._parent is not None, "the command demands it"
+            mailbox = organisation.mailboxes[node.name]
+            self._link = Link(self._parent, parent.name, self._identity, mailbox, agreement, largest)
+            self._link.start(lambda: bool(trainer.received_sigterm))
+
+    def _agreement(self, trainer: WorldTrainer, module: LightningModule) -> Agreement:
+        nodes = trainer.world.description
+        if len(nodes) <= _MAX_NODES:
+            topology = {f"the topology at {name}": json.dumps(node, sort_keys=True) for name, node in nodes.items()}
+        else:
+            topology = {"the topology": digest_of(nodes)}
+        callbacks: Iterable[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        method = [callback for callback in callbacks if isinstance(callback, RoundCallback) and _is_method(callback)]
+        tokenizer: Any = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        return {
+            "the version of WorldLM": __version__,
+            "the number of rounds": str(trainer.max_epochs),
+            "the name of the topology": trainer.topology.name,
+            **topology,
+            "the order of the callbacks": ", ".join(type(callback).__name__ for callback in method),
+            **{f"the callback {type(callback).__name__}": plain(vars(callback)) for callback in method},
+            "the architecture": str(getattr(module, "architecture", type(module).__name__)),
+            "the split of the model": digest_of(sorted(trainer.world.partition.items())),
+            "the tokenizer": str(tokenizer.fingerprint()) if hasattr(tokenizer, "fingerprint") else "none",
+            "the initial weights": self._initial_weights,
+        }
+
+    # ------------------------------------------------------------------ the end
+
+    def on_train_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        """Wait until the neighbours have stored all messages."""
+        mailboxes, reported = _organisation(trainer).mailboxes, False
+        while waiting := [name for name, mailbox in mailboxes.items() if mailbox.undelivered()]:
+            if trainer.received_sigterm:
+                raise SIGTERMException
+            if not reported:
+                print(f"waiting until all messages at the edges of {', '.join(waiting)} are delivered")
+                reported = True
+            time.sleep(0.02)
+        while self._link is not None and not (self._link.is_idle or trainer.received_sigterm):
+            time.sleep(0.02)
+
+    def teardown(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
+        self._stop()
+
+    def on_exception(self, trainer: Any, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._link is not None:
+            self._link.stop()
+        if self._server is not None:
+            self._server.stop()
+        self._link = self._server = None
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"initial_weights": self._initial_weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._initial_weights = str(state_dict["initial_weights"])
+
+
+def _organisation(trainer: WorldTrainer) -> Organisation:
+    organisation = trainer.run_settings.organisation
+    assert organisation is not None, "only worldlm join and serve add this callback"
+    return organisation
+
+
+def _is_method(callback: RoundCallback) -> bool:
+    """Return whether a callback is part of the method, and not one that only observes it."""
+    return not type(callback).__module__.startswith("worldlm.monitoring.")
+
+
+def _max_bytes(trainer: WorldTrainer) -> int:
+    """Return the size of the largest message that this world can need: a model, and residuals of less than one each."""
+    exchange = trainer.find_callback(ResidualExchange)
+    residuals = 0 if exchange is None else exchange.num_residuals
+    model = num_bytes({name: value.detach() for name, value in trainer.lightning_module.named_parameters()})
+    return (2 + residuals) * model + 10_000_000

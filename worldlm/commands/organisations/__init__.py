@@ -1,0 +1,1 @@
+"""Commands of organisations that each run one node of a world."""

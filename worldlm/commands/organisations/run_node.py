@@ -1,0 +1,195 @@
+"""`worldlm serve` and `worldlm join`: an organisation trains its own node together with its neighbours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worldlm.callbacks.organisation_network import OrganisationNetwork
+from worldlm.cli.fit import run_command
+from worldlm.cli.parser import CommandLine, parse_command_line, split_option
+from worldlm.cli.recipe_cli import Progress, RecipeCLI
+from worldlm.commands.organisations.identities import IDENTITY
+from worldlm.data import CorpusDataModule
+from worldlm.organisations import Mailbox, Organisation
+from worldlm.organisations.identity import Identity
+from worldlm.topology import load_topology, reshape
+from worldlm.topology.errors import UserError
+
+HELP = """\
+usage: worldlm serve --recipe PACT --node NAME --listen HOST:PORT [--parent HOST:PORT] [--local MINE]
+       worldlm join --recipe PACT --node NAME --parent HOST:PORT [--listen HOST:PORT] [--local MINE]
+
+Trains one node of a world. The other nodes are run by other organisations, with the same PACT.
+
+  --recipe PACT      what all organisations have agreed on: topology, model, method, number of rounds
+  --local MINE       a recipe of your own with what nobody else needs to know, such as the paths of your text
+  --node NAME        your node in the topology
+  --home FOLDER      keys, messages and runs of the node; by default NAME
+  --listen HOST:PORT where a federation waits for its children
+  --parent HOST:PORT where the parent waits
+  --a.b value        settings, as of worldlm fit
+
+The same command continues a run that was stopped.
+"""
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:]+\]|[\w.-]+):\d{1,5}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeOptions:
+    """The options of `serve` and `join` that are no settings."""
+
+    node: str
+    home: Path
+    listen: str | None
+    parent: str | None
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """Run `worldlm serve`: a federation waits for its children.
+
+    Args:
+        arguments: The words after the command.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: For mistakes that the user can correct.
+    """
+    return _run("serve", arguments)
+
+
+def join(arguments: Sequence[str]) -> int:
+    """Run `worldlm join`: a node connects to its parent. Arguments and errors are those of `serve`."""
+    return _run("join", arguments)
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        print(HELP, end="")
+        return 0
+    options, command_line = parse(command, arguments)
+
+    def make_cli(command_line: CommandLine, progress: Progress) -> OrganisationCLI:
+        return OrganisationCLI(command_line, progress, options)
+
+    return run_command(command_line, make_cli)
+
+
+def parse(command: str, arguments: Sequence[str]) -> tuple[NodeOptions, CommandLine]:
+    """Parse the command line of `serve` or `join`.
+
+    Returns:
+        The options that are no settings, and the rest as the command line of `fit`.
+
+    Raises:
+        UserError: If an option is missing or wrong.
+    """
+    options, words = _split_options(command, arguments)
+    command_line = parse_command_line(["fit", *words])
+    if command_line.repeat is not None:
+        raise UserError([f"{command} cannot repeat a run: worldlm fit --repeat does, where all text is at hand"])
+    return options, _with_defaults(command_line, options, ("worldlm", command, *arguments))
+
+
+def _split_options(command: str, arguments: Sequence[str]) -> tuple[NodeOptions, list[str]]:
+    """Separate the options of `serve` and `join` from the settings. Local recipes are laid over the others."""
+    found: dict[str, str | None] = {}
+    words = list(arguments)
+    for name in ("node", "home", "listen", "parent"):
+        values, words = split_option(words, f"--{name}")
+        if len(values) > 1:
+            raise UserError([f"{command}: --{name} is given {len(values)} times"])
+        found[name] = values[0] if values else None
+    local, words = split_option(words, "--local")
+    words += [word for path in local for word in ("--recipe", path)]
+    node = found["node"]
+    if node is None:
+        raise UserError([f"{command} needs --node NAME, your node in the topology"])
+    needed = {"serve": "listen", "join": "parent"}[command]
+    if found[needed] is None:
+        raise UserError([f"{command} needs --{needed} HOST:PORT"])
+    for name in ("listen", "parent"):
+        if (address := found[name]) is not None and not _ADDRESS.fullmatch(address):
+            raise UserError([f"{command}: --{name} must be HOST:PORT, such as 0.0.0.0:7443, but is {address!r}"])
+    home = Path(found["home"] or node)
+    return NodeOptions(node=node, home=home, listen=found["listen"], parent=found["parent"]), words
+
+
+def _with_defaults(command_line: CommandLine, options: NodeOptions, typed: Sequence[str]) -> CommandLine:
+    """Add the settings that follow from the options: name and folder of the runs, and to go on where possible."""
+    settings = list(command_line.settings)
+    given = {word.partition("=")[0] for word in settings}
+    if "--name" not in given and command_line.recipes:
+        settings += ["--name", command_line.recipes[0].stem]
+    if "--runs" not in given:
+        settings += ["--runs", str(options.home / "runs")]
+    if "--ckpt_path" not in given:
+        settings += ["--ckpt_path", "last"]
+    return CommandLine(
+        command="fit",
+        settings=tuple(settings),
+        recipes=command_line.recipes,
+        safe=command_line.safe,
+        typed=tuple(typed),
+    )
+
+
+class OrganisationCLI(RecipeCLI):
+    """Builds model, data and trainer of one node, and trains it together with its neighbours.
+
+    Args:
+        command_line: As of `fit`.
+        progress: As of `RecipeCLI`.
+        options: Which node, and where its neighbours are.
+    """
+
+    def __init__(self, command_line: CommandLine, progress: Progress, options: NodeOptions) -> None:
+        self.options = options
+        super().__init__(command_line, progress)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Build the trainer of one node."""
+        options, config = self.options, self.config["fit"]
+        identity = Identity(options.home / IDENTITY)
+        if identity.node != options.node:
+            raise UserError([f"{identity.folder} has the keys of {identity.node}, not of {options.node}"])
+        data = self.datamodule
+        if isinstance(data, CorpusDataModule) and data.trains_tokenizer:
+            raise UserError(
+                ["the recipe trains a tokenizer on the text of all nodes, which nobody has: agree on the file of one, "
+                 "or on bytes: data.tokenizer"]
+            )  # fmt: skip
+        mail = options.home / "mail" / str(config.name)
+        settings = self._get(self.config_init, "trainer")
+        callbacks = settings["callbacks"] or []
+        network = OrganisationNetwork(identity, options.listen, options.parent)
+        settings["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), network]
+        if settings["noise_key"] is None:
+            mail.mkdir(parents=True, exist_ok=True)
+            settings["noise_key"] = str(mail / "noise.key")
+        organisation = Organisation(node=options.node, mailboxes=self._mailboxes(mail, config), seed=identity.seed)
+        return super().instantiate_trainer(organisation=organisation, **kwargs)
+
+    def _mailboxes(self, folder: Path, config: Any) -> Mapping[str, Mailbox]:
+        """Return a mailbox for each neighbour."""
+        federation, options = config.federation, self.options
+        topology = reshape(load_topology(federation.topology, federation.settings), federation.shape)
+        node = topology.nodes.get(options.node)
+        if node is None:
+            return {}  # WorldTrainer says which nodes there are
+        children = [child.name for child in node.children]
+        if children and options.listen is None:
+            raise UserError([f"{node.name} has children: --listen HOST:PORT says where it waits for them"])
+        if options.listen is not None and not children:
+            raise UserError([f"{node.name} has no children: leave --listen out"])
+        has_parent = topology.parent(node.name) is not None
+        if has_parent != (options.parent is not None):
+            raise UserError([f"{node.name} has {'a' if has_parent else 'no'} parent: "
+                             f"{'add --parent HOST:PORT' if has_parent else 'leave --parent out'}"])  # fmt: skip
+        return {edge: Mailbox(folder / edge, edge) for edge in [*children, *([node.name] if has_parent else [])]}

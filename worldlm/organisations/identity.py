@@ -1,0 +1,296 @@
+"""Keys and certificates: who a node is, and whom it knows.
+
+Each federation is the certificate authority of its own children, and of nobody else. An organisation's folder has
+
+- `key.pem`: the private key, and `seed`: the secret of its random draws; only their owner can read them;
+- `request.csr`: what the parent signs;
+- `certificate.pem`: what the parent returned: the node's certificate, and then that of the parent's authority;
+- `authority.pem` and `authority.key.pem`: the authority of a federation; `admitted/CHILD.pem`: who may connect.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from worldlm.files.atomic_write import write_bytes
+from worldlm.topology.checks import bad_name
+from worldlm.topology.errors import UserError
+
+DAYS = 365
+"""How long a certificate is valid, in days."""
+
+_MAX_CHARACTERS = 64
+"""Length of a name in a certificate, by X.509."""
+
+_MAX_BYTES = 100_000
+"""Size of a file of keys or certificates, which is a few kB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The folder of an organisation's node, with its keys and certificates."""
+
+    folder: Path
+
+    # ------------------------------------------------------------------ the node
+
+    @property
+    def node(self) -> str:
+        """Name of the node."""
+        return _common_name(x509.load_pem_x509_csr(self._read("request.csr")).subject)
+
+    @property
+    def key(self) -> bytes:
+        """The private key, PEM."""
+        return self._read_secret("key.pem")
+
+    @property
+    def seed(self) -> int:
+        """The secret of all random draws of this node, from 0 to 2**63 - 1."""
+        return int(self._read_secret("seed"))
+
+    def create(self, node: str) -> None:
+        """Create the keys of a node, and the request for its certificate.
+
+        Raises:
+            UserError: If there are keys already.
+        """
+        if problem := why_no_name(node):
+            raise UserError([f"{node!r} cannot be the name of a node: {problem}"])
+        if (self.folder / "key.pem").exists():
+            raise UserError([f"{self.folder} has keys already: choose another folder, or delete it"])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.folder.parent, self.folder):
+            folder.chmod(0o700)
+        key = ec.generate_private_key(ec.SECP256R1())
+        request = x509.CertificateSigningRequestBuilder().subject_name(_name(node)).sign(key, hashes.SHA256())
+        write_bytes(self.folder / "request.csr", request.public_bytes(serialization.Encoding.PEM))
+        self._write_secret("seed", str(secrets.randbits(63)).encode())
+        self._write_secret("key.pem", _private_bytes(key))
+
+    def certificates(self) -> tuple[bytes, bytes]:
+        """Return the node's certificate and that of the parent's authority, PEM.
+
+        Raises:
+            UserError: If the parent has not admitted the node yet.
+        """
+        path = self.folder / "certificate.pem"
+        if not path.exists():
+            raise UserError(
+                [f"{path} is missing: send {self.folder / 'request.csr'} to the parent, which answers with this file"]
+            )
+        own, authority = x509.load_pem_x509_certificates(self._read("certificate.pem"))
+        return _public_bytes(own), _public_bytes(authority)
+
+    def accept(self, answer: Path) -> str:
+        """Store the answer of the parent, and return the name of its authority.
+
+        Raises:
+            UserError: If it does not belong to this node's key.
+        """
+        content = _read_small(answer)
+        try:
+            own, authority = x509.load_pem_x509_certificates(content)
+        except ValueError as error:
+            raise UserError([f"{answer} is not the answer of a parent: it must hold two certificates"]) from error
+        request = x509.load_pem_x509_csr(self._read("request.csr"))
+        if own.public_key() != request.public_key() or _common_name(own.subject) != self.node:
+            raise UserError([f"{answer} is for another node or another key than {self.node} in {self.folder}"])
+        own.verify_directly_issued_by(authority)
+        write_bytes(self.folder / "certificate.pem", content)
+        return str(authority.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+
+    # ------------------------------------------------------------------ a federation's authority
+
+    def admit(self, request: Path) -> tuple[str, bytes]:
+        """Sign the request of a child, which may connect from now on.
+
+        Args:
+            request: The child's `request.csr`.
+
+        Returns:
+            The child's name, and its `certificate.pem`.
+
+        Raises:
+            UserError: If the file is no valid request, or has the name of this node.
+        """
+        try:
+            signed = x509.load_pem_x509_csr(_read_small(request))
+        except ValueError as error:
+            raise UserError([f"{request} is not a certificate request: {error}"]) from error
+        if not signed.is_signature_valid:
+            raise UserError([f"{request} is not signed with its own key"])
+        child = _common_name(signed.subject)
+        if child == self.node:
+            raise UserError([f"{request} is the request of {child} itself: the parent of {child} admits it"])
+        authority, key = self._authority()
+        certificate = _sign(child, signed.public_key(), authority, key, ExtendedKeyUsageOID.CLIENT_AUTH)
+        write_bytes(self.folder / "admitted" / f"{child}.pem", _public_bytes(certificate))
+        return child, _public_bytes(certificate) + _public_bytes(authority)
+
+    def revoke(self, child: str) -> None:
+        """Forget a child, which can no longer connect.
+
+        Raises:
+            UserError: If it was not admitted.
+        """
+        path = self.folder / "admitted" / f"{child}.pem"
+        if child not in self.admitted():
+            raise UserError([f"{child} was not admitted; admitted are {', '.join(self.admitted()) or 'none'}"])
+        path.unlink()
+
+    def admitted(self) -> list[str]:
+        """Return the names of the children that may connect."""
+        return sorted(path.stem for path in (self.folder / "admitted").glob("*.pem"))
+
+    def is_admitted(self, child: str, certificate: bytes) -> bool:
+        """Return whether a child may connect with a certificate, PEM: only with the last one that it was given."""
+        if child not in self.admitted():
+            return False
+        try:
+            shown = x509.load_pem_x509_certificate(certificate)
+        except ValueError:
+            return False
+        return shown == x509.load_pem_x509_certificate(self._read(f"admitted/{child}.pem"))
+
+    def server_certificates(self) -> tuple[bytes, bytes, bytes]:
+        """Return a new key, its certificate for the server of this node, and the authority's certificate, PEM."""
+        authority, authority_key = self._authority()
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = _sign(self.node, key.public_key(), authority, authority_key, ExtendedKeyUsageOID.SERVER_AUTH)
+        return _private_bytes(key), _public_bytes(certificate), _public_bytes(authority)
+
+    def _authority(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+        """Return the certificate and the key of this node's authority, which is created when it is first needed."""
+        if not (self.folder / "authority.pem").exists():
+            key = ec.generate_private_key(ec.SECP256R1())
+            name = _name(f"authority of {self.node}")
+            certificate = (
+                _builder(name, name, key.public_key(), 10 * DAYS)
+                .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+                .sign(key, hashes.SHA256())
+            )
+            self._write_secret("authority.key.pem", _private_bytes(key))
+            write_bytes(self.folder / "authority.pem", _public_bytes(certificate))
+        loaded = serialization.load_pem_private_key(self._read_secret("authority.key.pem"), None)
+        assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+        return x509.load_pem_x509_certificate(self._read("authority.pem")), loaded
+
+    # ------------------------------------------------------------------ files
+
+    def _read(self, name: str) -> bytes:
+        if not (self.folder / "key.pem").exists():
+            raise UserError([f"{self.folder} has no keys: worldlm organisations keys --node NAME creates them"])
+        return _read_small(self.folder / name)
+
+    def _read_secret(self, name: str) -> bytes:
+        content = self._read(name)
+        if stat.S_IMODE((self.folder / name).stat().st_mode) & 0o077:
+            raise UserError([f"other users can read {self.folder / name}: chmod 600 it"])
+        return content
+
+    def _write_secret(self, name: str, content: bytes) -> None:
+        descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def fingerprint(certificate: bytes) -> str:
+    """Return the SHA-256 fingerprint of a certificate or a request, PEM, which two people can compare by phone."""
+    if b"CERTIFICATE REQUEST" in certificate:
+        public = x509.load_pem_x509_csr(certificate).public_key()
+    else:
+        public = x509.load_pem_x509_certificate(certificate).public_key()
+    encoded = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(encoded)
+    text = digest.finalize().hex()
+    return " ".join(text[i : i + 4] for i in range(0, 32, 4))
+
+
+def _sign(
+    name: str,
+    public_key: object,
+    authority: x509.Certificate,
+    key: ec.EllipticCurvePrivateKey,
+    use: x509.ObjectIdentifier,
+) -> x509.Certificate:
+    return (
+        _builder(_name(name), authority.subject, public_key, DAYS)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host_of(name))]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([use]), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, public_key: object, days: int) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)  # type: ignore[arg-type]
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=days))
+    )
+
+
+def _private_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _public_bytes(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def host_of(node: str) -> str:
+    """Return the name for which the certificate of a node is valid, whatever the address of its machine."""
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(node.encode())
+    return f"{digest.finalize().hex()[:40]}.worldlm"
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _common_name(subject: x509.Name) -> str:
+    """Return the node's name in a certificate or a request.
+
+    Raises:
+        UserError: If it is not a name that a node can have.
+    """
+    found = [str(attribute.value) for attribute in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if len(found) != 1 or why_no_name(found[0]):
+        raise UserError([f"it names {found[:2]}, which no node can be called"])
+    return found[0]
+
+
+def why_no_name(node: str) -> str:
+    """Return why a text cannot be the name of a node with a certificate; empty if it can."""
+    problem = bad_name(node)
+    return problem or ("" if len(node) <= _MAX_CHARACTERS else f"must have at most {_MAX_CHARACTERS} characters")
+
+
+def _read_small(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise UserError([f"{path} has more than {_MAX_BYTES} bytes, so it holds no certificate"])
+    return content

@@ -1,0 +1,174 @@
+"""The connection of a child to its parent. The child always calls, so it needs no open port."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from worldlm.organisations.agreement import Agreement
+from worldlm.organisations.identity import Identity, host_of
+from worldlm.organisations.mailbox import Mailbox
+from worldlm.organisations.wire import OPTIONS, SERVICE, WireError, header, pack, pieces, unpack, write_pieces
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LOOKS = 0.02
+_LONGEST_PAUSE = 30.0
+"""Seconds between two attempts to reach a parent that does not answer."""
+
+_FINAL = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
+"""Answers that another attempt would not change."""
+
+
+class Link:
+    """Exchanges the messages of a child with its parent, in the background.
+
+    Args:
+        address: HOST:PORT of the parent.
+        parent: Name of the parent. Its certificate must be valid for this node, at whatever address.
+        identity: Of this node.
+        mailbox: The messages between the two.
+        agreement: What all organisations must agree on.
+        max_bytes: Size of the largest message that this world can need.
+    """
+
+    def __init__(
+        self, address: str, parent: str, identity: Identity, mailbox: Mailbox, agreement: Agreement, max_bytes: int
+    ) -> None:
+        certificate, authority = identity.certificates()
+        credentials = grpc.ssl_channel_credentials(authority, identity.key, certificate)
+        options = (*OPTIONS, ("grpc.ssl_target_name_override", host_of(parent)))
+        self._address = address
+        self._parent = parent
+        self._mailbox = mailbox
+        self._agreement = agreement
+        self._max_bytes = max_bytes
+        self._ended = threading.Event()
+        self._channel = grpc.secure_channel(address, credentials, options)
+        self._hello = self._channel.unary_unary(f"/{SERVICE}/Hello")
+        self._put = self._channel.stream_unary(f"/{SERVICE}/Put")
+        self._stored = self._channel.unary_unary(f"/{SERVICE}/Stored")
+        self._get = self._channel.unary_stream(f"/{SERVICE}/Get")
+        self._reported = ""
+        self._unstored = False
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(work,), daemon=True, name=f"link-{work.__name__}")
+            for work in (self._send_all, self._fetch_all)
+        ]
+
+    def start(self, stopped: Callable[[], bool]) -> None:
+        """Greet the parent, and start to exchange messages. Waits until the parent answers.
+
+        Args:
+            stopped: Returns whether the run is to stop; the node then stops waiting.
+
+        Raises:
+            ValueError: If the parent rejects this node, or has agreed to something else.
+            SIGTERMException: If the run is to stop.
+        """
+        pause = 0.5
+        while True:
+            if stopped():
+                raise SIGTERMException
+            try:
+                answer = unpack(self._hello(pack({"agreement": self._agreement}), timeout=30.0))
+            except grpc.RpcError as error:
+                if error.code() in _FINAL:
+                    raise ValueError(
+                        f"{self._parent} at {self._address} rejects this node: {error.details()}"
+                    ) from error
+                self._report(f"waiting for {self._parent} at {self._address}: {_reason(error)}")
+                self._ended.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                continue
+            if found := [str(line) for line in answer.get("differences", [])]:
+                raise ValueError("\n".join(found))
+            self._check_rounds(answer.get("num_rounds"))
+            self._report(f"connected to {self._parent} at {self._address}")
+            break
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether both sides have stored all that they have exchanged so far."""
+        return not (self._unstored or self._mailbox.undelivered())
+
+    def stop(self) -> None:
+        """End the connection."""
+        self._ended.set()
+        self._channel.close()
+
+    def _check_rounds(self, num_rounds: Any) -> None:
+        """Check that the parent still has what this node needs: it has deleted the messages of its finished rounds."""
+        if isinstance(num_rounds, int) and num_rounds > self._mailbox.num_rounds + 1:
+            raise ValueError(
+                f"{self._parent} has finished {num_rounds} rounds, and this node only {self._mailbox.num_rounds}: "
+                "resume with its latest checkpoint"
+            )
+
+    # ------------------------------------------------------------------ in the background
+
+    def _repeat(self, work: Any) -> None:
+        """Repeat a piece of work. After a lost connection, try again after a pause that grows."""
+        pause = 0.5
+        while not self._ended.is_set():
+            try:
+                work()
+                pause = 0.5
+            except grpc.RpcError as error:
+                if self._ended.is_set():
+                    return
+                if error.code() in _FINAL:
+                    self._mailbox.problem = f"{self._parent} rejects what this node sends: {error.details()}"
+                    return
+                self._report(f"{self._parent} at {self._address} does not answer: {_reason(error)}; trying again")
+                self._ended.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            except (WireError, OSError) as error:
+                self._report(f"what {self._parent} sent was rejected: {error}")
+                self._ended.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            except ValueError:  # grpc: the channel was closed
+                return
+
+    def _send_all(self) -> None:
+        for name in self._mailbox.undelivered():
+            self._put(pieces(name, self._mailbox.path(name)))
+            self._mailbox.mark_delivered(name)
+            self._report(f"connected to {self._parent} at {self._address}")
+        self._ended.wait(_SECONDS_BETWEEN_LOOKS)
+
+    def _fetch_all(self) -> None:
+        received = self._get(b"{}")
+        first = next(received, None)
+        self._report(f"connected to {self._parent} at {self._address}")
+        if first is not None:  # otherwise nothing came while the parent waited
+            name = self._store(first, received)
+            self._stored(pack({"name": name}))
+            self._unstored = False
+
+    def _store(self, first: bytes, received: Iterator[bytes]) -> str:
+        self._unstored = True
+        name, size, digest = header(first, self._max_bytes)
+        if self._mailbox.expects_from_parent(name):
+            arriving: Path = self._mailbox.arriving(name)
+            write_pieces(received, arriving, size, digest)
+            self._mailbox.store(name)
+        return name
+
+    def _report(self, line: str) -> None:
+        """Log a line unless it was the last one."""
+        if line != self._reported:
+            self._reported = line
+            log.info("%s", line)
+
+
+def _reason(error: Any) -> str:
+    return str(error.details() or error.code()).splitlines()[0][:200]
