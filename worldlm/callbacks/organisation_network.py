@@ -22,6 +22,9 @@ from worldlm.organisations.server import Server
 from worldlm.rounds import RoundCallback
 from worldlm.trainer import WorldTrainer
 
+_SECONDS_AT_END = 60.0
+"""How long a node that has finished waits for a parent that does not answer."""
+
 _MAX_NODES = 200
 """Largest world of which every node is compared on its own, so that a difference is named."""
 
@@ -48,9 +51,13 @@ class OrganisationNetwork(Callback):
         self._initial_weights = ""
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        node = trainer.run_settings.main_node
+        self._initial_weights = self._initial_weights or weights_digest(trainer.world.states[node].parameters)
+        self._connect(trainer, pl_module)
+
+    def _connect(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:
         organisation = _organisation(trainer)
         node = trainer.topology.nodes[organisation.node]
-        self._initial_weights = self._initial_weights or weights_digest(trainer.world.states[node.name].parameters)
         agreement, largest = self._agreement(trainer, pl_module), _max_bytes(trainer)
         if node.children:
             assert self._listen is not None, "the command demands it"
@@ -85,20 +92,40 @@ class OrganisationNetwork(Callback):
             "the initial weights": self._initial_weights,
         }
 
+    def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        """Record the privacy loss so far, if there is any."""
+        organisation = _organisation(trainer)
+        node = trainer.topology.nodes[organisation.node]
+        figures = trainer.method.node_figures(node, trainer.world.states[node.name])
+        spent: dict[str, float] = {kind: figures[kind] for kind in ("epsilon", "example epsilon") if kind in figures}
+        if organisation.audit is not None and spent:
+            organisation.audit.add_epsilon(trainer.world.round, spent)
+
     # ------------------------------------------------------------------ the end
 
-    def on_train_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        """Wait until the neighbours have stored all messages."""
+    def on_fit_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        """Wait until the neighbours have stored all messages, also those of a run that ended before."""
         mailboxes, reported = _organisation(trainer).mailboxes, False
+        is_connected = self._link is not None or self._server is not None
+        if not is_connected and any(mailbox.undelivered() for mailbox in mailboxes.values()):
+            self._connect(trainer, pl_module)
         while waiting := [name for name, mailbox in mailboxes.items() if mailbox.undelivered()]:
             if trainer.received_sigterm:
                 raise SIGTERMException
+            if self._parent_has_ended(waiting):
+                print(f"{len(waiting)} edges have messages that are not delivered; the same command tries again")
+                return
             if not reported:
                 print(f"waiting until all messages at the edges of {', '.join(waiting)} are delivered")
                 reported = True
             time.sleep(0.02)
         while self._link is not None and not (self._link.is_idle or trainer.received_sigterm):
             time.sleep(0.02)
+
+    def _parent_has_ended(self, waiting: list[str]) -> bool:
+        """Return whether only the parent is waited for, and does not answer: it may have ended, and need no more."""
+        own = self._identity.node
+        return waiting == [own] and self._link is not None and self._link.seconds_since_answer() > _SECONDS_AT_END
 
     def teardown(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
         self._stop()

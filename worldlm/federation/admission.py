@@ -1,4 +1,4 @@
-"""Admission of uploads: invalid, outdated and too large uploads are rejected before aggregation."""
+"""Admission of messages: invalid, outdated and too large ones are rejected before they are merged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from worldlm.federation.messages import Residual, Upload, joined
+from worldlm.federation.messages import Download, Residual, Upload, joined
 from worldlm.federation.parameters import Part, Tensors, distance
 
 MAX_WEIGHT = 1e6
@@ -31,6 +31,40 @@ def why_refused(
         The first problem; empty if the upload is valid.
     """
     return next(_problems(upload, expected, round, max_update_norm), "")
+
+
+@torch.no_grad()
+def why_download_refused(download: Download, expected: Mapping[Part, Tensors], round: int) -> str:
+    """Return why a download must be rejected.
+
+    Args:
+        download: What a parent sent, unpacked.
+        expected: The receiver's own tensors, by part; a download must have these names and shapes.
+        round: Round of the world, from 0.
+
+    Returns:
+        The first problem; empty if the download is valid.
+    """
+    return next(_download_problems(download, expected, round), "")
+
+
+def _download_problems(download: Download, expected: Mapping[Part, Tensors], round: int) -> Iterator[str]:
+    if download.round != round:
+        yield f"it belongs to round {download.round + 1}"
+    for part in sorted(expected.keys() | download.parts.keys()):
+        yield from misfits(download.parts.get(part, {}), expected.get(part, {}))
+    yield from _not_in_range(joined(download.parts))
+    for name, value in (("reliability", download.reliability), ("own_weight", download.own_weight)):
+        if not 0 <= value <= 1:
+            yield f"its {name} is {value}"
+    if not (0 <= download.num_nodes < math.inf and 0 <= download.scale < math.inf):
+        yield "its number of nodes or its scale is invalid"
+    for field, rows in (("row shares", download.row_shares), ("own row weights", download.own_row_weights)):
+        for name, numbers in rows.items():
+            if not _has_one_per_row(numbers, expected.get("values", {}).get(name)) or bool((numbers < 0).any()):
+                yield f"its {field} of {name} are invalid"
+    for answer in download.residuals:
+        yield from (f"the answer to {answer.origin}: {problem}" for problem in _residual_problems(answer, expected))
 
 
 def _problems(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class Link:
         self._get = self._channel.unary_stream(f"/{SERVICE}/Get")
         self._reported = ""
         self._unstored = False
+        self._answered = time.monotonic()
         self._threads = [
             threading.Thread(target=self._repeat, args=(work,), daemon=True, name=f"link-{work.__name__}")
             for work in (self._send_all, self._fetch_all)
@@ -90,7 +92,7 @@ class Link:
             if found := [str(line) for line in answer.get("differences", [])]:
                 raise ValueError("\n".join(found))
             self._check_rounds(answer.get("num_rounds"))
-            self._report(f"connected to {self._parent} at {self._address}")
+            self._report_connected()
             break
         for thread in self._threads:
             thread.start()
@@ -140,15 +142,18 @@ class Link:
 
     def _send_all(self) -> None:
         for name in self._mailbox.undelivered():
-            self._put(pieces(name, self._mailbox.path(name)))
+            answer = unpack(self._put(pieces(name, self._mailbox.path(name))))
             self._mailbox.mark_delivered(name)
-            self._report(f"connected to {self._parent} at {self._address}")
+            self._report_connected()
+            if answer.get("is_late") is True:
+                number = int(name.partition(".")[0]) + 1
+                log.warning("round %d: %s went on without this node, which was late", number, self._parent)
         self._ended.wait(_SECONDS_BETWEEN_LOOKS)
 
     def _fetch_all(self) -> None:
         received = self._get(b"{}")
         first = next(received, None)
-        self._report(f"connected to {self._parent} at {self._address}")
+        self._report_connected()
         if first is not None:  # otherwise nothing came while the parent waited
             name = self._store(first, received)
             self._stored(pack({"name": name}))
@@ -162,6 +167,14 @@ class Link:
             write_pieces(received, arriving, size, digest)
             self._mailbox.store(name)
         return name
+
+    def seconds_since_answer(self) -> float:
+        """Return how long ago the parent answered last."""
+        return time.monotonic() - self._answered
+
+    def _report_connected(self) -> None:
+        self._answered = time.monotonic()
+        self._report(f"connected to {self._parent} at {self._address}")
 
     def _report(self, line: str) -> None:
         """Log a line unless it was the last one."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,14 @@ class Mailbox:
     Args:
         folder: Of this mailbox.
         child: The child of the two nodes.
+        record: Called with the name and the file of each message before it can be sent.
     """
 
-    def __init__(self, folder: Path, child: str) -> None:
+    def __init__(self, folder: Path, child: str, record: Callable[[str, Path], None] = lambda name, path: None) -> None:
         self.folder = folder
         self.child = child
+        self._record = record
+        self._lock = threading.Lock()  # of `received`: the network stores there, and the node gives up
         self.problem = ""
         """Why no message can arrive any more, as far as the network knows."""
         for name in ("sent", "delivered", "arriving", "received"):
@@ -69,12 +74,25 @@ class Mailbox:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+            self._record(name, partial)
         _sync_folder(self.folder / "sent")
 
     def received(self, key: MessageKey) -> Path | None:
         """Return the file of a message from the other node, or None if it has not arrived."""
         path = self.folder / "received" / _name(key)
         return path if path.exists() else None
+
+    def give_up(self, key: MessageKey) -> None:
+        """No longer wait for a message. If it arrives later, it is dropped, also after a restart."""
+        with self._lock:
+            path = self.folder / "received" / _name(key)
+            if not path.exists():
+                path.touch()
+                _sync_folder(self.folder / "received")
+
+    def was_given_up(self, key: MessageKey) -> bool:
+        """Return whether a message was given up."""
+        return self.is_late(_name(key))
 
     def forget(self, num_rounds: int) -> None:
         """Delete the messages of finished rounds. Call it after a checkpoint with their effect has been saved.
@@ -146,13 +164,19 @@ class Mailbox:
     def store(self, name: str) -> None:
         """Store a message from the other node, whose file in `arriving` is complete."""
         arriving = self.arriving(name)
-        if not self.expects(name):
-            arriving.unlink()
-            return
         with arriving.open("rb") as file:
             os.fsync(file.fileno())
-        arriving.replace(self.folder / "received" / name)
-        _sync_folder(self.folder / "received")
+        with self._lock:
+            if self.expects(name):
+                arriving.replace(self.folder / "received" / name)
+                _sync_folder(self.folder / "received")
+            else:
+                arriving.unlink()
+
+    def is_late(self, name: str) -> bool:
+        """Return whether a message was given up before it arrived."""
+        path = self.folder / "received" / name
+        return path.exists() and path.stat().st_size == 0
 
     def _names(self, folder: str) -> list[str]:
         names = [name for name in os.listdir(self.folder / folder) if _NAME.fullmatch(name)]

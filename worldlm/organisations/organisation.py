@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from worldlm.organisations.audit import Audit
 from worldlm.organisations.check_message import why_invalid
 from worldlm.organisations.mailbox import Mailbox, read_message
 from worldlm.rounds.transport import MessageKey, Transport
@@ -32,6 +33,8 @@ class Organisation:
     mailboxes: Mapping[str, Mailbox]
     """A mailbox for the parent under the node's own name, and one for each child under the child's name."""
 
+    audit: Audit | None = None
+    """Records what the node sends; the mailboxes record each message themselves."""
     seed: int | None = None
     """The secret of all random draws of the node; None uses the seed of the run, which others know."""
 
@@ -83,6 +86,8 @@ class MailboxTransport(Transport):
         self._mailboxes = organisation.mailboxes
         self._topology = topology
         self._stopped = stopped
+        self._absent = set[str]()
+        """Children whose last message was given up."""
 
     def is_local(self, name: str) -> bool:
         """Return whether this process holds a node."""
@@ -114,13 +119,52 @@ class MailboxTransport(Transport):
             return None
         return content
 
+    @property
+    def has_real_time(self) -> bool:
+        """Deadlines are real seconds."""
+        return True
+
+    def receive_all(self, keys: Sequence[MessageKey], seconds: float | None, minimum: int) -> dict[str, Any]:
+        """Wait for the messages of several children, and return their contents by child.
+
+        What is late is given up for good: it counts as None, also after a restart and if it arrives later. A child
+        whose last message was given up is not waited for, unless there are fewer than `minimum` others.
+
+        Raises:
+            ValueError: If no message can arrive any more.
+            SIGTERMException: If the run is to stop.
+        """
+        began, reported = time.monotonic(), False
+        while waiting := [key for key in keys if self._mailboxes[key.child].received(key) is None]:
+            self._check_running(waiting)
+            elapsed, arrived = time.monotonic() - began, len(keys) - len(waiting)
+            late = [key for key in waiting if seconds is not None and (elapsed > seconds or key.child in self._absent)]
+            if late and arrived + len(waiting) - len(late) >= minimum:
+                for key in late:
+                    log.warning("round %d: %s is late and left out", key.round + 1, key.child)
+                    self._mailboxes[key.child].give_up(key)
+                    self._absent.add(key.child)
+                continue
+            if not reported and elapsed > _SECONDS_BEFORE_REPORT:
+                names = ", ".join(key.child for key in waiting)
+                log.info("round %d: waiting for %s", waiting[0].round + 1, names)
+                reported = True
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        given_up = {key.child for key in keys if self._mailboxes[key.child].was_given_up(key)}
+        self._absent -= {key.child for key in keys} - given_up
+        return {key.child: None if key.child in given_up else self.receive(key) for key in keys}
+
+    def _check_running(self, waiting: Sequence[MessageKey]) -> None:
+        if self._stopped():
+            raise SIGTERMException
+        for key in waiting:
+            if self._mailboxes[key.child].problem:
+                raise ValueError(self._mailboxes[key.child].problem)
+
     def _wait_for(self, key: MessageKey) -> Path:
         mailbox, began, reported = self._mailboxes[key.child], time.monotonic(), False
         while (path := mailbox.received(key)) is None:
-            if self._stopped():
-                raise SIGTERMException
-            if mailbox.problem:
-                raise ValueError(mailbox.problem)
+            self._check_running([key])
             if not reported and time.monotonic() - began > _SECONDS_BEFORE_REPORT:
                 log.info("round %d: waiting for %s", key.round + 1, self._sender(key))
                 reported = True

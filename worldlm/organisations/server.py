@@ -99,7 +99,7 @@ class Server:
             if mailbox.expects_from_child(name):
                 write_pieces(received, mailbox.arriving(name), size, digest)
                 mailbox.store(name)
-            return pack({"stored": name})
+            return pack({"is_late": mailbox.is_late(name)})
 
     def _stored(self, request: bytes, context: Any) -> bytes:
         """A child has stored a message."""

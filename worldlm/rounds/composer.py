@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from worldlm.federation.admission import why_refused
+from worldlm.federation.admission import why_download_refused, why_refused
 from worldlm.federation.messages import Download, Upload
 from worldlm.federation.parameters import Part, Tensors
 from worldlm.federation.participation import is_dropped, link_seconds
@@ -92,7 +92,7 @@ class Composer:
         state, parent = context.state, self.parent(context.node)
         if state.unsent_tokens == 0 or is_dropped(context.node.settings.dropout, context.seed("dropout")):
             return True
-        if parent.settings.deadline_seconds is None:
+        if parent.settings.deadline_seconds is None or self.world.transport.has_real_time:
             return False
         num_bytes = self.method.packed_bytes(context, parent, upload)
         return state.download_seconds + self.seconds(context, num_bytes) > parent.settings.deadline_seconds
@@ -101,6 +101,14 @@ class Composer:
     def seconds(context: Context, num_bytes: int) -> float:
         """Return the simulated transfer time of a message on the node's link, in seconds."""
         return link_seconds(context.node.settings.link, num_bytes, context.seed("jitter"))
+
+    def may_merge(self, context: Context, download: Download) -> bool:
+        """Return whether a node may merge a download. An invalid one is logged, and the node sits the sub-round out."""
+        reason = why_download_refused(download, self._merged_parts(context.state.parameters), self.world.round)
+        if reason:
+            name, parent = context.node.name, self.parent(context.node).name
+            log.warning("round %d: %s rejected the download of %s: %s", self.world.round + 1, name, parent, reason)
+        return not reason
 
     # ------------------------------------------------------------------ at the parent
 

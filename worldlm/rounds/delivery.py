@@ -63,11 +63,29 @@ class Delivery:
         if Step("open", self.composer.parent(child).name, subround) in self._positions:
             self.transport.send(self._key(child.name, "ready", subround), self.may_take_part(child.name, subround))
 
-    def is_ready(self, child: str, subround: int, parent_takes_part: bool) -> bool:
-        """Return, at the parent, whether a child may take part."""
-        if self.transport.crosses_processes(child):  # receive it even if the parent does not take part: it was sent
-            return bool(self.transport.receive(self._key(child, "ready", subround)))
-        return parent_takes_part and self.may_take_part(child, subround)
+    def ready_children(self, parent: Context, children: Sequence[str], takes_part: bool) -> list[str]:
+        """Return, at the parent, which of its children may take part.
+
+        Args:
+            parent: The federation.
+            children: Those that upload.
+            takes_part: Whether the federation takes part itself.
+        """
+        settings = parent.node.settings
+        # receive them even if the federation does not take part: they were sent
+        keys = [self._key(name, "ready", parent.subround) for name in children if self._is_elsewhere(name)]
+        minimum = settings.min_participants if takes_part else 0
+        elsewhere = self.transport.receive_all(keys, settings.deadline_seconds, minimum)
+        ready = {name: bool(content) for name, content in elsewhere.items()}
+        ready |= {
+            name: takes_part and self.may_take_part(name, parent.subround)
+            for name in children
+            if not self._is_elsewhere(name)
+        }
+        return [name for name in children if ready.get(name)]
+
+    def _is_elsewhere(self, child: str) -> bool:
+        return self.transport.crosses_processes(child)
 
     def may_take_part(self, name: str, subround: int) -> bool:
         """Return whether the callbacks let a node of this process take part."""
@@ -107,11 +125,12 @@ class Delivery:
 
     def collect_uploads(self, parent: Context) -> None:
         """Receive, at the parent, the uploads of participants that other processes hold."""
-        for name in parent.state.participants:
-            if name == parent.node.name or not self.transport.crosses_processes(name):
-                continue
-            if self._positions[Step("upload", name, parent.subround)] < self._entered_at:
-                continue  # the run resumed after this upload had arrived
-            content = self.transport.receive(self._key(name, "up", parent.subround))
-            if content is not None:
-                self.composer.accept(parent, upload_from_state(self.world.store.to_storage(content)))
+        own, settings = parent.node.name, parent.node.settings
+        elsewhere = [name for name in parent.state.participants if name != own and self._is_elsewhere(name)]
+        # a run that resumes may have received some of them before
+        missing = [n for n in elsewhere if self._positions[Step("upload", n, parent.subround)] >= self._entered_at]
+        keys = [self._key(name, "up", parent.subround) for name in missing]
+        others = len(parent.state.participants) - len(missing)
+        received = self.transport.receive_all(keys, settings.deadline_seconds, settings.min_participants - others)
+        for content in (received[name] for name in missing if received.get(name) is not None):
+            self.composer.accept(parent, upload_from_state(self.world.store.to_storage(content)))

@@ -101,7 +101,7 @@ class RoundExecutor:
         """The parent draws the participants of a sub-round, and fixes the weights that it will send."""
         node, state = context.node, context.state
         children = sorted(child.name for child in node.children if not child.listens)
-        ready = [name for name in children if self._delivery.is_ready(name, context.subround, takes_part)]
+        ready = self._delivery.ready_children(context, children, takes_part)
         if takes_part:
             participants = draw_children(
                 node, ready, context.seed("participation"), context.secret_draws("participation")
@@ -126,12 +126,21 @@ class RoundExecutor:
         state.link_seconds += state.download_seconds
         state.num_messages += 1
         download = state.download = self.method.on_unpack(context, self._composer.parent(node), download)
+        if self.world.transport.crosses_processes(node.name) and not self._composer.may_merge(context, download):
+            self._refuse(context)
+            return
         download = self.method.on_route(context, download)
         self.method.on_receive(context, download)
         if node.listens:
             state.download = None  # a listener sends nothing back
         if all(child.listens for child in node.children):
             self.method.on_merged(context)
+
+    def _refuse(self, context: Context) -> None:
+        """Take no part in a sub-round, because the download is invalid. The parent waits for an answer."""
+        context.state.download, context.state.takes_part = None, False
+        if not context.node.listens:
+            self._delivery.deliver(context, None)
 
     def _fit(self, context: Context, train: Callable[[Context], FitCounts]) -> None:
         """A node trains on its own data. `train` calls `on_local_fit_start`, for it has the node's optimizer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -50,6 +50,23 @@ class Transport:
     def receive(self, key: MessageKey) -> Any:
         """Wait for a message, and return its content."""
         raise NotImplementedError("one process holds all nodes, so that it receives no messages")
+
+    def receive_all(self, keys: Sequence[MessageKey], seconds: float | None, minimum: int) -> dict[str, Any]:
+        """Wait for the messages of several children, and return their contents by child.
+
+        Between organisations, time is real: a message that is late is given up, and its child is missing in the result.
+
+        Args:
+            keys: Identify the messages, one for each child.
+            seconds: How long to wait; None waits for all.
+            minimum: Number of messages to wait for in any case.
+        """
+        return {key.child: self.receive(key) for key in keys}
+
+    @property
+    def has_real_time(self) -> bool:
+        """Whether deadlines are real seconds. Otherwise they are simulated from the links of the topology."""
+        return False
 
     def flush(self) -> None:
         """Wait until everything that was sent has arrived."""

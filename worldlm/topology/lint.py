@@ -31,7 +31,7 @@ def warnings(topology: Topology) -> Iterator[str]:
         yield f"{sampling[0].source}: sampling has no effect where participation is 1, as at {sampling[0].name!r}"
     timed = [node for node in federations if node.settings.deadline_seconds is not None]
     if timed and all(child.settings.link is None for node in timed for child in node.children):
-        no_effect = f"deadline_seconds has no effect at {timed[0].name!r}"
+        no_effect = f"deadline_seconds has no effect at {timed[0].name!r} in a simulation"
         yield f"{timed[0].source}: {no_effect}: none of its children has a link, so transfers take no time"
 
 

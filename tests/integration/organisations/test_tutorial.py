@@ -57,7 +57,7 @@ def sides(tmp_path: Path) -> dict[str, Path]:
 
 def test_the_tutorial_works(sides: dict[str, Path]) -> None:
     hospital, clinic = sides["hospital"], sides["clinic"]
-    keys_of_hospital, keys_of_clinic, admit, accept, serve, join, export = commands(free_port())
+    keys_of_hospital, keys_of_clinic, admit, accept, serve, join, export, sent = commands(free_port())
     run(keys_of_hospital, hospital)
     fingerprint = re.search("fingerprint of the request: (.*)", run(keys_of_clinic, clinic))
     shutil.copy(clinic / "clinic" / "identity" / "request.csr", hospital)
@@ -85,6 +85,7 @@ def test_the_tutorial_works(sides: dict[str, Path]) -> None:
     run(export, clinic)
     assert (clinic / "clinic_model" / "model.safetensors").is_file()
     check_separate(hospital, clinic)
+    assert "10 messages, " in run(sent, clinic)
 
 
 def check_separate(hospital: Path, clinic: Path) -> None:

@@ -157,7 +157,7 @@ def test_settings_without_effect_are_warned_of() -> None:
     with pytest.warns(UserWarning, match=r"t.yaml:4: sampling has no effect where participation is 1, as at 'world'"):
         parse_topology(with_settings("{}", "{num_local_steps: 3, sampling: poisson}"), "t.yaml")
     with pytest.warns(
-        UserWarning, match=r"t.yaml:4: deadline_seconds has no effect at 'world': none of its children has"
+        UserWarning, match=r"t.yaml:4: deadline_seconds has no effect at 'world' in a simulation: none of its children"
     ):
         parse_topology(with_settings("{}", "{num_local_steps: 3, deadline_seconds: 9}"), "t.yaml")
     idle = "{num_local_steps: 3, participation: 0.5, sampling: poisson, deadline_seconds: 9}"

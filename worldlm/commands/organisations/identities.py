@@ -7,18 +7,23 @@ from pathlib import Path
 
 from worldlm.cli.parser import Parser
 from worldlm.files.atomic_write import write_bytes
+from worldlm.organisations.audit import Audit
 from worldlm.organisations.identity import Identity, fingerprint
 from worldlm.topology.errors import UserError, suggest
 
 IDENTITY = "identity"
 """Folder of keys and certificates in the folder of a node."""
 
+AUDIT = "sent.jsonl"
+"""Record of what the node has sent, in its folder."""
+
 _USAGE = """\
 worldlm organisations keys --node NAME                  create the keys of a node, in the folder NAME
        worldlm organisations admit REQUEST --home FOLDER       at the parent: sign a child's request
        worldlm organisations accept CERTIFICATE --home FOLDER  at the child: store the parent's answer
        worldlm organisations revoke CHILD --home FOLDER        at the parent: let a child connect no more
-       worldlm organisations show --home FOLDER                print the node's name and whom it has admitted"""
+       worldlm organisations show --home FOLDER                print the node's name and whom it has admitted
+       worldlm organisations sent --home FOLDER                print what the node has sent, and to whom"""
 
 
 def organisations(arguments: Sequence[str]) -> int:
@@ -96,4 +101,26 @@ def _show(identity: Identity, _: str | None, __: str | None) -> None:
     print(f"done. keys and certificates: {identity.folder}")
 
 
-_ACTIONS = {"keys": _keys, "admit": _admit, "accept": _accept, "revoke": _revoke, "show": _show}
+def _sent(identity: Identity, _: str | None, __: str | None) -> None:
+    path = identity.folder.parent / AUDIT
+    totals: dict[str, list[int]] = {}
+    for entry in Audit(path).entries():
+        if "message" in entry:
+            round_, subround, kind = str(entry["message"]).split(".")
+            part = f", sub-round {int(subround) + 1}" if subround != "0" else ""
+            what = f"round {int(round_) + 1}{part}: {_KINDS.get(kind, kind)} to {entry['to']}, {entry['bytes']:,} bytes"
+            total = totals.setdefault(str(entry["to"]), [0, 0])
+            total[0] += 1
+            total[1] += int(entry["bytes"])
+        else:
+            spent = ", ".join(f"{kind} {entry[kind]:.2f}" for kind in ("epsilon", "example epsilon") if kind in entry)
+            what = f"round {int(entry['round']) + 1}: ends at {spent}"
+        print(f"{entry['time']} {what}")
+    for neighbour, (number, size) in totals.items():
+        print(f"{number:,} messages, {size:,} bytes to {neighbour}")
+    print(f"done. with the digest of each message: {path}")
+
+
+_KINDS = {"ready": "whether it takes part", "down": "download", "up": "upload"}
+
+_ACTIONS = {"keys": _keys, "admit": _admit, "accept": _accept, "revoke": _revoke, "show": _show, "sent": _sent}

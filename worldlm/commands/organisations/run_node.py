@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from worldlm.callbacks.organisation_network import OrganisationNetwork
 from worldlm.cli.fit import run_command
 from worldlm.cli.parser import CommandLine, parse_command_line, split_option
 from worldlm.cli.recipe_cli import Progress, RecipeCLI
-from worldlm.commands.organisations.identities import IDENTITY
+from worldlm.commands.organisations.identities import AUDIT, IDENTITY
 from worldlm.data import CorpusDataModule
 from worldlm.organisations import Mailbox, Organisation
+from worldlm.organisations.audit import Audit
 from worldlm.organisations.identity import Identity
 from worldlm.topology import load_topology, reshape
 from worldlm.topology.errors import UserError
@@ -173,10 +175,12 @@ class OrganisationCLI(RecipeCLI):
         if settings["noise_key"] is None:
             mail.mkdir(parents=True, exist_ok=True)
             settings["noise_key"] = str(mail / "noise.key")
-        organisation = Organisation(node=options.node, mailboxes=self._mailboxes(mail, config), seed=identity.seed)
+        audit = Audit(options.home / AUDIT)
+        mailboxes = self._mailboxes(mail, config, audit)
+        organisation = Organisation(node=options.node, mailboxes=mailboxes, audit=audit, seed=identity.seed)
         return super().instantiate_trainer(organisation=organisation, **kwargs)
 
-    def _mailboxes(self, folder: Path, config: Any) -> Mapping[str, Mailbox]:
+    def _mailboxes(self, folder: Path, config: Any, audit: Audit) -> Mapping[str, Mailbox]:
         """Return a mailbox for each neighbour."""
         federation, options = config.federation, self.options
         topology = reshape(load_topology(federation.topology, federation.settings), federation.shape)
@@ -192,4 +196,9 @@ class OrganisationCLI(RecipeCLI):
         if has_parent != (options.parent is not None):
             raise UserError([f"{node.name} has {'a' if has_parent else 'no'} parent: "
                              f"{'add --parent HOST:PORT' if has_parent else 'leave --parent out'}"])  # fmt: skip
-        return {edge: Mailbox(folder / edge, edge) for edge in [*children, *([node.name] if has_parent else [])]}
+        parent = topology.parent(node.name)
+        neighbours = {**{child: child for child in children}, **({node.name: parent.name} if parent else {})}
+        return {
+            edge: Mailbox(folder / edge, edge, partial(audit.add_message, neighbour))
+            for edge, neighbour in neighbours.items()
+        }
