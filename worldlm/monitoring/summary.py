@@ -13,7 +13,7 @@ from rich.table import Table
 
 from worldlm.federation.parameters import PARTS
 from worldlm.models import LanguageModule, parts_of
-from worldlm.monitoring.node_metrics import MOMENTS
+from worldlm.monitoring.node_metrics import MOMENTS, NodeMetrics
 from worldlm.monitoring.run_facts import tree_facts
 from worldlm.runs.guarantees import meanings, warnings
 from worldlm.runs.results import nodes_of
@@ -183,11 +183,15 @@ def limits_line(trainer: WorldTrainer) -> Iterator[str]:
 
 
 def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
-    """Return a node's figures by column; columns that do not apply, and nodes at other organisations, have none."""
+    """Return a node's figures by column; those that do not apply are omitted.
+
+    Of a node at another organisation, they are the perplexities that it reported, if it is a child and not private.
+    """
     name, state = node.name, trainer.world.states[node.name]
     own = trainer.run_settings.organisation
     if own is not None and name != own.node:
-        return {}
+        metrics = trainer.find_callback(NodeMetrics)
+        return {} if metrics is None else dict(metrics.reported.get(name, {}))
     figures = trainer.method.node_figures(node, state)
     if node.holds_data:
         figures["tokens"] = state.num_tokens
