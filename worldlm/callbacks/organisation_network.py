@@ -21,6 +21,7 @@ from worldlm.organisations.link import Link
 from worldlm.organisations.server import Server
 from worldlm.rounds import RoundCallback
 from worldlm.trainer import WorldTrainer
+from worldlm.trainer.epoch_loop import trackers
 
 _SECONDS_AT_END = 60.0
 """How long a node that has finished waits for a parent that does not answer."""
@@ -58,6 +59,7 @@ class OrganisationNetwork(Callback):
     def _connect(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:
         organisation = _organisation(trainer)
         node = trainer.topology.nodes[organisation.node]
+        organisation.catch_up(trackers(trainer.fit_loop.epoch_progress)[0].processed)
         agreement, largest = self._agreement(trainer, pl_module), _max_bytes(trainer)
         if node.children:
             assert self._listen is not None, "the command demands it"
@@ -67,7 +69,9 @@ class OrganisationNetwork(Callback):
         if parent is not None:
             assert self._parent is not None, "the command demands it"
             mailbox = organisation.mailboxes[node.name]
-            self._link = Link(self._parent, parent.name, self._identity, mailbox, agreement, largest)
+            self._link = Link(
+                self._parent, parent.name, self._identity, mailbox, agreement, largest, sends_up=not node.listens
+            )
             self._link.start(lambda: bool(trainer.received_sigterm))
 
     def _agreement(self, trainer: WorldTrainer, module: LightningModule) -> Agreement:
@@ -89,7 +93,7 @@ class OrganisationNetwork(Callback):
             "the architecture": str(getattr(module, "architecture", type(module).__name__)),
             "the split of the model": digest_of(sorted(trainer.world.partition.items())),
             "the tokenizer": str(tokenizer.fingerprint()) if hasattr(tokenizer, "fingerprint") else "none",
-            "the initial weights": self._initial_weights,
+            "the initial weights (seed_everything, and the sizes of the model)": self._initial_weights,
         }
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]

@@ -118,6 +118,7 @@ def _run(words: list[str]) -> int:
         return 0
     # threads that spin while they wait slow down a busy machine; torch reads this when it is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else gRPC prints a line for each failed connection
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch prints a stack for each lost connection
     if command in LIGHTNING:
         return _run_lightning(words)

@@ -29,7 +29,7 @@ def differences(ours: Agreement, theirs: Any, us: str, them: str) -> list[str]:
     for key in [*ours, *(str(key)[:_MAX_CHARACTERS] for key in theirs if key not in ours)]:
         mine, other = ours.get(key, "nothing"), str(theirs.get(key, "nothing"))
         if mine != other:
-            lines.append(f"{key} differs: {us} has {_short(mine)}, {them} has {_short(other)}")
+            lines.append(f"{us} and {them} differ in {key}: {_short(mine)} and {_short(other)}")
     return lines[:_MAX_LINES]
 
 

@@ -14,7 +14,6 @@ import os
 import secrets
 import stat
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -23,14 +22,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from worldlm.files.atomic_write import write_bytes
-from worldlm.topology.checks import bad_name
+from worldlm.organisations.certificates import (
+    DAYS,
+    builder,
+    common_name,
+    fingerprint,
+    private_bytes,
+    public_bytes,
+    sign_for,
+    subject_of,
+    why_no_name,
+)
 from worldlm.topology.errors import UserError
-
-DAYS = 365
-"""How long a certificate is valid, in days."""
-
-_MAX_CHARACTERS = 64
-"""Length of a name in a certificate, by X.509."""
 
 _MAX_BYTES = 100_000
 """Size of a file of keys or certificates, which is a few kB."""
@@ -47,7 +50,7 @@ class Identity:
     @property
     def node(self) -> str:
         """Name of the node."""
-        return _common_name(x509.load_pem_x509_csr(self._read("request.csr")).subject)
+        return common_name(x509.load_pem_x509_csr(self._read("request.csr")).subject)
 
     @property
     def key(self) -> bytes:
@@ -73,10 +76,10 @@ class Identity:
         for folder in (self.folder.parent, self.folder):
             folder.chmod(0o700)
         key = ec.generate_private_key(ec.SECP256R1())
-        request = x509.CertificateSigningRequestBuilder().subject_name(_name(node)).sign(key, hashes.SHA256())
+        request = x509.CertificateSigningRequestBuilder().subject_name(subject_of(node)).sign(key, hashes.SHA256())
         write_bytes(self.folder / "request.csr", request.public_bytes(serialization.Encoding.PEM))
         self._write_secret("seed", str(secrets.randbits(63)).encode())
-        self._write_secret("key.pem", _private_bytes(key))
+        self._write_secret("key.pem", private_bytes(key))
 
     def certificates(self) -> tuple[bytes, bytes]:
         """Return the node's certificate and that of the parent's authority, PEM.
@@ -90,7 +93,7 @@ class Identity:
                 [f"{path} is missing: send {self.folder / 'request.csr'} to the parent, which answers with this file"]
             )
         own, authority = x509.load_pem_x509_certificates(self._read("certificate.pem"))
-        return _public_bytes(own), _public_bytes(authority)
+        return public_bytes(own), public_bytes(authority)
 
     def accept(self, answer: Path) -> str:
         """Store the answer of the parent, and return the name of its authority.
@@ -104,7 +107,7 @@ class Identity:
         except ValueError as error:
             raise UserError([f"{answer} is not the answer of a parent: it must hold two certificates"]) from error
         request = x509.load_pem_x509_csr(self._read("request.csr"))
-        if own.public_key() != request.public_key() or _common_name(own.subject) != self.node:
+        if own.public_key() != request.public_key() or common_name(own.subject) != self.node:
             raise UserError([f"{answer} is for another node or another key than {self.node} in {self.folder}"])
         own.verify_directly_issued_by(authority)
         write_bytes(self.folder / "certificate.pem", content)
@@ -122,21 +125,34 @@ class Identity:
             The child's name, and its `certificate.pem`.
 
         Raises:
-            UserError: If the file is no valid request, or has the name of this node.
+            UserError: If the file is no valid request, has the name of this node, or a child of its name was admitted
+                with another key.
         """
         try:
             signed = x509.load_pem_x509_csr(_read_small(request))
         except ValueError as error:
-            raise UserError([f"{request} is not a certificate request: {error}"]) from error
+            is_answer = b"BEGIN CERTIFICATE-----" in _read_small(request)
+            hint = "; it is the answer to one: accept it" if is_answer else ""
+            raise UserError([f"{request} is not a certificate request{hint}"]) from error
         if not signed.is_signature_valid:
             raise UserError([f"{request} is not signed with its own key"])
-        child = _common_name(signed.subject)
+        child = common_name(signed.subject)
         if child == self.node:
             raise UserError([f"{request} is the request of {child} itself: the parent of {child} admits it"])
+        self._check_same_key(child, signed)
         authority, key = self._authority()
-        certificate = _sign(child, signed.public_key(), authority, key, ExtendedKeyUsageOID.CLIENT_AUTH)
-        write_bytes(self.folder / "admitted" / f"{child}.pem", _public_bytes(certificate))
-        return child, _public_bytes(certificate) + _public_bytes(authority)
+        certificate = sign_for(child, signed.public_key(), authority, key, ExtendedKeyUsageOID.CLIENT_AUTH)
+        write_bytes(self.folder / "admitted" / f"{child}.pem", public_bytes(certificate))
+        return child, public_bytes(certificate) + public_bytes(authority)
+
+    def _check_same_key(self, child: str, request: x509.CertificateSigningRequest) -> None:
+        if child not in self.admitted():
+            return
+        known = self._read(f"admitted/{child}.pem")
+        if x509.load_pem_x509_certificate(known).public_key() != request.public_key():
+            raise UserError(
+                [f"{child} was admitted with another key ({fingerprint(known)}): if it has new keys, revoke it first"]
+            )
 
     def revoke(self, child: str) -> None:
         """Forget a child, which can no longer connect.
@@ -167,21 +183,21 @@ class Identity:
         """Return a new key, its certificate for the server of this node, and the authority's certificate, PEM."""
         authority, authority_key = self._authority()
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _sign(self.node, key.public_key(), authority, authority_key, ExtendedKeyUsageOID.SERVER_AUTH)
-        return _private_bytes(key), _public_bytes(certificate), _public_bytes(authority)
+        certificate = sign_for(self.node, key.public_key(), authority, authority_key, ExtendedKeyUsageOID.SERVER_AUTH)
+        return private_bytes(key), public_bytes(certificate), public_bytes(authority)
 
     def _authority(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         """Return the certificate and the key of this node's authority, which is created when it is first needed."""
         if not (self.folder / "authority.pem").exists():
             key = ec.generate_private_key(ec.SECP256R1())
-            name = _name(f"authority of {self.node}")
+            name = subject_of(f"authority of {self.node}")
             certificate = (
-                _builder(name, name, key.public_key(), 10 * DAYS)
+                builder(name, name, key.public_key(), 10 * DAYS)
                 .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
                 .sign(key, hashes.SHA256())
             )
-            self._write_secret("authority.key.pem", _private_bytes(key))
-            write_bytes(self.folder / "authority.pem", _public_bytes(certificate))
+            self._write_secret("authority.key.pem", private_bytes(key))
+            write_bytes(self.folder / "authority.pem", public_bytes(certificate))
         loaded = serialization.load_pem_private_key(self._read_secret("authority.key.pem"), None)
         assert isinstance(loaded, ec.EllipticCurvePrivateKey)
         return x509.load_pem_x509_certificate(self._read("authority.pem")), loaded
@@ -205,87 +221,6 @@ class Identity:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-
-
-def fingerprint(certificate: bytes) -> str:
-    """Return the SHA-256 fingerprint of a certificate or a request, PEM, which two people can compare by phone."""
-    if b"CERTIFICATE REQUEST" in certificate:
-        public = x509.load_pem_x509_csr(certificate).public_key()
-    else:
-        public = x509.load_pem_x509_certificate(certificate).public_key()
-    encoded = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(encoded)
-    text = digest.finalize().hex()
-    return " ".join(text[i : i + 4] for i in range(0, 32, 4))
-
-
-def _sign(
-    name: str,
-    public_key: object,
-    authority: x509.Certificate,
-    key: ec.EllipticCurvePrivateKey,
-    use: x509.ObjectIdentifier,
-) -> x509.Certificate:
-    return (
-        _builder(_name(name), authority.subject, public_key, DAYS)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host_of(name))]), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([use]), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-
-
-def _builder(subject: x509.Name, issuer: x509.Name, public_key: object, days: int) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)  # type: ignore[arg-type]
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=days))
-    )
-
-
-def _private_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _public_bytes(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def host_of(node: str) -> str:
-    """Return the name for which the certificate of a node is valid, whatever the address of its machine."""
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(node.encode())
-    return f"{digest.finalize().hex()[:40]}.worldlm"
-
-
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _common_name(subject: x509.Name) -> str:
-    """Return the node's name in a certificate or a request.
-
-    Raises:
-        UserError: If it is not a name that a node can have.
-    """
-    found = [str(attribute.value) for attribute in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    if len(found) != 1 or why_no_name(found[0]):
-        raise UserError([f"it names {found[:2]}, which no node can be called"])
-    return found[0]
-
-
-def why_no_name(node: str) -> str:
-    """Return why a text cannot be the name of a node with a certificate; empty if it can."""
-    problem = bad_name(node)
-    return problem or ("" if len(node) <= _MAX_CHARACTERS else f"must have at most {_MAX_CHARACTERS} characters")
 
 
 def _read_small(path: Path) -> bytes:

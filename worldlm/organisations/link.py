@@ -13,8 +13,9 @@ import grpc
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from worldlm.organisations.agreement import Agreement
-from worldlm.organisations.identity import Identity, host_of
-from worldlm.organisations.mailbox import Mailbox
+from worldlm.organisations.certificates import host_of
+from worldlm.organisations.identity import Identity
+from worldlm.organisations.mailbox import LOST, Mailbox, Stored
 from worldlm.organisations.wire import OPTIONS, SERVICE, WireError, header, pack, pieces, unpack, write_pieces
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LOOKS = 0.02
 _LONGEST_PAUSE = 30.0
 """Seconds between two attempts to reach a parent that does not answer."""
+
+_SECONDS_BETWEEN_REPORTS = 60.0
 
 _FINAL = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
 """Answers that another attempt would not change."""
@@ -37,10 +40,18 @@ class Link:
         mailbox: The messages between the two.
         agreement: What all organisations must agree on.
         max_bytes: Size of the largest message that this world can need.
+        sends_up: Whether the child sends anything, as all do but listeners.
     """
 
     def __init__(
-        self, address: str, parent: str, identity: Identity, mailbox: Mailbox, agreement: Agreement, max_bytes: int
+        self,
+        address: str,
+        parent: str,
+        identity: Identity,
+        mailbox: Mailbox,
+        agreement: Agreement,
+        max_bytes: int,
+        sends_up: bool = True,
     ) -> None:
         certificate, authority = identity.certificates()
         credentials = grpc.ssl_channel_credentials(authority, identity.key, certificate)
@@ -50,13 +61,14 @@ class Link:
         self._mailbox = mailbox
         self._agreement = agreement
         self._max_bytes = max_bytes
+        self._sends_up = sends_up
         self._ended = threading.Event()
         self._channel = grpc.secure_channel(address, credentials, options)
         self._hello = self._channel.unary_unary(f"/{SERVICE}/Hello")
         self._put = self._channel.stream_unary(f"/{SERVICE}/Put")
         self._stored = self._channel.unary_unary(f"/{SERVICE}/Stored")
         self._get = self._channel.unary_stream(f"/{SERVICE}/Get")
-        self._reported = ""
+        self._reported, self._reported_at = "", 0.0
         self._unstored = False
         self._answered = time.monotonic()
         self._threads = [
@@ -79,19 +91,23 @@ class Link:
             if stopped():
                 raise SIGTERMException
             try:
-                answer = unpack(self._hello(pack({"agreement": self._agreement}), timeout=30.0))
+                greeting = {"agreement": self._agreement, "stored": self._mailbox.stored().plain()}
+                answer = unpack(self._hello(pack(greeting), timeout=30.0))
             except grpc.RpcError as error:
                 if error.code() in _FINAL:
                     raise ValueError(
                         f"{self._parent} at {self._address} rejects this node: {error.details()}"
                     ) from error
-                self._report(f"waiting for {self._parent} at {self._address}: {_reason(error)}")
+                self._report(f"no worldlm serve of {self._parent} answers at {self._address} yet: {_reason(error)}")
                 self._ended.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
             if found := [str(line) for line in answer.get("differences", [])]:
                 raise ValueError("\n".join(found))
-            self._check_rounds(answer.get("num_rounds"))
+            theirs = Stored.parse(answer.get("stored"))
+            self._mailbox.redeliver(theirs)
+            if self._sends_up and self._mailbox.has_lost(theirs, "ready"):
+                raise ValueError(LOST.format(us=self._mailbox.child, them=self._parent))
             self._report_connected()
             break
         for thread in self._threads:
@@ -106,14 +122,6 @@ class Link:
         """End the connection."""
         self._ended.set()
         self._channel.close()
-
-    def _check_rounds(self, num_rounds: Any) -> None:
-        """Check that the parent still has what this node needs: it has deleted the messages of its finished rounds."""
-        if isinstance(num_rounds, int) and num_rounds > self._mailbox.num_rounds + 1:
-            raise ValueError(
-                f"{self._parent} has finished {num_rounds} rounds, and this node only {self._mailbox.num_rounds}: "
-                "resume with its latest checkpoint"
-            )
 
     # ------------------------------------------------------------------ in the background
 
@@ -177,9 +185,10 @@ class Link:
         self._report(f"connected to {self._parent} at {self._address}")
 
     def _report(self, line: str) -> None:
-        """Log a line unless it was the last one."""
-        if line != self._reported:
-            self._reported = line
+        """Log a line, unless it was the last one less than a minute ago or says that all is well."""
+        is_repeated = line == self._reported and not line.startswith("connected")
+        if line != self._reported or (is_repeated and time.monotonic() - self._reported_at > _SECONDS_BETWEEN_REPORTS):
+            self._reported, self._reported_at = line, time.monotonic()
             log.info("%s", line)
 
 

@@ -6,20 +6,56 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from worldlm.federation.type_checks import matches_type
 from worldlm.files.atomic_write import atomic_write
 from worldlm.files.tensor_file import read_tensors
-from worldlm.rounds.transport import MessageKey
+from worldlm.rounds.transport import Kind, MessageKey
 
 _NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(ready|down|up)")
 
 
 _MAX_RECEIVED = 200
 """Messages from another node that wait at a time. A round has three for each sub-round."""
+
+
+LOST = (
+    "{them} needs messages that {us} has deleted, since both had stored them: restore runs and mail of {them} from a "
+    "backup, or let all organisations begin again with another --name"
+)
+"""What to say when two nodes cannot go on together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What one end of a mailbox has, so that the other can find out what is missing."""
+
+    num_rounds: int
+    """Number of rounds whose effect is in a checkpoint."""
+    received: frozenset[str]
+    """Names of the messages of later rounds that have arrived."""
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {"num_rounds": self.num_rounds, "received": sorted(self.received)}
+
+    @classmethod
+    def parse(cls, content: Any) -> Stored:
+        """Undo `plain`, for content that may be anything.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        if isinstance(content, dict):
+            num_rounds, received = content.get("num_rounds"), content.get("received")
+            if type(num_rounds) is int and isinstance(received, list) and matches_type(received, list[str]):
+                return cls(num_rounds, frozenset(received))
+        raise ValueError("it does not say which messages it has")
 
 
 class Mailbox:
@@ -112,6 +148,27 @@ class Mailbox:
                     (self.folder / folder / name).unlink()
 
     # ------------------------------------------------------------------ the network's side
+
+    def stored(self) -> Stored:
+        """Return what this end has."""
+        return Stored(self.num_rounds, frozenset(self._names("received")))
+
+    def redeliver(self, other: Stored) -> None:
+        """Deliver again what the other node has lost, if it is still here."""
+        for name in self._names("delivered"):
+            if _round(name) >= other.num_rounds and name not in other.received:
+                (self.folder / "delivered" / name).replace(self.folder / "sent" / name)
+
+    def has_lost(self, other: Stored, kind: Kind) -> bool:
+        """Return whether the other node needs messages that neither node has any more.
+
+        Args:
+            other: What it has.
+            kind: The first kind of message that it needs in a round.
+        """
+        first = f"{other.num_rounds}.0.{kind}"
+        is_past = other.num_rounds < self.num_rounds
+        return is_past and first not in other.received and not (self.folder / "sent" / first).exists()
 
     def undelivered(self) -> list[str]:
         """Return the names of the messages that the other node has not stored yet, in the order of their rounds."""

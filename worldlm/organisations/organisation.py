@@ -57,6 +57,23 @@ class Organisation:
                 f"{join_names(sorted(self.mailboxes)) or 'none'}"
             )
 
+    def catch_up(self, num_rounds: int) -> None:
+        """Begin after a checkpoint, or at the beginning.
+
+        Args:
+            num_rounds: Number of finished rounds in the checkpoint.
+
+        Raises:
+            ValueError: If messages were deleted because a later checkpoint contained their effect.
+        """
+        for mailbox in self.mailboxes.values():
+            if mailbox.num_rounds > num_rounds:
+                raise ValueError(
+                    f"{mailbox.folder} is of a run with {mailbox.num_rounds} finished rounds, but the checkpoint has "
+                    f"{num_rounds}: restore the latest checkpoint, or let all begin again with another --name"
+                )
+            mailbox.forget(num_rounds)
+
     def forget(self, num_rounds: int) -> None:
         """Delete the messages of finished rounds, whose effect is in a checkpoint."""
         for mailbox in self.mailboxes.values():

@@ -11,10 +11,9 @@ from typing import Any
 
 import grpc
 
-from worldlm import __version__
 from worldlm.organisations.agreement import Agreement, differences
 from worldlm.organisations.identity import Identity
-from worldlm.organisations.mailbox import Mailbox
+from worldlm.organisations.mailbox import LOST, Mailbox, Stored
 from worldlm.organisations.wire import OPTIONS, SERVICE, WireError, header, pack, pieces, unpack, write_pieces
 
 log = logging.getLogger(__name__)
@@ -57,7 +56,8 @@ class Server:
         self._calls = {child: threading.BoundedSemaphore(4) for child in mailboxes}
         key, certificate, authority = identity.server_certificates()
         credentials = grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
-        self._server = grpc.server(ThreadPoolExecutor(4 * len(mailboxes) + 4), options=OPTIONS)
+        options = (*OPTIONS, ("grpc.so_reuseport", 0))  # a port in use is an error
+        self._server = grpc.server(ThreadPoolExecutor(4 * len(mailboxes) + 4), options=options)
         handlers = {
             "Hello": grpc.unary_unary_rpc_method_handler(self._hello),
             "Put": grpc.stream_unary_rpc_method_handler(self._put),
@@ -85,11 +85,15 @@ class Server:
     def _hello(self, request: bytes, context: Any) -> bytes:
         """A child says what it has agreed to, and is told what differs here."""
         with self._call(context) as child:
-            asked = unpack(request)
+            asked, mailbox = unpack(request), self._mailboxes[child]
             found = differences(self._agreement, asked.get("agreement"), self._identity.node, child)
+            if not found:
+                theirs = Stored.parse(asked.get("stored"))
+                mailbox.redeliver(theirs)
+                found = [LOST.format(us=self._identity.node, them=child)] if mailbox.has_lost(theirs, "down") else []
             for line in found:
                 self._tell(child, line)
-            return pack({"differences": found, "version": __version__, "num_rounds": self._mailboxes[child].num_rounds})
+            return pack({"differences": found, "stored": mailbox.stored().plain()})
 
     def _put(self, received: Iterator[bytes], context: Any) -> bytes:
         """A child sends a message."""
@@ -134,7 +138,9 @@ class Server:
         if child not in self._mailboxes:
             raise WireError(f"{child!r} is no child of {self._identity.node}")
         if not self._identity.is_admitted(child, b"".join(facts.get("x509_pem_cert", []))):
-            raise WireError(f"the certificate of {child} was revoked or replaced")
+            raise WireError(
+                f"the certificate of {child} was revoked or replaced (organisations accept stores a new one)"
+            )
         return child
 
     def _tell(self, child: str, line: str) -> None:

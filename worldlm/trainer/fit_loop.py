@@ -100,7 +100,7 @@ class FederatedFitLoop(_FitLoop):
         check_module(self.trainer, run.method.callbacks)
         self.loaders = request_loaders(self.trainer, self._data_source, names, run.seed, run.devices_per_node)
         self._combined_loader = CombinedLoader(self.loaders, "sequential")
-        self.max_batches = max(map(self.plan.num_batches, names), default=1)
+        self.max_batches = max([1, *map(self.plan.num_batches, names)])  # with 0, Lightning would skip the fit
         self.trainer.val_check_batch = float("inf")
         self._metric_callbacks = self._metric_callbacks or find_metric_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
         set_metric_callbacks(self._metric_callbacks, True)

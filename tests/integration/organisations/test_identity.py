@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from organisations_at_home import of_node
 
 from worldlm.callbacks import Compression, TokenRows
-from worldlm.topology import Topology
+from worldlm.topology import Topology, parse_topology
 
 Make = Callable[..., Any]
 
@@ -66,3 +66,19 @@ def test_a_random_world_equals_one_process(
         check_identity(topology, method, dropout, max_epochs=3)
 
     check()
+
+
+LISTENING = """
+name: listening
+settings: {num_local_steps: 1, batch_size: 2}
+root:
+  name: world
+  corpus: w
+  children:
+    - {name: a, corpus: a}
+    - {name: ear, corpus: e, settings: {num_local_steps: 0}}
+"""
+
+
+def test_a_listener_follows(check_identity: Make) -> None:
+    check_identity(parse_topology(LISTENING, "listening.yaml"), max_epochs=3)

@@ -12,13 +12,9 @@ from pathlib import Path
 
 import pytest
 from identities import free_port
+from tutorial_files import blocks, files_of_the_tutorial
 
-PAGE = Path(__file__).parents[3] / "docs" / "tutorials" / "two_organisations.md"
 SMALLER = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
 
 
 def commands(port: int) -> list[list[str]]:
@@ -44,7 +40,7 @@ def run(words: list[str], side: Path) -> str:
 def sides(tmp_path: Path) -> dict[str, Path]:
     """The folders of both sides, with the files that the page shows, and only the own text in each."""
     found = {name: tmp_path / f"{name}_side" for name in ("hospital", "clinic")}
-    files = {re.match(r"# (\S+)", text)[1]: text for text in (*blocks("yaml"), *blocks("python"))}  # type: ignore[index]
+    files = files_of_the_tutorial()
     script = files.pop("make_two_texts.py")
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
     for name, side in found.items():
@@ -71,7 +67,7 @@ def test_the_tutorial_works(sides: dict[str, Path]) -> None:
         changed = start([*join, *SMALLER, "--trainer.max_epochs", "6"], clinic)
         output, _ = changed.communicate(timeout=120)
         assert changed.returncode == 2
-        assert "worldlm: the number of rounds differs: hospital has 5, clinic has 6" in output
+        assert "worldlm: hospital and clinic differ in the number of rounds: 5 and 6" in output
         assert "Traceback" not in output
         output = run([*join, *SMALLER], clinic)
         served, _ = server.communicate(timeout=60)
@@ -81,7 +77,7 @@ def test_the_tutorial_works(sides: dict[str, Path]) -> None:
     for text in (output, served):
         assert "round 5/5" in text
         assert "done. results: " in text.splitlines()[-1]
-    assert "clinic: the number of rounds differs" in served
+    assert "clinic: hospital and clinic differ in the number of rounds" in served
     run(export, clinic)
     assert (clinic / "clinic_model" / "model.safetensors").is_file()
     check_separate(hospital, clinic)

@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from worldlm.organisations.identity import Identity, fingerprint
+from worldlm.organisations.certificates import fingerprint
+from worldlm.organisations.identity import Identity
 from worldlm.topology.errors import UserError
 
 
@@ -85,6 +86,16 @@ def test_a_revoked_or_replaced_certificate_is_not_admitted(tmp_path: Path, world
     assert not world.is_admitted("hospital_a", second)
     with pytest.raises(UserError, match="was not admitted"):
         world.revoke("hospital_a")
+
+
+def test_a_child_with_another_key_is_not_admitted_in_its_place(tmp_path: Path, world: Identity) -> None:
+    child, false = create(tmp_path, "hospital_a"), create(tmp_path / "other", "hospital_a")
+    child.accept(admit(world, child))
+    with pytest.raises(UserError, match="hospital_a was admitted with another key"):
+        admit(world, false)
+    assert world.is_admitted("hospital_a", child.certificates()[0])
+    world.revoke("hospital_a")
+    admit(world, false)
 
 
 def test_answers_for_others_are_rejected(tmp_path: Path, world: Identity) -> None:

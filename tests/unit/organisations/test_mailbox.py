@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from worldlm.organisations.mailbox import Mailbox, read_message
+from worldlm.organisations.mailbox import Mailbox, Stored, read_message
 from worldlm.rounds.transport import Kind, MessageKey
 
 
@@ -76,6 +76,30 @@ def test_other_names_are_rejected(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no message has the name"):
         mailbox.expects(name)
     mailbox.mark_delivered(name)
+
+
+def test_what_the_other_node_lost_is_delivered_again(tmp_path: Path) -> None:
+    mailbox, other = Mailbox(tmp_path / "here", "a"), Mailbox(tmp_path / "there", "a")
+    for round in (0, 1):
+        mailbox.send(key(round, "down"), round)
+        mailbox.mark_delivered(f"{round}.0.down")
+    arrive(other, "1.0.down", 1)
+    mailbox.redeliver(Stored.parse(other.stored().plain()))
+    assert mailbox.undelivered() == ["0.0.down"]
+    assert not mailbox.has_lost(other.stored(), "down")
+    mailbox.mark_delivered("0.0.down")
+    mailbox.forget(1)
+    assert mailbox.has_lost(other.stored(), "down")
+    other.forget(1)
+    assert not mailbox.has_lost(other.stored(), "down")
+    mailbox.forget(2)
+    assert not mailbox.has_lost(other.stored(), "down"), "it has received what it needs"
+
+
+@pytest.mark.parametrize("content", [None, {}, {"num_rounds": "1", "received": []}, {"num_rounds": 1, "received": [1]}])
+def test_what_does_not_say_which_messages_it_has(content: object) -> None:
+    with pytest.raises(ValueError, match="does not say which messages"):
+        Stored.parse(content)
 
 
 def test_a_mailbox_cannot_be_filled(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from worldlm.cli.parser import Parser
 from worldlm.files.atomic_write import write_bytes
 from worldlm.organisations.audit import Audit
-from worldlm.organisations.identity import Identity, fingerprint
+from worldlm.organisations.certificates import fingerprint
+from worldlm.organisations.identity import Identity
 from worldlm.topology.errors import UserError, suggest
 
 IDENTITY = "identity"
@@ -98,11 +99,13 @@ def _show(identity: Identity, _: str | None, __: str | None) -> None:
     print(f"node: {identity.node}")
     for child in identity.admitted():
         print(f"admitted: {child}, {fingerprint((identity.folder / 'admitted' / f'{child}.pem').read_bytes())}")
+    if not identity.admitted():
+        print("admitted: none")
     print(f"done. keys and certificates: {identity.folder}")
 
 
 def _sent(identity: Identity, _: str | None, __: str | None) -> None:
-    path = identity.folder.parent / AUDIT
+    path, node = identity.folder.parent / AUDIT, identity.node  # which fails where there is no such folder
     totals: dict[str, list[int]] = {}
     for entry in Audit(path).entries():
         if "message" in entry:
@@ -118,7 +121,7 @@ def _sent(identity: Identity, _: str | None, __: str | None) -> None:
         print(f"{entry['time']} {what}")
     for neighbour, (number, size) in totals.items():
         print(f"{number:,} messages, {size:,} bytes to {neighbour}")
-    print(f"done. with the digest of each message: {path}")
+    print(f"done. all that {node} has sent, with the digest of each message: {path}")
 
 
 _KINDS = {"ready": "whether it takes part", "down": "download", "up": "upload"}

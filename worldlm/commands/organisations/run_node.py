@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from worldlm.callbacks.organisation_network import OrganisationNetwork
 from worldlm.cli.fit import run_command
 from worldlm.cli.parser import CommandLine, parse_command_line, split_option
@@ -18,8 +20,8 @@ from worldlm.data import CorpusDataModule
 from worldlm.organisations import Mailbox, Organisation
 from worldlm.organisations.audit import Audit
 from worldlm.organisations.identity import Identity
-from worldlm.topology import load_topology, reshape
-from worldlm.topology.errors import UserError
+from worldlm.topology import ALL, load_topology, reshape
+from worldlm.topology.errors import UserError, join_names, suggest
 
 HELP = """\
 usage: worldlm serve --recipe PACT --node NAME --listen HOST:PORT [--parent HOST:PORT] [--local MINE]
@@ -116,11 +118,15 @@ def _split_options(command: str, arguments: Sequence[str]) -> tuple[NodeOptions,
     needed = {"serve": "listen", "join": "parent"}[command]
     if found[needed] is None:
         raise UserError([f"{command} needs --{needed} HOST:PORT"])
-    for name in ("listen", "parent"):
-        if (address := found[name]) is not None and not _ADDRESS.fullmatch(address):
-            raise UserError([f"{command}: --{name} must be HOST:PORT, such as 0.0.0.0:7443, but is {address!r}"])
+    for name, example in (("listen", "0.0.0.0:7443"), ("parent", "192.0.2.7:7443")):
+        if (address := found[name]) is not None and not _is_address(address):
+            raise UserError([f"{command}: --{name} must be HOST:PORT, such as {example}, but is {address!r}"])
     home = Path(found["home"] or node)
     return NodeOptions(node=node, home=home, listen=found["listen"], parent=found["parent"]), words
+
+
+def _is_address(text: str) -> bool:
+    return _ADDRESS.fullmatch(text) is not None and int(text.rpartition(":")[2]) < 2**16
 
 
 def _with_defaults(command_line: CommandLine, options: NodeOptions, typed: Sequence[str]) -> CommandLine:
@@ -155,12 +161,49 @@ class OrganisationCLI(RecipeCLI):
         self.options = options
         super().__init__(command_line, progress)
 
+    def before_instantiate_classes(self) -> None:
+        """Check the node before anything is made, and lock its folder."""
+        self._check_node()
+        self.options.home.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.options.home / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError([f"{self.options.node} is at work: another process uses {self.options.home}"]) from None
+        self._at_end.callback(lock.release)
+        super().before_instantiate_classes()
+
+    def _check_node(self) -> None:
+        """Check that the topology has the node, that the options suit its place, and that it has keys and text."""
+        options, config = self.options, self.config["fit"]
+        topology = self._topology = reshape(
+            load_topology(config.federation.topology, config.federation.settings), config.federation.shape
+        )
+        names = list(topology.nodes)
+        if options.node not in names:
+            known = f"it has {join_names(names, 20)}{suggest(options.node, names)}"
+            raise UserError([f"{topology.name} has no node {options.node!r}; {known}"])
+        node, has_parent = topology.nodes[options.node], topology.parent(options.node) is not None
+        if bool(node.children) != (options.listen is not None):
+            remedy = "add --listen HOST:PORT, where it waits for them" if node.children else "leave --listen out"
+            hint = "; worldlm join runs it" if has_parent and not options.parent else ""
+            raise UserError([f"{node.name} has {'' if node.children else 'no '}children: {remedy}{hint}"])
+        if has_parent != (options.parent is not None):
+            remedy = "add --parent HOST:PORT, where it waits" if has_parent else "leave --parent out"
+            hint = "; worldlm serve runs it" if not has_parent and not options.listen else ""
+            raise UserError([f"{node.name} has {'a' if has_parent else 'no'} parent: {remedy}{hint}"])
+        if node.corpus is not None and node.corpus not in {*config.data.corpora, ALL}:
+            raise UserError([f"no recipe has the corpus {node.corpus!r} of {node.name}: --local RECIPE adds yours"])
+        identity = Identity(options.home / IDENTITY)
+        if identity.node != node.name:
+            raise UserError([f"{identity.folder} has the keys of {identity.node}, not of {node.name}"])
+        if has_parent:
+            identity.certificates()
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Build the trainer of one node."""
         options, config = self.options, self.config["fit"]
         identity = Identity(options.home / IDENTITY)
-        if identity.node != options.node:
-            raise UserError([f"{identity.folder} has the keys of {identity.node}, not of {options.node}"])
         data = self.datamodule
         if isinstance(data, CorpusDataModule) and data.trains_tokenizer:
             raise UserError(
@@ -176,28 +219,16 @@ class OrganisationCLI(RecipeCLI):
             mail.mkdir(parents=True, exist_ok=True)
             settings["noise_key"] = str(mail / "noise.key")
         audit = Audit(options.home / AUDIT)
-        mailboxes = self._mailboxes(mail, config, audit)
+        mailboxes = self._mailboxes(mail, audit)
         organisation = Organisation(node=options.node, mailboxes=mailboxes, audit=audit, seed=identity.seed)
         return super().instantiate_trainer(organisation=organisation, **kwargs)
 
-    def _mailboxes(self, folder: Path, config: Any, audit: Audit) -> Mapping[str, Mailbox]:
+    def _mailboxes(self, folder: Path, audit: Audit) -> Mapping[str, Mailbox]:
         """Return a mailbox for each neighbour."""
-        federation, options = config.federation, self.options
-        topology = reshape(load_topology(federation.topology, federation.settings), federation.shape)
-        node = topology.nodes.get(options.node)
-        if node is None:
-            return {}  # WorldTrainer says which nodes there are
-        children = [child.name for child in node.children]
-        if children and options.listen is None:
-            raise UserError([f"{node.name} has children: --listen HOST:PORT says where it waits for them"])
-        if options.listen is not None and not children:
-            raise UserError([f"{node.name} has no children: leave --listen out"])
-        has_parent = topology.parent(node.name) is not None
-        if has_parent != (options.parent is not None):
-            raise UserError([f"{node.name} has {'a' if has_parent else 'no'} parent: "
-                             f"{'add --parent HOST:PORT' if has_parent else 'leave --parent out'}"])  # fmt: skip
-        parent = topology.parent(node.name)
-        neighbours = {**{child: child for child in children}, **({node.name: parent.name} if parent else {})}
+        node, parent = self._topology.nodes[self.options.node], self._topology.parent(self.options.node)
+        neighbours = {child.name: child.name for child in node.children}
+        if parent is not None:
+            neighbours[node.name] = parent.name
         return {
             edge: Mailbox(folder / edge, edge, partial(audit.add_message, neighbour))
             for edge, neighbour in neighbours.items()
