@@ -67,7 +67,7 @@ def test_no_arguments_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "fitt") == [
         "no command 'fitt'; there are fit, validate, prepare, compare, runs, export, generate, evaluate, topology, "
-        "report; did you mean 'fit'?"
+        "report, organisations, serve, join; did you mean 'fit'?"
     ]
 
 

@@ -115,6 +115,8 @@ def _saved_world(path: Path, checkpoint: Mapping[str, Any]) -> SavedWorld:
         raise TypeError("a child is listed but missing from the topology")
     # an organisation saves its own node only
     children = {name: [child for child in children[name] if child in states] for name in children if name in states}
+    if not children:
+        raise TypeError("no node of the topology is in it")
     if any(not isinstance(states[name]["parameters"], Mapping) for name in children):
         raise TypeError("the parameters of a node have the wrong type")
     return SavedWorld(
