@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from organisations_at_home import mailboxes
 
 from worldlm.callbacks import LastCheckpoint
+from worldlm.organisations import Organisation
 from worldlm.topology import Topology
 
 Make = Callable[..., Any]
@@ -35,3 +37,17 @@ def test_messages_are_deleted_after_the_checkpoint(
     at_home(tree, one_node(tree, lambda: [*whole_method(), LastCheckpoint()]))
     left = [path for path in (tmp_path / "organisations-1").glob("*/mail/*/*/*") if path.is_file()]
     assert left == []
+
+
+def test_the_topology_cannot_change(
+    star: Make, at_home: Make, one_node: Make, fit: Make, whole_method: Make, tmp_path: Path
+) -> None:
+    def method() -> list[Any]:
+        return [*whole_method(), LastCheckpoint()]
+
+    at_home(star("ab"), one_node(star("ab"), method))
+    last = tmp_path / "organisations-1" / "a" / "checkpoints" / "last.ckpt"
+    topology = star("abc")
+    organisation = Organisation(node="a", mailboxes=mailboxes(tmp_path, topology, "a"))
+    with pytest.raises(ValueError, match="joined: c.*not possible yet between organisations"):
+        fit(topology, method(), organisation=organisation, resume=last, max_epochs=3)
