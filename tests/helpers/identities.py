@@ -15,10 +15,15 @@ def create_identity(folder: Path, node: str) -> Identity:
     return identity
 
 
-def admit(parent: Identity, child: Identity) -> None:
+def answer_to(parent: Identity, child: Identity) -> Path:
+    """Let a parent admit a child, and return the answer, which the child has not accepted yet."""
     answer = child.folder / "answer.pem"
     answer.write_bytes(parent.admit(child.folder / "request.csr")[1])
-    child.accept(answer)
+    return answer
+
+
+def admit(parent: Identity, child: Identity) -> None:
+    child.accept(answer_to(parent, child))
 
 
 def create_identities(folder: Path, topology: Topology) -> dict[str, Identity]:

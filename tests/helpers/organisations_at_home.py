@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from worldlm.organisations import Mailbox, Organisation
+from worldlm.organisations.organisation import neighbours
 from worldlm.topology import Topology
 
 Job = Callable[[Organisation, Path], Any]
@@ -30,9 +31,7 @@ def carry(source: Mailbox, target: Mailbox) -> None:
 
 def mailboxes(folder: Path, topology: Topology, node: str) -> dict[str, Mailbox]:
     """Return the mailboxes of a node, in its own folder."""
-    children = [child.name for child in topology.nodes[node].children]
-    edges = [*children, node] if topology.parent(node) else children
-    return {edge: Mailbox(folder / node / "mail" / edge, edge) for edge in edges}
+    return {edge: Mailbox(folder / node / "mail" / edge, edge) for edge in neighbours(topology, node)}
 
 
 def be_organisation(folder: Path, topology: Topology, node: str, job: Job, carried: bool) -> None:

@@ -38,6 +38,31 @@ def atomic_write(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
+def write_secret(path: Path, content: bytes) -> None:
+    """Write a new file that only its owner can read, and wait until it and its name are on disk.
+
+    Raises:
+        OSError: If the file exists, or cannot be written.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk, so that they survive a loss of power."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically."""
     with atomic_write(path) as partial:

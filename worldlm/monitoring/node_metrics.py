@@ -239,5 +239,5 @@ class NodeMetrics(NodeValidation):
 
 def _is_measured(trainer: WorldTrainer, node: Node) -> bool:
     """Return whether this run has held-out text of a node, or of one below it."""
-    own = trainer.run_settings.organisation
-    return own is None or (node.name == own.node and node.holds_data)
+    run = trainer.run_settings
+    return run.organisation is None or (run.holds(node.name) and node.holds_data)

@@ -188,8 +188,7 @@ def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
     Of a node at another organisation, they are the perplexities that it reported, if it is a child and not private.
     """
     name, state = node.name, trainer.world.states[node.name]
-    own = trainer.run_settings.organisation
-    if own is not None and name != own.node:
+    if not trainer.run_settings.holds(name):
         metrics = trainer.find_callback(NodeMetrics)
         return {} if metrics is None else dict(metrics.reported.get(name, {}))
     figures = trainer.method.node_figures(node, state)

@@ -30,9 +30,8 @@ class Traffic(FederationCallback):
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         scalars: dict[str, float] = {}
         total = 0
-        own = trainer.run_settings.organisation
         for name, node in trainer.topology.nodes.items():
-            if trainer.topology.parent(name) is None or (own is not None and name != own.node):
+            if trainer.topology.parent(name) is None or not trainer.run_settings.holds(name):
                 continue
             state = trainer.world.states[name]
             scalars |= {f"{name}/bytes_down": state.bytes_down, f"{name}/bytes_up": state.bytes_up}

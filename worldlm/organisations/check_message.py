@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from worldlm.federation.messages import Download, Residual, Upload, download_from_state, upload_from_state
+from worldlm.federation.messages import Download, Upload, download_from_state, upload_from_state
 from worldlm.federation.type_checks import check_fields
 from worldlm.rounds.transport import MessageKey
 from worldlm.topology import Topology
@@ -44,11 +44,6 @@ def _wrong_origin(key: MessageKey, message: Download | Upload, topology: Topolog
             return f"it has a residual of {residual.origin[:100]!r}, which is not below {key.child}"
         if residual.jurisdiction != topology.nodes[residual.origin].settings.jurisdiction:
             return f"it has a residual of {residual.origin} with another jurisdiction than in the topology"
-        if problem := _wrong_federation(residual, topology):
-            return problem
+        if residual.federation not in topology.nodes:
+            return f"it has a residual from the unknown federation {residual.federation[:100]!r}"
     return ""
-
-
-def _wrong_federation(residual: Residual, topology: Topology) -> str:
-    known = residual.federation in topology.nodes
-    return "" if known else f"it has a residual from the unknown federation {residual.federation[:100]!r}"

@@ -10,7 +10,6 @@ Each federation is the certificate authority of its own children, and of nobody 
 
 from __future__ import annotations
 
-import os
 import secrets
 import stat
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from worldlm.files.atomic_write import write_bytes
+from worldlm.files.atomic_write import write_bytes, write_secret
 from worldlm.organisations.certificates import (
     DAYS,
     builder,
@@ -78,8 +77,8 @@ class Identity:
         key = ec.generate_private_key(ec.SECP256R1())
         request = x509.CertificateSigningRequestBuilder().subject_name(subject_of(node)).sign(key, hashes.SHA256())
         write_bytes(self.folder / "request.csr", request.public_bytes(serialization.Encoding.PEM))
-        self._write_secret("seed", str(secrets.randbits(63)).encode())
-        self._write_secret("key.pem", private_bytes(key))
+        write_secret(self.folder / "seed", str(secrets.randbits(63)).encode())
+        write_secret(self.folder / "key.pem", private_bytes(key))
 
     def certificates(self) -> tuple[bytes, bytes]:
         """Return the node's certificate and that of the parent's authority, PEM.
@@ -196,7 +195,7 @@ class Identity:
                 .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
                 .sign(key, hashes.SHA256())
             )
-            self._write_secret("authority.key.pem", private_bytes(key))
+            write_secret(self.folder / "authority.key.pem", private_bytes(key))
             write_bytes(self.folder / "authority.pem", public_bytes(certificate))
         loaded = serialization.load_pem_private_key(self._read_secret("authority.key.pem"), None)
         assert isinstance(loaded, ec.EllipticCurvePrivateKey)
@@ -214,13 +213,6 @@ class Identity:
         if stat.S_IMODE((self.folder / name).stat().st_mode) & 0o077:
             raise UserError([f"other users can read {self.folder / name}: chmod 600 it"])
         return content
-
-    def _write_secret(self, name: str, content: bytes) -> None:
-        descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _read_small(path: Path) -> bytes:

@@ -99,8 +99,7 @@ class Link:
                         f"{self._parent} at {self._address} rejects this node: {error.details()}"
                     ) from error
                 self._report(f"no worldlm serve of {self._parent} answers at {self._address} yet: {_reason(error)}")
-                self._ended.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                pause = self._wait(pause)
                 continue
             if found := [str(line) for line in answer.get("differences", [])]:
                 raise ValueError("\n".join(found))
@@ -139,14 +138,17 @@ class Link:
                     self._mailbox.problem = f"{self._parent} rejects what this node sends: {error.details()}"
                     return
                 self._report(f"{self._parent} at {self._address} does not answer: {_reason(error)}; trying again")
-                self._ended.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                pause = self._wait(pause)
             except (WireError, OSError) as error:
                 self._report(f"what {self._parent} sent was rejected: {error}")
-                self._ended.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                pause = self._wait(pause)
             except ValueError:  # grpc: the channel was closed
                 return
+
+    def _wait(self, pause: float) -> float:
+        """Wait some seconds before another attempt, and return how long to wait the next time."""
+        self._ended.wait(pause)
+        return min(2 * pause, _LONGEST_PAUSE)
 
     def _send_all(self) -> None:
         for name in self._mailbox.undelivered():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from worldlm.federation.type_checks import matches_type
-from worldlm.files.atomic_write import atomic_write
+from worldlm.files.atomic_write import atomic_write, sync_folder, write_text
 from worldlm.files.tensor_file import read_tensors
 from worldlm.rounds.transport import Kind, MessageKey
 
@@ -111,7 +111,7 @@ class Mailbox:
             file.flush()
             os.fsync(file.fileno())
             self._record(name, partial)
-        _sync_folder(self.folder / "sent")
+        sync_folder(self.folder / "sent")
 
     def received(self, key: MessageKey) -> Path | None:
         """Return the file of a message from the other node, or None if it has not arrived."""
@@ -124,7 +124,7 @@ class Mailbox:
             path = self.folder / "received" / _name(key)
             if not path.exists():
                 path.touch()
-                _sync_folder(self.folder / "received")
+                sync_folder(self.folder / "received")
 
     def was_given_up(self, key: MessageKey) -> bool:
         """Return whether a message was given up."""
@@ -138,10 +138,7 @@ class Mailbox:
         Args:
             num_rounds: Number of finished rounds in the checkpoint.
         """
-        with atomic_write(self.folder / "num_rounds") as partial, partial.open("w") as file:
-            file.write(str(num_rounds))
-            file.flush()
-            os.fsync(file.fileno())
+        write_text(self.folder / "num_rounds", str(num_rounds), to_disk=True)
         for folder in ("received", "delivered"):
             for name in self._names(folder):
                 if _round(name) < num_rounds:
@@ -226,7 +223,7 @@ class Mailbox:
         with self._lock:
             if self.expects(name):
                 arriving.replace(self.folder / "received" / name)
-                _sync_folder(self.folder / "received")
+                sync_folder(self.folder / "received")
             else:
                 arriving.unlink()
 
@@ -259,12 +256,3 @@ def _name(key: MessageKey) -> str:
 
 def _round(name: str) -> int:
     return int(name.partition(".")[0])
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

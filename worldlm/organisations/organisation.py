@@ -32,7 +32,6 @@ class Organisation:
     """Name of the node."""
     mailboxes: Mapping[str, Mailbox]
     """A mailbox for the parent under the node's own name, and one for each child under the child's name."""
-
     audit: Audit | None = None
     """Records what the node sends; the mailboxes record each message themselves."""
     seed: int | None = None
@@ -44,13 +43,7 @@ class Organisation:
         Raises:
             ValueError: If the node is unknown, or a mailbox is missing or superfluous.
         """
-        if self.node not in topology.nodes:
-            names = list(topology.nodes)
-            raise ValueError(
-                f"{topology.name} has no node {self.node!r}; it has {join_names(names, 20)}{suggest(self.node, names)}"
-            )
-        node = topology.nodes[self.node]
-        edges = {child.name for child in node.children} | ({node.name} if topology.parent(node.name) else set())
+        edges = neighbours(topology, self.node).keys()
         if edges != self.mailboxes.keys():
             raise ValueError(
                 f"the mailboxes of {self.node} must be for {join_names(sorted(edges)) or 'nobody'}, got "
@@ -87,6 +80,20 @@ class Organisation:
             stopped: Returns whether the run is to stop; the node then stops waiting for messages.
         """
         return MailboxTransport(self, topology, stopped)
+
+
+def neighbours(topology: Topology, node: str) -> dict[str, str]:
+    """Return the neighbours of a node: for the name of each mailbox, who is at its other end.
+
+    Raises:
+        ValueError: If the topology has no such node.
+    """
+    if node not in topology.nodes:
+        names = list(topology.nodes)
+        raise ValueError(f"{topology.name} has no node {node!r}; it has {join_names(names, 20)}{suggest(node, names)}")
+    parent = topology.parent(node)
+    found = {child.name: child.name for child in topology.nodes[node].children}
+    return found if parent is None else {**found, node: parent.name}
 
 
 class MailboxTransport(Transport):

@@ -52,7 +52,7 @@ class Server:
         self._max_bytes = max_bytes
         self._last_seen: dict[str, float] = {}
         self._told: set[tuple[str, str]] = set()
-        # one child may hold at most two calls of each kind, so that it cannot keep the others out
+        # one child may hold at most four calls, so that it cannot keep the others out
         self._calls = {child: threading.BoundedSemaphore(4) for child in mailboxes}
         key, certificate, authority = identity.server_certificates()
         credentials = grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)

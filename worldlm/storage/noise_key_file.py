@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from worldlm.federation.noise_key import KEY_BYTES, NoiseKey
+from worldlm.files.atomic_write import write_secret
 from worldlm.runs.folder import key_name
 
 _HEADER = "worldlm noise key, secret: "
@@ -27,15 +28,7 @@ def write_key(key: NoiseKey, path: Path) -> None:
         ValueError: If the file exists or cannot be written, or the file system does not keep its mode.
     """
     try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(file, "w") as stream:
-            stream.write(f"{_HEADER}{key.reveal()}\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        if os.name == "posix":  # so that its name survives a loss of power, too
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+        write_secret(path, f"{_HEADER}{key.reveal()}\n".encode())
     except OSError as error:
         raise ValueError(f"the noise key cannot be written to {path}: {error.strerror}") from error
     read_key(path)

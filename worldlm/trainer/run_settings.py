@@ -49,8 +49,11 @@ class RunSettings:
     @property
     def data_nodes(self) -> list[Node]:
         """The nodes with text that this run trains or evaluates."""
-        nodes, own = self.topology.data_nodes, self.organisation
-        return [node for node in nodes if own is None or node.name == own.node]
+        return [node for node in self.topology.data_nodes if self.holds(node.name)]
+
+    def holds(self, name: str) -> bool:
+        """Return whether a node is in this run, and not at another organisation."""
+        return self.organisation is None or name == self.organisation.node
 
     @property
     def main_node(self) -> str:

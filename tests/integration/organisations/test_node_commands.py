@@ -73,7 +73,7 @@ def error_of(desk: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[str], 
 def test_mistakes(line: str, message: str, error_of: Callable[[str], str]) -> None:
     error = error_of(line)
     assert re.search(message, error), error
-    assert len([one for one in error.splitlines() if "no checkpoint under" not in one]) == 1
+    assert len([text for text in error.splitlines() if "no checkpoint under" not in text]) == 1
     assert not Path("klinic").exists()
     assert not list(Path().glob("*/runs/*/version_*"))
 

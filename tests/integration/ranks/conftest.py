@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import traceback
 import warnings
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from identities import free_port
 from lightning.pytorch.utilities import rank_zero_only
 
 from worldlm.callbacks import TokenRows
@@ -44,12 +44,6 @@ root:
     - {name: f, corpus: f, settings: {privacy: {clip_norm: 0.5, noise_multiplier: 0.3}}}
     - {name: listener, corpus: l, settings: {num_local_steps: 0}}
 """
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _be_rank(rank: int, number: int, port: int, job: Job, result: Path) -> None:
@@ -85,7 +79,7 @@ def on_ranks(tmp_path: Path) -> Callable[[int, Job], list[Any]]:
     def run(number: int, job: Job) -> list[Any]:
         nonlocal calls
         calls += 1
-        context, port = multiprocessing.get_context("fork"), _free_port()
+        context, port = multiprocessing.get_context("fork"), free_port()
         results = [tmp_path / f"{calls}-{rank}.pt" for rank in range(number)]
         processes = [
             context.Process(target=_be_rank, args=(rank, number, port, job, result))

@@ -23,7 +23,7 @@ def _trainer(logged: dict[str, float]) -> Any:
     run_log = SimpleNamespace(scalars=lambda scalars, step: logged.update(scalars))
     world = SimpleNamespace(states=states, round=0)
     return SimpleNamespace(
-        topology=topology, world=world, run_log=run_log, run_settings=SimpleNamespace(organisation=None)
+        topology=topology, world=world, run_log=run_log, run_settings=SimpleNamespace(holds=lambda name: True)
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from identities import free_port
 from torch.distributed.distributed_c10d import Store
 
 from worldlm.distributed import joining
@@ -77,15 +78,9 @@ def test_all_name_the_setting_that_differs(monkeypatch: pytest.MonkeyPatch) -> N
         _await_decision(store, 1, "east", _soon())
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_on_one_machine_the_store_listens_at_the_loopback_interface() -> None:
-    port = _free_port()
+    port = free_port()
     store = join(0, 1, "the machine's name", port, {}, {}, one_machine=True)
     lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
     listening = [address for _, address, _, state, *_ in lines if state == "0A"]
@@ -106,4 +101,4 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         RankLost, match=r"^process 0 of the run did not join within 0 minutes \(nothing answers at port"
     ):
-        join(1, 2, "127.0.0.1", _free_port(), {}, {}, one_machine=True)
+        join(1, 2, "127.0.0.1", free_port(), {}, {}, one_machine=True)

@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from identities import answer_to, create_identity
 
 from worldlm.organisations.certificates import fingerprint
 from worldlm.organisations.identity import Identity
@@ -18,19 +19,7 @@ from worldlm.topology.errors import UserError
 
 @pytest.fixture
 def world(tmp_path: Path) -> Identity:
-    return create(tmp_path, "world")
-
-
-def create(tmp_path: Path, node: str) -> Identity:
-    identity = Identity(tmp_path / node / "identity")
-    identity.create(node)
-    return identity
-
-
-def admit(parent: Identity, child: Identity) -> Path:
-    answer = child.folder / "answer.pem"
-    answer.write_bytes(parent.admit(child.folder / "request.csr")[1])
-    return answer
+    return create_identity(tmp_path, "world")
 
 
 def test_only_the_owner_can_read_secrets(tmp_path: Path, world: Identity) -> None:
@@ -44,7 +33,7 @@ def test_only_the_owner_can_read_secrets(tmp_path: Path, world: Identity) -> Non
 
 
 def test_every_node_has_another_seed(tmp_path: Path) -> None:
-    seeds = {create(tmp_path, f"node_{i}").seed for i in range(20)}
+    seeds = {create_identity(tmp_path, f"node_{i}").seed for i in range(20)}
     assert len(seeds) == 20
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -61,10 +50,10 @@ def test_names_that_no_node_can_have(node: str, tmp_path: Path) -> None:
 
 
 def test_a_child_is_admitted(tmp_path: Path, world: Identity) -> None:
-    child = create(tmp_path, "hospital_a")
+    child = create_identity(tmp_path, "hospital_a")
     with pytest.raises(UserError, match=r"send .*request\.csr to the parent"):
         child.certificates()
-    assert child.accept(admit(world, child)) == "authority of world"
+    assert child.accept(answer_to(world, child)) == "authority of world"
     own, authority = child.certificates()
     assert authority == world.server_certificates()[2]
     assert world.admitted() == ["hospital_a"]
@@ -73,10 +62,10 @@ def test_a_child_is_admitted(tmp_path: Path, world: Identity) -> None:
 
 
 def test_a_revoked_or_replaced_certificate_is_not_admitted(tmp_path: Path, world: Identity) -> None:
-    child = create(tmp_path, "hospital_a")
-    child.accept(admit(world, child))
+    child = create_identity(tmp_path, "hospital_a")
+    child.accept(answer_to(world, child))
     first, _ = child.certificates()
-    child.accept(admit(world, child))
+    child.accept(answer_to(world, child))
     second, _ = child.certificates()
     assert not world.is_admitted("hospital_a", first)
     assert world.is_admitted("hospital_a", second)
@@ -89,19 +78,19 @@ def test_a_revoked_or_replaced_certificate_is_not_admitted(tmp_path: Path, world
 
 
 def test_a_child_with_another_key_is_not_admitted_in_its_place(tmp_path: Path, world: Identity) -> None:
-    child, false = create(tmp_path, "hospital_a"), create(tmp_path / "other", "hospital_a")
-    child.accept(admit(world, child))
+    child, false = create_identity(tmp_path, "hospital_a"), create_identity(tmp_path / "other", "hospital_a")
+    child.accept(answer_to(world, child))
     with pytest.raises(UserError, match="hospital_a was admitted with another key"):
-        admit(world, false)
+        answer_to(world, false)
     assert world.is_admitted("hospital_a", child.certificates()[0])
     world.revoke("hospital_a")
-    admit(world, false)
+    answer_to(world, false)
 
 
 def test_answers_for_others_are_rejected(tmp_path: Path, world: Identity) -> None:
-    child, other = create(tmp_path, "hospital_a"), create(tmp_path, "hospital_b")
+    child, other = create_identity(tmp_path, "hospital_a"), create_identity(tmp_path, "hospital_b")
     with pytest.raises(UserError, match="for another node"):
-        other.accept(admit(world, child))
+        other.accept(answer_to(world, child))
     with pytest.raises(UserError, match="not the answer of a parent"):
         child.accept(child.folder / "request.csr")
 

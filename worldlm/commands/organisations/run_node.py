@@ -20,8 +20,9 @@ from worldlm.data import CorpusDataModule
 from worldlm.organisations import Mailbox, Organisation
 from worldlm.organisations.audit import Audit
 from worldlm.organisations.identity import Identity
+from worldlm.organisations.organisation import neighbours
 from worldlm.topology import ALL, load_topology, reshape
-from worldlm.topology.errors import UserError, join_names, suggest
+from worldlm.topology.errors import UserError
 
 HELP = """\
 usage: worldlm serve --recipe PACT --node NAME --listen HOST:PORT [--parent HOST:PORT] [--local MINE]
@@ -179,11 +180,8 @@ class OrganisationCLI(RecipeCLI):
         topology = self._topology = reshape(
             load_topology(config.federation.topology, config.federation.settings), config.federation.shape
         )
-        names = list(topology.nodes)
-        if options.node not in names:
-            known = f"it has {join_names(names, 20)}{suggest(options.node, names)}"
-            raise UserError([f"{topology.name} has no node {options.node!r}; {known}"])
-        node, has_parent = topology.nodes[options.node], topology.parent(options.node) is not None
+        has_parent = options.node in neighbours(topology, options.node)
+        node = topology.nodes[options.node]
         if bool(node.children) != (options.listen is not None):
             remedy = "add --listen HOST:PORT, where it waits for them" if node.children else "leave --listen out"
             hint = "; worldlm join runs it" if has_parent and not options.parent else ""
@@ -225,11 +223,7 @@ class OrganisationCLI(RecipeCLI):
 
     def _mailboxes(self, folder: Path, audit: Audit) -> Mapping[str, Mailbox]:
         """Return a mailbox for each neighbour."""
-        node, parent = self._topology.nodes[self.options.node], self._topology.parent(self.options.node)
-        neighbours = {child.name: child.name for child in node.children}
-        if parent is not None:
-            neighbours[node.name] = parent.name
         return {
             edge: Mailbox(folder / edge, edge, partial(audit.add_message, neighbour))
-            for edge, neighbour in neighbours.items()
+            for edge, neighbour in neighbours(self._topology, self.options.node).items()
         }
