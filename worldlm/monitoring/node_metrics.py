@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torch.optim import Optimizer
 
-from worldlm.federation.messages import Upload
 from worldlm.federation.state import NodeState
 from worldlm.models import Evaluation
 from worldlm.monitoring.node_validation import NodeValidation, Score, evaluate_node
@@ -61,8 +59,6 @@ class NodeMetrics(NodeValidation):
         """Of the batches since the last optimizer step."""
         self._lr: float | None = None
         """Of the optimizer step that the current batch ends; None if it ends none."""
-        self.reported: dict[str, dict[str, float]] = {}
-        """Child at another organisation -> the perplexities that it last reported, by moment."""
         self._trainer: WorldTrainer | None = None
         self._held_out: tuple[Any, dict[str, float]] = (None, {})
         """The loaders of held-out text, and the number of batches of each."""
@@ -148,21 +144,6 @@ class NodeMetrics(NodeValidation):
         if self._evaluates():
             without_children = Node(name=context.node.name, corpus=context.node.corpus, settings=context.node.settings)
             self._score(context, "after_fit", without_children)
-
-    def on_upload(self, context: Context, upload: Upload) -> Upload:
-        if not (self._is_apart and self._evaluates()):
-            return upload
-        scores = {moment: score.perplexity for moment, score in self.scores(context.state).items()}
-        return replace(upload, metrics={**upload.metrics, **scores})  # a private node removes them again
-
-    def after_aggregate(self, context: Context, uploads: list[Upload]) -> None:
-        for upload in uploads if self._is_apart else ():
-            if found := {moment: upload.metrics[moment] for moment in MOMENTS if moment in upload.metrics}:
-                self.reported[upload.node] = found
-
-    @property
-    def _is_apart(self) -> bool:
-        return self._trainer is not None and self._trainer.run_settings.organisation is not None
 
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         metrics: dict[str, float] = {}

@@ -81,7 +81,8 @@ class RoundProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         if not self._enabled:
             return
-        metrics, nodes = trainer.callback_metrics, trainer.data_nodes
+        metrics = trainer.callback_metrics
+        nodes = trainer.data_nodes or [trainer.topology.nodes[trainer.run_settings.main_node]]
         figures = []
         # not what other callbacks log, such as a learning rate; means of an earlier round are not repeated
         for name in sorted(metrics) if trainer.fit_loop.evaluates else ():

@@ -19,6 +19,7 @@ from worldlm.federation.parameters import Tensors
 from worldlm.federation.state import NodeState
 from worldlm.files.atomic_write import write_text
 from worldlm.monitoring.node_metrics import MOMENTS
+from worldlm.monitoring.organisation_scores import RECEIVED
 from worldlm.monitoring.round_lines import RoundLines, find_rounds
 from worldlm.monitoring.run_facts import code, data_facts, machine, tree_facts, versions
 from worldlm.monitoring.summary import row
@@ -276,7 +277,7 @@ def _items(lines: Sequence[str]) -> Iterator[str]:
 
 def _figures(trainer: WorldTrainer, node: Node) -> dict[str, Any]:
     columns, figures = row(trainer, node), dict[str, Any]()
-    for moment in MOMENTS:
+    for moment in (*MOMENTS, RECEIVED):
         if moment in columns and (moment == MOMENTS[0] or trainer.fit_loop.evaluates):
             figures[moment] = {
                 "perplexity": _finite(columns[moment]),

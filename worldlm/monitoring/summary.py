@@ -13,7 +13,8 @@ from rich.table import Table
 
 from worldlm.federation.parameters import PARTS
 from worldlm.models import LanguageModule, parts_of
-from worldlm.monitoring.node_metrics import MOMENTS, NodeMetrics
+from worldlm.monitoring.node_metrics import MOMENTS
+from worldlm.monitoring.organisation_scores import RECEIVED, OrganisationScores
 from worldlm.monitoring.run_facts import tree_facts
 from worldlm.runs.guarantees import meanings, warnings
 from worldlm.runs.results import nodes_of
@@ -145,6 +146,7 @@ _LEGEND_OF_OWN = (
 )
 
 _LEGENDS = {
+    RECEIVED: "received: perplexity of the model that the parent sent; for a federation, mean over those below it",
     "missed": "missed: sub-rounds in which the node took part and its upload did not arrive",
     "refused": "refused: uploads of the node that were rejected before merging",
 }
@@ -153,7 +155,9 @@ _EPSILONS = {"epsilon": "epsilon", "example epsilon": "example_epsilon"}
 """Columns of epsilon -> kinds of `worldlm.runs.guarantees`."""
 
 _COLUMNS: dict[str, Callable[[float], str]] = {
-    **dict.fromkeys(MOMENTS, score_text),
+    MOMENTS[0]: score_text,
+    RECEIVED: score_text,
+    **dict.fromkeys(MOMENTS[1:], score_text),
     "tokens": "{:,}".format,
     "passes": "{:.2f}".format,
     "MB down": "{:.1f}".format,
@@ -189,8 +193,8 @@ def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
     """
     name, state = node.name, trainer.world.states[node.name]
     if not trainer.run_settings.holds(name):
-        metrics = trainer.find_callback(NodeMetrics)
-        return {} if metrics is None else dict(metrics.reported.get(name, {}))
+        told = trainer.find_callback(OrganisationScores)
+        return {} if told is None else dict(told.reported.get(name, {}))
     figures = trainer.method.node_figures(node, state)
     if node.holds_data:
         figures["tokens"] = state.num_tokens

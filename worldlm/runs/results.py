@@ -17,7 +17,7 @@ RESULTS = "results.json"
 FORMAT = 1
 """Version of results.json, raised when the meaning of its content changes."""
 
-Moment = Literal["before", "after_merge", "after_fit"]
+Moment = Literal["before", "received", "after_merge", "after_fit"]
 MOMENTS: tuple[Moment, Moment] = ("after_merge", "after_fit")
 """The moments of every round at which nodes are evaluated. `before` is evaluated once, before the first round."""
 

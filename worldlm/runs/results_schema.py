@@ -145,7 +145,7 @@ _SCORE = _object({"perplexity": _or_null(_above_zero)}, {"bits_per_byte": _or_nu
 _FIGURES = _object(
     {},
     {
-        **dict.fromkeys(("before", "after_merge", "after_fit"), _SCORE),
+        **dict.fromkeys(("before", "received", "after_merge", "after_fit"), _SCORE),
         **dict.fromkeys(("tokens", "bytes_down", "bytes_up", "missed", "refused"), _count),
         "passes": _number,
         **dict.fromkeys(("epsilon", "example_epsilon"), _or_null(_number)),

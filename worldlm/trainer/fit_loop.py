@@ -109,9 +109,9 @@ class FederatedFitLoop(_FitLoop):
 
     @property
     def evaluates(self) -> bool:
-        """Whether nodes are evaluated in this round: every `check_val_every_n_epoch` rounds, and in the last."""
+        """Whether nodes are evaluated in this round, here or at organisations below: by `check_val_every_n_epoch`."""
         every, finished = self.trainer.check_val_every_n_epoch or 1, self.world.round + 1
-        return bool(self.val_loaders()) and (finished % every == 0 or finished == self.max_epochs)
+        return (finished % every == 0 or finished == self.max_epochs) and bool(self.val_loaders() or not self.loaders)
 
     def val_loaders(self) -> dict[str, DataLoader[Any]]:
         """Every data node's validation loader, by name; empty if there is no validation."""

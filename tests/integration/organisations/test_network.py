@@ -16,7 +16,7 @@ from identities import admit, create_identities, create_identity, free_port
 from in_child import in_child
 from organisations_at_home import of_node
 
-from worldlm.callbacks import LastCheckpoint, NodeMetrics
+from worldlm.callbacks import LastCheckpoint
 from worldlm.callbacks.organisation_network import OrganisationNetwork
 from worldlm.organisations import Mailbox, Organisation
 from worldlm.organisations.agreement import differences
@@ -58,23 +58,6 @@ def test_a_tree_over_the_network_equals_one_process(
         for state in (found["state"], expected["state"]):
             state["memory"].pop("NodeMetrics", None)  # a federation has no text of its own to measure
         assert differences(found, expected) == [], name
-
-
-def test_children_report_their_scores_unless_they_are_private(
-    tree: Topology, at_home: Make, fit: Make, whole_method: Make, make_module: Make
-) -> None:
-    def job(organisation: Organisation, folder: Path) -> dict[str, Any]:
-        trainer = fit(tree, whole_method(), module=make_module(), organisation=organisation, default_root_dir=folder)
-        return dict(trainer.find_callback(NodeMetrics).reported)
-
-    found, whole = at_home(tree, job), fit(tree, whole_method())
-    assert set(found["north"]) == {"a", "b"}
-    metrics = whole.find_callback(NodeMetrics)
-    for name, reported in found["north"].items():
-        scores = metrics.scores(whole.world.states[name])
-        assert reported == {moment: score.perplexity for moment, score in scores.items()}
-    assert found["south"] == {}, "its children are private"
-    assert found["world"] == {}, "its children have no text of their own"
 
 
 def test_differences_between_agreements_are_named() -> None:

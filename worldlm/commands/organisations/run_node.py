@@ -17,6 +17,7 @@ from worldlm.cli.parser import CommandLine, parse_command_line, split_option
 from worldlm.cli.recipe_cli import Progress, RecipeCLI
 from worldlm.commands.organisations.identities import AUDIT, IDENTITY
 from worldlm.data import CorpusDataModule
+from worldlm.monitoring.organisation_scores import OrganisationScores
 from worldlm.organisations import Mailbox, Organisation
 from worldlm.organisations.audit import Audit
 from worldlm.organisations.identity import Identity
@@ -212,7 +213,11 @@ class OrganisationCLI(RecipeCLI):
         settings = self._get(self.config_init, "trainer")
         callbacks = settings["callbacks"] or []
         network = OrganisationNetwork(identity, options.listen, options.parent)
-        settings["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), network]
+        settings["callbacks"] = [
+            *(callbacks if isinstance(callbacks, list) else [callbacks]),
+            OrganisationScores(),
+            network,
+        ]
         if settings["noise_key"] is None:
             mail.mkdir(parents=True, exist_ok=True)
             settings["noise_key"] = str(mail / "noise.key")

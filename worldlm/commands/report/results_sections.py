@@ -138,12 +138,13 @@ def node_table(record: RunRecord) -> Html:
     return if_long("All nodes", len(rows), joined([table(_COLUMNS, rows, words=[1]), more]))
 
 
-_COLUMNS = ("node", "corpus", "before", "after_merge", "after_fit", "best after_fit", "bits per byte", "tokens",
-            "passes", "MB down", "MB up", "missed", "refused", "epsilon", "epsilon (examples)")  # fmt: skip
+_COLUMNS = ("node", "corpus", "before", "received", "after_merge", "after_fit", "best after_fit", "bits per byte",
+            "tokens", "passes", "MB down", "MB up", "missed", "refused", "epsilon", "epsilon (examples)")  # fmt: skip
 
 _LEGEND = (
-    "Perplexity per token on held-out text. before: the initial weights. after_merge: the model that the node ",
-    "received from its federation. after_fit: after its own steps. best after_fit: of the round in which it was ",
+    "Perplexity per token on held-out text. before: the initial weights. received: the model that the parent ",
+    "sent, or for a federation the mean over the nodes below. after_merge: the node's own model when it has merged ",
+    "what it received. after_fit: after its own steps. best after_fit: of the round in which it was ",
     "lowest. Bits per byte are after_fit, or after_merge for a federation. MB are from and to the parent.",
 )
 
@@ -157,6 +158,7 @@ def _row(record: RunRecord, node: dict[str, Any], depth: int) -> list[str]:
         element("span", name, style=f"--depth:{depth}"),
         "" if node["corpus"] in (None, name) else node["corpus"],
         score(record.last(name, "before")),
+        score(record.last(name, "received")),
         score(record.last(name, "after_merge")),
         score(record.last(name, "after_fit")),
         score(record.best(name, "after_fit")),
