@@ -109,7 +109,8 @@ class OrganisationNetwork(Callback):
 
     def on_fit_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         """Wait until the neighbours have stored all messages, also those of a run that ended before."""
-        mailboxes, reported = _organisation(trainer).mailboxes, False
+        organisation, reported = _organisation(trainer), False
+        mailboxes = {n: box for n, box in organisation.mailboxes.items() if not organisation.is_revoked(n)}
         is_connected = self._link is not None or self._server is not None
         if not is_connected and any(mailbox.undelivered() for mailbox in mailboxes.values()):
             self._connect(trainer, pl_module)

@@ -5,11 +5,13 @@ Each federation is the certificate authority of its own children, and of nobody 
 - `key.pem`: the private key, and `seed`: the secret of its random draws; only their owner can read them;
 - `request.csr`: what the parent signs;
 - `certificate.pem`: what the parent returned: the node's certificate, and then that of the parent's authority;
-- `authority.pem` and `authority.key.pem`: the authority of a federation; `admitted/CHILD.pem`: who may connect.
+- `authority.pem` and `authority.key.pem`: the authority of a federation; `admitted/CHILD.pem`: who may connect;
+  `admitted/CHILD.revoked`: who no longer may.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 import stat
 from dataclasses import dataclass
@@ -142,6 +144,7 @@ class Identity:
         authority, key = self._authority()
         certificate = sign_for(child, signed.public_key(), authority, key, ExtendedKeyUsageOID.CLIENT_AUTH)
         write_bytes(self.folder / "admitted" / f"{child}.pem", public_bytes(certificate))
+        self._revoked(child).unlink(missing_ok=True)
         return child, public_bytes(certificate) + public_bytes(authority)
 
     def _check_same_key(self, child: str, request: x509.CertificateSigningRequest) -> None:
@@ -162,7 +165,15 @@ class Identity:
         path = self.folder / "admitted" / f"{child}.pem"
         if child not in self.admitted():
             raise UserError([f"{child} was not admitted; admitted are {', '.join(self.admitted()) or 'none'}"])
+        self._revoked(child).touch()
         path.unlink()
+
+    def is_revoked(self, child: str) -> bool:
+        """Return whether a child was revoked, and not admitted again."""
+        return self._revoked(child).exists()
+
+    def _revoked(self, child: str) -> Path:
+        return self.folder / "admitted" / f"{child}.revoked"
 
     def admitted(self) -> list[str]:
         """Return the names of the children that may connect."""
@@ -209,9 +220,11 @@ class Identity:
         return _read_small(self.folder / name)
 
     def _read_secret(self, name: str) -> bytes:
-        content = self._read(name)
-        if stat.S_IMODE((self.folder / name).stat().st_mode) & 0o077:
+        content, facts = self._read(name), (self.folder / name).stat()
+        if stat.S_IMODE(facts.st_mode) & 0o077:
             raise UserError([f"other users can read {self.folder / name}: chmod 600 it"])
+        if os.name == "posix" and facts.st_uid != os.geteuid():
+            raise UserError([f"{self.folder / name} belongs to another user, who can read it: chown it"])
         return content
 
 

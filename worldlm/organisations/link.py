@@ -29,6 +29,13 @@ _SECONDS_BETWEEN_REPORTS = 60.0
 _FINAL = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
 """Answers that another attempt would not change."""
 
+_IMPOSTORS = {
+    "Hostname Verification Check failed": "is another node than {parent}",
+    "WRONG_VERSION_NUMBER": "is no worldlm serve",
+    "certificate": "has no certificate of the authority that has admitted this node",
+}
+"""Part of what gRPC says if the connection cannot be secured -> what that says about the program at the address."""
+
 
 class Link:
     """Exchanges the messages of a child with its parent, in the background.
@@ -98,11 +105,14 @@ class Link:
                     raise ValueError(
                         f"{self._parent} at {self._address} rejects this node: {error.details()}"
                     ) from error
+                if found := [text for part, text in _IMPOSTORS.items() if part in str(error.details())]:
+                    problem = found[0].format(parent=self._parent)
+                    raise ValueError(f"what answers at {self._address} {problem}") from error
                 self._report(f"no worldlm serve of {self._parent} answers at {self._address} yet: {_reason(error)}")
                 pause = self._wait(pause)
                 continue
-            if found := [str(line) for line in answer.get("differences", [])]:
-                raise ValueError("\n".join(found))
+            if lines := [str(line) for line in answer.get("differences", [])]:
+                raise ValueError("\n".join(lines))
             theirs = Stored.parse(answer.get("stored"))
             self._mailbox.redeliver(theirs)
             if self._sends_up and self._mailbox.has_lost(theirs, "ready"):

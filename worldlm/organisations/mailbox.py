@@ -31,6 +31,10 @@ LOST = (
 """What to say when two nodes cannot go on together."""
 
 
+class TooEarly(Exception):
+    """A message answers one that was not sent yet. It may be sent again later."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """What one end of a mailbox has, so that the other can find out what is missing."""
@@ -200,10 +204,19 @@ class Mailbox:
         return True
 
     def expects_from_child(self, name: str) -> bool:
-        """As `expects`, at the parent: a child sends everything but downloads."""
+        """As `expects`, at the parent: a child sends everything but downloads.
+
+        Raises:
+            TooEarly: If it is an upload, and the child cannot have received the download that it answers.
+        """
         if name.endswith(".down"):
             raise ValueError(f"{self.child} sends no message {name[:50]!r}")
-        return self.expects(name)
+        is_new = self.expects(name)
+        if is_new and name.endswith(".up"):  # otherwise a child could fill the disk with uploads of later rounds
+            answered = f"{name.removesuffix('up')}down"
+            if not any((self.folder / folder / answered).exists() for folder in ("delivered", "sent")):
+                raise TooEarly(f"{self.child} sends {name} before it has received {answered}")
+        return is_new
 
     def expects_from_parent(self, name: str) -> bool:
         """As `expects`, at the child: a parent sends downloads only."""

@@ -36,6 +36,8 @@ class Organisation:
     """Records what the node sends; the mailboxes record each message themselves."""
     seed: int | None = None
     """The secret of all random draws of the node; None uses the seed of the run, which others know."""
+    is_revoked: Callable[[str], bool] = lambda child: False
+    """Returns whether a child may no longer connect, so that it is not waited for."""
 
     def check(self, topology: Topology) -> None:
         """Check that the node is in a topology, and that all its neighbours have a mailbox.
@@ -106,6 +108,7 @@ class MailboxTransport(Transport):
     """
 
     def __init__(self, organisation: Organisation, topology: Topology, stopped: Callable[[], bool]) -> None:
+        self._organisation = organisation
         self._node = organisation.node
         self._mailboxes = organisation.mailboxes
         self._topology = topology
@@ -152,7 +155,8 @@ class MailboxTransport(Transport):
         """Wait for the messages of several children, and return their contents by child.
 
         What is late is given up for good: it counts as None, also after a restart and if it arrives later. A child
-        whose last message was given up is not waited for, unless there are fewer than `minimum` others.
+        whose last message was given up, or that was revoked, is not waited for, unless there are fewer than `minimum`
+        others.
 
         Raises:
             ValueError: If no message can arrive any more.
@@ -162,10 +166,11 @@ class MailboxTransport(Transport):
         while waiting := [key for key in keys if self._mailboxes[key.child].received(key) is None]:
             self._check_running(waiting)
             elapsed, arrived = time.monotonic() - began, len(keys) - len(waiting)
-            late = [key for key in waiting if seconds is not None and (elapsed > seconds or key.child in self._absent)]
+            reasons = {key: self._why_given_up(key, seconds, elapsed) for key in waiting}
+            late = [key for key in waiting if reasons[key]]
             if late and arrived + len(waiting) - len(late) >= minimum:
                 for key in late:
-                    log.warning("round %d: %s is late and left out", key.round + 1, key.child)
+                    log.warning("round %d: %s %s and is left out", key.round + 1, key.child, reasons[key])
                     self._mailboxes[key.child].give_up(key)
                     self._absent.add(key.child)
                 continue
@@ -177,6 +182,13 @@ class MailboxTransport(Transport):
         given_up = {key.child for key in keys if self._mailboxes[key.child].was_given_up(key)}
         self._absent -= {key.child for key in keys} - given_up
         return {key.child: None if key.child in given_up else self.receive(key) for key in keys}
+
+    def _why_given_up(self, key: MessageKey, seconds: float | None, elapsed: float) -> str:
+        """Return why a message is not waited for any longer; empty if it is."""
+        if self._organisation.is_revoked(key.child):
+            return "was revoked"
+        is_late = seconds is not None and (elapsed > seconds or key.child in self._absent)
+        return "is late" if is_late else ""
 
     def _check_running(self, waiting: Sequence[MessageKey]) -> None:
         if self._stopped():

@@ -13,7 +13,7 @@ import grpc
 
 from worldlm.organisations.agreement import Agreement, differences
 from worldlm.organisations.identity import Identity
-from worldlm.organisations.mailbox import LOST, Mailbox, Stored
+from worldlm.organisations.mailbox import LOST, Mailbox, Stored, TooEarly
 from worldlm.organisations.wire import OPTIONS, SERVICE, WireError, header, pack, pieces, unpack, write_pieces
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,9 @@ _SECONDS_TO_WAIT = 20.0
 """How long a call of a child waits for a message before the child calls again."""
 
 _SECONDS_BETWEEN_LOOKS = 0.02
+
+_MAX_READY = 10_000
+"""Bytes of a message that says whether a child takes part."""
 
 
 class Server:
@@ -100,6 +103,8 @@ class Server:
         with self._call(context) as child:
             mailbox = self._mailboxes[child]
             name, size, digest = header(next(received, b""), self._max_bytes)
+            if name.endswith(".ready") and size > _MAX_READY:
+                raise WireError(f"{size:,} bytes are more than yes or no")
             if mailbox.expects_from_child(name):
                 write_pieces(received, mailbox.arriving(name), size, digest)
                 mailbox.store(name)
@@ -179,6 +184,8 @@ class _Call:
         if isinstance(error, ValueError):
             self._server._tell(self._child, f"rejected what it sent: {error}")
             self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if isinstance(error, TooEarly):
+            self._context.abort(grpc.StatusCode.UNAVAILABLE, str(error))  # it tries again
         if isinstance(error, OSError):
             self._server._tell(self._child, f"its message could not be stored: {error}")
             self._context.abort(grpc.StatusCode.UNAVAILABLE, "the message could not be stored")  # it tries again

@@ -72,8 +72,9 @@ def test_a_federation_waits_for_its_min_participants(run_late: Make, differences
 
 @pytest.fixture
 def transport(tmp_path: Path) -> MailboxTransport:
-    mailboxes = {name: Mailbox(tmp_path / name, name) for name in ("a", "b")}
-    return MailboxTransport(Organisation(node="world", mailboxes=mailboxes), star("participation: 1.0"), lambda: False)
+    mailboxes = {name: Mailbox(tmp_path / name, name) for name in ("a", "b", "revoked")}
+    organisation = Organisation(node="world", mailboxes=mailboxes, is_revoked=lambda child: child == "revoked")
+    return MailboxTransport(organisation, star("participation: 1.0"), lambda: False)
 
 
 def ready(child: str, round: int) -> MessageKey:
@@ -108,3 +109,10 @@ def test_an_absent_child_costs_a_deadline_once(transport: MailboxTransport) -> N
     arrive(transport, ready("b", 2))
     assert transport.receive_all([ready("b", 2)], seconds=60.0, minimum=0) == {"b": True}
     assert transport._absent == set()
+
+
+def test_a_revoked_child_is_not_waited_for(transport: MailboxTransport, caplog: pytest.LogCaptureFixture) -> None:
+    keys = [ready("a", 0), ready("revoked", 0)]
+    arrive(transport, keys[0])
+    assert transport.receive_all(keys, seconds=None, minimum=0) == {"a": True, "revoked": None}
+    assert "revoked was revoked and is left out" in caplog.text

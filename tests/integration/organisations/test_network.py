@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -22,8 +25,10 @@ from worldlm.organisations import Mailbox, Organisation
 from worldlm.organisations.agreement import differences
 from worldlm.organisations.certificates import host_of
 from worldlm.organisations.identity import Identity
+from worldlm.organisations.link import Link
 from worldlm.organisations.server import Server
 from worldlm.organisations.wire import OPTIONS, SERVICE, pack, pieces
+from worldlm.rounds.transport import MessageKey
 from worldlm.topology import Topology
 
 Make = Callable[..., Any]
@@ -109,7 +114,7 @@ class Scene:
         admit(self.world, self.a)
         admit(self.world, self.b)
         self.mailboxes = {name: Mailbox(folder / "mail" / name, name) for name in ("a", "b")}
-        self.server = Server("127.0.0.1:0", self.world, self.mailboxes, {"rounds": "3"}, max_bytes=10_000)
+        self.server = Server("127.0.0.1:0", self.world, self.mailboxes, {"rounds": "3"}, max_bytes=10_000_000)
 
     def caller(self, identity: Identity | None, authority: bytes | None = None) -> Caller:
         trusted = authority or self.world.server_certificates()[2]
@@ -213,9 +218,34 @@ def test_a_child_cannot_serve_its_siblings(tmp_path: Path) -> None:
     assert on_scene(tmp_path, act).startswith("UNAVAILABLE")
 
 
+def test_a_child_does_not_wait_for_a_stranger(tmp_path: Path) -> None:
+    """What answers at the parent's address is another program, and will not become the parent."""
+
+    def act(scene: Scene) -> list[str]:
+        other = create_identity(tmp_path / "other", "world")
+        impostor = Server("127.0.0.1:0", other, {"a": scene.mailboxes["a"]}, {}, max_bytes=10_000)
+        web = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        found = []
+        for port, parent in ((impostor.port, "world"), (web.server_port, "world"), (scene.server.port, "north")):
+            link = Link(f"127.0.0.1:{port}", parent, scene.a, scene.mailboxes["a"], {}, max_bytes=10_000)
+            with pytest.raises(ValueError, match="what answers at") as error:
+                link.start(lambda: False)
+            found.append(str(error.value).partition(" ")[2].partition(str(port))[2])
+        return found
+
+    assert on_scene(tmp_path, act) == [
+        " has no certificate of the authority that has admitted this node",
+        " is no worldlm serve",
+        " is another node than north",
+    ]
+
+
 def test_messages_that_are_not_as_agreed(tmp_path: Path) -> None:
     def act(scene: Scene) -> dict[str, str]:
         caller, good = scene.caller(scene.a), list(pieces("0.0.up", scene.message()))
+        for round in (0, 1):
+            scene.mailboxes["a"].send(MessageKey(child="a", kind="down", round=round, subround=0), None)
         head = {"name": "1.0.up", "size": 4, "sha256": "0" * 64}
         cases: dict[str, list[bytes]] = {
             "10 GB": [pack({**head, "size": 10**10})],
@@ -229,12 +259,14 @@ def test_messages_that_are_not_as_agreed(tmp_path: Path) -> None:
             "a list": [b"[]"],
             "nested": [b"[" * 100_000],
             "nothing": [],
+            "more than yes or no": [pack({**head, "name": "1.0.ready", "size": 9_999_999})],
         }
         found = {case: caller.put(iter(sent)) for case, sent in cases.items()}
         found["hello"] = caller.hello(b"\xff")
         found["no such call"] = caller.call("Execute")
         found["good"] = caller.put(iter(good))
         found["replayed"] = caller.put(iter(good))
+        found["too early"] = caller.put(pieces("2.0.up", scene.message()))
         found["received"] = str(scene.received("a"))
         found["elsewhere"] = str([path.name for path in tmp_path.rglob("x")])
         return found
@@ -242,6 +274,7 @@ def test_messages_that_are_not_as_agreed(tmp_path: Path) -> None:
     found = on_scene(tmp_path, act)
     assert found.pop("received") == "['0.0.up']"
     assert found.pop("elsewhere") == "[]"
+    assert found.pop("too early") == "UNAVAILABLE: a sends 2.0.up before it has received 2.0.down"
     assert found.pop("no such call").startswith("UNIMPLEMENTED")
     assert [found.pop("good"), found.pop("replayed")] == ["OK", "OK"]
     for case, status in found.items():
@@ -251,6 +284,7 @@ def test_messages_that_are_not_as_agreed(tmp_path: Path) -> None:
 def test_a_slow_child_does_not_keep_the_others_out(tmp_path: Path) -> None:
     def act(scene: Scene) -> Any:
         slow, other = scene.caller(scene.a), scene.caller(scene.b)
+        scene.mailboxes["a"].send(MessageKey(child="a", kind="down", round=0, subround=0), None)
 
         def one_byte_at_a_time() -> Iterator[bytes]:
             yield pack({"name": "0.0.up", "size": 5_000, "sha256": "0" * 64})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -73,8 +74,18 @@ def test_a_revoked_or_replaced_certificate_is_not_admitted(tmp_path: Path, world
     assert not world.is_admitted("hospital_a", b"no certificate")
     world.revoke("hospital_a")
     assert not world.is_admitted("hospital_a", second)
+    assert world.is_revoked("hospital_a")
     with pytest.raises(UserError, match="was not admitted"):
         world.revoke("hospital_a")
+    answer_to(world, child)
+    assert not world.is_revoked("hospital_a")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give a file away")
+def test_a_secret_of_another_user_is_rejected(world: Identity) -> None:
+    os.chown(world.folder / "seed", 12345, -1)
+    with pytest.raises(UserError, match="belongs to another user"):
+        _ = world.seed
 
 
 def test_a_child_with_another_key_is_not_admitted_in_its_place(tmp_path: Path, world: Identity) -> None:

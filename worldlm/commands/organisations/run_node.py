@@ -223,7 +223,9 @@ class OrganisationCLI(RecipeCLI):
             settings["noise_key"] = str(mail / "noise.key")
         audit = Audit(options.home / AUDIT)
         mailboxes = self._mailboxes(mail, audit)
-        organisation = Organisation(node=options.node, mailboxes=mailboxes, audit=audit, seed=identity.seed)
+        organisation = Organisation(
+            node=options.node, mailboxes=mailboxes, audit=audit, seed=identity.seed, is_revoked=identity.is_revoked
+        )
         return super().instantiate_trainer(organisation=organisation, **kwargs)
 
     def _mailboxes(self, folder: Path, audit: Audit) -> Mapping[str, Mailbox]:
