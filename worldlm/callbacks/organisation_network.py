@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -18,13 +19,17 @@ from worldlm.organisations import Organisation
 from worldlm.organisations.agreement import Agreement, digest_of, plain
 from worldlm.organisations.identity import Identity
 from worldlm.organisations.link import Link
+from worldlm.organisations.organisation import MailboxTransport, neighbours
 from worldlm.organisations.server import Server
+from worldlm.organisations.status import STATUS, Status
 from worldlm.rounds import RoundCallback
 from worldlm.trainer import WorldTrainer
 from worldlm.trainer.epoch_loop import trackers
 
 _SECONDS_AT_END = 60.0
 """How long a node that has finished waits for a parent that does not answer."""
+
+_SECONDS_BETWEEN_STATUSES = 1.0
 
 _MAX_NODES = 200
 """Largest world of which every node is compared on its own, so that a difference is named."""
@@ -50,6 +55,7 @@ class OrganisationNetwork(Callback):
         self._server: Server | None = None
         self._link: Link | None = None
         self._initial_weights = ""
+        self._ended = threading.Event()
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         node = trainer.run_settings.main_node
@@ -72,6 +78,9 @@ class OrganisationNetwork(Callback):
             self._link = Link(
                 self._parent, parent.name, self._identity, mailbox, agreement, largest, sends_up=not node.listens
             )
+        self._ended.clear()
+        threading.Thread(target=self._keep_status, args=(trainer,), daemon=True, name="status").start()
+        if self._link is not None:
             self._link.start(lambda: bool(trainer.received_sigterm))
 
     def _agreement(self, trainer: WorldTrainer, module: LightningModule) -> Agreement:
@@ -104,6 +113,30 @@ class OrganisationNetwork(Callback):
         spent: dict[str, float] = {kind: figures[kind] for kind in ("epsilon", "example epsilon") if kind in figures}
         if organisation.audit is not None and spent:
             organisation.audit.add_epsilon(trainer.world.round, spent)
+
+    # ------------------------------------------------------------------ status
+
+    def _keep_status(self, trainer: WorldTrainer) -> None:
+        """Write what the node is doing, every second."""
+        while not self._ended.is_set():
+            self._status(trainer).write(self._identity.folder.parent / STATUS)
+            self._ended.wait(_SECONDS_BETWEEN_STATUSES)
+
+    def _status(self, trainer: WorldTrainer) -> Status:
+        organisation, transport = _organisation(trainer), trainer.world.transport
+        parent = trainer.topology.parent(organisation.node)
+        called = {} if self._server is None else self._server.last_seen()
+        names = neighbours(trainer.topology, organisation.node)
+        return Status(
+            node=organisation.node,
+            round=trainer.world.round + 1,
+            num_rounds=trainer.max_epochs or 0,
+            waits_for=transport.waits_for if isinstance(transport, MailboxTransport) else [],
+            parent="" if parent is None else f"{parent.name} at {self._parent}",
+            parent_answered=None if self._link is None else self._link.last_answer,
+            called={child.name: called.get(child.name) for child in trainer.topology.nodes[organisation.node].children},
+            undelivered={names[edge]: len(box.undelivered()) for edge, box in organisation.mailboxes.items()},
+        )
 
     # ------------------------------------------------------------------ the end
 
@@ -139,6 +172,7 @@ class OrganisationNetwork(Callback):
         self._stop()
 
     def _stop(self) -> None:
+        self._ended.set()
         if self._link is not None:
             self._link.stop()
         if self._server is not None:

@@ -78,6 +78,8 @@ class Link:
         self._reported, self._reported_at = "", 0.0
         self._unstored = False
         self._answered = time.monotonic()
+        self.last_answer: float | None = None
+        """When the parent answered last, in seconds since 1970; None if it never did."""
         self._threads = [
             threading.Thread(target=self._repeat, args=(work,), daemon=True, name=f"link-{work.__name__}")
             for work in (self._send_all, self._fetch_all)
@@ -193,7 +195,7 @@ class Link:
         return time.monotonic() - self._answered
 
     def _report_connected(self) -> None:
-        self._answered = time.monotonic()
+        self._answered, self.last_answer = time.monotonic(), time.time()
         self._report(f"connected to {self._parent} at {self._address}")
 
     def _report(self, line: str) -> None:

@@ -115,6 +115,8 @@ class MailboxTransport(Transport):
         self._stopped = stopped
         self._absent = set[str]()
         """Children whose last message was given up."""
+        self.waits_for: list[str] = []
+        """Neighbours whose messages the node waits for at the moment."""
 
     def is_local(self, name: str) -> bool:
         """Return whether this process holds a node."""
@@ -165,6 +167,7 @@ class MailboxTransport(Transport):
         began, reported = time.monotonic(), False
         while waiting := [key for key in keys if self._mailboxes[key.child].received(key) is None]:
             self._check_running(waiting)
+            self.waits_for = [key.child for key in waiting]
             elapsed, arrived = time.monotonic() - began, len(keys) - len(waiting)
             reasons = {key: self._why_given_up(key, seconds, elapsed) for key in waiting}
             late = [key for key in waiting if reasons[key]]
@@ -175,10 +178,10 @@ class MailboxTransport(Transport):
                     self._absent.add(key.child)
                 continue
             if not reported and elapsed > _SECONDS_BEFORE_REPORT:
-                names = ", ".join(key.child for key in waiting)
-                log.info("round %d: waiting for %s", waiting[0].round + 1, names)
+                log.info("round %d: waiting for %s", waiting[0].round + 1, ", ".join(self.waits_for))
                 reported = True
             time.sleep(_SECONDS_BETWEEN_LOOKS)
+        self.waits_for = []
         given_up = {key.child for key in keys if self._mailboxes[key.child].was_given_up(key)}
         self._absent -= {key.child for key in keys} - given_up
         return {key.child: None if key.child in given_up else self.receive(key) for key in keys}
@@ -201,10 +204,12 @@ class MailboxTransport(Transport):
         mailbox, began, reported = self._mailboxes[key.child], time.monotonic(), False
         while (path := mailbox.received(key)) is None:
             self._check_running([key])
+            self.waits_for = [self._sender(key)]
             if not reported and time.monotonic() - began > _SECONDS_BEFORE_REPORT:
                 log.info("round %d: waiting for %s", key.round + 1, self._sender(key))
                 reported = True
             time.sleep(_SECONDS_BETWEEN_LOOKS)
+        self.waits_for = []
         return path
 
     def _sender(self, key: MessageKey) -> str:

@@ -53,7 +53,7 @@ def sides(tmp_path: Path) -> dict[str, Path]:
 
 def test_the_tutorial_works(sides: dict[str, Path]) -> None:
     hospital, clinic = sides["hospital"], sides["clinic"]
-    keys_of_hospital, keys_of_clinic, admit, accept, serve, join, export, sent = commands(free_port())
+    keys_of_hospital, keys_of_clinic, admit, accept, serve, join, status, export, sent = commands(free_port())
     run(keys_of_hospital, hospital)
     fingerprint = re.search("fingerprint of the request: (.*)", run(keys_of_clinic, clinic))
     shutil.copy(clinic / "clinic" / "identity" / "request.csr", hospital)
@@ -78,6 +78,10 @@ def test_the_tutorial_works(sides: dict[str, Path]) -> None:
         assert "round 5/5" in text
         assert "done. results: " in text.splitlines()[-1]
     assert "clinic: hospital and clinic differ in the number of rounds" in served
+    lines = run(status, hospital).splitlines()
+    assert lines[0] == "hospital is not running; when it stopped:"
+    assert lines[1].startswith("hospital: round 5/5")
+    assert re.fullmatch(r"child clinic: called \d+ s ago", lines[2])
     run(export, clinic)
     assert (clinic / "clinic_model" / "model.safetensors").is_file()
     check_separate(hospital, clinic)

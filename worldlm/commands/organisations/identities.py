@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from worldlm.cli.parser import Parser
 from worldlm.files.atomic_write import write_bytes
 from worldlm.organisations.audit import Audit
 from worldlm.organisations.certificates import fingerprint
 from worldlm.organisations.identity import Identity
+from worldlm.organisations.status import STATUS, Status
 from worldlm.topology.errors import UserError, suggest
 
 IDENTITY = "identity"
@@ -18,12 +22,16 @@ IDENTITY = "identity"
 AUDIT = "sent.jsonl"
 """Record of what the node has sent, in its folder."""
 
+LOCK = ".lock"
+"""Held by the program that runs the node, in its folder."""
+
 _USAGE = """\
 worldlm organisations keys --node NAME                  create the keys of a node, in the folder NAME
        worldlm organisations admit REQUEST --home FOLDER       at the parent: sign a child's request
        worldlm organisations accept CERTIFICATE --home FOLDER  at the child: store the parent's answer
        worldlm organisations revoke CHILD --home FOLDER        at the parent: let a child connect no more
        worldlm organisations show --home FOLDER                print the node's name and whom it has admitted
+       worldlm organisations status --home FOLDER              print what the node is doing, and who is connected
        worldlm organisations sent --home FOLDER                print what the node has sent, and to whom"""
 
 
@@ -104,6 +112,20 @@ def _show(identity: Identity, _: str | None, __: str | None) -> None:
     print(f"done. keys and certificates: {identity.folder}")
 
 
+def _status(identity: Identity, _: str | None, __: str | None) -> None:
+    home, node = identity.folder.parent, identity.node
+    status, lock = Status.read(home / STATUS), FileLock(home / LOCK)
+    try:
+        lock.acquire(timeout=0)
+        lock.release()
+        print(f"{node} is not running{'' if status is None else '; when it stopped:'}")
+    except Timeout:
+        pass
+    for line in () if status is None else status.lines(time.time()):
+        print(line)
+    print(f"done. this is from {home / STATUS}")
+
+
 def _sent(identity: Identity, _: str | None, __: str | None) -> None:
     path, node = identity.folder.parent / AUDIT, identity.node  # which fails where there is no such folder
     totals: dict[str, list[int]] = {}
@@ -126,4 +148,5 @@ def _sent(identity: Identity, _: str | None, __: str | None) -> None:
 
 _KINDS = {"ready": "whether it takes part", "down": "download", "up": "upload"}
 
-_ACTIONS = {"keys": _keys, "admit": _admit, "accept": _accept, "revoke": _revoke, "show": _show, "sent": _sent}
+_ACTIONS = {"keys": _keys, "admit": _admit, "accept": _accept, "revoke": _revoke, "show": _show, "status": _status,
+            "sent": _sent}  # fmt: skip

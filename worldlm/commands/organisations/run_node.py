@@ -15,7 +15,7 @@ from worldlm.callbacks.organisation_network import OrganisationNetwork
 from worldlm.cli.fit import run_command
 from worldlm.cli.parser import CommandLine, parse_command_line, split_option
 from worldlm.cli.recipe_cli import Progress, RecipeCLI
-from worldlm.commands.organisations.identities import AUDIT, IDENTITY
+from worldlm.commands.organisations.identities import AUDIT, IDENTITY, LOCK
 from worldlm.data import CorpusDataModule
 from worldlm.monitoring.organisation_scores import OrganisationScores
 from worldlm.organisations import Mailbox, Organisation
@@ -167,7 +167,7 @@ class OrganisationCLI(RecipeCLI):
         """Check the node before anything is made, and lock its folder."""
         self._check_node()
         self.options.home.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.options.home / ".lock")
+        lock = FileLock(self.options.home / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
