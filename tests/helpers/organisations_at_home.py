@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from worldlm.organisations import Mailbox, Organisation
-from worldlm.organisations.organisation import neighbours
+from worldlm.organisations.mailbox import Mailbox
+from worldlm.organisations.organisation import Organisation, neighbours
 from worldlm.topology import Topology
 
 Job = Callable[[Organisation, Path], Any]

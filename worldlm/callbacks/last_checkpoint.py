@@ -84,6 +84,8 @@ class LastCheckpoint(Checkpoint):
         finished = trainer.world.round + 1
         is_kept = self.keep_every_n_rounds is not None and finished % self.keep_every_n_rounds == 0
         is_last = finished == trainer.max_epochs or trainer.should_stop or trainer.stop_after_round
+        organisation = trainer.run_settings.organisation
+        is_last = is_last or (organisation is not None and organisation.may_change)  # the last of this topology
         if is_kept or is_last or finished % self.every_n_rounds == 0:
             self._save(trainer)
         if is_kept and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -15,16 +16,18 @@ from worldlm import __version__
 from worldlm.callbacks.residual_exchange import ResidualExchange
 from worldlm.federation.parameters import num_bytes
 from worldlm.monitoring.record import weights_digest
-from worldlm.organisations import Organisation
 from worldlm.organisations.agreement import Agreement, digest_of, plain
 from worldlm.organisations.identity import Identity
 from worldlm.organisations.link import Link
-from worldlm.organisations.organisation import MailboxTransport, neighbours
+from worldlm.organisations.organisation import MailboxTransport, Organisation, neighbours
+from worldlm.organisations.proposal_files import Change
 from worldlm.organisations.server import Server
 from worldlm.organisations.status import STATUS, Status
 from worldlm.rounds import RoundCallback
 from worldlm.trainer import WorldTrainer
 from worldlm.trainer.epoch_loop import trackers
+
+log = logging.getLogger(__name__)
 
 _SECONDS_AT_END = 60.0
 """How long a node that has finished waits for a parent that does not answer."""
@@ -63,25 +66,41 @@ class OrganisationNetwork(Callback):
         self._connect(trainer, pl_module)
 
     def _connect(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:
-        organisation = _organisation(trainer)
-        node = trainer.topology.nodes[organisation.node]
-        organisation.catch_up(trackers(trainer.fit_loop.epoch_progress)[0].processed)
+        organisation, transport, round = _organisation(trainer), _transport(trainer), _num_rounds(trainer)
+        node, parent = trainer.topology.nodes[organisation.node], trainer.topology.parent(organisation.node)
+        if round == 0 and (joined_at := organisation.joined_at):  # and its program ended before its first checkpoint
+            _join(trainer, joined_at)
+            round = joined_at
+        organisation.catch_up(round)
         agreement, largest = self._agreement(trainer, pl_module), _max_bytes(trainer)
+        self._ended.clear()
+        threading.Thread(target=self._watch, args=(trainer,), daemon=True, name="status").start()
+        change = transport.change_before(round)  # it arrived, and the program ended before it was made
+        if parent is not None and not change:
+            self._connect_to(parent.name, trainer, agreement, largest)
         if node.children:
             assert self._listen is not None, "the command demands it"
             mailboxes = {child.name: organisation.mailboxes[child.name] for child in node.children}
-            self._server = Server(self._listen, self._identity, mailboxes, agreement, largest)
-        parent = trainer.topology.parent(node.name)
-        if parent is not None:
-            assert self._parent is not None, "the command demands it"
-            mailbox = organisation.mailboxes[node.name]
-            self._link = Link(
-                self._parent, parent.name, self._identity, mailbox, agreement, largest, sends_up=not node.listens
-            )
-        self._ended.clear()
-        threading.Thread(target=self._keep_status, args=(trainer,), daemon=True, name="status").start()
-        if self._link is not None:
-            self._link.start(lambda: bool(trainer.received_sigterm))
+            self._server = Server(self._listen, self._identity, mailboxes, agreement, largest, organisation.proposals)
+        if change:
+            transport.change_topology(round, change)
+
+    def _connect_to(self, parent: str, trainer: WorldTrainer, agreement: Agreement, largest: int) -> None:
+        assert self._parent is not None, "the command demands it"
+        organisation = _organisation(trainer)
+        self._link = Link(
+            self._parent,
+            parent,
+            self._identity,
+            organisation.mailboxes[organisation.node],
+            agreement,
+            largest,
+            sends_up=not trainer.topology.nodes[organisation.node].listens,
+            proposals=organisation.proposals,
+        )
+        self._link.start(lambda: bool(trainer.received_sigterm))
+        if self._link.joins_at and _num_rounds(trainer) == 0:
+            _join(trainer, self._link.joins_at)
 
     def _agreement(self, trainer: WorldTrainer, module: LightningModule) -> Agreement:
         nodes = trainer.world.description
@@ -105,6 +124,18 @@ class OrganisationNetwork(Callback):
             "the initial weights (seed_everything, and the sizes of the model)": self._initial_weights,
         }
 
+    def on_train_epoch_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
+        """At the root, change the topology if all organisations have consented to a proposal."""
+        organisation, round = _organisation(trainer), trainer.world.round
+        proposals = organisation.proposals
+        if proposals is None or organisation.node != trainer.topology.root.name or round == 0:
+            return
+        has_begun = any(mailbox.has_begun(round) for mailbox in organisation.mailboxes.values())  # before a restart
+        if proposals.files.decided is None and proposals.agreed() and not has_begun:
+            proposals.files.decide(round)
+        if proposals.files.decided == round:
+            _transport(trainer).change_topology(round, proposals.files.text)
+
     def on_train_epoch_end(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         """Record the privacy loss so far, if there is any."""
         organisation = _organisation(trainer)
@@ -116,14 +147,17 @@ class OrganisationNetwork(Callback):
 
     # ------------------------------------------------------------------ status
 
-    def _keep_status(self, trainer: WorldTrainer) -> None:
-        """Write what the node is doing, every second."""
+    def _watch(self, trainer: WorldTrainer) -> None:
+        """Write what the node is doing, and look for proposals, every second."""
+        proposals = _organisation(trainer).proposals
         while not self._ended.is_set():
+            if proposals is not None:
+                proposals.assess()
             self._status(trainer).write(self._identity.folder.parent / STATUS)
             self._ended.wait(_SECONDS_BETWEEN_STATUSES)
 
     def _status(self, trainer: WorldTrainer) -> Status:
-        organisation, transport = _organisation(trainer), trainer.world.transport
+        organisation, transport = _organisation(trainer), _transport(trainer)
         parent = trainer.topology.parent(organisation.node)
         called = {} if self._server is None else self._server.last_seen()
         names = neighbours(trainer.topology, organisation.node)
@@ -131,7 +165,7 @@ class OrganisationNetwork(Callback):
             node=organisation.node,
             round=trainer.world.round + 1,
             num_rounds=trainer.max_epochs or 0,
-            waits_for=transport.waits_for if isinstance(transport, MailboxTransport) else [],
+            waits_for=transport.waits_for,
             parent="" if parent is None else f"{parent.name} at {self._parent}",
             parent_answered=None if self._link is None else self._link.last_answer,
             called={child.name: called.get(child.name) for child in trainer.topology.nodes[organisation.node].children},
@@ -192,6 +226,31 @@ def _organisation(trainer: WorldTrainer) -> Organisation:
     organisation = trainer.run_settings.organisation
     assert organisation is not None, "only worldlm join and serve add this callback"
     return organisation
+
+
+def _num_rounds(trainer: WorldTrainer) -> int:
+    """Return the number of rounds that this node has finished."""
+    return trackers(trainer.fit_loop.epoch_progress)[0].processed
+
+
+def _join(trainer: WorldTrainer, round: int) -> None:
+    """Begin with a later round: this node has joined the world while it trains."""
+    organisation = _organisation(trainer)
+    for tracker in trackers(trainer.fit_loop.epoch_progress):
+        tracker.ready = tracker.started = tracker.processed = tracker.completed = round
+    for name, steps in trainer.fit_loop.plan.steps_per_round().items():
+        trainer.world.states[name].extra_steps -= round * steps  # its learning rate warms up, and decays to the end
+    organisation.catch_up(round)
+    if organisation.proposals is not None:
+        below = [node.name for node in trainer.topology.nodes[organisation.node].walk()]
+        organisation.proposals.files.finish(Change(round=round, file="", joined=below))
+    log.info("%s joins before round %d", organisation.node, round + 1)
+
+
+def _transport(trainer: WorldTrainer) -> MailboxTransport:
+    transport = trainer.world.transport
+    assert isinstance(transport, MailboxTransport), "an organisation has no other"
+    return transport
 
 
 def _is_method(callback: RoundCallback) -> bool:

@@ -149,7 +149,7 @@ def restore_world(
 
     Raises:
         ValueError: If the checkpoint has another seed, format or model, or if the run cannot change from the saved
-            topology to this one, as between organisations.
+            topology to this one.
     """
     world.changes = check_saved(saved, world.topology, world.description, world.seed, num_rounds)
     world.round = saved["round"]  # until the loop sets it from Lightning's counter, at the start of the next round
@@ -164,14 +164,10 @@ def restore_world(
         world.states = {
             name: states[name] if name in states or is_local(name) else state for name, state in world.states.items()
         }
-    elif len(states) < len(saved["topology"]):
-        raise ValueError(
-            f"the topology has changed ({'; '.join(world.changes.lines())}), which is not possible yet between "
-            "organisations: undo the change, or let all begin again with another --name"
-        )
     else:
         assert num_rounds is not None, "check_saved rejects a topology that changes within a round"
-        _change_topology(world, method, states, saved["steps"], steps_per_round, num_rounds)
+        elsewhere = {name: NodeState(parameters={}) for name in saved["topology"] if name not in states}
+        _change_topology(world, method, {**elsewhere, **states}, saved["steps"], steps_per_round, num_rounds)
     for name, state in world.states.items():  # of nodes in other processes, keep all but the tensors
         world.states[name] = state if world.transport.is_local(name) else NodeState(**state.figures())
     world.store.register(world.states)

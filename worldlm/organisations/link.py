@@ -16,6 +16,7 @@ from worldlm.organisations.agreement import Agreement
 from worldlm.organisations.certificates import host_of
 from worldlm.organisations.identity import Identity
 from worldlm.organisations.mailbox import LOST, Mailbox, Stored
+from worldlm.organisations.proposals import Proposals
 from worldlm.organisations.wire import OPTIONS, SERVICE, WireError, header, pack, pieces, unpack, write_pieces
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,10 @@ _LONGEST_PAUSE = 30.0
 """Seconds between two attempts to reach a parent that does not answer."""
 
 _SECONDS_BETWEEN_REPORTS = 60.0
+_SECONDS_BETWEEN_QUESTIONS = 2.0
+
+_SECONDS_FOR_CHANGE = 120.0
+"""How long a child that has changed its topology waits until its parent has done so too."""
 
 _FINAL = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
 """Answers that another attempt would not change."""
@@ -48,6 +53,7 @@ class Link:
         agreement: What all organisations must agree on.
         max_bytes: Size of the largest message that this world can need.
         sends_up: Whether the child sends anything, as all do but listeners.
+        proposals: What the node does with proposed changes of the topology; None if there can be none.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Link:
         agreement: Agreement,
         max_bytes: int,
         sends_up: bool = True,
+        proposals: Proposals | None = None,
     ) -> None:
         certificate, authority = identity.certificates()
         credentials = grpc.ssl_channel_credentials(authority, identity.key, certificate)
@@ -69,9 +76,13 @@ class Link:
         self._agreement = agreement
         self._max_bytes = max_bytes
         self._sends_up = sends_up
+        self._proposals = proposals
+        self.joins_at = 0
+        """The first round, from 0, of a node that has joined the world while it trains."""
         self._ended = threading.Event()
         self._channel = grpc.secure_channel(address, credentials, options)
         self._hello = self._channel.unary_unary(f"/{SERVICE}/Hello")
+        self._consult = self._channel.unary_unary(f"/{SERVICE}/Consult")
         self._put = self._channel.stream_unary(f"/{SERVICE}/Put")
         self._stored = self._channel.unary_unary(f"/{SERVICE}/Stored")
         self._get = self._channel.unary_stream(f"/{SERVICE}/Get")
@@ -82,7 +93,7 @@ class Link:
         """When the parent answered last, in seconds since 1970; None if it never did."""
         self._threads = [
             threading.Thread(target=self._repeat, args=(work,), daemon=True, name=f"link-{work.__name__}")
-            for work in (self._send_all, self._fetch_all)
+            for work in (self._send_all, self._fetch_all, self._ask_for_proposals)
         ]
 
     def start(self, stopped: Callable[[], bool]) -> None:
@@ -95,7 +106,7 @@ class Link:
             ValueError: If the parent rejects this node, or has agreed to something else.
             SIGTERMException: If the run is to stop.
         """
-        pause = 0.5
+        pause, began = 0.5, time.monotonic()
         while True:
             if stopped():
                 raise SIGTERMException
@@ -103,7 +114,8 @@ class Link:
                 greeting = {"agreement": self._agreement, "stored": self._mailbox.stored().plain()}
                 answer = unpack(self._hello(pack(greeting), timeout=30.0))
             except grpc.RpcError as error:
-                if error.code() in _FINAL:
+                awaits_change = self._awaits_change() and time.monotonic() - began < _SECONDS_FOR_CHANGE
+                if error.code() in _FINAL and not awaits_change:
                     raise ValueError(
                         f"{self._parent} at {self._address} rejects this node: {error.details()}"
                     ) from error
@@ -114,7 +126,12 @@ class Link:
                 pause = self._wait(pause)
                 continue
             if lines := [str(line) for line in answer.get("differences", [])]:
+                if self._awaits_change() and time.monotonic() - began < _SECONDS_FOR_CHANGE:
+                    self._wait(pause)
+                    continue
                 raise ValueError("\n".join(lines))
+            joins_at = answer.get("joins_at")
+            self.joins_at = joins_at if type(joins_at) is int and joins_at > 0 else 0
             theirs = Stored.parse(answer.get("stored"))
             self._mailbox.redeliver(theirs)
             if self._sends_up and self._mailbox.has_lost(theirs, "ready"):
@@ -123,6 +140,11 @@ class Link:
             break
         for thread in self._threads:
             thread.start()
+
+    def _awaits_change(self) -> bool:
+        """Return whether this node has just changed its topology, and the parent may not have done so yet."""
+        last = None if self._proposals is None else self._proposals.files.last
+        return last is not None and last.round == self._mailbox.num_rounds
 
     @property
     def is_idle(self) -> bool:
@@ -180,6 +202,12 @@ class Link:
             name = self._store(first, received)
             self._stored(pack({"name": name}))
             self._unstored = False
+
+    def _ask_for_proposals(self) -> None:
+        if self._proposals is not None:
+            answer = unpack(self._consult(pack({"consents": self._proposals.agreed()}), timeout=30.0))
+            self._proposals.take(str(answer.get("proposal", "")))
+        self._ended.wait(_SECONDS_BETWEEN_QUESTIONS)
 
     def _store(self, first: bytes, received: Iterator[bytes]) -> str:
         self._unstored = True

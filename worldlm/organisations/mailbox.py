@@ -17,8 +17,9 @@ from worldlm.files.atomic_write import atomic_write, sync_folder, write_text
 from worldlm.files.tensor_file import read_tensors
 from worldlm.rounds.transport import Kind, MessageKey
 
-_NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(ready|down|up)")
+_NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(ready|down|up|change)")
 
+_FROM_PARENT = (".down", ".change")
 
 _MAX_RECEIVED = 200
 """Messages from another node that wait at a time. A round has three for each sub-round."""
@@ -108,7 +109,7 @@ class Mailbox:
             content: Plain containers and tensors that `torch.load(weights_only=True)` can read.
         """
         name = _name(key)
-        if (self.folder / "sent" / name).exists() or (self.folder / "delivered" / name).exists():
+        if self._has_sent(name):
             return
         with atomic_write(self.folder / "sent" / name) as partial, partial.open("wb") as file:
             torch.save(content, file)
@@ -116,6 +117,14 @@ class Mailbox:
             os.fsync(file.fileno())
             self._record(name, partial)
         sync_folder(self.folder / "sent")
+
+    def has_begun(self, round: int) -> bool:
+        """Return whether this node has sent the first download of a round."""
+        return self._has_sent(f"{round}.0.down")
+
+    def _has_sent(self, name: str) -> bool:
+        # in this order: the network moves it from the first to the second
+        return any((self.folder / folder / name).exists() for folder in ("sent", "delivered"))
 
     def received(self, key: MessageKey) -> Path | None:
         """Return the file of a message from the other node, or None if it has not arrived."""
@@ -171,6 +180,10 @@ class Mailbox:
         is_past = other.num_rounds < self.num_rounds
         return is_past and first not in other.received and not (self.folder / "sent" / first).exists()
 
+    def has_sent_change(self) -> bool:
+        """Return whether a change of the topology is here that the other node may not have made yet."""
+        return any(name.endswith(".change") for folder in ("sent", "delivered") for name in self._names(folder))
+
     def undelivered(self) -> list[str]:
         """Return the names of the messages that the other node has not stored yet, in the order of their rounds."""
         return self._names("sent")
@@ -204,23 +217,23 @@ class Mailbox:
         return True
 
     def expects_from_child(self, name: str) -> bool:
-        """As `expects`, at the parent: a child sends everything but downloads.
+        """As `expects`, at the parent: a child sends everything but downloads and changes.
 
         Raises:
             TooEarly: If it is an upload, and the child cannot have received the download that it answers.
         """
-        if name.endswith(".down"):
+        if name.endswith(_FROM_PARENT):
             raise ValueError(f"{self.child} sends no message {name[:50]!r}")
         is_new = self.expects(name)
         if is_new and name.endswith(".up"):  # otherwise a child could fill the disk with uploads of later rounds
             answered = f"{name.removesuffix('up')}down"
-            if not any((self.folder / folder / answered).exists() for folder in ("delivered", "sent")):
+            if not self._has_sent(answered):
                 raise TooEarly(f"{self.child} sends {name} before it has received {answered}")
         return is_new
 
     def expects_from_parent(self, name: str) -> bool:
-        """As `expects`, at the child: a parent sends downloads only."""
-        if not name.endswith(".down"):
+        """As `expects`, at the child: a parent sends downloads and changes only."""
+        if not name.endswith(_FROM_PARENT):
             raise ValueError(f"the parent of {self.child} sends no message {name[:50]!r}")
         return self.expects(name)
 

@@ -7,19 +7,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from worldlm.organisations.audit import Audit
 from worldlm.organisations.check_message import why_invalid
 from worldlm.organisations.mailbox import Mailbox, read_message
+from worldlm.organisations.proposals import Proposals, TopologyChanged
 from worldlm.rounds.transport import MessageKey, Transport
 from worldlm.topology import Topology
 from worldlm.topology.errors import join_names, suggest
 
 _SECONDS_BETWEEN_LOOKS = 0.02
 _SECONDS_BEFORE_REPORT = 10.0
+
+_SECONDS_FOR_LEAVING = 60.0
+"""How long a federation waits until children that leave have been told so. Later they would not be let in any more."""
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,8 @@ class Organisation:
     """The secret of all random draws of the node; None uses the seed of the run, which others know."""
     is_revoked: Callable[[str], bool] = lambda child: False
     """Returns whether a child may no longer connect, so that it is not waited for."""
+    proposals: Proposals | None = None
+    """What the node does with proposed changes of the topology; None if there can be none."""
 
     def check(self, topology: Topology) -> None:
         """Check that the node is in a topology, and that all its neighbours have a mailbox.
@@ -51,6 +57,23 @@ class Organisation:
                 f"the mailboxes of {self.node} must be for {join_names(sorted(edges)) or 'nobody'}, got "
                 f"{join_names(sorted(self.mailboxes)) or 'none'}"
             )
+
+    @property
+    def changed_after(self) -> int | None:
+        """Number of rounds that were finished when the topology changed last; None if it never did."""
+        last = None if self.proposals is None else self.proposals.files.last
+        return None if last is None else last.round
+
+    @property
+    def joined_at(self) -> int:
+        """The first round, from 0, of a node that has joined the world while it trains; of all others it is 0."""
+        last = None if self.proposals is None else self.proposals.files.last
+        return last.round if last is not None and not last.file else 0
+
+    @property
+    def may_change(self) -> bool:
+        """Whether a change of the topology is proposed, which may be made before any round."""
+        return self.proposals is not None and bool(self.proposals.files.text)
 
     def catch_up(self, num_rounds: int) -> None:
         """Begin after a checkpoint, or at the beginning.
@@ -204,6 +227,8 @@ class MailboxTransport(Transport):
         mailbox, began, reported = self._mailboxes[key.child], time.monotonic(), False
         while (path := mailbox.received(key)) is None:
             self._check_running([key])
+            if key.kind == "down" and (text := self.change_before(key.round)):
+                self.change_topology(key.round, text)
             self.waits_for = [self._sender(key)]
             if not reported and time.monotonic() - began > _SECONDS_BEFORE_REPORT:
                 log.info("round %d: waiting for %s", key.round + 1, self._sender(key))
@@ -211,6 +236,46 @@ class MailboxTransport(Transport):
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         self.waits_for = []
         return path
+
+    # ------------------------------------------------------------------ changes of the topology
+
+    def change_before(self, round: int) -> str:
+        """Return the topology that the parent has sent in place of the first download of a round, and that is not in
+        use yet; empty if there is none.
+        """
+        if self._organisation.changed_after == round or self._node not in self._mailboxes:
+            return ""
+        key = MessageKey(child=self._node, kind="change", round=round, subround=0)
+        path = self._mailboxes[self._node].received(key)
+        content = {"topology": ""} if path is None else read_message(path)
+        if not (isinstance(content, dict) and isinstance(text := content.get("topology"), str)):
+            raise ValueError(f"the parent of {self._node} sent a change of the topology that has none")
+        return text
+
+    def change_topology(self, round: int, text: str) -> NoReturn:
+        """Tell the children that the topology changes before a round, and begin again with the new one.
+
+        Args:
+            round: The round, from 0.
+            text: The new topology, YAML.
+
+        Raises:
+            TopologyChanged: Always, once the change is stored.
+            ValueError: If this node has not consented to it.
+        """
+        proposals = self._organisation.proposals
+        if proposals is None:
+            raise ValueError(f"the topology changes before round {round + 1}, which this run cannot follow")
+        change, gone, elsewhere = proposals.changed(round, text)
+        children = [child.name for child in self._topology.nodes[self._node].children]
+        for child in children:
+            self.send(MessageKey(child=child, kind="change", round=round, subround=0), {"topology": text})
+        deadline = time.monotonic() + _SECONDS_FOR_LEAVING
+        while any(self._mailboxes[child].undelivered() for child in gone) and time.monotonic() < deadline:
+            self._check_running([])
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        proposals.files.finish(change, text)
+        raise TopologyChanged(elsewhere)
 
     def _sender(self, key: MessageKey) -> str:
         parent = self._topology.parent(key.child)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -14,6 +16,7 @@ import grpc
 from worldlm.organisations.agreement import Agreement, differences
 from worldlm.organisations.identity import Identity
 from worldlm.organisations.mailbox import LOST, Mailbox, Stored, TooEarly
+from worldlm.organisations.proposals import Proposals
 from worldlm.organisations.wire import OPTIONS, SERVICE, WireError, header, pack, pieces, unpack, write_pieces
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ class Server:
         mailboxes: One for each child, by name.
         agreement: What all organisations must agree on.
         max_bytes: Size of the largest message that this world can need.
+        proposals: Passed on to the children; None if there can be none.
 
     Raises:
         OSError: If the address is in use or does not exist.
@@ -48,11 +52,13 @@ class Server:
         mailboxes: Mapping[str, Mailbox],
         agreement: Agreement,
         max_bytes: int,
+        proposals: Proposals | None = None,
     ) -> None:
         self._identity = identity
         self._mailboxes = mailboxes
         self._agreement = agreement
         self._max_bytes = max_bytes
+        self._proposals = proposals
         self._last_seen: dict[str, float] = {}
         self._told: set[tuple[str, str]] = set()
         # one child may hold at most four calls, so that it cannot keep the others out
@@ -64,6 +70,7 @@ class Server:
         handlers = {
             "Hello": grpc.unary_unary_rpc_method_handler(self._hello),
             "Put": grpc.stream_unary_rpc_method_handler(self._put),
+            "Consult": grpc.unary_unary_rpc_method_handler(self._consult),
             "Stored": grpc.unary_unary_rpc_method_handler(self._stored),
             "Get": grpc.unary_stream_rpc_method_handler(self._get),
         }
@@ -90,13 +97,17 @@ class Server:
         with self._call(context) as child:
             asked, mailbox = unpack(request), self._mailboxes[child]
             found = differences(self._agreement, asked.get("agreement"), self._identity.node, child)
+            if mailbox.has_sent_change():  # the child has not made the change yet, and is about to receive it
+                found = []
+            joins_at = 0 if self._proposals is None else self._proposals.files.joins_at(child)
             if not found:
                 theirs = Stored.parse(asked.get("stored"))
+                theirs = replace(theirs, num_rounds=max(theirs.num_rounds, joins_at))
                 mailbox.redeliver(theirs)
                 found = [LOST.format(us=self._identity.node, them=child)] if mailbox.has_lost(theirs, "down") else []
             for line in found:
                 self._tell(child, line)
-            return pack({"differences": found, "stored": mailbox.stored().plain()})
+            return pack({"differences": found, "stored": mailbox.stored().plain(), "joins_at": joins_at})
 
     def _put(self, received: Iterator[bytes], context: Any) -> bytes:
         """A child sends a message."""
@@ -109,6 +120,16 @@ class Server:
                 write_pieces(received, mailbox.arriving(name), size, digest)
                 mailbox.store(name)
             return pack({"is_late": mailbox.is_late(name)})
+
+    def _consult(self, request: bytes, context: Any) -> bytes:
+        """A child says to which proposal it consents, with all nodes below it, and is told what is proposed."""
+        with self._call(context) as child:
+            if self._proposals is None:
+                return pack({"proposal": ""})
+            digest = unpack(request).get("consents")
+            if isinstance(digest, str) and re.fullmatch("[0-9a-f]{0,32}", digest):
+                self._proposals.files.note(child, digest)
+            return pack({"proposal": self._proposals.proposed})
 
     def _stored(self, request: bytes, context: Any) -> bytes:
         """A child has stored a message."""

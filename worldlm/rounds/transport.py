@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-Kind: TypeAlias = Literal["ready", "down", "up"]
-"""ready: whether a child may take part; down: a Download; up: an Upload."""
+Kind: TypeAlias = Literal["ready", "down", "up", "change"]
+"""ready: whether a child may take part; down: a Download; up: an Upload; change: another topology from this round on,
+in place of the first download, between organisations only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +18,7 @@ class MessageKey:
     child: str
     """The child of the two nodes that exchange the message."""
     kind: Kind
-    """What is sent. `down` goes to the child, the other kinds come from it."""
+    """What is sent. `down` and `change` go to the child, the other kinds come from it."""
     round: int
     """Round of the world, from 0."""
     subround: int

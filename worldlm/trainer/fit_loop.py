@@ -32,7 +32,7 @@ from worldlm.rounds.executor import FitCounts, RoundExecutor
 from worldlm.rounds.world import World
 from worldlm.trainer.epoch_loop import NodeEpochLoop, trackers
 from worldlm.trainer.loaders import load_states, num_tokens, request_loaders, request_val_loaders, states_of
-from worldlm.trainer.make_world import log_changes, make_world
+from worldlm.trainer.make_world import accept_changes, make_world
 from worldlm.trainer.metric_callbacks import MetricCallback, find_metric_callbacks, set_metric_callbacks
 from worldlm.trainer.module_checks import check_module
 from worldlm.trainer.node_slot import NodeSlot
@@ -156,7 +156,7 @@ class FederatedFitLoop(_FitLoop):
         if not world.changes:
             return self.topology.nodes[saved["active"]].name  # an unknown name is an error of the checkpoint
         if self.trainer.is_global_zero:
-            log_changes(world.changes, rounds.processed)
+            accept_changes(world.changes, rounds.processed, self.run_settings.organisation)
         self._count_all()  # only the nodes that are in the world now
         return self.run_settings.main_node
 

@@ -14,6 +14,7 @@ from worldlm.distributed.placement import place
 from worldlm.distributed.transport import ProcessTransport
 from worldlm.federation.parameters import num_bytes
 from worldlm.models.partition import parts_of
+from worldlm.organisations.organisation import Organisation
 from worldlm.rounds.program import fit_order
 from worldlm.rounds.transport import Transport
 from worldlm.rounds.world import World
@@ -100,8 +101,17 @@ def make_store(
     return NodeStore(device)
 
 
-def log_changes(changes: Changes, num_rounds: int) -> None:
-    """Log how the topology has changed since the checkpoint from which the run resumes."""
+def accept_changes(changes: Changes, num_rounds: int, organisation: Organisation | None) -> None:
+    """Log how the topology has changed since the checkpoint from which the run resumes.
+
+    Raises:
+        ValueError: If an organisation changes it alone.
+    """
+    if organisation is not None and organisation.changed_after != num_rounds:
+        raise ValueError(
+            f"the topology has changed ({'; '.join(changes.lines())}), to which the other organisations have not "
+            "consented: undo the change, and let the root propose it"
+        )
     for line in changes.lines():
         log.info("after round %d: %s", num_rounds, line)
     for line in changes.warnings():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from worldlm.federation.noise_key import NoiseKey
-from worldlm.organisations import Organisation
+from worldlm.organisations.organisation import Organisation
 from worldlm.rounds.method import Method
 from worldlm.storage.node_store import NodeStore
 from worldlm.topology import Node, Topology

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 
 from worldlm.checkpoint.lightning_io import AtomicCheckpointIO, CheckpointConnector
 from worldlm.federation.noise_key import NoiseKey
-from worldlm.organisations import Organisation
+from worldlm.organisations.organisation import Organisation
 from worldlm.rounds.context import Context
 from worldlm.rounds.method import Method
 from worldlm.rounds.world import World

@@ -14,7 +14,7 @@ import pytest
 import torch
 from organisations_at_home import be_organisation, of_node
 
-from worldlm.organisations import Organisation
+from worldlm.organisations.organisation import Organisation
 from worldlm.topology import Topology
 
 Make = Callable[..., Any]

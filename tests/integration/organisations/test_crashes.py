@@ -10,7 +10,7 @@ import pytest
 from organisations_at_home import mailboxes
 
 from worldlm.callbacks import LastCheckpoint
-from worldlm.organisations import Organisation
+from worldlm.organisations.organisation import Organisation
 from worldlm.topology import Topology
 
 Make = Callable[..., Any]
@@ -39,7 +39,7 @@ def test_messages_are_deleted_after_the_checkpoint(
     assert left == []
 
 
-def test_the_topology_cannot_change(
+def test_nobody_changes_the_topology_alone(
     star: Make, at_home: Make, one_node: Make, fit: Make, whole_method: Make, tmp_path: Path
 ) -> None:
     def method() -> list[Any]:
@@ -49,5 +49,5 @@ def test_the_topology_cannot_change(
     last = tmp_path / "organisations-1" / "a" / "checkpoints" / "last.ckpt"
     topology = star("abc")
     organisation = Organisation(node="a", mailboxes=mailboxes(tmp_path, topology, "a"))
-    with pytest.raises(ValueError, match="joined: c.*not possible yet between organisations"):
+    with pytest.raises(ValueError, match="joined: c.*to which the other organisations have not consented"):
         fit(topology, method(), organisation=organisation, resume=last, max_epochs=3)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from worldlm.callbacks import LastCheckpoint
-from worldlm.organisations import Mailbox, Organisation
-from worldlm.organisations.organisation import MailboxTransport
+from worldlm.organisations.mailbox import Mailbox
+from worldlm.organisations.organisation import MailboxTransport, Organisation
 from worldlm.rounds.transport import MessageKey
 from worldlm.topology import Topology, parse_topology
 

@@ -21,11 +21,12 @@ from organisations_at_home import of_node
 
 from worldlm.callbacks import LastCheckpoint
 from worldlm.callbacks.organisation_network import OrganisationNetwork
-from worldlm.organisations import Mailbox, Organisation
 from worldlm.organisations.agreement import differences
 from worldlm.organisations.certificates import host_of
 from worldlm.organisations.identity import Identity
 from worldlm.organisations.link import Link
+from worldlm.organisations.mailbox import Mailbox
+from worldlm.organisations.organisation import Organisation
 from worldlm.organisations.server import Server
 from worldlm.organisations.wire import OPTIONS, SERVICE, pack, pieces
 from worldlm.rounds.transport import MessageKey

@@ -14,6 +14,9 @@ from tutorial_files import files_of_the_tutorial
 
 from worldlm.cli import main
 from worldlm.organisations.identity import Identity
+from worldlm.organisations.proposal_files import ProposalFiles
+from worldlm.organisations.proposals import Proposals
+from worldlm.topology import load_topology, parse_topology
 
 JOIN = "join --recipe pact.yaml --local clinic_text.yaml --node clinic --parent 127.0.0.1:7443"
 SERVE = "serve --recipe pact.yaml --local hospital_text.yaml --node hospital --listen 127.0.0.1:7443"
@@ -68,6 +71,21 @@ def error_of(desk: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[str], 
         ("organisations sent --home nowhere", "worldlm organisations keys --node NAME creates them"),
         ("organisations admitt x --home hospital", "no action 'admitt'.*did you mean 'admit'"),
         ("organisations keys", "organisations keys needs --node NAME"),
+        (
+            JOIN + " --approve joined,lefft",
+            "--approve takes some of joined, left, moved, settings, but is given 'lefft'",
+        ),
+        ("organisations propose --home hospital", "organisations propose needs the file of a topology"),
+        (
+            "organisations propose pact_tree.yaml --home hospital",
+            "hospital has not run yet: worldlm serve or join runs",
+        ),
+        (
+            "organisations propose pact_tree.yaml --home clinic",
+            "its root is hospital; only the root proposes, and clinic",
+        ),
+        ("organisations propose no.yaml --home hospital", "no.yaml"),
+        ("organisations consent --home clinic", "clinic has not run yet"),
     ],
 )
 def test_mistakes(line: str, message: str, error_of: Callable[[str], str]) -> None:
@@ -87,6 +105,36 @@ def test_a_tokenizer_cannot_be_trained_on_text_of_all(error_of: Callable[[str], 
 def test_a_node_runs_once(error_of: Callable[[str], str]) -> None:
     with FileLock("clinic/.lock"):
         assert "clinic is at work: another process uses clinic" in error_of(JOIN)
+
+
+def test_a_proposal_is_shown_and_consented_to(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*words: str) -> list[str]:
+        assert main(["organisations", *words]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    topology = load_topology("pact_tree.yaml")
+    programs = {}
+    for name in ("hospital", "clinic"):
+        Path(name, "mail", "pact").mkdir(parents=True)
+        files = ProposalFiles(Path(name, "mail", "pact", "changes"))
+        programs[name] = Proposals(files, topology, name, lambda text: parse_topology(text, "proposal"))
+    assert run("proposal", "--home", "hospital") == ["done. nothing is proposed"]
+    text = Path("pact_tree.yaml").read_text()
+    Path("next.yaml").write_text(text.replace("num_local_steps: 20", "num_local_steps: 30"))
+    assert run("propose", "next.yaml", "--home", "hospital")[-1].startswith("done. hospital proposes next.yaml")
+    assert "was not compared" in "".join(run("proposal", "--home", "hospital"))
+
+    programs["hospital"].assess()
+    programs["clinic"].take(programs["hospital"].proposed)
+    programs["clinic"].assess()
+    change = "changed: hospital, clinic num_local_steps 20 -> 30"
+    shown = [change, "hospital: consents", "clinic, and all below it: not yet"]
+    assert run("proposal", "--home", "hospital")[:3] == shown
+    assert run("proposal", "--home", "clinic")[:2] == [change, "clinic: has not consented yet"]
+    assert run("consent", "--home", "clinic")[:1] == [change]
+    programs["hospital"].files.note("clinic", programs["clinic"].agreed())
+    assert run("proposal", "--home", "hospital")[2] == "clinic, and all below it: consents"
+    assert programs["hospital"].agreed()
 
 
 def test_keys_are_shown(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from worldlm.callbacks import NodeMetrics, Record
 from worldlm.federation.messages import Download, Upload, joined
 from worldlm.monitoring.organisation_scores import OrganisationScores
-from worldlm.organisations import Organisation
+from worldlm.organisations.organisation import Organisation
 from worldlm.rounds import Context
 from worldlm.topology import parse_topology
 from worldlm.trainer import FederationCallback

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from worldlm.organisations import Mailbox
 from worldlm.organisations.audit import Audit
+from worldlm.organisations.mailbox import Mailbox
 from worldlm.rounds.transport import MessageKey
 
 

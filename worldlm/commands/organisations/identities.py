@@ -13,14 +13,23 @@ from worldlm.files.atomic_write import write_bytes
 from worldlm.organisations.audit import Audit
 from worldlm.organisations.certificates import fingerprint
 from worldlm.organisations.identity import Identity
+from worldlm.organisations.proposal_files import PROPOSAL, ProposalFiles, digest_of
 from worldlm.organisations.status import STATUS, Status
+from worldlm.topology import TopologyError, parse_topology
 from worldlm.topology.errors import UserError, suggest
+from worldlm.topology.reader import read_text
 
 IDENTITY = "identity"
 """Folder of keys and certificates in the folder of a node."""
 
 AUDIT = "sent.jsonl"
 """Record of what the node has sent, in its folder."""
+
+MAIL = "mail"
+"""Folder of the messages of all runs, in the folder of a node."""
+
+CHANGES = "changes"
+"""Folder of what is proposed, in the folder of the messages of a run."""
 
 LOCK = ".lock"
 """Held by the program that runs the node, in its folder."""
@@ -32,6 +41,9 @@ worldlm organisations keys --node NAME                  create the keys of a nod
        worldlm organisations revoke CHILD --home FOLDER        at the parent: let a child connect no more
        worldlm organisations show --home FOLDER                print the node's name and whom it has admitted
        worldlm organisations status --home FOLDER              print what the node is doing, and who is connected
+       worldlm organisations propose TOPOLOGY --home FOLDER    at the root: propose to change the topology
+       worldlm organisations proposal --home FOLDER            print what is proposed, and who has consented
+       worldlm organisations consent --home FOLDER             consent to what is proposed
        worldlm organisations sent --home FOLDER                print what the node has sent, and to whom"""
 
 
@@ -51,7 +63,12 @@ def organisations(arguments: Sequence[str]) -> int:
         hint = suggest(arguments[0], list(_ACTIONS))
         raise UserError([f"organisations: no action {arguments[0]!r}; there are {', '.join(_ACTIONS)}{hint}"])
     given = _parser().parse_args(arguments)
-    needs = {"admit": "the child's request.csr", "accept": "the parent's answer", "revoke": "a child"}
+    needs = {
+        "admit": "the child's request.csr",
+        "accept": "the parent's answer",
+        "revoke": "a child",
+        "propose": "the file of a topology",
+    }
     if given.action in needs and given.what is None:
         raise UserError([f"organisations {given.action} needs {needs[given.action]}"])
     if given.home is None and given.node is None:
@@ -146,7 +163,67 @@ def _sent(identity: Identity, _: str | None, __: str | None) -> None:
     print(f"done. all that {node} has sent, with the digest of each message: {path}")
 
 
-_KINDS = {"ready": "whether it takes part", "down": "download", "up": "upload"}
+def _propose(identity: Identity, _: str | None, file: str | None) -> None:
+    assert file is not None, "checked before"
+    text = read_text(Path(file), TopologyError)
+    topology, node = parse_topology(text, file), identity.node
+    if topology.root.name != node:
+        raise UserError([f"{file}: its root is {topology.root.name}; only the root proposes, and {node} is not"])
+    files = _proposals(identity)
+    files.propose(text)
+    files.consent(text)
+    print(f"done. {node} proposes {file}: worldlm organisations proposal prints who has consented")
 
-_ACTIONS = {"keys": _keys, "admit": _admit, "accept": _accept, "revoke": _revoke, "show": _show, "status": _status,
-            "sent": _sent}  # fmt: skip
+
+def _proposal(identity: Identity, _: str | None, __: str | None) -> None:
+    files = _proposals(identity)
+    text, assessment = files.text, files.assessment
+    if not text:
+        print("done. nothing is proposed")
+        return
+    for line in assessment["lines"]:
+        print(line)
+    if assessment["problem"]:
+        print(f"it cannot be used: {assessment['problem']}")
+    if not assessment["of"]:
+        print("it was not compared with the present topology yet: the program that runs the node does this")
+    print(f"{identity.node}: {'consents' if files.has_consented(text) else 'has not consented yet'}")
+    for child in assessment["children"]:
+        agrees = files.of_child(child) == digest_of(text)
+        print(f"{child}, and all below it: {'consents' if agrees else 'not yet'}")
+    print(f"done. the proposed topology: {files.folder / PROPOSAL}")
+
+
+def _consent(identity: Identity, _: str | None, __: str | None) -> None:
+    files = _proposals(identity)
+    if not files.text:
+        raise UserError([f"nothing is proposed to {identity.node}"])
+    for line in files.assessment["lines"]:
+        print(line)
+    files.consent(files.text)
+    print(f"done. {identity.node} consents; the change is made when all others have consented too")
+
+
+def _proposals(identity: Identity) -> ProposalFiles:
+    """Return the folder of the proposals of a node's last run."""
+    mail, node = identity.folder.parent / MAIL, identity.node
+    runs = sorted(mail.glob("*/"), key=lambda folder: folder.stat().st_mtime)
+    if not runs:
+        raise UserError([f"{node} has not run yet: worldlm serve or join runs it"])
+    return ProposalFiles(runs[-1] / CHANGES)
+
+
+_KINDS = {"ready": "whether it takes part", "down": "download", "up": "upload", "change": "change of the topology"}
+
+_ACTIONS = {
+    "keys": _keys,
+    "admit": _admit,
+    "accept": _accept,
+    "revoke": _revoke,
+    "show": _show,
+    "status": _status,
+    "propose": _propose,
+    "proposal": _proposal,
+    "consent": _consent,
+    "sent": _sent,
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,18 @@ from filelock import FileLock, Timeout
 
 from worldlm.callbacks.organisation_network import OrganisationNetwork
 from worldlm.cli.fit import run_command
-from worldlm.cli.parser import CommandLine, parse_command_line, split_option
+from worldlm.cli.parser import CommandLine, names, parse_command_line, split_option
 from worldlm.cli.recipe_cli import Progress, RecipeCLI
-from worldlm.commands.organisations.identities import AUDIT, IDENTITY, LOCK
+from worldlm.commands.organisations.identities import AUDIT, CHANGES, IDENTITY, LOCK, MAIL
 from worldlm.data import CorpusDataModule
 from worldlm.monitoring.organisation_scores import OrganisationScores
-from worldlm.organisations import Mailbox, Organisation
 from worldlm.organisations.audit import Audit
 from worldlm.organisations.identity import Identity
-from worldlm.organisations.organisation import neighbours
-from worldlm.topology import ALL, load_topology, reshape
+from worldlm.organisations.mailbox import Mailbox
+from worldlm.organisations.organisation import Organisation, neighbours
+from worldlm.organisations.proposal_files import ProposalFiles
+from worldlm.organisations.proposals import KINDS, Proposals, TopologyChanged
+from worldlm.topology import ALL, Topology, load_topology, parse_topology, reshape
 from worldlm.topology.errors import UserError
 
 HELP = """\
@@ -37,6 +39,7 @@ Trains one node of a world. The other nodes are run by other organisations, with
   --home FOLDER      keys, messages and runs of the node; by default NAME
   --listen HOST:PORT where a federation waits for its children
   --parent HOST:PORT where the parent waits
+  --approve KINDS    changes of the topology to consent to in advance, of joined,left,moved,settings
   --a.b value        settings, as of worldlm fit
 
 The same command continues a run that was stopped.
@@ -53,6 +56,20 @@ class NodeOptions:
     home: Path
     listen: str | None
     parent: str | None
+    approves: tuple[str, ...]
+    """Kinds of changes of the topology to which the node consents in advance."""
+
+    def mail(self, name: str) -> Path:
+        """Return the folder of the messages of a run."""
+        return self.home / MAIL / name
+
+    def with_changes(self, command_line: CommandLine) -> CommandLine:
+        """Return a command line with the topology since its last change."""
+        names, _ = split_option(command_line.settings, "--name")
+        topology = ProposalFiles(self.mail(names[-1]) / CHANGES).topology if names else None
+        if topology is None:
+            return command_line
+        return replace(command_line, settings=(*command_line.settings, f"--federation.topology={topology}"))
 
 
 def serve(arguments: Sequence[str]) -> int:
@@ -84,7 +101,13 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     def make_cli(command_line: CommandLine, progress: Progress) -> OrganisationCLI:
         return OrganisationCLI(command_line, progress, options)
 
-    return run_command(command_line, make_cli)
+    while True:
+        try:
+            return run_command(options.with_changes(command_line), make_cli)
+        except TopologyChanged as change:
+            if str(change):
+                print(f"done. {change}")
+                return 0
 
 
 def parse(command: str, arguments: Sequence[str]) -> tuple[NodeOptions, CommandLine]:
@@ -107,7 +130,7 @@ def _split_options(command: str, arguments: Sequence[str]) -> tuple[NodeOptions,
     """Separate the options of `serve` and `join` from the settings. Local recipes are laid over the others."""
     found: dict[str, str | None] = {}
     words = list(arguments)
-    for name in ("node", "home", "listen", "parent"):
+    for name in ("node", "home", "listen", "parent", "approve"):
         values, words = split_option(words, f"--{name}")
         if len(values) > 1:
             raise UserError([f"{command}: --{name} is given {len(values)} times"])
@@ -123,8 +146,12 @@ def _split_options(command: str, arguments: Sequence[str]) -> tuple[NodeOptions,
     for name, example in (("listen", "0.0.0.0:7443"), ("parent", "192.0.2.7:7443")):
         if (address := found[name]) is not None and not _is_address(address):
             raise UserError([f"{command}: --{name} must be HOST:PORT, such as {example}, but is {address!r}"])
+    approves = tuple(names(found["approve"] or ""))
+    if unknown := [kind for kind in approves if kind not in KINDS]:
+        raise UserError([f"{command}: --approve takes some of {', '.join(KINDS)}, but is given {unknown[0]!r}"])
     home = Path(found["home"] or node)
-    return NodeOptions(node=node, home=home, listen=found["listen"], parent=found["parent"]), words
+    options = NodeOptions(node=node, home=home, listen=found["listen"], parent=found["parent"], approves=approves)
+    return options, words
 
 
 def _is_address(text: str) -> bool:
@@ -209,7 +236,7 @@ class OrganisationCLI(RecipeCLI):
                 ["the recipe trains a tokenizer on the text of all nodes, which nobody has: agree on the file of one, "
                  "or on bytes: data.tokenizer"]
             )  # fmt: skip
-        mail = options.home / "mail" / str(config.name)
+        mail = options.mail(str(config.name))
         settings = self._get(self.config_init, "trainer")
         callbacks = settings["callbacks"] or []
         network = OrganisationNetwork(identity, options.listen, options.parent)
@@ -222,9 +249,24 @@ class OrganisationCLI(RecipeCLI):
             mail.mkdir(parents=True, exist_ok=True)
             settings["noise_key"] = str(mail / "noise.key")
         audit = Audit(options.home / AUDIT)
-        mailboxes = self._mailboxes(mail, audit)
+
+        def parse(text: str) -> Topology:
+            return reshape(parse_topology(text, "proposal", config.federation.settings), config.federation.shape)
+
         organisation = Organisation(
-            node=options.node, mailboxes=mailboxes, audit=audit, seed=identity.seed, is_revoked=identity.is_revoked
+            node=options.node,
+            mailboxes=self._mailboxes(mail, audit),
+            audit=audit,
+            seed=identity.seed,
+            is_revoked=identity.is_revoked,
+            proposals=Proposals(
+                ProposalFiles(mail / CHANGES),
+                self._topology,
+                options.node,
+                parse,
+                options.approves,
+                identity.is_revoked,
+            ),
         )
         return super().instantiate_trainer(organisation=organisation, **kwargs)
 
