@@ -17,7 +17,17 @@ from worldlm.organisations.certificates import host_of
 from worldlm.organisations.identity import Identity
 from worldlm.organisations.mailbox import LOST, Mailbox, Stored
 from worldlm.organisations.proposals import Proposals
-from worldlm.organisations.wire import OPTIONS, SERVICE, WireError, header, pack, pieces, unpack, write_pieces
+from worldlm.organisations.wire import (
+    MAX_SMALL,
+    OPTIONS,
+    SERVICE,
+    WireError,
+    header,
+    pack,
+    pieces,
+    unpack,
+    write_pieces,
+)
 
 log = logging.getLogger(__name__)
 
@@ -213,6 +223,9 @@ class Link:
         self._unstored = True
         name, size, digest = header(first, self._max_bytes)
         if self._mailbox.expects_from_parent(name):
+            is_due = self._mailbox.has_announced(name) or not self._sends_up
+            if size > MAX_SMALL and not is_due:  # otherwise a parent could fill the disk
+                raise WireError(f"a message of {size:,} bytes before this node was ready for it")
             arriving: Path = self._mailbox.arriving(name)
             write_pieces(received, arriving, size, digest)
             self._mailbox.store(name)

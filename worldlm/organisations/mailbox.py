@@ -237,6 +237,10 @@ class Mailbox:
             raise ValueError(f"the parent of {self.child} sends no message {name[:50]!r}")
         return self.expects(name)
 
+    def has_announced(self, name: str) -> bool:
+        """Return whether this node, a child, has said that it is ready for a download."""
+        return name.endswith(".down") and self._has_sent(f"{name.removesuffix('down')}ready")
+
     def arriving(self, name: str) -> Path:
         """Return where to write a message from the other node. It is not used before it is stored."""
         return self.folder / "arriving" / name

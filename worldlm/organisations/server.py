@@ -17,7 +17,17 @@ from worldlm.organisations.agreement import Agreement, differences
 from worldlm.organisations.identity import Identity
 from worldlm.organisations.mailbox import LOST, Mailbox, Stored, TooEarly
 from worldlm.organisations.proposals import Proposals
-from worldlm.organisations.wire import OPTIONS, SERVICE, WireError, header, pack, pieces, unpack, write_pieces
+from worldlm.organisations.wire import (
+    MAX_SMALL,
+    OPTIONS,
+    SERVICE,
+    WireError,
+    header,
+    pack,
+    pieces,
+    unpack,
+    write_pieces,
+)
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +35,6 @@ _SECONDS_TO_WAIT = 20.0
 """How long a call of a child waits for a message before the child calls again."""
 
 _SECONDS_BETWEEN_LOOKS = 0.02
-
-_MAX_READY = 10_000
-"""Bytes of a message that says whether a child takes part."""
 
 
 class Server:
@@ -114,7 +121,7 @@ class Server:
         with self._call(context) as child:
             mailbox = self._mailboxes[child]
             name, size, digest = header(next(received, b""), self._max_bytes)
-            if name.endswith(".ready") and size > _MAX_READY:
+            if name.endswith(".ready") and size > MAX_SMALL:
                 raise WireError(f"{size:,} bytes are more than yes or no")
             if mailbox.expects_from_child(name):
                 write_pieces(received, mailbox.arriving(name), size, digest)

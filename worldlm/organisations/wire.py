@@ -18,6 +18,9 @@ PIECE = 1 << 20
 MAX_HEADER = 1 << 20
 """Largest JSON that is read, in bytes."""
 
+MAX_SMALL = 1_000_000
+"""Size of the largest message without a model, in bytes: yes or no, no download, or a topology."""
+
 OPTIONS = (
     ("grpc.max_receive_message_length", 2 * PIECE),
     ("grpc.max_send_message_length", 2 * PIECE),

@@ -242,6 +242,27 @@ def test_a_child_does_not_wait_for_a_stranger(tmp_path: Path) -> None:
     ]
 
 
+def test_a_parent_cannot_fill_the_disk_of_a_child(tmp_path: Path) -> None:
+    """It sends a model only when the child is ready for it; that nothing is sent to the child may come earlier."""
+
+    def act(scene: Scene) -> list[list[str]]:
+        for round, content in ((0, None), (1, torch.zeros(400_000))):
+            scene.mailboxes["a"].send(MessageKey(child="a", kind="down", round=round, subround=0), content)
+        mailbox = Mailbox(tmp_path / "child", "a")
+        link = Link(f"127.0.0.1:{scene.server.port}", "world", scene.a, mailbox, {"rounds": "3"}, max_bytes=10_000_000)
+        link.start(lambda: False)
+        stored = []
+        for ready in (False, True):
+            if ready:
+                mailbox.send(MessageKey(child="a", kind="ready", round=1, subround=0), True)
+            time.sleep(2.0)
+            stored.append(sorted(mailbox.stored().received))
+        link.stop()
+        return stored
+
+    assert on_scene(tmp_path, act) == [["0.0.down"], ["0.0.down", "1.0.down"]]
+
+
 def test_messages_that_are_not_as_agreed(tmp_path: Path) -> None:
     def act(scene: Scene) -> dict[str, str]:
         caller, good = scene.caller(scene.a), list(pieces("0.0.up", scene.message()))
