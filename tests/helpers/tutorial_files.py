@@ -1,17 +1,20 @@
-"""The files that the tutorial about two organisations shows."""
+"""The files and commands that a tutorial shows."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "two_organisations.md"
+TUTORIALS = Path(__file__).parents[2] / "docs" / "tutorials"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a tutorial in a language."""
+    text = (TUTORIALS / f"{page}.md").read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
 
 
-def files_of_the_tutorial() -> dict[str, str]:
-    """Return the content of each file by its name, which its first line states."""
-    return {re.match(r"# (\S+)", text)[1]: text for text in (*blocks("yaml"), *blocks("python"))}  # type: ignore[index]
+def files_of(page: str) -> dict[str, str]:
+    """Return the content of each file of a tutorial by its name, which its first line states."""
+    shown = (*blocks(page, "yaml"), *blocks(page, "python"))
+    return {re.match(r"# (\S+)", text)[1]: text for text in shown}  # type: ignore[index]

@@ -277,6 +277,11 @@ def check_other(words: list[str]) -> None:
         assert (TOP / program).is_file()
 
 
+DEADLINES = pytest.mark.filterwarnings("ignore:.*deadline_seconds has no effect at .* in a simulation")
+"""For topologies of `worldlm serve`, where deadlines are real."""
+
+
+@DEADLINES
 @pytest.mark.parametrize("block", all_blocks("bash"))
 def test_commands(block: Block, desk: Path, reading: Any, capfd: pytest.CaptureFixture[str]) -> None:
     found = list(commands_of(block))
@@ -298,6 +303,7 @@ def test_every_command_is_shown_somewhere() -> None:
 # ---------------------------------------------------------------------- YAML and Python
 
 
+@DEADLINES
 @pytest.mark.parametrize("block", all_blocks("yaml"))
 def test_yaml(block: Block, desk: Path, reading: Any) -> None:
     content = yaml.safe_load(block.text)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
@@ -24,6 +26,8 @@ from worldlm.organisations.proposal_files import Change
 from worldlm.organisations.server import Server
 from worldlm.organisations.status import STATUS, Status
 from worldlm.rounds import RoundCallback
+from worldlm.topology import Node
+from worldlm.topology.errors import join_names
 from worldlm.trainer import WorldTrainer
 from worldlm.trainer.epoch_loop import trackers
 
@@ -65,7 +69,7 @@ class OrganisationNetwork(Callback):
         self._initial_weights = self._initial_weights or weights_digest(trainer.world.states[node].parameters)
         self._connect(trainer, pl_module)
 
-    def _connect(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:
+    def _connect(self, trainer: WorldTrainer, pl_module: LightningModule, at_end: bool = False) -> None:
         organisation, transport, round = _organisation(trainer), _transport(trainer), _num_rounds(trainer)
         node, parent = trainer.topology.nodes[organisation.node], trainer.topology.parent(organisation.node)
         if round == 0 and (joined_at := organisation.joined_at):  # and its program ended before its first checkpoint
@@ -76,16 +80,26 @@ class OrganisationNetwork(Callback):
         self._ended.clear()
         threading.Thread(target=self._watch, args=(trainer,), daemon=True, name="status").start()
         change = transport.change_before(round)  # it arrived, and the program ended before it was made
+        if at_end:
+            self._serve(node, trainer, agreement, largest)
         if parent is not None and not change:
-            self._connect_to(parent.name, trainer, agreement, largest)
-        if node.children:
-            assert self._listen is not None, "the command demands it"
-            mailboxes = {child.name: organisation.mailboxes[child.name] for child in node.children}
-            self._server = Server(self._listen, self._identity, mailboxes, agreement, largest, organisation.proposals)
+            self._connect_to(parent.name, trainer, agreement, largest, _SECONDS_AT_END if at_end else math.inf)
+        if not at_end:  # a node that joins tells its children at which round, as its parent has told it
+            self._serve(node, trainer, agreement, largest)
         if change:
             transport.change_topology(round, change)
 
-    def _connect_to(self, parent: str, trainer: WorldTrainer, agreement: Agreement, largest: int) -> None:
+    def _serve(self, node: Node, trainer: WorldTrainer, agreement: Agreement, largest: int) -> None:
+        if not node.children:
+            return
+        assert self._listen is not None, "the command demands it"
+        organisation = _organisation(trainer)
+        mailboxes = {child.name: organisation.mailboxes[child.name] for child in node.children}
+        self._server = Server(self._listen, self._identity, mailboxes, agreement, largest, organisation.proposals)
+
+    def _connect_to(
+        self, parent: str, trainer: WorldTrainer, agreement: Agreement, largest: int, patience: float
+    ) -> None:
         assert self._parent is not None, "the command demands it"
         organisation = _organisation(trainer)
         self._link = Link(
@@ -98,7 +112,8 @@ class OrganisationNetwork(Callback):
             sends_up=not trainer.topology.nodes[organisation.node].listens,
             proposals=organisation.proposals,
         )
-        self._link.start(lambda: bool(trainer.received_sigterm))
+        began = time.monotonic()
+        self._link.start(lambda: bool(trainer.received_sigterm) or time.monotonic() - began > patience)
         if self._link.joins_at and _num_rounds(trainer) == 0:
             _join(trainer, self._link.joins_at)
 
@@ -180,15 +195,20 @@ class OrganisationNetwork(Callback):
         mailboxes = {n: box for n, box in organisation.mailboxes.items() if not organisation.is_revoked(n)}
         is_connected = self._link is not None or self._server is not None
         if not is_connected and any(mailbox.undelivered() for mailbox in mailboxes.values()):
-            self._connect(trainer, pl_module)
+            with suppress(SIGTERMException):  # also if the parent does not answer: it may have ended
+                self._connect(trainer, pl_module, at_end=True)
+        began, names = time.monotonic(), neighbours(trainer.topology, organisation.node)
+        deadline = trainer.topology.nodes[organisation.node].settings.deadline_seconds
         while waiting := [name for name, mailbox in mailboxes.items() if mailbox.undelivered()]:
             if trainer.received_sigterm:
                 raise SIGTERMException
-            if self._parent_has_ended(waiting):
-                print(f"{len(waiting)} edges have messages that are not delivered; the same command tries again")
+            is_late = deadline is not None and time.monotonic() - began > deadline and organisation.node not in waiting
+            if is_late or self._parent_has_ended(waiting):
+                print(f"not all messages were delivered to {join_names([names[name] for name in waiting])}: the same "
+                      "command tries again")  # fmt: skip
                 return
             if not reported:
-                print(f"waiting until all messages at the edges of {', '.join(waiting)} are delivered")
+                print(f"waiting until all messages are delivered to {join_names([names[name] for name in waiting])}")
                 reported = True
             time.sleep(0.02)
         while self._link is not None and not (self._link.is_idle or trainer.received_sigterm):

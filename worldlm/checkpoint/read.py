@@ -64,7 +64,9 @@ class SavedWorld:
     hyper_parameters: Mapping[str, Any]
     """The arguments from which the module was built, as plain values."""
     children: Mapping[str, list[str]]
-    """Names of every saved node's saved children, by name, parents first."""
+    """Names of every saved node's saved children, by name, parents first. An organisation saves its own node only."""
+    tree: Mapping[str, list[str]]
+    """Names of every node's children, by name, parents first, saved or not."""
     num_rounds: int
     """Number of finished rounds."""
     within_round: bool
@@ -110,11 +112,10 @@ def _saved_world(path: Path, checkpoint: Mapping[str, Any]) -> SavedWorld:
         raise ValueError(
             f"{path} cannot be read as a saved world: it has format {world['format']}, but only {known} are known"
         )
-    progress, states, children = loop["epoch_progress"]["current"], world["states"], world["topology"]
-    if any(child not in children for names in children.values() for child in names):
+    progress, states, tree = loop["epoch_progress"]["current"], world["states"], world["topology"]
+    if any(child not in tree for names in tree.values() for child in names):
         raise TypeError("a child is listed but missing from the topology")
-    # an organisation saves its own node only
-    children = {name: [child for child in children[name] if child in states] for name in children if name in states}
+    children = {name: [child for child in names if child in states] for name, names in tree.items() if name in states}
     if not children:
         raise TypeError("no node of the topology is in it")
     if any(not isinstance(states[name]["parameters"], Mapping) for name in children):
@@ -123,6 +124,7 @@ def _saved_world(path: Path, checkpoint: Mapping[str, Any]) -> SavedWorld:
         path=path,
         hyper_parameters={**checkpoint.get("hyper_parameters", {})},
         children=children,
+        tree=tree,
         num_rounds=int(progress["processed"]),
         within_round=bool(progress["started"] > progress["processed"]),
         states=states,

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -30,8 +31,13 @@ def quiet_libraries() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they concern LightningCLI's calls
     for message in _IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    warnings.showwarning = lambda message, *_: print(f"worldlm: warning: {message}", file=sys.stderr)
+    warnings.showwarning = show_warning
     threading.excepthook = _report_thread_error
+
+
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning in one line; it takes the place of `warnings.showwarning`."""
+    print(f"worldlm: warning: {message}", file=sys.stderr)
 
 
 def _report_thread_error(failure: threading.ExceptHookArgs) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from worldlm.cli.console import show_warning
 from worldlm.cli.parser import Parser, split_option
 from worldlm.files.atomic_write import write_bytes
 from worldlm.topology import Topology, draw_mermaid, draw_tree, find_file, load_topology
@@ -47,10 +49,16 @@ def topology(arguments: Sequence[str]) -> int:
 
         return estimate_run(rest)
     if command == "check":
-        return _check(rest)
+        return _with_short_warnings(_check, rest)
     if command == "show":
-        return _show(rest)
+        return _with_short_warnings(_show, rest)
     raise UserError([f"topology: no command {command!r}{suggest(command, COMMANDS)}", *_USAGE.splitlines()])
+
+
+def _with_short_warnings(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning
+        return run(arguments)
 
 
 def _parser(command: str) -> Parser:

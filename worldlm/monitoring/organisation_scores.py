@@ -39,7 +39,7 @@ class OrganisationScores(FederationCallback):
 
     def __init__(self) -> None:
         self.reported: dict[str, dict[str, float]] = {}
-        """Child -> the perplexities that it last reported, by moment."""
+        """Child -> the perplexities that it reported when nodes were evaluated last, by moment."""
         self._own = math.nan
         """Perplexity of the model that this node received last, on its own text."""
         self._trainer: WorldTrainer | None = None
@@ -99,6 +99,8 @@ class OrganisationScores(FederationCallback):
                 self.reported[upload.node] = found
                 context.log({f"{upload.node}/perplexity_{moment}": value for moment, value in found.items()})
         if self._evaluates():
+            senders = {upload.node for upload in uploads}
+            self.reported = {name: found for name, found in self.reported.items() if name in senders}
             self._log(context)
 
     def _log(self, context: Context) -> None:

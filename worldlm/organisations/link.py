@@ -32,7 +32,7 @@ from worldlm.organisations.wire import (
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LOOKS = 0.02
-_LONGEST_PAUSE = 30.0
+_LONGEST_PAUSE = 5.0
 """Seconds between two attempts to reach a parent that does not answer."""
 
 _SECONDS_BETWEEN_REPORTS = 60.0

@@ -74,7 +74,8 @@ class Delivery:
         settings = parent.node.settings
         # receive them even if the federation does not take part: they were sent
         keys = [self._key(name, "ready", parent.subround) for name in children if self._is_elsewhere(name)]
-        minimum = settings.min_participants if takes_part else 0
+        own = parent.node.fits and self.composer.method.participates(parent)  # it is a participant itself
+        minimum = settings.min_participants - own if takes_part else 0
         elsewhere = self.transport.receive_all(keys, settings.deadline_seconds, minimum)
         ready = {name: bool(content) for name, content in elsewhere.items()}
         ready |= {

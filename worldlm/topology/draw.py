@@ -81,7 +81,7 @@ def _texts(settings: Settings) -> dict[str, str]:
         "sampling": f"sampling {settings.sampling}",
         "dropout": f"dropout {settings.dropout:g}",
         "deadline_seconds": f"deadline {f'{settings.deadline_seconds:g} s' if settings.deadline_seconds else 'none'}",
-        "min_participants": f"at least {settings.min_participants} participants",
+        "min_participants": f"at least {settings.min_participants} participant{'s' * (settings.min_participants > 1)}",
         "max_update_norm": f"update norm up to {settings.max_update_norm or math.inf:g}",
         "outer_optimizer": _outer_optimizer(settings.outer_optimizer),
         "optimizer_state": f"optimizer state {settings.optimizer_state}",

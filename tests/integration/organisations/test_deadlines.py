@@ -19,22 +19,21 @@ from worldlm.topology import Topology, parse_topology
 Make = Callable[..., Any]
 
 
-def star(settings: str) -> Topology:
+def topology_of(text: str) -> Topology:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*deadline_seconds has no effect at 'world' in a simulation")
-        return _star(settings)
+        return parse_topology(text, "topology.yaml")
 
 
-def _star(settings: str) -> Topology:
-    return parse_topology(
+def star(settings: str) -> Topology:
+    return topology_of(
         f"""
 name: star
 settings: {{num_local_steps: 2, batch_size: 2, {settings}}}
 root:
   name: world
   children: [{{name: a, corpus: a}}, {{name: b, corpus: b}}]
-""",
-        "star.yaml",
+"""
     )
 
 
@@ -68,6 +67,21 @@ def test_a_federation_waits_for_its_min_participants(run_late: Make, differences
     assert late["b"]["state"]["num_visits"] == 2
     for name in topology.nodes:
         assert differences(late[name], in_time[name]) == [], name
+
+
+LEADER = """
+name: leader
+settings: {num_local_steps: 2, batch_size: 2, deadline_seconds: 1.0, min_participants: 2}
+root:
+  name: world
+  corpus: w
+  children: [{name: a, corpus: a}, {name: b, corpus: b}]
+"""
+
+
+def test_a_federation_with_text_is_one_of_its_participants(run_late: Make) -> None:
+    found = run_late(topology_of(LEADER), seconds=5.0, max_epochs=3)
+    assert {name: states["state"]["num_visits"] for name, states in found.items()} == {"world": 3, "a": 3, "b": 0}
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from identities import admit
-from tutorial_files import files_of_the_tutorial
+from tutorial_files import files_of
 
 from worldlm.cli import main
 from worldlm.organisations.identity import Identity
@@ -27,7 +27,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files of the tutorial and the keys of both nodes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["worldlm"])
-    for name, text in files_of_the_tutorial().items():
+    for name, text in files_of("two_organisations").items():
         Path(name).write_text(text)
     hospital, clinic = Identity(Path("hospital/identity")), Identity(Path("clinic/identity"))
     hospital.create("hospital")

@@ -113,6 +113,20 @@ def test_children_report_unless_they_are_private(
     assert again.received(topology.nodes["north"]) == told["north"]["received"]
 
 
+def test_figures_of_a_child_that_is_absent_are_dropped() -> None:
+    node = parse_topology(THREE_LEVELS, "three.yaml").root
+    scores, context = OrganisationScores(), cast(Context, SimpleNamespace(node=node, log=lambda figures: None))
+    scores._trainer = cast(Any, SimpleNamespace(fit_loop=SimpleNamespace(evaluates=True)))
+
+    def upload(name: str) -> Upload:
+        return Upload(node=name, round=0, parts={}, num_tokens=1, metrics={"received": 5.0})
+
+    scores.after_aggregate(context, [upload("c"), upload("north")])
+    assert set(scores.reported) == {"c", "north"}
+    scores.after_aggregate(context, [upload("north")])
+    assert set(scores.reported) == {"north"}
+
+
 def test_impossible_figures_are_ignored() -> None:
     node = parse_topology(THREE_LEVELS, "three.yaml").root
     scores, context = OrganisationScores(), cast(Context, SimpleNamespace(node=node, log=lambda figures: None))

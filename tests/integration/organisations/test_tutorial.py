@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 from identities import free_port
-from tutorial_files import blocks, files_of_the_tutorial
+from tutorial_files import blocks, files_of
 
+PAGE = "two_organisations"
 SMALLER = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
 
 
 def commands(port: int) -> list[list[str]]:
-    text = "\n".join(blocks("bash")).replace("7443", str(port)).replace("0.0.0.0", "127.0.0.1")
+    text = "\n".join(blocks(PAGE, "bash")).replace("7443", str(port)).replace("0.0.0.0", "127.0.0.1")
     return [shlex.split(line)[1:] for line in text.splitlines() if line]
 
 
@@ -40,7 +41,7 @@ def run(words: list[str], side: Path) -> str:
 def sides(tmp_path: Path) -> dict[str, Path]:
     """The folders of both sides, with the files that the page shows, and only the own text in each."""
     found = {name: tmp_path / f"{name}_side" for name in ("hospital", "clinic")}
-    files = files_of_the_tutorial()
+    files = files_of(PAGE)
     script = files.pop("make_two_texts.py")
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
     for name, side in found.items():

@@ -70,7 +70,7 @@ def _overview(run: SavedRun, node: str, sizes: Architecture) -> str:
     number = sum(tensor.numel() for tensor in run.world.parameters(node).values())
     tree = run.topology
     own = tree is not None and tree.nodes[node].holds_data
-    if run.world.children[node]:
+    if run.world.tree[node]:
         kind = "a federation, whose model combines its children's" + (" and its own" if own else "")
     else:
         kind = "a leaf, which trained it" if own else "a leaf"
@@ -151,8 +151,8 @@ def _perplexity(run: SavedRun, node: str) -> Iterator[str]:
         yield "No perplexity was recorded for this round."
         return
     yield "\n".join(["| the node's model | perplexity per token | bits per byte |", "|---|---:|---:|", *rows])
-    own = "its own corpus" if not run.world.children[node] else "the corpora of all data nodes at and below it"
-    if run.world.children[node] and "after_fit" in figures:
+    own = "its own corpus" if not run.world.tree[node] else "the corpora of all data nodes at and below it"
+    if run.world.tree[node] and "after_fit" in figures:
         own += " (after its own steps: its own corpus)"
     yield f"On held-out text of {own}. `worldlm evaluate` evaluates other corpora."
 

@@ -91,14 +91,14 @@ class SavedRun:
     def topology(self) -> Topology | None:
         """The topology with its settings if its file still has the same nodes, else the recorded tree, if any."""
         recorded = None if self.record is None else _recorded_topology(self.record)
-        if recorded is not None and _children(recorded) != self.world.children:
+        if recorded is not None and _children(recorded) != self.world.tree:
             recorded = None  # of a later round, before which the topology changed
         try:
             with warnings.catch_warnings(action="ignore"):  # the fit has printed them
                 tree = _topology_of(self.config["federation"])
         except (KeyError, ValueError, OSError):
             return recorded  # its file was removed
-        if _children(tree) != self.world.children:
+        if _children(tree) != self.world.tree:
             return recorded  # its file was changed
         settings = _recorded_settings(tree)
         nodes = self.record.nodes if self.record else ()

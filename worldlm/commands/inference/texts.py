@@ -93,7 +93,7 @@ def find_texts(
     own = list(dict.fromkeys(node["corpus"] for node in _nodes(run) if node["corpus"] is not None))
     names = list(dict.fromkeys(wanted or own))
     if not names:
-        raise UserError([f"{run.folder}: its nodes' corpora are not recorded: choose some with --corpus"])
+        raise UserError([f"{run.folder}: no corpus of its nodes is known: choose some with --corpus"])
     found = {name: corpora[name] if name in corpora else _files(name, corpora) for name in names}
     members = {
         name: corpus.members(corpora) if isinstance(corpus, Mixture) else [name] for name, corpus in found.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -101,6 +102,7 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     def make_cli(command_line: CommandLine, progress: Progress) -> OrganisationCLI:
         return OrganisationCLI(command_line, progress, options)
 
+    warnings.filterwarnings("ignore", message=".*deadline_seconds has no effect")  # as in a simulation
     while True:
         try:
             return run_command(options.with_changes(command_line), make_cli)
