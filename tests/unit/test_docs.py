@@ -15,6 +15,7 @@ test. It is then checked, but the slow test does not run it; the slow test runs 
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -423,7 +424,7 @@ def smaller(reading: Any, given: list[str]) -> list[str]:
     """Return what makes a command of Lightning's small: one step of a tiny model on a few kB of text."""
     arguments, _ = settings_in(given)
     corpora = reading.parser.parse_args(arguments)[given[0]].data.corpora
-    local = [word for name in corpora if name != "all" for word in (f"--data.local.{name}", "{split}.txt")]
+    local = [word for name in corpora if name != "all" for word in (f"--data.local.{name}", "{split}.jsonl")]
     sizes = {"d_model": 32, "num_heads": 2, "max_seq_len": 16, "vocab_size": 257}
     limits = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1, "accumulate_grad_batches": 1}
     pairs = {f"--model.architecture.{name}": value for name, value in sizes.items()}
@@ -460,7 +461,8 @@ class Here:
 @pytest.mark.filterwarnings("ignore")
 def test_commands_are_carried_out(page: Path, desk: Path, reading: Any) -> None:
     for split in ("train", "validation"):
-        Path(f"{split}.txt").write_text(TEXT * 60 + split)
+        document = json.dumps({"text": TEXT * 4 + split})
+        Path(f"{split}.jsonl").write_text(f"{document}\n" * 30)  # enough for each shard of a corpus
     done = 0
     for block in (one for one in blocks_of(page, "bash") if one.runs):
         for words in commands_of(block):
