@@ -1,4 +1,4 @@
-"""What `worldlm fit` has imported at its first step, so that nothing slows the start down unnoticed."""
+"""What commands import before the first step, so that nothing slows the start down unnoticed."""
 
 from __future__ import annotations
 
@@ -104,6 +104,15 @@ def test_fit_has_imported_no_more_than_it_needs_at_its_first_step(
     assert "torchmetrics is whole" in done.stdout
     imported = set(json.loads((tmp_path / "modules.json").read_text()))
     assert sorted(imported & (set(LATER) | set(AT_START))) == sorted(AT_START)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["serve", "join"])
+def test_a_node_of_its_own_imports_no_more_than_fit(command: str) -> None:
+    script = f"import sys; from worldlm.cli import main; main(['{command}', '--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(set(done.stdout.splitlines()[-1].split()) & set(LATER)) == []
 
 
 FILES = {

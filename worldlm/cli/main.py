@@ -64,6 +64,9 @@ OTHERS = {
 
 COMMANDS = (*LIGHTNING, *OTHERS)
 
+_NODE_COMMANDS = ("serve", "join")
+"""Commands that train one node, which use Lightning too."""
+
 _RESULT_IN_FILES = ("fit", "prepare", "compare", "export", "evaluate", "report", "serve", "join")
 """Commands whose result is in files. They go on when standard output cannot be written."""
 
@@ -123,6 +126,8 @@ def _run(words: list[str]) -> int:
     if command in LIGHTNING:
         return _run_lightning(words)
     if command in OTHERS:
+        if command in _NODE_COMMANDS:
+            _import_lightning()
         module, _, function = OTHERS[command].partition(":")
         return int(getattr(import_module(module), function)(rest))
     near = suggest(command, (*COMMANDS, "help", "--help", "--version"))
@@ -130,16 +135,21 @@ def _run(words: list[str]) -> int:
 
 
 def _run_lightning(words: list[str]) -> int:
-    if not sys.stderr.isatty():  # libraries read these when they are imported
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     command_line = parse_command_line(words)
-    import_module("worldlm.cli.lazy_imports").import_lightning()
+    _import_lightning()
     if command_line.repeat is not None:
         return int(import_module("worldlm.commands.repeat").repeat(command_line))
     from worldlm.cli.fit import run_command  # late: it imports torch
 
     return run_command(command_line)
+
+
+def _import_lightning() -> None:
+    """Import Lightning before anything else does, without the libraries that no command uses."""
+    if not sys.stderr.isatty():  # libraries read these when they are imported
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import_module("worldlm.cli.lazy_imports").import_lightning()
 
 
 def fail(message: str, status: int = 2) -> int:

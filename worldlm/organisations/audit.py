@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -21,17 +20,16 @@ class Audit:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def add_message(self, to: str, name: str, content: Path) -> None:
+    def add_message(self, to: str, name: str, size: int, digest: str) -> None:
         """Record a message.
 
         Args:
             to: Who receives it.
             name: ROUND.SUBROUND.KIND, with both counted from 0.
-            content: Its file.
+            size: Its size in bytes.
+            digest: Its SHA-256.
         """
-        with content.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self._add({"to": to, "message": name, "bytes": content.stat().st_size, "sha256": digest})
+        self._add({"to": to, "message": name, "bytes": size, "sha256": digest})
 
     def add_epsilon(self, round: int, epsilons: Mapping[str, float]) -> None:
         """Record the privacy loss up to the end of a round, from 0, by kind."""

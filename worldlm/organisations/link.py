@@ -196,7 +196,7 @@ class Link:
 
     def _send_all(self) -> None:
         for name in self._mailbox.undelivered():
-            answer = unpack(self._put(pieces(name, self._mailbox.path(name))))
+            answer = unpack(self._put(pieces(name, self._mailbox.path(name), self._mailbox.digest(name))))
             self._mailbox.mark_delivered(name)
             self._report_connected()
             if answer.get("is_late") is True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import threading
@@ -18,12 +19,10 @@ from worldlm.files.tensor_file import read_tensors
 from worldlm.rounds.transport import Kind, MessageKey
 
 _NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(ready|down|up|change)")
-
 _FROM_PARENT = (".down", ".change")
 
 _MAX_RECEIVED = 200
 """Messages from another node that wait at a time. A round has three for each sub-round."""
-
 
 LOST = (
     "{them} needs messages that {us} has deleted, since both had stored them: restore runs and mail of {them} from a "
@@ -80,13 +79,16 @@ class Mailbox:
     Args:
         folder: Of this mailbox.
         child: The child of the two nodes.
-        record: Called with the name and the file of each message before it can be sent.
+        record: Called with the name, the size in bytes and the SHA-256 of each message before it can be sent.
     """
 
-    def __init__(self, folder: Path, child: str, record: Callable[[str, Path], None] = lambda name, path: None) -> None:
+    def __init__(
+        self, folder: Path, child: str, record: Callable[[str, int, str], None] = lambda name, size, digest: None
+    ) -> None:
         self.folder = folder
         self.child = child
         self._record = record
+        self._digests: dict[str, str] = {}
         self._lock = threading.Lock()  # of `received`: the network stores there, and the node gives up
         self.problem = ""
         """Why no message can arrive any more, as far as the network knows."""
@@ -115,7 +117,8 @@ class Mailbox:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-            self._record(name, partial)
+            self._digests[name] = _sha256(partial)
+            self._record(name, partial.stat().st_size, self._digests[name])
         sync_folder(self.folder / "sent")
 
     def has_begun(self, round: int) -> bool:
@@ -192,10 +195,15 @@ class Mailbox:
         """Return the file of an undelivered message."""
         return self.folder / "sent" / name
 
+    def digest(self, name: str) -> str:
+        """Return the SHA-256 of an undelivered message. After a restart, it is computed again."""
+        return self._digests.get(name) or _sha256(self.path(name))
+
     def mark_delivered(self, name: str) -> None:
         """Note that the other node has stored a message. Further calls do nothing."""
         if name not in self.undelivered():
             return
+        self._digests.pop(name, None)
         path = self.folder / "sent" / name
         if _round(name) < self.num_rounds:
             path.unlink()
@@ -224,11 +232,9 @@ class Mailbox:
         """
         if name.endswith(_FROM_PARENT):
             raise ValueError(f"{self.child} sends no message {name[:50]!r}")
-        is_new = self.expects(name)
-        if is_new and name.endswith(".up"):  # otherwise a child could fill the disk with uploads of later rounds
-            answered = f"{name.removesuffix('up')}down"
-            if not self._has_sent(answered):
-                raise TooEarly(f"{self.child} sends {name} before it has received {answered}")
+        is_new, answered = self.expects(name), f"{name.removesuffix('up')}down"
+        if is_new and name.endswith(".up") and not self._has_sent(answered):  # else uploads could fill the disk
+            raise TooEarly(f"{self.child} sends {name} before it has received {answered}")
         return is_new
 
     def expects_from_parent(self, name: str) -> bool:
@@ -268,16 +274,21 @@ class Mailbox:
 
 
 def read_message(path: Path) -> Any:
-    """Read the content of a message.
+    """Read the content of a message. Its tensors map the file, so that the system can take their memory back.
 
     Raises:
         ValueError: If it is damaged, or contains anything but tensors and plain values.
     """
     try:
-        return read_tensors(path)
+        return read_tensors(path, mapped=True)
     except Exception as error:  # torch.load can raise any exception for such a file
         message = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read as a message: {message}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _name(key: MessageKey) -> str:

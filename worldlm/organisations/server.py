@@ -151,7 +151,7 @@ class Server:
             deadline = time.monotonic() + _SECONDS_TO_WAIT
             while context.is_active() and time.monotonic() < deadline:
                 if waiting := mailbox.undelivered():
-                    yield from pieces(waiting[0], mailbox.path(waiting[0]))
+                    yield from pieces(waiting[0], mailbox.path(waiting[0]), mailbox.digest(waiting[0]))
                     return
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
 

@@ -59,14 +59,10 @@ def unpack(payload: bytes) -> dict[str, Any]:
     return content
 
 
-def pieces(name: str, path: Path) -> Iterator[bytes]:
-    """Yield a file for the network: first its name, size and digest, then its content."""
-    size, digest = path.stat().st_size, hashlib.sha256()
+def pieces(name: str, path: Path, digest: str) -> Iterator[bytes]:
+    """Yield a file for the network: first its name, size and SHA-256, then its content."""
+    yield pack({"name": name, "size": path.stat().st_size, "sha256": digest})
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-        yield pack({"name": name, "size": size, "sha256": digest.hexdigest()})
-        file.seek(0)
         while piece := file.read(PIECE):
             yield piece
 

@@ -133,5 +133,7 @@ class Delivery:
         keys = [self._key(name, "up", parent.subround) for name in missing]
         others = len(parent.state.participants) - len(missing)
         received = self.transport.receive_all(keys, settings.deadline_seconds, settings.min_participants - others)
-        for content in (received[name] for name in missing if received.get(name) is not None):
-            self.composer.accept(parent, upload_from_state(self.world.store.to_storage(content)))
+        for name in missing:
+            content = received.pop(name, None)  # if nodes are on disk, only one upload at a time is in memory
+            if content is not None:
+                self.composer.accept(parent, upload_from_state(self.world.store.to_storage(content)))

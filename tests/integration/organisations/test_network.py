@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -123,10 +124,11 @@ class Scene:
             return Caller(self.server.port, trusted, None, None)
         return Caller(self.server.port, trusted, identity.key, identity.certificates()[0])
 
-    def message(self, content: Any = True) -> Path:
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """Return a message as it travels."""
         path = self.folder / "message"
-        torch.save(content, path)
-        return path
+        torch.save(True, path)
+        return pieces(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
 
     def received(self, child: str) -> list[str]:
         return sorted(path.name for path in (self.folder / "mail" / child / "received").iterdir())
@@ -148,7 +150,7 @@ def on_scene(folder: Path, act: Callable[[Scene], Any]) -> Any:
 def test_a_child_with_its_certificate(tmp_path: Path) -> None:
     def act(scene: Scene) -> Any:
         caller = scene.caller(scene.a)
-        hello, put = caller.hello(), caller.put(pieces("0.0.ready", scene.message()))
+        hello, put = caller.hello(), caller.put(scene.pieces("0.0.ready"))
         return hello, put, scene.received("a"), scene.received("b"), list(scene.server.last_seen())
 
     assert on_scene(tmp_path, act) == ("OK", "OK", ["0.0.ready"], [], ["a"])
@@ -265,7 +267,7 @@ def test_a_parent_cannot_fill_the_disk_of_a_child(tmp_path: Path) -> None:
 
 def test_messages_that_are_not_as_agreed(tmp_path: Path) -> None:
     def act(scene: Scene) -> dict[str, str]:
-        caller, good = scene.caller(scene.a), list(pieces("0.0.up", scene.message()))
+        caller, good = scene.caller(scene.a), list(scene.pieces("0.0.up"))
         for round in (0, 1):
             scene.mailboxes["a"].send(MessageKey(child="a", kind="down", round=round, subround=0), None)
         head = {"name": "1.0.up", "size": 4, "sha256": "0" * 64}
@@ -288,7 +290,7 @@ def test_messages_that_are_not_as_agreed(tmp_path: Path) -> None:
         found["no such call"] = caller.call("Execute")
         found["good"] = caller.put(iter(good))
         found["replayed"] = caller.put(iter(good))
-        found["too early"] = caller.put(pieces("2.0.up", scene.message()))
+        found["too early"] = caller.put(scene.pieces("2.0.up"))
         found["received"] = str(scene.received("a"))
         found["elsewhere"] = str([path.name for path in tmp_path.rglob("x")])
         return found

@@ -29,7 +29,7 @@ def test_every_message_is_recorded_once(tmp_path: Path) -> None:
 
 
 def test_a_message_cannot_leave_unrecorded(tmp_path: Path) -> None:
-    def fail(name: str, path: Path) -> None:
+    def fail(name: str, size: int, digest: str) -> None:
         raise OSError("no space left on device")
 
     mailbox = Mailbox(tmp_path / "mail", "a", fail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,24 @@ def test_what_is_sent_again_is_not_stored_again(tmp_path: Path) -> None:
     mailbox.mark_delivered("0.0.up")
     mailbox.send(key(), 3)
     assert mailbox.undelivered() == []
+
+
+def test_the_digest_of_a_message_is_known_after_a_restart_too(tmp_path: Path) -> None:
+    mailbox = Mailbox(tmp_path, "a")
+    mailbox.send(key(), 1)
+    digest = hashlib.sha256(mailbox.path("0.0.up").read_bytes()).hexdigest()
+    assert mailbox.digest("0.0.up") == Mailbox(tmp_path, "a").digest("0.0.up") == digest
+
+
+def test_tensors_outlive_the_file_of_their_message(tmp_path: Path) -> None:
+    mailbox, sent = Mailbox(tmp_path, "a"), {"weight": torch.arange(1e6)}
+    arrive(mailbox, "0.0.down", sent)
+    received = mailbox.received(key(kind="down"))
+    assert received is not None
+    content = read_message(received)
+    mailbox.forget(1)
+    assert mailbox.received(key(kind="down")) is None
+    assert torch.equal(content["weight"], sent["weight"])
 
 
 def test_messages_are_sent_in_the_order_of_their_rounds(tmp_path: Path) -> None:
