@@ -23,8 +23,8 @@ from worldlm.data.readers import read_records
 from worldlm.data.tokenizers import FileTokenizer, load_tokenizer
 from worldlm.data.trained_tokenizer import _open
 from worldlm.files.regular import check_regular
+from worldlm.models.architecture import Architecture
 from worldlm.models.hugging_face import check_config
-from worldlm.models.mpt import Architecture
 from worldlm.runs.folder import find_checkpoint
 from worldlm.runs.lock import at_work
 from worldlm.runs.results import read_results

@@ -70,6 +70,9 @@ class ExamplePrivacy(PrivacyLedgers):
                 f"example_privacy at {', '.join(private)} needs the gradient of each example, which is computed in the "
                 f"attribute `model` of the module, and {type(pl_module).__name__} has none: put its layers into one"
             )
+        check: Any = getattr(getattr(pl_module, "architecture", None), "why_no_example_gradients", None)
+        if private and check is not None and (reason := check()):
+            raise ValueError(f"example_privacy at {', '.join(private)} is not possible with this model: {reason}")
         if private and trainer.scaler is not None:
             raise ValueError(
                 f"precision is {trainer.precision}, so example_privacy at {', '.join(private)} would clip scaled "

@@ -1,7 +1,7 @@
 """Averaging of embedding rows, weighted by how often each participant read the token."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 
@@ -25,6 +25,10 @@ from worldlm.trainer import FederationCallback, WorldTrainer
 log = logging.getLogger(__name__)
 
 
+_DEFAULT = "transformer.wte.weight"
+"""The embedding, in a module that does not name its own."""
+
+
 class _Memory(TypedDict, total=False):
     own_fit: Tensor
     unsent: Tensor
@@ -43,37 +47,47 @@ class TokenRows(FederationCallback):
     over all rows, which is logged once.
 
     Args:
-        parameter: Name of the tensor with one row per token, or the last dot-separated components of its name.
+        parameter: Name of the tensor with one row per token, or the last dot-separated components of its name. By
+            default those that the module names: the embedding, and the head if its weights are not the embedding's.
 
     Raises:
-        ValueError: If there is not exactly one such tensor, no `Averaging` merges the part it belongs to (nor, if these
-            are the values, `AttentionAggregation`), a `RobustAveraging` does, or `TokenRows` is listed twice.
+        ValueError: If there is no such tensor, or a given name matches several; if several are not in one part; if no
+            `Averaging` merges this part (nor, if these are the values, `AttentionAggregation`), or a
+            `RobustAveraging` does; or if `TokenRows` is listed twice.
     """
 
     memory_schema = _Memory
 
-    def __init__(self, parameter: str = "transformer.wte.weight") -> None:
+    def __init__(self, parameter: str | None = None) -> None:
         self.parameter = parameter
-        self._name = ""
+        self._names: list[str] = []
         self.part: Part = "backbone"
-        """The part that the tensor belongs to."""
+        """The part that the tensors belong to."""
         self._num_rows = 0
         self._tally: Tally | None = None  # of the current fit
         self._logged: set[str] = set()
 
-    def find(self, names: Iterable[str]) -> list[str]:
-        """Return the parameter names that match; a suitable model has exactly one."""
-        return [name for name in names if f".{name}".endswith(f".{self.parameter}")]
+    def find(self, module: Any) -> list[str]:
+        """Return the names of the tensors with one row per token in a module."""
+        if self.parameter is None and hasattr(module, "embeddings"):
+            return list(module.embeddings())
+        end = f".{self.parameter or _DEFAULT}"
+        return [name for name, _ in module.named_parameters() if f".{name}".endswith(end)]
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
         module: Any = pl_module
         parts = parts_of(module)
-        names = self.find(parts)
-        if len(names) != 1:
+        names = self.find(module)
+        if not names or (self.parameter is not None and len(names) > 1):
             matching = f"{len(names)} parameters are" if names else "no parameter is"
-            raise ValueError(f"TokenRows: {matching} named {self.parameter!r}; parameters: {', '.join(parts)}")
-        self._name, self.part = names[0], parts[names[0]]
-        self._num_rows = module.get_parameter(self._name).shape[0]
+            raise ValueError(
+                f"TokenRows: {matching} named {self.parameter or _DEFAULT!r}; parameters: {', '.join(parts)}"
+            )
+        if len({parts[name] for name in names}) > 1:
+            where = ", ".join(f"{name} is in the {parts[name]}" for name in names)
+            raise ValueError(f"TokenRows: {where}: change the split, or name one of them with `parameter`")
+        self._names, self.part = names, parts[names[0]]
+        self._num_rows = module.get_parameter(names[0]).shape[0]
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         kinds: tuple[type[Averaging | AttentionAggregation], ...] = (Averaging,)
         if self.part == "values":  # attention mixes no rows of other parts
@@ -85,7 +99,7 @@ class TokenRows(FederationCallback):
             )
         if not merging:
             needed = " or ".join(f"an {kind.__name__}" for kind in kinds)
-            raise ValueError(f"TokenRows needs {needed} of the {self.part}, the part that contains {self._name}")
+            raise ValueError(f"TokenRows needs {needed} of the {self.part}, the part that contains {names[0]}")
 
     def check_method(self, callbacks: Sequence[RoundCallback], topology: Topology) -> None:
         if sum(isinstance(other, TokenRows) for other in callbacks) > 1:
@@ -101,14 +115,15 @@ class TokenRows(FederationCallback):
         Without an upload, all rows have the same share.
         """
         counts = None if upload is None else self._counts(context, upload)
-        return {self._name: row_shares(counts, self._num_rows)}
+        shares = row_shares(counts, self._num_rows)
+        return dict.fromkeys(self._names, shares)
 
     def _counts(self, context: Context, upload: Upload) -> Tensor | None:
         """Return the token counts of an upload, or None: those of the federation's own fit are in its memory."""
         if upload.node == context.node.name:
             own_fit: Tensor | None = self.memory(context.state).get("own_fit")
             return own_fit
-        return upload.row_counts.get(self._name)
+        return upload.row_counts.get(self._names[0])
 
     # ------------------------------------------------------------------ counting
 
@@ -150,10 +165,10 @@ class TokenRows(FederationCallback):
             return upload
         if counts is None:
             return upload
-        return replace(upload, row_counts={**upload.row_counts, self._name: counts.float()})
+        return replace(upload, row_counts={**upload.row_counts, self._names[0]: counts.float()})
 
     def on_missed(self, context: Context, upload: Upload) -> None:
-        if (counts := upload.row_counts.get(self._name)) is not None:
+        if (counts := upload.row_counts.get(self._names[0])) is not None:
             self._add(context, counts)
 
     def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
@@ -168,7 +183,7 @@ class TokenRows(FederationCallback):
             self._logged.add(context.node.name)
             log.info(
                 "%s is private and does not send token counts; all rows of %s get the same share of its weight",
-                context.node.name, self._name,
+                context.node.name, " and ".join(self._names),
             )  # fmt: skip
 
     # ------------------------------------------------------------------ checkpoints

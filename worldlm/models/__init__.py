@@ -1,9 +1,12 @@
 """The language model, its partition into backbone, key and value layers, and its LightningModule."""
 
+from worldlm.models.architecture import Architecture
 from worldlm.models.generation import NotFiniteError, generate
-from worldlm.models.module import Evaluation, LanguageModule, OptimizerSettings, warmup_cosine
-from worldlm.models.mpt import MPT, Architecture, alibi_slopes
+from worldlm.models.module import Evaluation, LanguageModule, architecture_of
+from worldlm.models.mpt import MPT, alibi_slopes
+from worldlm.models.optimizer import OptimizerSettings, warmup_cosine
 from worldlm.models.partition import Split, partition, parts_of
+from worldlm.models.transformer import Transformer
 
 __all__ = [
     "MPT",
@@ -13,7 +16,9 @@ __all__ = [
     "NotFiniteError",
     "OptimizerSettings",
     "Split",
+    "Transformer",
     "alibi_slopes",
+    "architecture_of",
     "generate",
     "partition",
     "parts_of",

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from worldlm.models.module import LanguageModule
-from worldlm.models.mpt import Cache
 
 
 class NotFiniteError(ValueError):
@@ -52,7 +51,7 @@ def generate(
     was_training = module.training
     module.eval()
     try:
-        cache, max_seq_len = Cache(), module.architecture.max_seq_len
+        cache, max_seq_len = module.architecture.new_cache(), module.architecture.max_seq_len
         for end in range(len(tokens), len(text)):
             fits = end <= max_seq_len  # otherwise the cached keys and values would depend on dropped tokens
             start = cache.num_tokens if fits else end - max_seq_len

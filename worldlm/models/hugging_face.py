@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worldlm.files.regular import check_regular
-from worldlm.models.mpt import Architecture
+from worldlm.models.mpt import Sizes
 from worldlm.topology.errors import native_errors
 
 CONFIG = "config.json"
@@ -39,7 +39,7 @@ _REST = {
 """Options of transformers' MPT, or of a checkpoint, for which this model has a fixed value."""
 
 
-def mpt_config(architecture: Architecture) -> dict[str, Any]:
+def mpt_config(architecture: Sizes) -> dict[str, Any]:
     """Return the content of a `config.json` with which transformers' MPT computes the same as this model.
 
     Raises:
@@ -71,12 +71,17 @@ def mpt_config(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def their_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the module's weights with transformers' names; the tied head is left out, because it is the embedding."""
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}
+def write_folder(folder: Path, architecture: Sizes, weights: Mapping[str, Tensor], eos_token_id: int | None) -> None:
+    """Write config and weights; the tied head is left out, because it is the embedding. See `Architecture`."""
+    from safetensors.torch import save_file
+
+    config = mpt_config(architecture) | ({} if eos_token_id is None else {"eos_token_id": eos_token_id})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    theirs = {name.removeprefix(_PREFIX): tensor.contiguous() for name, tensor in weights.items()}
+    save_file(theirs, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def read_folder(folder: Path, architecture: Architecture) -> dict[str, Tensor]:
+def read_folder(folder: Path, architecture: Sizes) -> dict[str, Tensor]:
     """Read the weights of a Hugging Face MPT folder, whose model must have this architecture.
 
     `max_seq_len` may differ, because with ALiBi no weight depends on it.
@@ -95,13 +100,13 @@ def read_folder(folder: Path, architecture: Architecture) -> dict[str, Tensor]:
     return {f"{_PREFIX}{name}": tensor.float() for name, tensor in weights.items()}
 
 
-def check_config(folder: Path, architecture: Architecture) -> None:
+def check_config(folder: Path, architecture: Sizes) -> None:
     """Check the `config.json` of a folder.
 
     Raises:
         ValueError: As `read_folder`.
     """
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     if config.get("model_type") != "mpt":
         raise ValueError(f"{folder}: the type of the model is {config.get('model_type')!r}, not 'mpt'")
     sizes = {"n_layers": "num_blocks", "d_model": "d_model", "n_heads": "num_heads", "vocab_size": "vocab_size"}
@@ -132,12 +137,12 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
     files = [folder / WEIGHTS]
     if not files[0].is_file() and (folder / _INDEX).is_file():
-        names = sorted(set(_read_json(folder / _INDEX)["weight_map"].values()))
+        names = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
         if outside := [name for name in names if Path(name).name != name]:
             raise ValueError(f"{folder / _INDEX}: {outside[0]!r} is not in this folder")
         files = [folder / name for name in names]
     if missing := [file for file in files if not file.is_file()]:
-        raise ValueError(f"{missing[0]} does not exist{_advice(folder)}")
+        raise ValueError(f"{missing[0]} does not exist{advice(folder)}")
     weights: dict[str, Tensor] = {}
     for file in files:
         with native_errors(f"{file} cannot be read as safetensors"):
@@ -145,7 +150,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _advice(folder: Path) -> str:
+def advice(folder: Path) -> str:
+    """Return what to do if a folder has weights, but not as safetensors; empty if it has none."""
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     if not pickles:
         return ""
@@ -155,7 +161,12 @@ def _advice(folder: Path) -> str:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: If the file does not exist, cannot be read, or holds anything else.
+    """
     try:
         content = json.loads(check_regular(path).read_text("utf-8"))
     except FileNotFoundError:

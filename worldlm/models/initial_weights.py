@@ -11,11 +11,12 @@ from pathlib import Path
 from torch import Tensor
 
 from worldlm.checkpoint.read import SavedWorld, open_world
-from worldlm.models.hugging_face import CONFIG, check_config, read_folder
-from worldlm.models.mpt import Architecture, differences
+from worldlm.models.architecture import Architecture
+from worldlm.models.hugging_face import CONFIG
+from worldlm.models.transformer import Transformer
 from worldlm.runs.folder import find_run, find_saved
 
-_KINDS = "it must be a Hugging Face MPT folder, or RUN:NODE or RUN:NODE@ROUND, such as runs/NAME/version_0:world"
+_KINDS = "it must be a Hugging Face folder, or RUN:NODE or RUN:NODE@ROUND, such as runs/NAME/version_0:world"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Origin:
     """The saved nodes of the run; None for a Hugging Face folder."""
 
 
-def find_origin(init_from: str, architecture: Architecture) -> Origin:
+def find_origin(init_from: str, architecture: Architecture | Transformer) -> Origin:
     """Find the source that `init_from` specifies, without reading weights.
 
     Args:
@@ -47,12 +48,12 @@ def find_origin(init_from: str, architecture: Architecture) -> Origin:
                 is_run = any(folder.glob("**/checkpoints/*.ckpt"))
                 problem = f"add a node of the run, as {init_from}:NODE" if is_run else f"the folder has no {CONFIG}"
                 raise ValueError(f"{problem}; {_KINDS}")
-            check_config(folder, architecture)
+            architecture.check_folder(folder)
             return Origin(folder=folder)
         return _find_node(init_from, architecture)
 
 
-def _find_node(init_from: str, architecture: Architecture) -> Origin:
+def _find_node(init_from: str, architecture: Architecture | Transformer) -> Origin:
     run, colon, rest = init_from.rpartition(":")
     node, at, round_ = rest.partition("@")
     if not colon or (at and not round_.isdigit()):
@@ -60,12 +61,14 @@ def _find_node(init_from: str, architecture: Architecture) -> Origin:
     folder = find_run(run)
     world = open_world(find_saved(folder, int(round_) if at else None))
     world.parameters(node)  # raises if the node does not exist
-    if different := differences(world.hyper_parameters.get("architecture", {}), architecture):
+    if different := architecture.differences(world.hyper_parameters):
         raise ValueError("\n".join(different))
     return Origin(folder=folder, node=node, world=world)
 
 
-def initial_weights(init_from: str, architecture: Architecture, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def initial_weights(
+    init_from: str, architecture: Architecture | Transformer, current: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Read the weights from the source that `init_from` specifies.
 
     Args:
@@ -79,7 +82,7 @@ def initial_weights(init_from: str, architecture: Architecture, current: Mapping
     origin = find_origin(init_from, architecture)
     with _titled(init_from):
         weights = (
-            read_folder(origin.folder, architecture) if origin.world is None else origin.world.parameters(origin.node)
+            architecture.read_folder(origin.folder) if origin.world is None else origin.world.parameters(origin.node)
         )
         mistakes = [f"the weights {name} are missing" for name in current if name not in weights]
         mistakes += [f"the model has no weights {name}" for name in weights if name not in current]

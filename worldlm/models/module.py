@@ -16,51 +16,15 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from worldlm.models.architecture import Architecture
 from worldlm.models.initial_weights import find_origin, initial_weights
-from worldlm.models.mpt import MPT, Architecture, Cache, differences
+from worldlm.models.optimizer import OptimizerSettings, warmup_cosine
 from worldlm.models.padded_loss import mean_of_examples
 from worldlm.models.partition import Split, partition
+from worldlm.models.transformer import Transformer
 from worldlm.topology.errors import join_names
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerSettings:
-    """The inner optimizer: AdamW with linear warmup and cosine decay.
-
-    Raises:
-        ValueError: If a value is out of range.
-    """
-
-    lr: float = 4e-4
-    """Peak learning rate, above 0."""
-
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of the two moments, each in [0, 1)."""
-
-    weight_decay: float = 0.0
-    """Decoupled weight decay of all parameters, at least 0."""
-
-    warmup_steps: int = 100
-    """Optimizer steps of linear warmup, at least 0."""
-
-    min_lr_ratio: float = 0.1
-    """Final learning rate of the cosine, as a fraction of `lr`, in [0, 1]."""
-
-    eps: float = 1e-8
-    """Added to AdamW's denominator, above 0."""
-
-    def __post_init__(self) -> None:
-        checks = {
-            "lr": (self.lr > 0, "above 0"),
-            "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)"),
-            "weight_decay": (self.weight_decay >= 0, "at least 0"),
-            "warmup_steps": (self.warmup_steps >= 0, "at least 0"),
-            "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "in [0, 1]"),
-            "eps": (self.eps > 0, "above 0"),
-        }
-        for name, (holds, allowed) in checks.items():
-            if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be {allowed}")
+_NOT_GIVEN, _NO_TRANSFORMER, _NO_SPLIT, _DEFAULT_OPTIMIZER = Architecture(), Transformer(), Split(), OptimizerSettings()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,74 +51,71 @@ class Evaluation:
         return self.nats / math.log(2) / bytes_per_token
 
 
-def warmup_cosine(step: int, warmup_steps: int, total_steps: int | None, min_lr_ratio: float) -> float:
-    """Factor on the peak learning rate.
-
-    Args:
-        step: Number of optimizer steps before this one.
-        warmup_steps: Steps of linear warmup; the last of them runs at the peak.
-        total_steps: Steps of the whole run, after which the factor is constant; with None there is no decay.
-        min_lr_ratio: Factor at `total_steps`.
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if total_steps is None:
-        return 1.0
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+def architecture_of(hyper_parameters: Mapping[str, Any]) -> Architecture | Transformer:
+    """Return the description of the model in the `hyper_parameters` of a checkpoint."""
+    if hyper_parameters.get("transformer") is not None:
+        return Transformer(**hyper_parameters["transformer"])
+    return Architecture(**hyper_parameters["architecture"])
 
 
 class LanguageModule(LightningModule):
-    """An MPT language model, its B, K, V partition and its inner optimizer.
+    """A language model, its B, K, V partition and its inner optimizer.
 
     A batch is int64 [batch, seq + 1]: all but the last token are inputs, all but the first are targets.
     Settings are stored in the checkpoint as plain dicts, so that it loads with `weights_only=True`;
     `from_hyper_parameters` restores them.
 
     Args:
-        architecture: The model's sizes.
-        split: The patterns of the key and value layers.
+        architecture: The sizes of an MPT, WorldLM's own model.
+        split: The key and value layers.
         optimizer: The inner optimizer and its schedule.
-        init_from: Initial weights when a fit begins: a folder of a Hugging Face MPT model (`config.json` and
-            safetensors), or a node of an earlier run, `RUN:NODE` or `RUN:NODE@ROUND`. A resumed run ignores it. By
-            default the weights are random.
+        init_from: Initial weights when a fit begins: a Hugging Face folder (`config.json` and safetensors), or a node
+            of an earlier run, `RUN:NODE` or `RUN:NODE@ROUND`. A resumed run ignores it. By default the weights are
+            random.
+        transformer: A model of transformers, in place of `architecture`.
 
     Raises:
-        ValueError: If the split does not match the model's parameter names (see `partition`).
+        ValueError: If not exactly one of `architecture` and `transformer` is given, or the split does not match the
+            model's parameter names (see `partition`).
     """
 
     def __init__(
         self,
-        architecture: Architecture,
-        split: Split,
-        optimizer: OptimizerSettings,
+        architecture: Architecture = _NOT_GIVEN,
+        split: Split = _NO_SPLIT,
+        optimizer: OptimizerSettings = _DEFAULT_OPTIMIZER,
         init_from: str | None = None,
+        transformer: Transformer = _NO_TRANSFORMER,
     ) -> None:
         super().__init__()
+        if architecture.is_given == transformer.is_given:
+            both = "both are given" if architecture.is_given else "none is given"
+            raise ValueError(f"the model needs either architecture or transformer, but {both}")
         self.save_hyperparameters(
             {
-                "architecture": asdict(architecture),
+                "architecture": asdict(architecture) if architecture.is_given else None,
+                "transformer": asdict(transformer) if transformer.is_given else None,
                 "split": asdict(split),
                 "optimizer": asdict(optimizer),
                 "init_from": init_from,
             }
         )
-        self.architecture = architecture
+        self.architecture: Architecture | Transformer = transformer if transformer.is_given else architecture
         self.optimizer_settings = optimizer
-        self.model = MPT(architecture)
+        self.model = self.architecture.build()
         self.init_from = init_from
         self._is_fresh = True
         self._has_warned_of_warmup = False
-        self._parts = partition([name for name, _ in self.named_parameters()], split)
+        self._parts = partition([name for name, _ in self.named_parameters()], split.resolved(self.model, "model."))
 
     @classmethod
     def from_hyper_parameters(cls, hyper_parameters: Mapping[str, Any]) -> LanguageModule:
         """Build a newly initialised module from a checkpoint's `hyper_parameters`, without `init_from`."""
-        return cls(
-            Architecture(**hyper_parameters["architecture"]),
-            Split(**hyper_parameters["split"]),
-            OptimizerSettings(**hyper_parameters["optimizer"]),
-        )
+        split, optimizer = Split(**hyper_parameters["split"]), OptimizerSettings(**hyper_parameters["optimizer"])
+        sizes = architecture_of(hyper_parameters)
+        if isinstance(sizes, Transformer):
+            return cls(split=split, optimizer=optimizer, transformer=sizes)
+        return cls(sizes, split, optimizer)
 
     def check_init_from(self) -> None:
         """Check before the fit, without reading weights, whether the module can start from `init_from`.
@@ -172,8 +133,10 @@ class LanguageModule(LightningModule):
             ValueError: If they are for another architecture, or for another partition.
         """
         saved = checkpoint["hyper_parameters"]
-        mistakes = differences(saved["architecture"], self.architecture)
-        parts = {} if mistakes else partition(list(self._parts), Split(**saved["split"]))
+        mistakes = self.architecture.differences(saved)
+        parts = {}
+        if not mistakes:
+            parts = partition(list(self._parts), Split(**saved["split"]).resolved(self.model, "model."))
         moved = {name: part for name, part in self._parts.items() if parts.get(name, part) != part}
         mistakes += [
             f"{name} is in {parts[name]} in the saved model, but in {part} in this one" for name, part in moved.items()
@@ -202,10 +165,13 @@ class LanguageModule(LightningModule):
         """Part of each of `self.named_parameters()`; the tied head appears once, as the embedding."""
         return dict(self._parts)
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits [batch, seq, vocab_size] of tokens [batch, seq]; with a cache as in `MPT`."""
-        logits: Tensor = self.model(tokens, cache)
-        return logits
+    def embeddings(self) -> list[str]:
+        """Names of the parameters with one row per token."""
+        return [f"model.{name}" for name in self.architecture.embeddings(self.model)]
+
+    def forward(self, tokens: Tensor, cache: Any = None) -> Tensor:
+        """Logits [batch, seq, vocab_size] of tokens [batch, seq]; a cache is what `architecture.new_cache` returns."""
+        return self.architecture.logits(self.model, tokens, cache)
 
     def loss(self, batch: Tensor) -> Tensor:
         """Mean cross entropy in nats per token, in float32; 0 for an empty batch, which Poisson sampling may draw.

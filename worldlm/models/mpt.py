@@ -7,9 +7,7 @@ for `expansion_ratio=4` and `alibi_bias_max=8`, the only values that the forward
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,27 +18,29 @@ _MAX_SIZES = {"num_blocks": 10_000}
 """Limits of sizes: larger models, even without weights, exhaust the memory or overflow integers."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Architecture:
+@dataclass(frozen=True, kw_only=True)  # without slots, since jsonargparse reads `vars` of a default
+class Sizes:
     """Sizes of an MPT decoder (ALiBi, no biases, LayerNorm, GELU, tied head).
 
+    All sizes without a default must be given. With none of them it describes no model: see `is_given`.
+
     Raises:
-        ValueError: If a size is below 1 or unreasonably large, or `num_heads` does not divide `d_model`.
+        ValueError: If a size is missing, below 1 or unreasonably large, or `num_heads` does not divide `d_model`.
     """
 
-    num_blocks: int
+    num_blocks: int = 0
     """Number of decoder blocks."""
 
-    d_model: int
+    d_model: int = 0
     """Width of the residual stream, a multiple of `num_heads`."""
 
-    num_heads: int
+    num_heads: int = 0
     """Number of attention heads; need not be a power of two."""
 
-    max_seq_len: int
+    max_seq_len: int = 0
     """Longest sequence of the attention bias, in tokens."""
 
-    vocab_size: int
+    vocab_size: int = 0
     """Number of rows of the embedding, which is also the head."""
 
     expansion_ratio: int = 4
@@ -50,7 +50,9 @@ class Architecture:
     """The smallest slope of a head is `2 ** -alibi_bias_max`."""
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
+        if not self.is_given:
+            return
+        for name in asdict(self):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
             if getattr(self, name) > (largest := _MAX_SIZES.get(name, _MAX_SIZE)):
@@ -58,13 +60,10 @@ class Architecture:
         if self.d_model % self.num_heads:
             raise ValueError(f"d_model is {self.d_model}: it must be a multiple of num_heads, {self.num_heads}")
 
-
-def differences(saved: Mapping[str, Any], architecture: Architecture) -> list[str]:
-    """Return the sizes in which saved settings differ from an architecture; `max_seq_len` is ignored."""
-    sizes = [(name, saved.get(name), value) for name, value in asdict(architecture).items() if name != "max_seq_len"]
-    return [
-        f"{name} is {before} in the saved model, but {now} in this one" for name, before, now in sizes if before != now
-    ]
+    @property
+    def is_given(self) -> bool:
+        """Whether it describes a model."""
+        return any((self.num_blocks, self.d_model, self.num_heads, self.max_seq_len, self.vocab_size))
 
 
 def alibi_slopes(num_heads: int, alibi_bias_max: int = 8) -> Tensor:
@@ -82,7 +81,7 @@ def alibi_slopes(num_heads: int, alibi_bias_max: int = 8) -> Tensor:
     return slopes if power == num_heads else torch.cat([slopes[1::2], slopes[::2]])[:num_heads]
 
 
-def attention_bias(architecture: Architecture) -> Tensor:
+def attention_bias(architecture: Sizes) -> Tensor:
     """Causal mask and ALiBi in one additive bias.
 
     Distances are counted from the query, so that the bias of near tokens is exact in bfloat16 too.
@@ -136,7 +135,7 @@ class Cache:
 class Attention(nn.Module):
     """Multi-head self-attention; the caller passes the biases of all heads."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Sizes) -> None:
         super().__init__()
         d_model = architecture.d_model
         self.num_heads = architecture.num_heads
@@ -158,7 +157,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers around an exact GELU."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Sizes) -> None:
         super().__init__()
         width = architecture.expansion_ratio * architecture.d_model
         self.up_proj = nn.Linear(architecture.d_model, width, bias=False)
@@ -173,7 +172,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One pre-norm decoder block."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Sizes) -> None:
         super().__init__()
         self.norm_1 = LayerNorm(architecture.d_model)
         self.attn = Attention(architecture)
@@ -192,7 +191,7 @@ class Decoder(nn.Module):
 
     bias: Tensor
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Sizes) -> None:
         super().__init__()
         self.wte = nn.Embedding(architecture.vocab_size, architecture.d_model)
         self.blocks = nn.ModuleList(Block(architecture) for _ in range(architecture.num_blocks))
@@ -230,7 +229,7 @@ class MPT(nn.Module):
         architecture: The model's sizes.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Sizes) -> None:
         super().__init__()
         self.architecture = architecture
         self.transformer = Decoder(architecture)

@@ -11,31 +11,50 @@ from dataclasses import dataclass
 from torch import nn
 
 from worldlm.federation.parameters import PARTS, Part
+from worldlm.models.blocks import patterns_of_last_blocks
 from worldlm.topology.errors import join_names, suggest
 
+_LAST_BLOCKS = 2
+"""How many blocks are keys and values, if nothing else is set."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+
+@dataclass(frozen=True, kw_only=True)  # without slots, since jsonargparse reads `vars` of a default
 class Split:
     r"""Ordered patterns over parameter names: the backbone first, then keys, then values; the rest is the backbone.
 
-    A pattern is a regular expression found anywhere in a name (`re.search`), such as `blocks\.2\.attn\.`.
+    A pattern is a regular expression found anywhere in a name (`re.search`), such as `blocks\.2\.attn\.`. In place of
+    patterns, `last_blocks` chooses whole blocks. By default, it is 2.
 
     Raises:
-        ValueError: If a part is not a list of patterns, keys or values are empty, or a pattern is not a regular
-            expression.
+        ValueError: If a part is not a list of patterns, keys or values are empty, a pattern is not a regular
+            expression, or there are both patterns and `last_blocks`.
     """
 
-    keys: tuple[str, ...]
+    keys: tuple[str, ...] = ()
     """Patterns of the key layers."""
 
-    values: tuple[str, ...]
+    values: tuple[str, ...] = ()
     """Patterns of the value layers, matched against the names that `keys` leaves."""
 
     backbone: tuple[str, ...] = ()
     """Patterns of parameters that stay in the backbone, whatever patterns of keys and values match them."""
 
+    last_blocks: int | None = None
+    """Number of last blocks, at least 1: their attention, with the norm before it, is keys; the rest of them, and the
+    norm after the last block, is values."""
+
     def __post_init__(self) -> None:
         mistakes: list[str] = []
+        if not (self.keys or self.values or self.backbone) and self.last_blocks is None:
+            return  # nothing is set
+        if self.last_blocks is not None:
+            if self.keys or self.values or self.backbone:
+                mistakes.append("split has both last_blocks and patterns: leave one of them out")
+            if self.last_blocks < 1:
+                mistakes.append(f"split.last_blocks is {self.last_blocks}: it must be at least 1")
+            if mistakes:
+                raise ValueError("\n".join(mistakes))
+            return
         for part, patterns in (("backbone", self.backbone), ("keys", self.keys), ("values", self.values)):
             if isinstance(patterns, str):
                 mistakes.append(f"split.{part} is {patterns!r}: write a list of patterns")
@@ -45,6 +64,21 @@ class Split:
                 mistakes += [text for pattern in patterns if (text := _syntax(part, pattern))]
         if mistakes:
             raise ValueError("\n".join(mistakes))
+
+    def resolved(self, model: nn.Module, prefix: str) -> Split:
+        """Return the split with patterns in place of `last_blocks`.
+
+        Args:
+            model: Has the blocks.
+            prefix: Precedes the names of the model's parameters.
+
+        Raises:
+            ValueError: If the blocks of the model, or their attention, are not found.
+        """
+        if self.keys:
+            return self
+        keys, values = patterns_of_last_blocks(model, self.last_blocks or _LAST_BLOCKS, prefix)
+        return Split(keys=tuple(keys), values=tuple(values))
 
 
 def partition(names: Sequence[str], split: Split) -> dict[str, str]:

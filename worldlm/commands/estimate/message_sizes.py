@@ -77,10 +77,10 @@ def message_sizes(module: LightningModule, callbacks: Sequence[RoundCallback]) -
 
     exchanges = [callback for callback in callbacks if isinstance(callback, ResidualExchange)]
     residual_parts: tuple[Part, ...] = ("keys", "values") if exchanges else ()
-    counted = [name for callback in callbacks if isinstance(callback, TokenRows) for name in callback.find(tensors)]
-    row_bytes = _COUNT_BYTES * sum(tensors[name].shape[0] for name in counted)
+    counted = [name for callback in callbacks if isinstance(callback, TokenRows) for name in callback.find(module)]
+    row_bytes = _COUNT_BYTES * (tensors[counted[0]].shape[0] if counted else 0)  # tied or not, the counts are the same
     attended = {part for callback in callbacks if isinstance(callback, AttentionAggregation) for part in callback.parts}
-    mixed_rows = row_bytes if any(partition[name] in attended for name in counted) else 0
+    mixed_rows = row_bytes * sum(partition[name] in attended for name in counted)
     residual_rows = mixed_rows if exchanges else 0
     return MessageSizes(
         parts={part: size_of([part], "none") for part in PARTS},

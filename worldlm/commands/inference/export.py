@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from worldlm.cli.parser import Parser
 from worldlm.commands.inference.errors import file_errors
 from worldlm.commands.inference.model_card import model_card, own_updates
@@ -21,8 +19,8 @@ from worldlm.data import Tokenizer
 from worldlm.data.tokenizers import FILE
 from worldlm.federation.parameters import is_finite
 from worldlm.files.regular import check_link
-from worldlm.models import Architecture
-from worldlm.models.hugging_face import CONFIG, WEIGHTS, mpt_config, their_names
+from worldlm.models import architecture_of
+from worldlm.models.hugging_face import CONFIG, WEIGHTS
 from worldlm.monitoring.record import weights_digest
 from worldlm.topology.errors import UserError
 
@@ -55,7 +53,7 @@ def export(arguments: Sequence[str]) -> int:
     return 0
 
 
-_FILES = {CONFIG, WEIGHTS, FILE, "tokenizer_config.json", "README.md"}
+_FILES = {CONFIG, WEIGHTS, FILE, "generation_config.json", "tokenizer_config.json", "README.md"}
 """All files of an exported folder."""
 _NO_TOKENIZER = "the run's tokenizer was not found and is not exported"
 
@@ -79,27 +77,19 @@ def export_node(run: SavedRun, node: str, target: Path, *, license_: str | None 
         ValueError: If transformers' MPT cannot compute what the model does, or the tokenizer cannot be read.
         OSError: If the folder cannot be written.
     """
-    architecture = Architecture(**run.world.hyper_parameters["architecture"])
-    config, weights = mpt_config(architecture), run.world.parameters(node)
+    architecture, weights = architecture_of(run.world.hyper_parameters), run.world.parameters(node)
     tokenizer, warnings = _tokenizer(run)
     if not is_finite(weights):
         warnings.append(f"the weights of {node} are not all finite numbers: its training diverged")
     if run.topology is not None and (warning := own_updates(run, node, run.topology)):
         warnings.append(warning.replace("**", "").replace("`", ""))
-    if tokenizer is not None:
-        config["eos_token_id"] = tokenizer.end_of_text
     target.parent.mkdir(parents=True, exist_ok=True)
     target = check_link(target).resolve()
     _remove_left_over(target)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     partial.mkdir()
     try:
-        _write_json(partial / CONFIG, config)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in their_names(weights).items()},
-            partial / WEIGHTS,
-            metadata={"format": "pt"},
-        )
+        architecture.write_folder(partial, weights, None if tokenizer is None else tokenizer.end_of_text)
         (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # safetensors makes it readable by its owner only
         if tokenizer is not None:
             write_tokenizer(partial, tokenizer, architecture.max_seq_len)

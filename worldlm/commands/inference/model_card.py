@@ -10,7 +10,7 @@ import yaml
 from worldlm import __version__
 from worldlm.commands.inference.privacy import Protection, describe, protections
 from worldlm.commands.inference.saved_run import SavedRun
-from worldlm.models import Architecture
+from worldlm.models import Architecture, Transformer, architecture_of
 from worldlm.runs.results import or_infinity
 from worldlm.runs.scores import score_text
 from worldlm.topology import Node, Topology, draw_tree
@@ -34,7 +34,7 @@ def model_card(run: SavedRun, node: str, *, license_: str | None, digest: str, w
         digest: The digest of the exported weights.
         warning: A note about parts that are missing.
     """
-    architecture = Architecture(**run.world.hyper_parameters["architecture"])
+    architecture = architecture_of(run.world.hyper_parameters)
     sections = [
         f"# {node}, of {run.title}",
         _overview(run, node, architecture),
@@ -55,18 +55,18 @@ def model_card(run: SavedRun, node: str, *, license_: str | None, digest: str, w
         _licence(license_),
         f"Written by WorldLM {__version__}.",
     ]
-    return f"---\n{_front(license_)}---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{_front(license_, architecture.model_type)}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _front(license_: str | None) -> str:
+def _front(license_: str | None, model_type: str) -> str:
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     head |= {"license": "other", "license_name": "unknown"} if license_ is None else {"license": license_}
-    head["tags"] = ["worldlm", "federated-learning", "mpt"]
+    head["tags"] = ["worldlm", "federated-learning", model_type]
     text: str = yaml.safe_dump(head, sort_keys=False)
     return text
 
 
-def _overview(run: SavedRun, node: str, sizes: Architecture) -> str:
+def _overview(run: SavedRun, node: str, sizes: Architecture | Transformer) -> str:
     number = sum(tensor.numel() for tensor in run.world.parameters(node).values())
     tree = run.topology
     own = tree is not None and tree.nodes[node].holds_data
@@ -75,9 +75,8 @@ def _overview(run: SavedRun, node: str, sizes: Architecture) -> str:
     else:
         kind = "a leaf, which trained it" if own else "a leaf"
     return (
-        f"A decoder-only language model (MPT: {sizes.num_blocks} blocks of width {sizes.d_model}, {sizes.num_heads} "
-        f"heads, {sizes.max_seq_len:,} tokens of context, a vocabulary of {sizes.vocab_size:,}; {number:,} "
-        "parameters), trained with WorldLM across a federation of federations "
+        f"A decoder-only language model ({sizes.description}; {number:,} parameters), trained with WorldLM across a "
+        "federation of federations "
         f"([arXiv 2405.14446](https://arxiv.org/abs/2405.14446)). It is the model of the node `{node}`, {kind}, "
         f"{run.when}."
     )
@@ -209,7 +208,7 @@ def _guarantees(found: Sequence[Protection]) -> str:
     return "; ".join(map(describe, found)) if found else "**nothing**"
 
 
-def _loading(sizes: Architecture) -> str:
+def _loading(sizes: Architecture | Transformer) -> str:
     return (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'

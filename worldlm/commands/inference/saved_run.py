@@ -192,7 +192,7 @@ def open_run(run: str | Path, round_: int | None = None, trusted: bool = False) 
     results, config = folder / RESULTS, folder / CONFIG
     content = read_results(results) if check_regular(results).is_file() else None
     world = open_world(find_saved(folder, round_))
-    if "architecture" not in world.hyper_parameters:
+    if not world.hyper_parameters.get("architecture") and not world.hyper_parameters.get("transformer"):
         raise UserError([f"{world.path}: its model is not one of worldlm's: it has no architecture"])
     settings = read_plain(config) if check_regular(config).is_file() else {}
     if not isinstance(settings, dict):

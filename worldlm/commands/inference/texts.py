@@ -18,6 +18,7 @@ from worldlm.data import Blocks, Corpus, MixedBlocks, Mixture, Request, SplitNam
 from worldlm.data.corpora import digest, naming
 from worldlm.data.finding import find_files
 from worldlm.data.samplers import spread
+from worldlm.models import architecture_of
 from worldlm.topology import find_file
 from worldlm.topology.errors import UserError, suggest
 from worldlm.topology.reader import parse_plain, read_text
@@ -101,7 +102,7 @@ def find_texts(
     needed = {part: found.get(part) or corpora[part] for parts in members.values() for part in parts}
     requests = [Request(_title(name), corpus, f"corpus {name!r}") for name, corpus in needed.items()]
     packed = prepare(requests, run.tokenizer, cache_dir)
-    length, texts = run.world.hyper_parameters["architecture"]["max_seq_len"], []
+    length, texts = architecture_of(run.world.hyper_parameters).max_seq_len, []
     for name, parts in members.items():
         which: SplitName = "validation" if isinstance(found[name], WholeFiles) else split
         with naming(f"corpus {name!r} ({which})"):
