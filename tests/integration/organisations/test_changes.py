@@ -55,7 +55,7 @@ root:
         - {name: b, corpus: b}
 """
 
-ROUNDS = 8
+ROUNDS = 6
 
 
 def topology_of(text: str) -> Topology:

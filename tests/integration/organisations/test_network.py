@@ -257,7 +257,7 @@ def test_a_parent_cannot_fill_the_disk_of_a_child(tmp_path: Path) -> None:
         for ready in (False, True):
             if ready:
                 mailbox.send(MessageKey(child="a", kind="ready", round=1, subround=0), True)
-            time.sleep(2.0)
+            time.sleep(1.0)
             stored.append(sorted(mailbox.stored().received))
         link.stop()
         return stored

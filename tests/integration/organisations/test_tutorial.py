@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import mkstemp
 
 import pytest
+from command_processes import start
 from identities import free_port
 from tutorial_files import blocks, files_of
 
@@ -23,18 +24,23 @@ def commands(port: int) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in text.splitlines() if line]
 
 
-def start(words: list[str], side: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "worldlm", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=side, env=environment, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+class Command:
+    """A command that runs in a process of its own."""
+
+    def __init__(self, words: list[str], side: Path) -> None:
+        self._log = Path(mkstemp(dir=side.parent, suffix=".log")[1])
+        self.process = start(words, side, self._log)
+
+    def end(self, expected: int = 0) -> str:
+        """Wait for the command, and return its output."""
+        self.process.join(120)
+        output = self._log.read_text()
+        assert self.process.exitcode == expected, output
+        return output
 
 
 def run(words: list[str], side: Path) -> str:
-    process = start(words, side)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    return output
+    return Command(words, side).end()
 
 
 @pytest.fixture
@@ -63,18 +69,15 @@ def test_the_tutorial_works(sides: dict[str, Path]) -> None:
     shutil.copy(hospital / "hospital" / "clinic.pem", clinic)
     run(accept, clinic)
 
-    server = start([*serve, *SMALLER], hospital)
+    server = Command([*serve, *SMALLER], hospital)
     try:
-        changed = start([*join, *SMALLER, "--trainer.max_epochs", "6"], clinic)
-        output, _ = changed.communicate(timeout=120)
-        assert changed.returncode == 2
+        output = Command([*join, *SMALLER, "--trainer.max_epochs", "6"], clinic).end(expected=2)
         assert "worldlm: hospital and clinic differ in the number of rounds: 5 and 6" in output
         assert "Traceback" not in output
         output = run([*join, *SMALLER], clinic)
-        served, _ = server.communicate(timeout=60)
+        served = server.end()
     finally:
-        server.kill()
-    assert server.returncode == 0, served
+        server.process.kill()
     for text in (output, served):
         assert "round 5/5" in text
         assert "done. results: " in text.splitlines()[-1]
