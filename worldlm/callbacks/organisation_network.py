@@ -64,6 +64,7 @@ class OrganisationNetwork(Callback):
         self._link: Link | None = None
         self._initial_weights = ""
         self._ended = threading.Event()
+        self._watcher: threading.Thread | None = None
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
         node = trainer.run_settings.main_node
@@ -80,7 +81,8 @@ class OrganisationNetwork(Callback):
         organisation.catch_up(round)
         agreement, largest = self._agreement(trainer, pl_module), _max_bytes(trainer)
         self._ended.clear()
-        threading.Thread(target=self._watch, args=(trainer,), daemon=True, name="status").start()
+        self._watcher = threading.Thread(target=self._watch, args=(trainer,), daemon=True, name="status")
+        self._watcher.start()
         change = transport.change_before(round)  # it arrived, and the program ended before it was made
         if at_end:
             self._serve(node, trainer, agreement, largest)
@@ -170,8 +172,12 @@ class OrganisationNetwork(Callback):
         while not self._ended.is_set():
             if proposals is not None:
                 proposals.assess()
-            self._status(trainer).write(self._identity.folder.parent / STATUS)
+            self._write_status(trainer)
             self._ended.wait(_SECONDS_BETWEEN_STATUSES)
+
+    def _write_status(self, trainer: WorldTrainer) -> None:
+        with suppress(OSError):  # the disk may be full; what needs the disk more reports it
+            self._status(trainer).write(self._identity.folder.parent / STATUS)
 
     def _status(self, trainer: WorldTrainer) -> Status:
         organisation, transport = _organisation(trainer), _transport(trainer)
@@ -222,13 +228,17 @@ class OrganisationNetwork(Callback):
         return waiting == [own] and self._link is not None and self._link.seconds_since_answer() > _SECONDS_AT_END
 
     def teardown(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
-        self._stop()
+        self._stop(trainer)
 
     def on_exception(self, trainer: Any, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop()
+        self._stop(trainer)
 
-    def _stop(self) -> None:
+    def _stop(self, trainer: WorldTrainer) -> None:
         self._ended.set()
+        if self._watcher is not None:
+            self._watcher.join()
+            self._watcher = None
+            self._write_status(trainer)  # as it is at the end
         if self._link is not None:
             self._link.stop()
         if self._server is not None:

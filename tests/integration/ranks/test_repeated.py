@@ -135,12 +135,19 @@ def test_other_settings_are_told_and_the_first_figure_that_differs(capsys: pytes
     given = ["--model.optimizer.lr", "1e-3", "--trainer.limit_val_batches", "1", "--name", "slower"]
     assert main(["fit", "--repeat", "runs/tiny", *given]) == 1
     out, err = capsys.readouterr()
-    before = results()["rounds"][0]["nodes"]["world"]["after_merge"]["perplexity"]
-    now = results(Path("runs/slower/version_0"))["rounds"][0]["nodes"]["world"]["after_merge"]["perplexity"]
-    expected = (
-        f"round 1, world, after_merge, perplexity was {before} and is now {now}; the weights of 3 of 3 nodes differ"
+    told = re.fullmatch(
+        f"done. did not match {RUN}: round 1, (.*), (.*), perplexity was (.*) and is now (.*); "
+        "the weights of 3 of 3 nodes differ. results: runs/slower/version_0 .*",
+        out.splitlines()[-1],
     )
-    assert out.splitlines()[-1].startswith(f"done. did not match {RUN}: {expected}. results: runs/slower/version_0")
+    assert told is not None
+    node, moment, *values = told.groups()
+    found = [
+        record["rounds"][0]["nodes"][node][moment]["perplexity"]
+        for record in (results(), results(Path("runs/slower/version_0")))
+    ]
+    assert found[0] != found[1]
+    assert values == [str(value) for value in found]
     assert "worldlm: model.optimizer.lr was 0.006 and is now 0.001" in err.splitlines()
 
 
