@@ -26,7 +26,7 @@ from worldlm.organisations.proposal_files import Change
 from worldlm.organisations.server import Server
 from worldlm.organisations.status import STATUS, Status
 from worldlm.rounds import RoundCallback
-from worldlm.storage.host_memory import give_back_freed_memory
+from worldlm.storage.host_memory import give_back_freed_memory, share_heap_between_threads
 from worldlm.topology import Node
 from worldlm.topology.errors import join_names
 from worldlm.trainer import WorldTrainer
@@ -73,6 +73,7 @@ class OrganisationNetwork(Callback):
 
     def _connect(self, trainer: WorldTrainer, pl_module: LightningModule, at_end: bool = False) -> None:
         give_back_freed_memory()  # of the weights before the node had its own: else pieces of messages scatter over it
+        share_heap_between_threads()
         organisation, transport, round = _organisation(trainer), _transport(trainer), _num_rounds(trainer)
         node, parent = trainer.topology.nodes[organisation.node], trainer.topology.parent(organisation.node)
         if round == 0 and (joined_at := organisation.joined_at):  # and its program ended before its first checkpoint

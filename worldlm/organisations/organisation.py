@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from worldlm.organisations.audit import Audit
 from worldlm.organisations.check_message import why_invalid
 from worldlm.organisations.mailbox import Mailbox, read_message
 from worldlm.organisations.proposals import Proposals, TopologyChanged
 from worldlm.rounds.transport import MessageKey, Transport
+from worldlm.storage.host_memory import give_back_freed_memory, page_out
+from worldlm.storage.pages import tensors_in
 from worldlm.topology import Topology
 from worldlm.topology.errors import join_names, suggest
 
 _SECONDS_BETWEEN_LOOKS = 0.02
 _SECONDS_BEFORE_REPORT = 10.0
+
+_LARGE = 2**25
+"""Bytes of a message for which freed memory is given back before. For smaller ones it would cost more than it saves."""
 
 _SECONDS_FOR_LEAVING = 60.0
 """How long a federation waits until children that leave have been told so. Later they would not be let in any more."""
@@ -138,6 +145,8 @@ class MailboxTransport(Transport):
         self._stopped = stopped
         self._absent = set[str]()
         """Children whose last message was given up."""
+        self._mapped: list[weakref.ref[Tensor]] = []
+        """Tensors of the download that this node merges at the moment."""
         self.waits_for: list[str] = []
         """Neighbours whose messages the node waits for at the moment."""
 
@@ -161,6 +170,8 @@ class MailboxTransport(Transport):
             SIGTERMException: If the run is to stop.
         """
         path = self._wait_for(key)
+        if path.stat().st_size > _LARGE:
+            give_back_freed_memory()  # of the last fit, before the message needs it
         try:
             content = read_message(path)
             problem = why_invalid(key, content, self._topology)
@@ -169,7 +180,14 @@ class MailboxTransport(Transport):
         if problem:
             log.warning("round %d: rejected a message from %s: %s", key.round + 1, self._sender(key), problem)
             return None
+        if key.kind == "down":
+            self._mapped = [weakref.ref(tensor) for tensor in tensors_in(content)]
         return content
+
+    def after_merge(self) -> None:
+        """Page out the download: a private node compares its upload with it, and all others need it no more."""
+        page_out(tensor for reference in self._mapped if (tensor := reference()) is not None)
+        self._mapped = []
 
     @property
     def has_real_time(self) -> bool:

@@ -135,6 +135,7 @@ class RoundExecutor:
             state.download = None  # a listener sends nothing back
         if all(child.listens for child in node.children):
             self.method.on_merged(context)
+        self.world.transport.after_merge()
 
     def _refuse(self, context: Context) -> None:
         """Take no part in a sub-round, because the download is invalid. The parent waits for an answer."""

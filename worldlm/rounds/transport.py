@@ -64,6 +64,9 @@ class Transport:
         """
         return {key.child: self.receive(key) for key in keys}
 
+    def after_merge(self) -> None:
+        """Free memory, after a node has merged the download that it received last."""
+
     @property
     def has_real_time(self) -> bool:
         """Whether deadlines are real seconds. Otherwise they are simulated from the links of the topology."""

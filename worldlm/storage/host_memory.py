@@ -4,9 +4,13 @@ import ctypes
 import mmap
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
+from torch import Tensor
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8  # of mallopt(3)
+_MADV_PAGEOUT = 21  # of madvise(2)
 _LARGEST = 32 * 2**20
 """The largest _MMAP_THRESHOLD that glibc accepts, in bytes. Larger allocations have their own mapping."""
 _PADDING = 2**30
@@ -54,6 +58,32 @@ def keep_freed_memory() -> None:
     libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     _keeps_freed = True
     give_back_freed_memory()
+
+
+def share_heap_between_threads() -> None:
+    """Let threads that start later allocate from the heap that is there, if the C library is glibc.
+
+    By default each thread gets a heap of its own, and keeps what it has freed there. Threads that receive messages
+    would so keep tens of MB each.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(_ARENA_MAX, 1)
+
+
+def page_out(tensors: Iterable[Tensor]) -> None:
+    """Take the memory of tensors that map a file from this process; what is used again is read again. Linux only.
+
+    Args:
+        tensors: All of them map a file.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    for tensor in tensors:
+        begin, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+        before = begin % mmap.PAGESIZE
+        libc.madvise(ctypes.c_void_p(begin - before), ctypes.c_size_t(before + size), _MADV_PAGEOUT)
 
 
 def give_back_freed_memory() -> None:

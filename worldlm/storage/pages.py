@@ -129,7 +129,7 @@ class Pages:
         Content that is already on disk is not written again. All other large tensors of one call are written into one
         page, which is renamed once it is complete. Small tensors are cloned, and stay in memory.
         """
-        large = {id(tensor): tensor for tensor in _tensors(nest) if not isinstance(tensor, PagedTensor)}
+        large = {id(tensor): tensor for tensor in tensors_in(nest) if not isinstance(tensor, PagedTensor)}
         large = {
             identity: tensor.detach()
             for identity, tensor in large.items()
@@ -165,7 +165,7 @@ def fetch(nest: Any) -> Any:
     Raises:
         OSError: If a page does not hold what was written into it.
     """
-    sizes = [_aligned_size(tensor) for tensor in _tensors(nest) if isinstance(tensor, PagedTensor)]
+    sizes = [_aligned_size(tensor) for tensor in tensors_in(nest) if isinstance(tensor, PagedTensor)]
     block = np.empty(sum(sizes) + _ALIGNMENT, np.uint8)  # from numpy, which requests huge pages
     offsets = accumulate(sizes, initial=-block.ctypes.data % _ALIGNMENT)
     reads: dict[Page, list[tuple[str, Tensor]]] = defaultdict(list)
@@ -189,12 +189,13 @@ def _aligned_size(tensor: Tensor) -> int:
     return -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
 
 
-def _tensors(nest: Any) -> Iterable[Tensor]:
+def tensors_in(nest: Any) -> Iterable[Tensor]:
+    """Yield the tensors of a nest: dicts, lists and tuples."""
     if isinstance(nest, Tensor):
         yield nest
     elif type(nest) in (dict, list, tuple):
         for inner in nest.values() if type(nest) is dict else nest:
-            yield from _tensors(inner)
+            yield from tensors_in(inner)
 
 
 def map_tensors(nest: Any, function: Callable[[Tensor], Tensor]) -> Any:

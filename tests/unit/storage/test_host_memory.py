@@ -1,5 +1,6 @@
 """Host memory: what is free, and what a process keeps or returns after it frees it."""
 
+import ctypes
 import os
 import platform
 import re
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from worldlm.storage import host_memory
-from worldlm.storage.host_memory import free_memory, give_back_freed_memory, keep_freed_memory
+from worldlm.storage.host_memory import free_memory, give_back_freed_memory, keep_freed_memory, page_out
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +31,31 @@ def test_freed_memory_is_kept() -> None:
     held = resident()
     del tensors
     assert resident() > held - 2**25
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs madvise of Linux")
+def test_tensors_that_are_paged_out_keep_their_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"a": torch.arange(5000), "b": torch.arange(3)}
+    torch.save(tensors, tmp_path / "file")
+    mapped = torch.load(tmp_path / "file", mmap=True, weights_only=True)
+    calls = []
+
+    class Library:
+        def __init__(self, name: None) -> None:
+            self.library = ctypes_cdll(name)
+
+        def madvise(self, begin: ctypes.c_void_p, size: ctypes.c_size_t, advice: int) -> None:
+            assert self.library.madvise(begin, size, advice) == 0 or advice == 21, "an old kernel does not know it"
+            calls.append(range(begin.value or 0, (begin.value or 0) + size.value))
+
+    ctypes_cdll = ctypes.CDLL
+    monkeypatch.setattr(host_memory.ctypes, "CDLL", Library)
+    page_out(mapped.values())
+    for name, pages in zip(mapped, calls, strict=True):
+        assert pages.start % os.sysconf("SC_PAGE_SIZE") == 0
+        assert pages.start <= mapped[name].data_ptr()
+        assert pages.stop == mapped[name].data_ptr() + mapped[name].nbytes
+        assert torch.equal(mapped[name], tensors[name])
 
 
 def huge_page_addresses() -> list[range]:
