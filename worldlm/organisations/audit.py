@@ -15,10 +15,12 @@ class Audit:
 
     Args:
         path: The file.
+        run: Name of the run, which every line states: a node records all its runs in one file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, run: str = "") -> None:
         self.path = path
+        self._run = run
 
     def add_message(self, to: str, name: str, size: int, digest: str) -> None:
         """Record a message.
@@ -36,7 +38,8 @@ class Audit:
         self._add({"round": round, **epsilons})
 
     def _add(self, entry: Mapping[str, Any]) -> None:
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **entry}, allow_nan=True)
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        line = json.dumps({"time": time, "run": self._run, **entry}, allow_nan=True)
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "ab") as file:
             file.write(line.encode() + b"\n")

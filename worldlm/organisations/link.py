@@ -133,11 +133,11 @@ class Link:
                     problem = found[0].format(parent=self._parent)
                     raise ValueError(f"what answers at {self._address} {problem}") from error
                 self._report(f"no worldlm serve of {self._parent} answers at {self._address} yet: {_reason(error)}")
-                pause = self._wait(pause)
+                pause = self._wait(pause, stopped)
                 continue
             if lines := [str(line) for line in answer.get("differences", [])]:
                 if self._awaits_change() and time.monotonic() - began < _SECONDS_FOR_CHANGE:
-                    self._wait(pause)
+                    self._wait(pause, stopped)
                     continue
                 raise ValueError("\n".join(lines))
             joins_at = answer.get("joins_at")
@@ -189,9 +189,11 @@ class Link:
             except ValueError:  # grpc: the channel was closed
                 return
 
-    def _wait(self, pause: float) -> float:
+    def _wait(self, pause: float, stopped: Callable[[], bool] = lambda: False) -> float:
         """Wait some seconds before another attempt, and return how long to wait the next time."""
-        self._ended.wait(pause)
+        end = time.monotonic() + pause
+        while time.monotonic() < end and not stopped():
+            self._ended.wait(min(pause, 0.1))
         return min(2 * pause, _LONGEST_PAUSE)
 
     def _send_all(self) -> None:

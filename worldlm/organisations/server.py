@@ -37,6 +37,10 @@ _SECONDS_TO_WAIT = 20.0
 _SECONDS_BETWEEN_LOOKS = 0.02
 
 
+class NotAdmitted(WireError):
+    """Who calls is no child of this federation, or not any more."""
+
+
 class Server:
     """Serves the children of a federation. It is told who calls by the certificate of the connection.
 
@@ -151,6 +155,7 @@ class Server:
             deadline = time.monotonic() + _SECONDS_TO_WAIT
             while context.is_active() and time.monotonic() < deadline:
                 if waiting := mailbox.undelivered():
+                    self._caller(context)  # it may have been revoked while it waited
                     yield from pieces(waiting[0], mailbox.path(waiting[0]), mailbox.digest(waiting[0]))
                     return
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -164,14 +169,14 @@ class Server:
         """Return the child that calls, by its certificate.
 
         Raises:
-            WireError: If it is no child of this federation, or its certificate was revoked or replaced.
+            NotAdmitted: If it is no child of this federation, or its certificate was revoked or replaced.
         """
         facts: dict[str, list[bytes]] = context.auth_context()
         child = b"".join(facts.get("x509_common_name", [])).decode("utf-8", "replace")[:64]
         if child not in self._mailboxes:
-            raise WireError(f"{child!r} is no child of {self._identity.node}")
+            raise NotAdmitted(f"{child!r} is no child of {self._identity.node}")
         if not self._identity.is_admitted(child, b"".join(facts.get("x509_pem_cert", []))):
-            raise WireError(
+            raise NotAdmitted(
                 f"the certificate of {child} was revoked or replaced (organisations accept stores a new one)"
             )
         return child
@@ -196,7 +201,7 @@ class _Call:
         server = self._server
         try:
             self._child = server._caller(self._context)
-        except WireError as error:
+        except NotAdmitted as error:
             server._tell("a caller", str(error))
             self._context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         semaphore = server._calls[self._child]
@@ -209,6 +214,8 @@ class _Call:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._release is not None:
             self._release()
+        if isinstance(error, NotAdmitted):
+            self._context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         if isinstance(error, ValueError):
             self._server._tell(self._child, f"rejected what it sent: {error}")
             self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

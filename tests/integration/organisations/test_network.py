@@ -187,6 +187,27 @@ def test_callers_without_the_right_certificate(tmp_path: Path) -> None:
         assert found[case].startswith(f"PERMISSION_DENIED: the certificate of {child} was revoked or replaced"), case
 
 
+def test_a_child_that_is_revoked_while_it_waits_receives_nothing(tmp_path: Path) -> None:
+    def act(scene: Scene) -> list[str]:
+        caller, found = scene.caller(scene.a), []
+
+        def fetch() -> None:
+            found.append(Caller._status(lambda: [*caller.channel.unary_stream(f"/{SERVICE}/Get")(b"{}", timeout=5.0)]))
+
+        waiting = threading.Thread(target=fetch)
+        waiting.start()
+        while not scene.server.last_seen():
+            time.sleep(0.01)
+        scene.world.revoke("a")
+        scene.mailboxes["a"].send(MessageKey(child="a", kind="down", round=0, subround=0), {})
+        waiting.join()
+        return [*found, *scene.mailboxes["a"].undelivered()]
+
+    status, undelivered = on_scene(tmp_path, act)
+    assert status.startswith("PERMISSION_DENIED: the certificate of a was revoked or replaced"), status
+    assert undelivered == "0.0.down"
+
+
 def test_an_expired_certificate(tmp_path: Path) -> None:
     def act(scene: Scene) -> str:
         authority, key = scene.world._authority()

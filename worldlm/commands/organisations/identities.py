@@ -145,21 +145,21 @@ def _status(identity: Identity, _: str | None, __: str | None) -> None:
 
 def _sent(identity: Identity, _: str | None, __: str | None) -> None:
     path, node = identity.folder.parent / AUDIT, identity.node  # which fails where there is no such folder
-    totals: dict[str, list[int]] = {}
+    totals: dict[tuple[str, str], list[int]] = {}
     for entry in Audit(path).entries():
         if "message" in entry:
             round_, subround, kind = str(entry["message"]).split(".")
             part = f", sub-round {int(subround) + 1}" if subround != "0" else ""
             what = f"round {int(round_) + 1}{part}: {_KINDS.get(kind, kind)} to {entry['to']}, {entry['bytes']:,} bytes"
-            total = totals.setdefault(str(entry["to"]), [0, 0])
+            total = totals.setdefault((str(entry["run"]), str(entry["to"])), [0, 0])
             total[0] += 1
             total[1] += int(entry["bytes"])
         else:
             spent = ", ".join(f"{kind} {entry[kind]:.2f}" for kind in ("epsilon", "example epsilon") if kind in entry)
             what = f"round {int(entry['round']) + 1}: ends at {spent}"
-        print(f"{entry['time']} {what}")
-    for neighbour, (number, size) in totals.items():
-        print(f"{number:,} messages, {size:,} bytes to {neighbour}")
+        print(f"{entry['time']} {entry['run']}, {what}")
+    for (run, neighbour), (number, size) in totals.items():
+        print(f"{run}: {number:,} messages, {size:,} bytes to {neighbour}")
     print(f"done. all that {node} has sent, with the digest of each message: {path}")
 
 

@@ -250,7 +250,7 @@ class OrganisationCLI(RecipeCLI):
         if settings["noise_key"] is None:
             mail.mkdir(parents=True, exist_ok=True)
             settings["noise_key"] = str(mail / "noise.key")
-        audit = Audit(options.home / AUDIT)
+        audit = Audit(options.home / AUDIT, str(config.name))
 
         def parse(text: str) -> Topology:
             return reshape(parse_topology(text, "proposal", config.federation.settings), config.federation.shape)
