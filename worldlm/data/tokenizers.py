@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 
 from worldlm.data.control_tokens import END_OF_TEXT, find_end_of_text, protect_control_tokens
 from worldlm.data.corpora import digest
+from worldlm.files.hub import NAME, NoSuchFile, fetch
 from worldlm.files.regular import check_regular
-from worldlm.topology.errors import first_line, native_errors, suggest
+from worldlm.topology.errors import native_errors, suggest
 
 TokenIds: TypeAlias = Sequence[int] | NDArray[np.integer]
 """The tokens of a document, shape [num_tokens]."""
@@ -23,8 +23,6 @@ TokenIds: TypeAlias = Sequence[int] | NDArray[np.integer]
 FILE = "tokenizer.json"
 MAX_BYTES = 100_000_000
 """A file of 23 MB with a million short tokens and their merges took 6 s of CPU and 600 MB of memory to load."""
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_HUB_SECONDS = 5.0
 
 
 class Tokenizer(Protocol):
@@ -196,7 +194,7 @@ def load_tokenizer(name: str | Path, cache_dir: str | Path | None = None) -> Tok
         return FileTokenizer(path)
     text = str(name)
     is_path = isinstance(name, Path) or text.endswith(".json") or text.startswith((".", "/", "~"))
-    if not is_path and _HUB_NAME.fullmatch(text):
+    if not is_path and NAME.fullmatch(text):
         return FileTokenizer(_fetch(text, cache_dir))
     raise ValueError(f"tokenizer {text!r}: {_missing(path) if is_path or (text and path.is_dir()) else _unknown(text)}")
 
@@ -230,40 +228,11 @@ def _advice(source: str) -> str:
 
 
 def _fetch(name: str, cache_dir: str | Path | None) -> Path:
-    """Fetch a `tokenizer.json` from the Hub, or take it from the cache if the Hub does not respond.
-
-    A single request checks the connection first, because `hf_hub_download` alone would retry six times, for half a
-    minute.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    repository, _, revision = name.partition("@")
-    location: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
-    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", _HUB_SECONDS))
+    """Fetch a `tokenizer.json` from the Hub."""
     try:
-        get_hf_file_metadata(hf_hub_url(repository, FILE, revision=revision or None), timeout=seconds)
-        return Path(hf_hub_download(repository, FILE, **location))
-    except Exception as error:  # the HTTP library and its exceptions depend on the release of huggingface_hub
-        try:
-            return Path(hf_hub_download(repository, FILE, **location, local_files_only=True))
-        except (LocalEntryNotFoundError, ValueError):
-            raise ValueError(f"tokenizer {name!r}: {_hub_error(error, repository, revision)}") from error
-
-
-def _hub_error(error: Exception, repository: str, revision: str) -> str:
-    """Return in one line why a file could not be fetched from the Hub."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        return "access to the repository is restricted: request access on its page, and set HF_TOKEN"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "no file, folder or repository on the Hub has that name (if it is private, set HF_TOKEN)"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"the repository has no revision {revision!r}"
-    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return f"the repository has no {FILE} (google/mt5-*, for example, have none); {_advice(repository)}"
-    if isinstance(error, errors.HFValidationError):
-        return f"this is not a valid name on the Hub: {first_line(error)}"
-    not_fetched = f"it cannot be fetched from the Hugging Face Hub ({first_line(error)}) and is not in its cache"
-    return f"{not_fetched}; without a network, give the path of a {FILE}"
+        return fetch(name, FILE, cache_dir)
+    except NoSuchFile as error:
+        advice = f"(google/mt5-*, for example, have none); {_advice(name.partition('@')[0])}"
+        raise ValueError(f"tokenizer {name!r}: {error} {advice}") from error
+    except ValueError as error:
+        raise ValueError(f"tokenizer {name!r}: {error}") from error

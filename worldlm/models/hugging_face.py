@@ -16,7 +16,7 @@ from worldlm.topology.errors import native_errors
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
 _PREFIX = "model."
 """Prefix of the module's parameter names, which is missing in transformers."""
@@ -136,10 +136,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     files = [folder / WEIGHTS]
-    if not files[0].is_file() and (folder / _INDEX).is_file():
-        names = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
+    if not files[0].is_file() and (folder / INDEX).is_file():
+        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
         if outside := [name for name in names if Path(name).name != name]:
-            raise ValueError(f"{folder / _INDEX}: {outside[0]!r} is not in this folder")
+            raise ValueError(f"{folder / INDEX}: {outside[0]!r} is not in this folder")
         files = [folder / name for name in names]
     if missing := [file for file in files if not file.is_file()]:
         raise ValueError(f"{missing[0]} does not exist{advice(folder)}")

@@ -12,11 +12,15 @@ from torch import Tensor
 
 from worldlm.checkpoint.read import SavedWorld, open_world
 from worldlm.models.architecture import Architecture
+from worldlm.models.hub import fetch_model, is_hub_name
 from worldlm.models.hugging_face import CONFIG
 from worldlm.models.transformer import Transformer
 from worldlm.runs.folder import find_run, find_saved
 
-_KINDS = "it must be a Hugging Face folder, or RUN:NODE or RUN:NODE@ROUND, such as runs/NAME/version_0:world"
+_KINDS = (
+    "it must be a Hugging Face folder, a model of the Hub, OWNER/NAME@REVISION, or RUN:NODE or RUN:NODE@ROUND, such as "
+    "runs/NAME/version_0:world"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,8 @@ def find_origin(init_from: str, architecture: Architecture | Transformer) -> Ori
     """Find the source that `init_from` specifies, without reading weights.
 
     Args:
-        init_from: A Hugging Face folder, or `RUN:NODE`, or `RUN:NODE@ROUND` with rounds from 1.
+        init_from: A Hugging Face folder, a model of the Hub, `owner/name@revision`, or a node of a run, `RUN:NODE` or
+            `RUN:NODE@ROUND` with rounds from 1.
         architecture: The required architecture; `max_seq_len` may differ, because no weight depends on it.
 
     Raises:
@@ -43,6 +48,8 @@ def find_origin(init_from: str, architecture: Architecture | Transformer) -> Ori
     """
     with _titled(init_from):
         folder = Path(os.path.expanduser(init_from))
+        if is_hub_name(init_from) and not folder.exists():
+            folder = fetch_model(init_from, weights=True)
         if folder.is_dir():
             if not (folder / CONFIG).is_file():
                 is_run = any(folder.glob("**/checkpoints/*.ckpt"))

@@ -69,9 +69,9 @@ class LanguageModule(LightningModule):
         architecture: The sizes of an MPT, WorldLM's own model.
         split: The key and value layers.
         optimizer: The inner optimizer and its schedule.
-        init_from: Initial weights when a fit begins: a Hugging Face folder (`config.json` and safetensors), or a node
-            of an earlier run, `RUN:NODE` or `RUN:NODE@ROUND`. A resumed run ignores it. By default the weights are
-            random.
+        init_from: Initial weights when a fit begins: a Hugging Face folder (`config.json` and safetensors), a model of
+            the Hub, `owner/name@revision`, or a node of an earlier run, `RUN:NODE` or `RUN:NODE@ROUND`. A resumed run
+            ignores it. By default the weights are random.
         transformer: A model of transformers, in place of `architecture`.
 
     Raises:

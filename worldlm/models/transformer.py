@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from worldlm.files.regular import check_regular
+from worldlm.models.hub import fetch_model, is_hub_name
 from worldlm.models.hugging_face import CONFIG, advice, read_json
 from worldlm.models.transformer_config import FROM_ELSEWHERE, check_keys, complete, family_of, shaping_values
 from worldlm.topology.errors import join_names, native_errors
@@ -36,7 +37,8 @@ class Transformer:
     """
 
     config: str | dict[str, Any] | None = None
-    """A folder with a `config.json`, or its content: `model_type` and sizes. Checkpoints contain the content."""
+    """A folder with a `config.json`, a model of the Hub, `owner/name@revision`, or the content of its `config.json`:
+    `model_type` and sizes. Checkpoints contain the content."""
 
     max_seq_len: int = 0
     """Length of the sequences to train on, in tokens."""
@@ -50,8 +52,14 @@ class Transformer:
             raise ValueError(f"transformer.max_seq_len is {self.max_seq_len}: it must be at least 1")
         if isinstance(self.config, str):
             folder = Path(self.config).expanduser()
+            if is_hub_name(self.config) and not folder.exists():
+                try:
+                    folder = fetch_model(self.config, weights=False)
+                except ValueError as error:
+                    raise ValueError(f"transformer.config is {self.config}: {error}") from error
             if not (folder / CONFIG).is_file():
-                raise ValueError(f"transformer.config is {self.config}: it must be a folder with a {CONFIG}")
+                kinds = f"a folder with a {CONFIG}, or a name on the Hugging Face Hub, OWNER/NAME@REVISION"
+                raise ValueError(f"transformer.config is {self.config}: it must be {kinds}")
             object.__setattr__(self, "config", complete(read_json(folder / CONFIG)))
         else:
             check_keys(self._content)

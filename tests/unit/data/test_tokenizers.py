@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Iterator
-from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
+from fake_hub import FakeHub, fake_hub
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -354,7 +353,7 @@ def test_an_unknown_name_is_rejected_with_a_hint(
 
 
 def test_an_existing_path_takes_precedence_over_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: _Hub
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: FakeHub
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("owner/name", "other"):
@@ -364,55 +363,15 @@ def test_an_existing_path_takes_precedence_over_the_hub(
     assert hub.requests == []
 
 
-class _Hub:
-    """A server that responds like the Hub."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.files: dict[str, str] = {}
-        self.status, self.code = 404, "EntryNotFound"  # of what it does not hold
-        self.requests: list[str] = []
-
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        if path not in self.files:
-            return self.status, {"X-Error-Code": self.code}, b""
-        content = self.files[path].encode()
-        number = sha1(content).hexdigest()
-        return 200, {"X-Repo-Commit": number, "ETag": f'"{number}"'}, content
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Hub]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            fake.requests.append(f"{self.command} {self.path}")
-            status, headers, content = fake.answer(self.path)
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        do_GET = do_HEAD
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        fake = _Hub(f"http://127.0.0.1:{server.server_port}")
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        template = f"{fake.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield fake
-        server.shutdown()
-        thread.join()
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with fake_hub(monkeypatch) as served:
+        yield served
 
 
-def test_only_the_tokenizer_is_fetched_from_the_hub_and_cached(tmp_path: Path, hub: _Hub) -> None:
-    hub.files["/owner/name/resolve/main/tokenizer.json"] = _backend("</s>").to_str()
-    hub.files["/owner/name/resolve/v1.0/tokenizer.json"] = _backend("<eos>").to_str()
+def test_only_the_tokenizer_is_fetched_from_the_hub_and_cached(tmp_path: Path, hub: FakeHub) -> None:
+    hub.files["/owner/name/resolve/main/tokenizer.json"] = _backend("</s>").to_str().encode()
+    hub.files["/owner/name/resolve/v1.0/tokenizer.json"] = _backend("<eos>").to_str().encode()
     newest, tagged = (load_tokenizer(name, tmp_path) for name in ("owner/name", "owner/name@v1.0"))
     assert newest.fingerprint() != tagged.fingerprint()
     assert {line.rpartition("/")[2] for line in hub.requests} == {"tokenizer.json"}
@@ -429,11 +388,15 @@ def test_only_the_tokenizer_is_fetched_from_the_hub_and_cached(tmp_path: Path, h
         (404, "RepoNotFound", r"no file, folder or repository on the Hub has that name"),
         (404, "RevisionNotFound", r"the repository has no revision 'v2'"),
         (403, "GatedRepo", r"access to the repository is restricted: .* HF_TOKEN"),
-        (503, "", r"it cannot be fetched from the Hugging Face Hub \(.*503.*\) and is not in its cache; .*"),
+        (
+            503,
+            "",
+            r"tokenizer.json cannot be fetched from the Hugging Face Hub \(.*503.*\) and is not in its cache; .*",
+        ),
     ],
 )
 def test_an_error_of_the_hub_is_reported_in_a_line_without_retries(
-    status: int, code: str, expected: str, tmp_path: Path, hub: _Hub
+    status: int, code: str, expected: str, tmp_path: Path, hub: FakeHub
 ) -> None:
     hub.status, hub.code = status, code
     with pytest.raises(ValueError, match=f"^tokenizer 'owner/name@v2': {expected}.*$"):
@@ -441,7 +404,7 @@ def test_an_error_of_the_hub_is_reported_in_a_line_without_retries(
     assert len(hub.requests) == 1
 
 
-def test_offline_mode_sends_no_request(tmp_path: Path, hub: _Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_sends_no_request(tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"cannot be fetched .*\(.*offline mode.*\) and is not in its cache.*$"):
         load_tokenizer("owner/name", tmp_path)
@@ -454,7 +417,7 @@ def test_an_unreachable_hub_is_reported_in_a_line(tmp_path: Path, monkeypatch: p
     template = f"http://127.0.0.1:{port}/{{repo_id}}/{{revision}}/{{filename}}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits {seconds} s to try again"))
-    with pytest.raises(ValueError, match=r"^tokenizer 'owner/name': it cannot be fetched .*$"):
+    with pytest.raises(ValueError, match=r"^tokenizer 'owner/name': tokenizer.json cannot be fetched .*$"):
         load_tokenizer("owner/name", tmp_path)
     with pytest.raises(ValueError, match=r"^tokenizer 'a--b/c': this is not a valid name on the Hub: .*$"):
         load_tokenizer("a--b/c", tmp_path)
