@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from worldlm.models import LanguageModule, OptimizerSettings, Split, Transformer
+from worldlm.models import LanguageModule, Lora, OptimizerSettings, Split, Transformer
 
 _SIZES: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 _LIKE_LLAMA: dict[str, Any] = {**_SIZES, "intermediate_size": 64, "num_key_value_heads": 1}
@@ -30,12 +33,50 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_module(family: str, vocab_size: int = 32, seq_len: int = 8) -> LanguageModule:
-    """Return a newly initialised model, always with the same weights."""
+def tiny_module(
+    family: str, vocab_size: int = 32, seq_len: int = 8, *, seed: int = 0, lr: float = 1e-2, warmup_steps: int = 1
+) -> LanguageModule:
+    """Return a newly initialised model with the weights of a seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
+        return LanguageModule(
+            split=Split(last_blocks=1),
+            optimizer=OptimizerSettings(lr=lr, warmup_steps=warmup_steps),
+            transformer=Transformer(config={**CONFIGS[family], "vocab_size": vocab_size}, max_seq_len=seq_len),
+        )
+
+
+def write_base(folder: Path, name: str, seed: int = 0, **changes: Any) -> LanguageModule:
+    """Write a folder with a model whose weights, biases and norms are all random, and return the model."""
+    architecture = Transformer(config={**CONFIGS[name], **changes}, max_seq_len=8)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        module = LanguageModule(transformer=architecture)
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    folder.mkdir(parents=True, exist_ok=True)
+    architecture.write_folder(folder, dict(module.named_parameters()))
+    return module.eval()
+
+
+def adapted(folder: Path, lora: Lora, *, sizes: Path | None = None, seed: int = 0) -> LanguageModule:
+    """Return a model with adapters on the frozen model in a folder; the folder `sizes`, if given, describes it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         return LanguageModule(
             split=Split(last_blocks=1),
             optimizer=OptimizerSettings(lr=1e-2, warmup_steps=1),
-            transformer=Transformer(config={**CONFIGS[family], "vocab_size": vocab_size}, max_seq_len=seq_len),
+            transformer=Transformer(config=str(sizes or folder), max_seq_len=8),
+            lora=lora,
+            init_from=str(folder),
         )
+
+
+def open_with_peft(base: Path, adapter: Path) -> Any:
+    """Open a folder of adapters with peft, on the model in another folder. Without peft, the test is skipped."""
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of peft's calls of transformers
+        return peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from worldlm.cli import main
 from worldlm.commands.inference.saved_run import SavedRun, open_run
 from worldlm.federation.noise_key import NoiseKey
-from worldlm.monitoring.record import weights_digest
+from worldlm.federation.parameters import weights_digest
 from worldlm.storage.noise_key_file import write_key
 
 RECIPE = (

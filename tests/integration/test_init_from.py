@@ -16,9 +16,9 @@ from torch import Tensor
 
 from worldlm.callbacks import KeepTokenizer, LastCheckpoint, NodeMetrics, Record
 from worldlm.data import ByteTokenizer
+from worldlm.federation.parameters import weights_digest
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
 from worldlm.models.hugging_face import mpt_config
-from worldlm.monitoring.record import weights_digest
 from worldlm.topology import Topology
 
 Make = Callable[..., Any]
@@ -138,7 +138,10 @@ def test_another_architecture_is_rejected_with_every_difference(folder: Path, pa
 
 def test_an_invalid_origin_is_rejected(folder: Path, tmp_path: Path, pair: Topology, fit: Make) -> None:
     run = LastCheckpoint.path(fit(pair, [LastCheckpoint()], limit_val_batches=0)).parents[1]
-    assert "there is no such folder; it must be a Hugging Face folder, or RUN:NODE" in error_lines(tmp_path / "none")[0]
+    assert (
+        "there is no such folder; it must be a Hugging Face folder, a model of the Hub, OWNER"
+        in error_lines(tmp_path / "none")[0]
+    )
     assert f"add a node of the run, as {run}:NODE" in error_lines(run)[0]
     assert "has no node 'aa'; it has world, a, b" in error_lines(f"{run}:aa")[0]
     assert "'x' is not a round" in error_lines(f"{run}:a@x")[0]

@@ -21,7 +21,7 @@ from worldlm.trainer.method_checks import check_settings
 
 BASES = ("quickstart", "pile_tiny")
 FOLDER = find_file("recipes", "methods/fedavg").parent
-NONE = ("private", "lr_", "compressed_")  # overlays on top of a method
+NONE = ("private", "lr_", "compressed_", "lora_")  # overlays on top of a method, and methods of adapters
 METHODS = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith(NONE))
 PARTS = {"backbone", "keys", "values"}
 BACKBONE_ALONE = {"fedper", "fedper_tree", "fedper_fading"}

@@ -19,7 +19,8 @@ import torch
 from lightning.pytorch import Callback
 
 from worldlm.callbacks import LastCheckpoint, NodeMetrics, Record
-from worldlm.monitoring.record import weights_digest, write_json
+from worldlm.federation.parameters import weights_digest
+from worldlm.monitoring.record import write_json
 from worldlm.topology import Topology
 
 Make = Callable[..., Any]

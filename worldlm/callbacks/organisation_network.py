@@ -16,8 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from worldlm import __version__
 from worldlm.callbacks.residual_exchange import ResidualExchange
-from worldlm.federation.parameters import num_bytes
-from worldlm.monitoring.record import weights_digest
+from worldlm.federation.parameters import num_bytes, weights_digest
 from worldlm.organisations.agreement import Agreement, digest_of, plain
 from worldlm.organisations.identity import Identity
 from worldlm.organisations.link import Link
@@ -47,8 +46,8 @@ class OrganisationNetwork(Callback):
     """Connects a node with its parent and its children before the first round, and until all messages are delivered.
 
     Before the first round, child and parent compare what they have agreed on: the version of WorldLM, the topology with
-    its rules, the number of rounds, the method, the architecture, the tokenizer and the initial weights. A child that
-    has agreed to something else ends with one line for each difference.
+    its rules, the number of rounds, the method, the architecture, the tokenizer, the initial weights, and the settings
+    and the frozen model of adapters. A child that has agreed to something else ends with one line for each difference.
 
     Args:
         identity: The folder of keys and certificates.
@@ -139,6 +138,8 @@ class OrganisationNetwork(Callback):
             "the order of the callbacks": ", ".join(type(callback).__name__ for callback in method),
             **{f"the callback {type(callback).__name__}": plain(vars(callback)) for callback in method},
             "the architecture": str(getattr(module, "architecture", type(module).__name__)),
+            "the adapters": str(lora) if (lora := getattr(module, "lora", None)) and lora.is_given else "none",
+            "the weights of the frozen model (init_from)": str(getattr(module, "base_digest", None) or "none"),
             "the split of the model": digest_of(sorted(trainer.world.partition.items())),
             "the tokenizer": str(tokenizer.fingerprint()) if hasattr(tokenizer, "fingerprint") else "none",
             "the initial weights (seed_everything, and the sizes of the model)": self._initial_weights,

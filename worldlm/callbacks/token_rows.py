@@ -46,6 +46,8 @@ class TokenRows(FederationCallback):
     the text, so a node with `privacy` or `example_privacy` does not send them. Its weight is then distributed equally
     over all rows, which is logged once.
 
+    If the module names no such tensor, because its embedding is frozen, nothing is counted, and no weights change.
+
     Args:
         parameter: Name of the tensor with one row per token, or the last dot-separated components of its name. By
             default those that the module names: the embedding, and the head if its weights are not the embedding's.
@@ -78,6 +80,10 @@ class TokenRows(FederationCallback):
         module: Any = pl_module
         parts = parts_of(module)
         names = self.find(module)
+        if not names and self.parameter is None and hasattr(module, "embeddings"):
+            log.info("TokenRows has no effect: the embedding is frozen")
+            self._names, self._num_rows = [], 0
+            return
         if not names or (self.parameter is not None and len(names) > 1):
             matching = f"{len(names)} parameters are" if names else "no parameter is"
             raise ValueError(
@@ -114,6 +120,8 @@ class TokenRows(FederationCallback):
 
         Without an upload, all rows have the same share.
         """
+        if not self._names:
+            return {}
         counts = None if upload is None else self._counts(context, upload)
         shares = row_shares(counts, self._num_rows)
         return dict.fromkeys(self._names, shares)
@@ -128,7 +136,9 @@ class TokenRows(FederationCallback):
     # ------------------------------------------------------------------ counting
 
     def on_local_fit_start(self, context: Context, fit: LocalFit) -> None:
-        if context.node.settings.example_privacy is not None:
+        if not self._names:
+            self._tally = None
+        elif context.node.settings.example_privacy is not None:
             self._tally = None  # with counts, the federation's model would reveal which tokens occur
             self._log_withheld(context)
         elif self._tally is None or not fit.resumed:
@@ -160,7 +170,7 @@ class TokenRows(FederationCallback):
 
     def on_upload(self, context: Context, upload: Upload) -> Upload:
         counts, settings = self.memory(context.state).pop("unsent", None), context.node.settings
-        if settings.is_private:
+        if settings.is_private and self._names:
             self._log_withheld(context)
             return upload
         if counts is None:
@@ -168,11 +178,12 @@ class TokenRows(FederationCallback):
         return replace(upload, row_counts={**upload.row_counts, self._names[0]: counts.float()})
 
     def on_missed(self, context: Context, upload: Upload) -> None:
-        if (counts := upload.row_counts.get(self._names[0])) is not None:
-            self._add(context, counts)
+        for name in self._names[:1]:
+            if (counts := upload.row_counts.get(name)) is not None:
+                self._add(context, counts)
 
     def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
-        if context.world.topology.parent(context.node.name) is None:
+        if context.world.topology.parent(context.node.name) is None or not self._names:
             return
         for upload in uploads:
             counts = self._counts(context, upload)

@@ -160,6 +160,7 @@ class Parser(argparse.ArgumentParser):
             action="store_true",
             help="also build classes of other packages that config.yaml or a recipe names",
         )
+        self.add_argument("--base", metavar="FOLDER", help="the frozen model of adapters, if its folder was moved")
 
     def add_safe(self) -> None:
         """Add `--safe`."""

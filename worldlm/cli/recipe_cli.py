@@ -233,7 +233,7 @@ class RecipeCLI(LightningCLI):
         """Train the world. SIGTERM, SIGHUP and the first Ctrl-C stop it between two steps."""
         trainer: WorldTrainer = self.trainer  # type: ignore[assignment]
         self.progress.folder = self.folder
-        if self.checkpoint is None:
+        if self.checkpoint is None or self.model.lora.is_given:  # a resumed run reads the frozen model again
             self.model.check_init_from()
         record = next(callback for callback in trainer.callbacks if isinstance(callback, Record))  # type: ignore[attr-defined]
         record.command = self.command_line.text

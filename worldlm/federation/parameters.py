@@ -1,5 +1,6 @@
 """Named tensors, and the three parts of a model: backbone, keys and values."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
@@ -99,3 +100,13 @@ def distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float
 def num_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Return the size of the tensors in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Return a digest of named tensors, over their names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,8 +1,11 @@
 """The language model, its partition into backbone, key and value layers, and its LightningModule."""
 
+from worldlm.models.adapter_folder import merge_adapters, write_adapter
 from worldlm.models.architecture import Architecture
+from worldlm.models.evaluation import Evaluation
 from worldlm.models.generation import NotFiniteError, generate
-from worldlm.models.module import Evaluation, LanguageModule, architecture_of
+from worldlm.models.lora import Lora, lora_of
+from worldlm.models.module import LanguageModule, architecture_of
 from worldlm.models.mpt import MPT, alibi_slopes
 from worldlm.models.optimizer import OptimizerSettings, warmup_cosine
 from worldlm.models.partition import Split, partition, parts_of
@@ -13,6 +16,7 @@ __all__ = [
     "Architecture",
     "Evaluation",
     "LanguageModule",
+    "Lora",
     "NotFiniteError",
     "OptimizerSettings",
     "Split",
@@ -20,7 +24,10 @@ __all__ = [
     "alibi_slopes",
     "architecture_of",
     "generate",
+    "lora_of",
+    "merge_adapters",
     "partition",
     "parts_of",
     "warmup_cosine",
+    "write_adapter",
 ]

@@ -16,6 +16,9 @@ from worldlm.topology.errors import native_errors
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""Files of adapters, as peft names them."""
 INDEX = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
 _PREFIX = "model."

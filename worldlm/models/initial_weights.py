@@ -13,7 +13,7 @@ from torch import Tensor
 from worldlm.checkpoint.read import SavedWorld, open_world
 from worldlm.models.architecture import Architecture
 from worldlm.models.hub import fetch_model, is_hub_name
-from worldlm.models.hugging_face import CONFIG
+from worldlm.models.hugging_face import ADAPTER_CONFIG, CONFIG
 from worldlm.models.transformer import Transformer
 from worldlm.runs.folder import find_run, find_saved
 
@@ -52,12 +52,28 @@ def find_origin(init_from: str, architecture: Architecture | Transformer) -> Ori
             folder = fetch_model(init_from, weights=True)
         if folder.is_dir():
             if not (folder / CONFIG).is_file():
+                if (folder / ADAPTER_CONFIG).is_file():
+                    raise ValueError("the folder has adapters only: worldlm export --merge writes the whole model")
                 is_run = any(folder.glob("**/checkpoints/*.ckpt"))
                 problem = f"add a node of the run, as {init_from}:NODE" if is_run else f"the folder has no {CONFIG}"
                 raise ValueError(f"{problem}; {_KINDS}")
             architecture.check_folder(folder)
             return Origin(folder=folder)
         return _find_node(init_from, architecture)
+
+
+def check_base(init_from: str) -> None:
+    """Check that the frozen model of adapters is in a folder or on the Hub, so that a resumed run can read it again.
+
+    Raises:
+        ValueError: If there is no such folder, or `init_from` is a node of a run.
+    """
+    with _titled(init_from):
+        if not (Path(os.path.expanduser(init_from)).is_dir() or is_hub_name(init_from)):
+            raise ValueError(
+                "there is no such folder, but lora needs the Hugging Face folder of the model that it freezes, such as "
+                "one that worldlm export has written, or a model of the Hub, OWNER/NAME@REVISION"
+            )
 
 
 def _find_node(init_from: str, architecture: Architecture | Transformer) -> Origin:
@@ -68,6 +84,8 @@ def _find_node(init_from: str, architecture: Architecture | Transformer) -> Orig
     folder = find_run(run)
     world = open_world(find_saved(folder, int(round_) if at else None))
     world.parameters(node)  # raises if the node does not exist
+    if world.hyper_parameters.get("lora") is not None:
+        raise ValueError("the run trained adapters: worldlm export --merge writes a folder of the whole model")
     if different := architecture.differences(world.hyper_parameters):
         raise ValueError("\n".join(different))
     return Origin(folder=folder, node=node, world=world)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -16,39 +16,19 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from worldlm.federation.parameters import weights_digest
 from worldlm.models.architecture import Architecture
-from worldlm.models.initial_weights import find_origin, initial_weights
+from worldlm.models.evaluation import Evaluation
+from worldlm.models.initial_weights import check_base, find_origin, initial_weights
+from worldlm.models.lora import Lora, adapt_, lora_of, once_per_tensor
 from worldlm.models.optimizer import OptimizerSettings, warmup_cosine
 from worldlm.models.padded_loss import mean_of_examples
 from worldlm.models.partition import Split, partition
 from worldlm.models.transformer import Transformer
 from worldlm.topology.errors import join_names
 
-_NOT_GIVEN, _NO_TRANSFORMER, _NO_SPLIT, _DEFAULT_OPTIMIZER = Architecture(), Transformer(), Split(), OptimizerSettings()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """How well a model predicts a text."""
-
-    nats: float
-    """Mean negative log likelihood, in nats per token."""
-
-    num_tokens: int
-    """Number of predicted tokens."""
-
-    @property
-    def perplexity(self) -> float:
-        """Perplexity per token; infinite if it overflows a float."""
-        return math.exp(self.nats) if self.nats < 700 else math.inf
-
-    def bits_per_byte(self, bytes_per_token: float) -> float:
-        """Bits per UTF-8 byte, which is comparable between tokenizers.
-
-        Args:
-            bytes_per_token: Mean number of UTF-8 bytes of text per token.
-        """
-        return self.nats / math.log(2) / bytes_per_token
+_NOT_GIVEN, _NO_TRANSFORMER, _NO_LORA = Architecture(), Transformer(), Lora()
+_NO_SPLIT, _DEFAULT_OPTIMIZER = Split(), OptimizerSettings()
 
 
 def architecture_of(hyper_parameters: Mapping[str, Any]) -> Architecture | Transformer:
@@ -71,12 +51,15 @@ class LanguageModule(LightningModule):
         optimizer: The inner optimizer and its schedule.
         init_from: Initial weights when a fit begins: a Hugging Face folder (`config.json` and safetensors), a model of
             the Hub, `owner/name@revision`, or a node of an earlier run, `RUN:NODE` or `RUN:NODE@ROUND`. A resumed run
-            ignores it. By default the weights are random.
+            ignores it. By default the weights are random. With `lora` it is the folder, or the model of the Hub, with
+            the frozen weights, which a resumed run reads too.
         transformer: A model of transformers, in place of `architecture`.
+        lora: Adapters of the model of transformers. Its own weights are frozen.
 
     Raises:
-        ValueError: If not exactly one of `architecture` and `transformer` is given, or the split does not match the
-            model's parameter names (see `partition`).
+        ValueError: If not exactly one of `architecture` and `transformer` is given, the split does not match the
+            model's parameter names (see `partition`), or `lora` is given without `transformer` or `init_from`, or
+            matches no layer.
     """
 
     def __init__(
@@ -86,11 +69,14 @@ class LanguageModule(LightningModule):
         optimizer: OptimizerSettings = _DEFAULT_OPTIMIZER,
         init_from: str | None = None,
         transformer: Transformer = _NO_TRANSFORMER,
+        lora: Lora = _NO_LORA,
     ) -> None:
         super().__init__()
         if architecture.is_given == transformer.is_given:
             both = "both are given" if architecture.is_given else "none is given"
             raise ValueError(f"the model needs either architecture or transformer, but {both}")
+        if lora.is_given:
+            lora.check(transformer.is_given, init_from)
         self.save_hyperparameters(
             {
                 "architecture": asdict(architecture) if architecture.is_given else None,
@@ -98,42 +84,87 @@ class LanguageModule(LightningModule):
                 "split": asdict(split),
                 "optimizer": asdict(optimizer),
                 "init_from": init_from,
+                "lora": asdict(lora) if lora.is_given else None,
             }
         )
         self.architecture: Architecture | Transformer = transformer if transformer.is_given else architecture
         self.optimizer_settings = optimizer
         self.model = self.architecture.build()
         self.init_from = init_from
+        self.lora = lora
+        self.frozen = [f"model.{name}" for name in adapt_(self.model, lora)] if lora.is_given else []
+        """Names of the frozen weights of a model with adapters."""
+        self._ddp_params_and_buffers_to_ignore = self.frozen  # DDP would send all buffers before each step
         self._is_fresh = True
         self._has_warned_of_warmup = False
         self._parts = partition([name for name, _ in self.named_parameters()], split.resolved(self.model, "model."))
 
     @classmethod
     def from_hyper_parameters(cls, hyper_parameters: Mapping[str, Any]) -> LanguageModule:
-        """Build a newly initialised module from a checkpoint's `hyper_parameters`, without `init_from`."""
+        """Build a newly initialised module from a checkpoint's `hyper_parameters`; `init_from` is kept for adapters."""
         split, optimizer = Split(**hyper_parameters["split"]), OptimizerSettings(**hyper_parameters["optimizer"])
         sizes = architecture_of(hyper_parameters)
-        if isinstance(sizes, Transformer):
-            return cls(split=split, optimizer=optimizer, transformer=sizes)
-        return cls(sizes, split, optimizer)
+        if not isinstance(sizes, Transformer):
+            return cls(sizes, split, optimizer)
+        lora = lora_of(hyper_parameters)
+        base = hyper_parameters["init_from"] if lora.is_given else None
+        return cls(split=split, optimizer=optimizer, transformer=sizes, lora=lora, init_from=base)
 
     def check_init_from(self) -> None:
-        """Check before the fit, without reading weights, whether the module can start from `init_from`.
+        """Check, without reading weights, whether the module can start from `init_from`.
 
         Raises:
-            ValueError: If the source does not exist, or has another architecture.
+            ValueError: If the source does not exist, has another architecture, or is no folder and adapters need one.
         """
+        if self.lora.is_given:
+            check_base(str(self.init_from))
         if self.init_from is not None:
             find_origin(self.init_from, self.architecture)
+
+    @property
+    def base_digest(self) -> str | None:
+        """The digest of the frozen weights; None before `load_base`, and without adapters."""
+        return self.hparams.get("base_digest")
+
+    def setup(self, stage: str) -> None:
+        """Read the frozen weights, before a checkpoint is restored and before the module moves to a device."""
+        if self.lora.is_given:
+            self.load_base()
+
+    @torch.no_grad()
+    def load_base(self, expected: str | None = None) -> None:
+        """Read the frozen weights of a model with adapters from `init_from`, unless they were read before.
+
+        Args:
+            expected: The digest of the weights on which the adapters were trained; None if they are new.
+
+        Raises:
+            ValueError: As `worldlm.models.initial_weights.initial_weights`, or if the weights have another digest.
+        """
+        if self.base_digest is None:
+            self.check_init_from()
+            current = {name: self.get_buffer(name) for name in self.frozen}
+            weights = initial_weights(str(self.init_from), self.architecture, current)
+            for name, tensor in current.items():
+                tensor.copy_(weights[name])
+            self.hparams["base_digest"] = weights_digest(weights)
+        if expected not in (None, self.base_digest):
+            raise ValueError(
+                f"init_from is {self.init_from}: its weights are not those on which the adapters were trained (their "
+                f"digest is {self.base_digest}, and it was {expected})"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        return super()._apply(once_per_tensor(fn), recurse)  # type: ignore[no-untyped-call]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint's weights are for this model, and use them instead of `init_from`.
 
         Raises:
-            ValueError: If they are for another architecture, or for another partition.
+            ValueError: If they are for another architecture, partition, adapters, or frozen weights.
         """
         saved = checkpoint["hyper_parameters"]
-        mistakes = self.architecture.differences(saved)
+        mistakes = self.architecture.differences(saved) or self.lora.differences(saved)
         parts = {}
         if not mistakes:
             parts = partition(list(self._parts), Split(**saved["split"]).resolved(self.model, "model."))
@@ -143,6 +174,8 @@ class LanguageModule(LightningModule):
         ]
         if mistakes:
             raise ValueError(f"the checkpoint is of another model: {join_names(mistakes)}")
+        if self.lora.is_given:
+            self.load_base(saved.get("base_digest"))
         self._is_fresh = False
 
     def on_fit_start(self) -> None:
@@ -151,7 +184,7 @@ class LanguageModule(LightningModule):
         Raises:
             ValueError: As `worldlm.models.initial_weights.initial_weights`.
         """
-        if self._is_fresh and self.init_from is not None:
+        if self._is_fresh and self.init_from is not None and not self.lora.is_given:
             self.load_weights(initial_weights(self.init_from, self.architecture, dict(self.named_parameters())))
         self._is_fresh = False
 
@@ -166,7 +199,7 @@ class LanguageModule(LightningModule):
         return dict(self._parts)
 
     def embeddings(self) -> list[str]:
-        """Names of the parameters with one row per token."""
+        """Names of the parameters with one row per token; none if the embedding is frozen."""
         return [f"model.{name}" for name in self.architecture.embeddings(self.model)]
 
     def forward(self, tokens: Tensor, cache: Any = None) -> Tensor:

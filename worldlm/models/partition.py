@@ -26,12 +26,12 @@ class Split:
     patterns, `last_blocks` chooses whole blocks. By default, it is 2.
 
     Raises:
-        ValueError: If a part is not a list of patterns, keys or values are empty, a pattern is not a regular
+        ValueError: If a part is not a list of patterns, keys and values are both empty, a pattern is not a regular
             expression, or there are both patterns and `last_blocks`.
     """
 
     keys: tuple[str, ...] = ()
-    """Patterns of the key layers."""
+    """Patterns of the key layers. Keys or values may be empty, but not both."""
 
     values: tuple[str, ...] = ()
     """Patterns of the value layers, matched against the names that `keys` leaves."""
@@ -55,11 +55,11 @@ class Split:
             if mistakes:
                 raise ValueError("\n".join(mistakes))
             return
+        if not (self.keys or self.values):
+            mistakes.append("split.keys and split.values are empty: at least one of them needs a pattern")
         for part, patterns in (("backbone", self.backbone), ("keys", self.keys), ("values", self.values)):
             if isinstance(patterns, str):
                 mistakes.append(f"split.{part} is {patterns!r}: write a list of patterns")
-            elif not patterns and part != "backbone":
-                mistakes.append(f"split.{part} is empty: it needs at least one pattern")
             else:
                 mistakes += [text for pattern in patterns if (text := _syntax(part, pattern))]
         if mistakes:
@@ -75,7 +75,7 @@ class Split:
         Raises:
             ValueError: If the blocks of the model, or their attention, are not found.
         """
-        if self.keys:
+        if self.keys or self.values:
             return self
         keys, values = patterns_of_last_blocks(model, self.last_blocks or _LAST_BLOCKS, prefix)
         return Split(keys=tuple(keys), values=tuple(values))

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from worldlm.files.regular import check_regular
 from worldlm.models.hub import fetch_model, is_hub_name
-from worldlm.models.hugging_face import CONFIG, advice, read_json
+from worldlm.models.hugging_face import ADAPTER_CONFIG, CONFIG, advice, read_json
 from worldlm.models.transformer_config import FROM_ELSEWHERE, check_keys, complete, family_of, shaping_values
 from worldlm.topology.errors import join_names, native_errors
 
-_PREFIX = "model."
+PREFIX = "model."
 """Prefix of the module's parameter names, which is missing in transformers."""
 
 _EXAMPLE_GRADIENTS = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
@@ -198,7 +198,7 @@ class Transformer:
         from transformers import AutoModelForCausalLM
 
         self.check_folder(folder)
-        if (folder / "adapter_config.json").exists():
+        if (folder / ADAPTER_CONFIG).exists():
             raise ValueError(f"{folder} has an adapter, which would change the weights: merge it into them first")
         files = sorted(folder.glob("*.safetensors"))
         if not files:
@@ -223,7 +223,7 @@ class Transformer:
         ]
         if mistakes:
             raise ValueError("\n".join(mistakes))
-        return {f"{_PREFIX}{name}": parameter.detach() for name, parameter in model.named_parameters()}
+        return {f"{PREFIX}{name}": parameter.detach() for name, parameter in model.named_parameters()}
 
     def write_folder(self, folder: Path, weights: Mapping[str, Tensor], eos_token_id: int | None = None) -> None:
         """Write config and weights, so that transformers can open the folder.
@@ -237,7 +237,7 @@ class Transformer:
             model: Any = self.build()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(weights[f"{_PREFIX}{name}"])
+                parameter.copy_(weights[f"{PREFIX}{name}"])
         model.config.use_cache = True
         if eos_token_id is not None:
             model.config.eos_token_id = model.generation_config.eos_token_id = eos_token_id

@@ -1,6 +1,5 @@
 """The machine-readable record of a run, round by round: results.json in the run folder."""
 
-import hashlib
 import json
 import math
 import shlex
@@ -12,10 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 
-from worldlm.federation.parameters import Tensors
+from worldlm.federation.parameters import weights_digest
 from worldlm.federation.state import NodeState
 from worldlm.files.atomic_write import write_text
 from worldlm.monitoring.node_metrics import MOMENTS
@@ -206,16 +204,6 @@ class Record(FederationCallback):
 
     def on_load_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._resumed, self._seconds = True, float(checkpoint.get(_SECONDS, 0.0))
-
-
-def weights_digest(weights: Tensors) -> str:
-    """Return a digest of named tensors, over their names, dtypes, shapes and bytes, in the order of the names."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _all_digests(trainer: WorldTrainer) -> dict[str, str] | None:

@@ -126,11 +126,12 @@ def headline(trainer: WorldTrainer, module: LanguageModule) -> str:
     for name, part in parts_of(module).items():
         sizes[part] += module.get_parameter(name).numel()
     parts = ", ".join(f"{part} {size / 1e6:.2f} M" for part, size in sizes.items())
+    kind = "parameters of adapters" if module.lora.is_given else "parameters"
     listening = sum(node.listens for node in tree.data_nodes)
     return (
         f"{tree.name}: {len(tree.nodes)} nodes in {tree.depth} levels, {len(tree.data_nodes)} with data"
         f"{f', of which {listening} listen' if listening else ''}; "
-        f"{sum(sizes.values()) / 1e6:.2f} M parameters ({parts}); "
+        f"{sum(sizes.values()) / 1e6:.2f} M {kind} ({parts}); "
         f"{f'{trainer.num_ranks} processes of ' if trainer.num_ranks > 1 else ''}{threads} thread{'s' * (threads > 1)}"
     )
 

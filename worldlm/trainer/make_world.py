@@ -10,8 +10,9 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
+from worldlm.distributed.consistency import check_consistent, this_process
 from worldlm.distributed.placement import place
-from worldlm.distributed.transport import ProcessTransport
+from worldlm.distributed.transport import ProcessTransport, gather_objects
 from worldlm.federation.parameters import num_bytes
 from worldlm.models.partition import parts_of
 from worldlm.organisations.organisation import Organisation
@@ -38,8 +39,14 @@ def make_world(trainer: pl.Trainer, run: RunSettings, loaders: Mapping[str, Data
         run: The settings of the run.
         loaders: The training loaders, by data node. The nodes are distributed over the processes by the tokens that
             they train on in a round.
+
+    Raises:
+        ValueError: If processes have different frozen weights.
     """
     topology, plan, module = run.topology, run.plan, trainer.lightning_module
+    if (base := getattr(module, "base_digest", None)) is not None:
+        frozen = {"the digest of the frozen model (init_from)": str(base)}
+        check_consistent(gather_objects((this_process(trainer.global_rank), frozen)))
     visits = plan.num_visits
     costs = {name: visits[name] * num_tokens(loader, plan.num_batches(name)) for name, loader in loaders.items()}
     weights = {name: parameter.detach().cpu() for name, parameter in module.named_parameters()}

@@ -19,7 +19,7 @@ from worldlm.checkpoint.read import open_world
 from worldlm.cli import main
 from worldlm.commands.repeat.first_run import read_first_run
 from worldlm.commands.repeat.repetition import final_weights
-from worldlm.monitoring.record import weights_digest
+from worldlm.federation.parameters import weights_digest
 
 Make = Callable[..., Any]
 

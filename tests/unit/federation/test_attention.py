@@ -42,6 +42,16 @@ def node(seed: int) -> Source:
     return Source(keys=keys, values=draw(1000 + seed, VALUE_SHAPES), scale=distance(keys, REFERENCE))
 
 
+def test_without_keys_a_node_counts_as_many_times_as_it_has_nodes() -> None:
+    """As with adapters that are all outside of the attention."""
+    query, *others = (replace(node(seed), keys={}, scale=0.0) for seed in range(4))
+    others[0] = replace(others[0], num_nodes=2.0)
+    mixture = attend(query, others, {}, temperature=0.1)
+    assert mixture.weights == pytest.approx([0.5, 0.25, 0.25])
+    assert mixture.own_weight == pytest.approx(0.2)
+    assert mixture.source.keys == {}
+
+
 def average(nodes: Sequence[Source], weights: Sequence[float] | None = None) -> Source:
     shares = [1.0] * len(nodes) if weights is None else weights
     scale = sum(each.scale * each.num_nodes for each in nodes) / sum(each.num_nodes for each in nodes)

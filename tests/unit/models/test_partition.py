@@ -76,10 +76,11 @@ def test_an_empty_backbone_is_reported() -> None:
 
 
 @pytest.mark.parametrize("part", ["keys", "values"])
-def test_a_part_without_patterns_is_reported(part: str) -> None:
-    patterns = {"keys": ("attn",), "values": ("ffn",), part: ()}
-    with pytest.raises(ValueError, match=f"split.{part} is empty"):
-        Split(**patterns)
+def test_keys_or_values_may_be_empty_but_not_both(part: str) -> None:
+    parts = partition(NAMES, Split(**{part: ("ffn",)}))
+    assert set(parts.values()) == {"backbone", part}
+    with pytest.raises(ValueError, match=r"split\.keys and split\.values are empty: at least one of them needs"):
+        Split(backbone=("wte",))
 
 
 def test_invalid_regular_expressions_are_all_reported() -> None:

@@ -48,7 +48,8 @@ class EstimateCLI(RecipeCLI):
         module: LanguageModule = kwargs["model"]
         batch_size = int(kwargs["datamodule"].batch_size)
         speed, origin = self.config[self.subcommand].tokens_per_second, "given"
-        num_parameters = sum(parameter.numel() for parameter in module.parameters())
+        frozen = (module.get_buffer(name) for name in module.frozen)
+        num_parameters = sum(tensor.numel() for tensor in (*module.parameters(), *frozen))
         if speed is None and num_parameters < MAX_PARAMETERS:
             print("worldlm: measuring the speed of this machine; --tokens_per_second X skips it", file=sys.stderr)
             speed, origin = measure_speed(trainer, module, batch_size), "measured on this machine"

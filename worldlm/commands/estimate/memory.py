@@ -20,7 +20,7 @@ from worldlm.rounds import RoundCallback
 from worldlm.topology import Node, Topology
 
 _GRADIENT, _MESSAGES = "gradient", "messages and averages"
-_ACTIVE = "active inner optimizer"
+_ACTIVE, _FROZEN = "active inner optimizer", "frozen model"
 
 _MOMENTS = 2
 """Tensors of the model's size in the state of AdamW."""
@@ -77,8 +77,22 @@ def _outer_copies(optimizer: str, arguments: tuple[tuple[str, Any], ...]) -> flo
     return sum(tensor.numel() for tensor in tensors) / 1024
 
 
-def process_memory(topology: Topology, sizes: MessageSizes, callbacks: Sequence[RoundCallback]) -> dict[str, int]:
-    """Return the memory of one process that runs the whole world on a CPU, in bytes by use."""
+def frozen_size(module: nn.Module) -> int:
+    """Return the bytes of the frozen weights below a module's adapters, which exist once in a process."""
+    return num_bytes({name: module.get_buffer(name) for name in getattr(module, "frozen", ())})
+
+
+def process_memory(
+    topology: Topology, sizes: MessageSizes, callbacks: Sequence[RoundCallback], frozen: int = 0
+) -> dict[str, int]:
+    """Return the memory of one process that runs the whole world on a CPU, in bytes by use.
+
+    Args:
+        topology: The tree.
+        sizes: Sizes of the method's messages.
+        callbacks: The callbacks of the method.
+        frozen: Bytes of the frozen weights.
+    """
     total: Counter[str] = Counter()
     open_: Counter[int] = Counter()  # by level: one federation of each level is in a sub-round at a time
     for depth, node in with_depth(topology.root):
@@ -88,13 +102,14 @@ def process_memory(topology: Topology, sizes: MessageSizes, callbacks: Sequence[
     resets = any(node.fits and not node.keeps_moments for node in topology.nodes.values())
     total[_ACTIVE] = _MOMENTS * sizes.whole if resets else 0
     total["initial keys and values"] = sizes.parts["keys"] + sizes.parts["values"]
+    total[_FROZEN] = frozen
     total[_MESSAGES] = sum(open_.values()) + sizes.model
     return {name: size for name, size in total.items() if size}
 
 
 def checkpoint_size(process_bytes: Mapping[str, int]) -> int:
     """Return the bytes of a checkpoint of the whole world, given the memory of its process."""
-    return sum(size for use, size in process_bytes.items() if use not in (_GRADIENT, _ACTIVE, _MESSAGES))
+    return sum(size for use, size in process_bytes.items() if use not in (_GRADIENT, _ACTIVE, _FROZEN, _MESSAGES))
 
 
 def _subround_memory(node: Node, sizes: MessageSizes, callbacks: Sequence[RoundCallback]) -> int:
@@ -127,7 +142,7 @@ class Device:
     """Memory of a device that trains a node, alone or with others, in bytes."""
 
     owned: int
-    """Weights, gradient and moments, or the device's slices of them."""
+    """Weights, gradient and moments, or the device's slices of them; and the whole frozen weights."""
     gathered: int
     """Slices of other devices that it gathers within a step, at most."""
     num_slices: int
@@ -137,7 +152,7 @@ class Device:
 def device_memory(module: nn.Module, num_slices: int) -> Device:
     """Return the memory of a device that trains a node. It gathers two blocks at a time, and the layers in no block."""
     whole, block_sizes = _size(module), [_size(block) for block in blocks(module)]
-    owned = -(-(2 + _MOMENTS) * whole // num_slices)
+    owned = -(-(2 + _MOMENTS) * whole // num_slices) + frozen_size(module)
     gathered = 2 * max(block_sizes, default=0) + whole - sum(block_sizes)
     return Device(owned, gathered if num_slices > 1 else 0, num_slices)
 

@@ -9,6 +9,7 @@ from worldlm.commands.estimate.memory import (
     Device,
     checkpoint_size,
     device_memory,
+    frozen_size,
     machine_memory,
     process_memory,
     with_depth,
@@ -100,11 +101,12 @@ def estimate(
     fit_tokens = _fit_tokens(trainer, module.architecture.max_seq_len, batch_size)
     node_tokens = [nodes[name].fits * tokens for name, tokens in fit_tokens.items()]
     speed, epochs = tokens_per_second, trainer.max_epochs
-    process_bytes = process_memory(topology, sizes, callbacks)
+    frozen = frozen_size(module)
+    process_bytes = process_memory(topology, sizes, callbacks, frozen)
     return Estimate(
         sizes=sizes,
         nodes=nodes,
-        levels=_levels(topology, sizes, nodes, callbacks),
+        levels=_levels(topology, sizes, nodes, callbacks, frozen),
         num_rounds=epochs if epochs is not None and epochs >= 0 else None,
         tokens=sum(node_tokens),
         max_node_tokens=max(node_tokens),
@@ -129,6 +131,7 @@ def _levels(
     sizes: MessageSizes,
     nodes: dict[str, NodeTraffic],
     callbacks: Sequence[RoundCallback],
+    frozen: int,
 ) -> list[Level]:
     levels = [Level(depth=depth) for depth in range(topology.depth)]
     for depth, node in with_depth(topology.root):
@@ -140,7 +143,7 @@ def _levels(
         level.bytes_up += traffic.bytes_up
         level.residual_bytes += traffic.residuals * (sizes.residual_up + sizes.residual_down)
         sends = parent is not None and not node.listens
-        level.machine_bytes = max(level.machine_bytes, machine_memory(node, sizes, callbacks, sends=sends))
+        level.machine_bytes = max(level.machine_bytes, frozen + machine_memory(node, sizes, callbacks, sends=sends))
         if parent is not None:
             seconds = traffic.downloads * link_seconds(parent, node, sizes)
             level.link_seconds = max(level.link_seconds, seconds)

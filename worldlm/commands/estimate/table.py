@@ -84,6 +84,8 @@ def lines(topology: Topology, result: Estimate, origin: str) -> Iterator[str]:
     by_use = sorted(result.process_bytes.items(), key=lambda use: -use[1])
     uses = ", ".join(f"{use} {size(number)}" for use, number in by_use)
     yield f"memory of one process for the whole world: {size(sum(result.process_bytes.values()))} ({uses})"
+    if frozen := result.process_bytes.get("frozen model"):
+        yield f"frozen model: {size(frozen)}, once in a process; it is neither sent nor stored"
     yield f"memory of a device that trains a node: {_device_text(result.device)}"
     yield f"disk: {size(result.checkpoint_bytes)} for a checkpoint of the whole world"
     if all(node.settings.link is None for node in topology.nodes.values()):

@@ -45,7 +45,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     changes = {name: value for name in ("root", "cache_dir") if (value := getattr(options, name)) is not None}
     with file_errors():
-        run = open_run(options.run, options.round, options.trust)
+        run = open_run(options.run, options.round, options.trust, options.base)
         nodes = run.choose(options.node or run.names)
         texts = find_texts(
             run, options.corpus, split=options.split, limit=options.limit, recipes=options.recipe, changes=changes

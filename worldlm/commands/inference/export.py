@@ -1,4 +1,4 @@
-"""`worldlm export`: writes a node's model as a Hugging Face folder."""
+"""`worldlm export`: writes a node's model, or its adapters, as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from worldlm.cli.parser import Parser
 from worldlm.commands.inference.errors import file_errors
@@ -19,14 +21,13 @@ from worldlm.data import Tokenizer
 from worldlm.data.tokenizers import FILE
 from worldlm.federation.parameters import is_finite
 from worldlm.files.regular import check_link
-from worldlm.models import architecture_of
-from worldlm.models.hugging_face import CONFIG, WEIGHTS
-from worldlm.monitoring.record import weights_digest
+from worldlm.models import Transformer, architecture_of, merge_adapters, write_adapter
+from worldlm.models.hugging_face import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, WEIGHTS
 from worldlm.topology.errors import UserError
 
 
 def export(arguments: Sequence[str]) -> int:
-    """Write a node's model as a folder that transformers opens.
+    """Write a node's model as a folder that transformers opens, or its adapters as one that peft opens.
 
     Args:
         arguments: The words after `worldlm export`.
@@ -40,26 +41,35 @@ def export(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     target = Path(os.path.expanduser(options.out))
     with file_errors():
-        run = open_run(options.run, options.round, options.trust)
+        run = open_run(options.run, options.round, options.trust, options.base)
+        if options.merge and not run.lora.is_given:
+            raise UserError([f"--merge: {run.folder} trained no adapters, so the whole model is exported without it"])
         (node,) = run.choose([options.node])
         _check_target(target, force=options.force)
-        warnings = export_node(run, node, target, license_=options.license)
+        warnings = export_node(run, node, target, license_=options.license, merged=options.merge)
     for line in warnings:
         print(f"worldlm: warning: {line}", file=sys.stderr)
-    megabytes = (target / WEIGHTS).stat().st_size / 1e6
+    weights = ADAPTER_WEIGHTS if run.lora.is_given and not options.merge else WEIGHTS
+    megabytes = (target / weights).stat().st_size / 1e6
+    kind = "adapters" if weights == ADAPTER_WEIGHTS else "weights"
     tokenizer = "no tokenizer" if warnings[:1] == [_NO_TOKENIZER] else "tokenizer"
-    print(f"{node} of {run.title}: {megabytes:,.1f} MB of weights, {tokenizer}, card")
+    print(f"{node} of {run.title}: {megabytes:,.1f} MB of {kind}, {tokenizer}, card")
     print(f"done. model: {target}")
     return 0
 
 
-_FILES = {CONFIG, WEIGHTS, FILE, "generation_config.json", "tokenizer_config.json", "README.md"}
+_WEIGHTS = (WEIGHTS, ADAPTER_WEIGHTS)
+_OF_MODEL = {CONFIG, "generation_config.json", ADAPTER_CONFIG, *_WEIGHTS}
+"""The files of a model or of adapters."""
+_FILES = {*_OF_MODEL, FILE, "tokenizer_config.json", "README.md"}
 """All files of an exported folder."""
 _NO_TOKENIZER = "the run's tokenizer was not found and is not exported"
 
 
-def export_node(run: SavedRun, node: str, target: Path, *, license_: str | None = None) -> list[str]:
-    """Write config, weights, tokenizer and model card. Existing files of these names are replaced.
+def export_node(
+    run: SavedRun, node: str, target: Path, *, license_: str | None = None, merged: bool = False
+) -> list[str]:
+    """Write config, weights, tokenizer and model card. What an earlier export left in the folder is replaced.
 
     All files are written beside the folder, and moved into it when all are complete, the weights last. What an export
     left beside the folder when it was killed is removed.
@@ -69,15 +79,17 @@ def export_node(run: SavedRun, node: str, target: Path, *, license_: str | None 
         node: The node.
         target: The folder; it need not exist.
         license_: The licence to name in the card.
+        merged: Whether adapters are added to their frozen model, which is then exported; else they are exported alone.
 
     Returns:
         Warnings for whoever passes the folder on, one line each.
 
     Raises:
-        ValueError: If transformers' MPT cannot compute what the model does, or the tokenizer cannot be read.
+        ValueError: If transformers' MPT cannot compute what the model does, the tokenizer cannot be read, or the frozen
+            model of adapters is missing or has changed.
         OSError: If the folder cannot be written.
     """
-    architecture, weights = architecture_of(run.world.hyper_parameters), run.world.parameters(node)
+    weights = _merged(run, node) if merged else run.world.parameters(node)
     tokenizer, warnings = _tokenizer(run)
     if not is_finite(weights):
         warnings.append(f"the weights of {node} are not all finite numbers: its training diverged")
@@ -89,21 +101,42 @@ def export_node(run: SavedRun, node: str, target: Path, *, license_: str | None 
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     partial.mkdir()
     try:
-        architecture.write_folder(partial, weights, None if tokenizer is None else tokenizer.end_of_text)
-        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # safetensors makes it readable by its owner only
+        _write_weights(partial, run, weights, tokenizer, merged=merged)
         if tokenizer is not None:
-            write_tokenizer(partial, tokenizer, architecture.max_seq_len)
+            write_tokenizer(partial, tokenizer, architecture_of(run.world.hyper_parameters).max_seq_len)
         missing = "" if tokenizer is not None else f"**No tokenizer**: {_NO_TOKENIZER}."
-        card = model_card(run, node, license_=license_, digest=weights_digest(weights), warning=missing)
+        card = model_card(run, node, weights, license_=license_, merged=merged, warning=missing)
         (partial / "README.md").write_text(card, "utf-8")
         target.mkdir(exist_ok=True)
         # a folder in which files of two exports are mixed has no weights, so nothing opens it
-        (target / WEIGHTS).unlink(missing_ok=True)
-        for file in sorted(partial.iterdir(), key=lambda path: path.name == WEIGHTS):
+        for name in sorted(_OF_MODEL, key=lambda name: name not in _WEIGHTS):
+            (target / name).unlink(missing_ok=True)
+        for file in sorted(partial.iterdir(), key=lambda path: path.name in _WEIGHTS):
             file.replace(target / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return warnings
+
+
+def _merged(run: SavedRun, node: str) -> dict[str, Tensor]:
+    """Return the weights of the frozen model with a node's adapters added in."""
+    module = run.module()
+    assert isinstance(module.architecture, Transformer), "others have no adapters"
+    base = {name: module.get_buffer(name).cpu() for name in module.frozen}
+    return merge_adapters(module.architecture, module.lora, run.world.parameters(node), base)
+
+
+def _write_weights(
+    folder: Path, run: SavedRun, weights: Mapping[str, Tensor], tokenizer: Tokenizer | None, *, merged: bool
+) -> None:
+    architecture = architecture_of(run.world.hyper_parameters)
+    if run.lora.is_given and not merged:
+        assert isinstance(architecture, Transformer), "others have no adapters"
+        write_adapter(folder, architecture, run.lora, weights, str(run.world.hyper_parameters["init_from"]))
+    else:
+        architecture.write_folder(folder, weights, None if tokenizer is None else tokenizer.end_of_text)
+    for file in [*folder.glob("*.safetensors")]:  # safetensors makes them readable by their owner only
+        file.chmod(next(folder.glob("*.json")).stat().st_mode)
 
 
 def _tokenizer(run: SavedRun) -> tuple[Tokenizer | None, list[str]]:
@@ -160,17 +193,21 @@ def _check_target(target: Path, *, force: bool) -> None:
     if target.exists() and not target.is_dir():
         raise UserError([f"{target} is a file: --out takes a folder"])
     names = {path.name for path in target.iterdir()} if target.is_dir() else set[str]()
-    was_killed = WEIGHTS not in names and names <= _FILES
+    was_killed = names.isdisjoint(_WEIGHTS) and names <= _FILES
     if names and not was_killed and not force:
         raise UserError([f"{target} is not empty: choose another folder, or replace its files with --force"])
 
 
 def _parser() -> Parser:
-    description = "Write a node's model as a folder that transformers' AutoModelForCausalLM opens."
+    description = (
+        "Write a node's model as a folder that transformers' AutoModelForCausalLM opens, or its adapters as one that "
+        "peft opens."
+    )
     parser = Parser("worldlm export", description)
     parser.add_run()
     parser.add_argument("--node", required=True, metavar="NAME", help="a federation or a leaf")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--license", metavar="ID", help="licence to name in the card, such as mit; unknown by default")
+    parser.add_argument("--merge", action="store_true", help="add adapters to their model, and write the whole model")
     parser.add_argument("--force", action="store_true", help="replace the files of a folder that is not empty")
     return parser

@@ -34,7 +34,7 @@ def generate_texts(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     with file_errors():
-        run = open_run(options.run, options.round, options.trust)
+        run = open_run(options.run, options.round, options.trust, options.base)
         if options.node is None and len(run.names) > _MAX_NODES:
             raise UserError([f"{run.folder} has {len(run.names)} nodes: choose some with --node"])
         chosen = run.choose(options.node or run.names)

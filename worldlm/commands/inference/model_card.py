@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from worldlm import __version__
 from worldlm.commands.inference.privacy import Protection, describe, protections
 from worldlm.commands.inference.saved_run import SavedRun
+from worldlm.federation.parameters import weights_digest
 from worldlm.models import Architecture, Transformer, architecture_of
+from worldlm.models.hub import is_hub_name
 from worldlm.runs.results import or_infinity
 from worldlm.runs.scores import score_text
 from worldlm.topology import Node, Topology, draw_tree
@@ -24,50 +27,72 @@ _MOMENTS = {
 }
 
 
-def model_card(run: SavedRun, node: str, *, license_: str | None, digest: str, warning: str = "") -> str:
+def model_card(
+    run: SavedRun,
+    node: str,
+    weights: Mapping[str, Tensor],
+    *,
+    license_: str | None,
+    merged: bool = False,
+    warning: str = "",
+) -> str:
     """Write the README.md of a node's model.
 
     Args:
         run: The run, as of the round that is exported.
         node: The node.
+        weights: The exported weights, by name.
         license_: The licence's identifier on the Hugging Face Hub; None if it is unknown.
-        digest: The digest of the exported weights.
+        merged: Whether the weights contain adapters that were added to their frozen model.
         warning: A note about parts that are missing.
     """
     architecture = architecture_of(run.world.hyper_parameters)
+    is_adapter = run.lora.is_given and not merged
     sections = [
         f"# {node}, of {run.title}",
-        _overview(run, node, architecture),
+        _overview(run, node, architecture, weights, merged=merged),
         *([warning] if warning else []),
         "## The world",
         *_world(run, node),
         "## Data",
         *_data(run, node),
         "## Training",
-        _training(run, digest),
+        _training(run, weights_digest(weights)),
         "## Perplexity",
         *_perplexity(run, node),
         "## Privacy",
         *_privacy(run, node),
         "## How to load it",
-        _loading(architecture),
+        _loading(architecture, str(run.world.hyper_parameters["init_from"]) if is_adapter else ""),
         "## Licence",
         _licence(license_),
         f"Written by WorldLM {__version__}.",
     ]
-    return f"---\n{_front(license_, architecture.model_type)}---\n\n" + "\n\n".join(sections) + "\n"
+    front = _front(license_, architecture.model_type, "peft" if is_adapter else "transformers")
+    return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _front(license_: str | None, model_type: str) -> str:
-    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+def _front(license_: str | None, model_type: str, library: str) -> str:
+    head: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
     head |= {"license": "other", "license_name": "unknown"} if license_ is None else {"license": license_}
     head["tags"] = ["worldlm", "federated-learning", model_type]
     text: str = yaml.safe_dump(head, sort_keys=False)
     return text
 
 
-def _overview(run: SavedRun, node: str, sizes: Architecture | Transformer) -> str:
-    number = sum(tensor.numel() for tensor in run.world.parameters(node).values())
+def _overview(
+    run: SavedRun, node: str, sizes: Architecture | Transformer, weights: Mapping[str, Tensor], *, merged: bool
+) -> str:
+    number = f"{sum(tensor.numel() for tensor in weights.values()):,} parameters"
+    described = f"A decoder-only language model ({sizes.description}; {number}), trained"
+    if run.lora.is_given:
+        adapters, base = f"LoRA adapters of rank {run.lora.rank}", run.world.hyper_parameters["init_from"]
+        described = f"{adapters} ({number}) for `{base}`, a decoder-only language model ({sizes.description}), trained"
+        if merged:
+            described = (
+                f"A decoder-only language model ({sizes.description}; {number}): `{base}`, to which {adapters} were "
+                "added. The adapters were trained"
+            )
     tree = run.topology
     own = tree is not None and tree.nodes[node].holds_data
     if run.world.tree[node]:
@@ -75,8 +100,7 @@ def _overview(run: SavedRun, node: str, sizes: Architecture | Transformer) -> st
     else:
         kind = "a leaf, which trained it" if own else "a leaf"
     return (
-        f"A decoder-only language model ({sizes.description}; {number:,} parameters), trained with WorldLM across a "
-        "federation of federations "
+        f"{described} with WorldLM across a federation of federations "
         f"([arXiv 2405.14446](https://arxiv.org/abs/2405.14446)). It is the model of the node `{node}`, {kind}, "
         f"{run.when}."
     )
@@ -126,7 +150,11 @@ def _training(run: SavedRun, digest: str) -> str:
     if content is not None:
         lines.append(f"- seed: {content['seed']}")
         lines.append(f"- digest of the initial weights: `{content['initial_weights']}`")
-    if init_from := model.get("init_from"):
+    if run.lora.is_given:
+        saved, trained = run.world.hyper_parameters, "only B" if run.lora.freeze_a else "A and B"
+        lines.append(f"- frozen model: `{saved['init_from']}`; digest of its weights: `{saved.get('base_digest')}`")
+        lines.append(f"- adapters: rank {run.lora.rank}, alpha {run.lora.alpha:g}, {trained} trained")
+    elif init_from := model.get("init_from"):
         lines.append(f"- the initial weights are those of: `{init_from}`")
     if method:
         lines.append(f"- callbacks of the method: {', '.join(method)}")
@@ -208,11 +236,15 @@ def _guarantees(found: Sequence[Protection]) -> str:
     return "; ".join(map(describe, found)) if found else "**nothing**"
 
 
-def _loading(sizes: Architecture | Transformer) -> str:
+def _loading(sizes: Architecture | Transformer, base: str) -> str:
+    peft = "from peft import PeftModel\n" if base else ""
+    repository, _, revision = base.partition("@") if is_hub_name(base) else (base or "FOLDER", "", "")
+    source = f'"{repository}", revision="{revision}"' if revision else f'"{repository}"'
+    adapt = 'model = PeftModel.from_pretrained(model, "FOLDER")\n' if base else ""
     return (
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"```python\n{peft}from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
-        'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n```\n\n'
+        f"model = AutoModelForCausalLM.from_pretrained({source})\n{adapt}```\n\n"
         "In training, each text followed the end-of-text token of another, and no other token was added. Special "
         f"tokens spelt out in a text are plain text. The model was trained on {sizes.max_seq_len:,} tokens at a time."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from worldlm.cli.safe_values import check_safe_values
 from worldlm.data import ByteTokenizer, CorpusDataModule, FileTokenizer, Tokenizer, TrainedBPE, load_tokenizer
 from worldlm.data.tokenizers import FILE
 from worldlm.files.regular import check_regular
-from worldlm.models import LanguageModule
+from worldlm.models import LanguageModule, Lora, lora_of
+from worldlm.models.hub import is_hub_name
 from worldlm.runs.folder import CONFIG, find_run, find_saved
 from worldlm.runs.results import RESULTS, RunRecord, read_results
 from worldlm.topology import Node, Settings, Topology, load_topology, reshape, split_rounds
@@ -74,10 +75,25 @@ class SavedRun:
             depths |= dict.fromkeys(below, depths[name] + 1)
         return depths
 
+    @property
+    def lora(self) -> Lora:
+        """The adapters that the run trained, if any."""
+        with as_written(self.world.path):
+            return lora_of(self.world.hyper_parameters)
+
     def module(self) -> LanguageModule:
-        """Build a module for the nodes' weights, in evaluation mode, on the GPU if there is one."""
+        """Build a module for the nodes' weights, in evaluation mode, on the GPU if there is one.
+
+        Raises:
+            ValueError: If the run trained adapters, and their frozen model is missing or has changed.
+        """
         with torch.random.fork_rng(devices=[]), as_written(self.world.path):
             module = LanguageModule.from_hyper_parameters(self.world.hyper_parameters)
+        if self.lora.is_given:
+            folder = Path(base := str(module.init_from)).expanduser()
+            if not folder.is_dir() and not is_hub_name(base):
+                raise UserError([f"the frozen model of the run is not in {folder} now: name its folder with --base"])
+            module.load_base(self.world.hyper_parameters.get("base_digest"))
         return module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def put(self, module: LanguageModule, node: str) -> None:
@@ -176,16 +192,17 @@ def _recorded_settings(tree: Topology) -> dict[str, tuple[str | None, float | No
     }
 
 
-def open_run(run: str | Path, round_: int | None = None, trusted: bool = False) -> SavedRun:
+def open_run(run: str | Path, round_: int | None = None, trusted: bool = False, base: str | None = None) -> SavedRun:
     """Open a run.
 
     Args:
         run: Its folder, or the folder of all its versions; see `find_run`.
         round_: A round whose checkpoint was kept, from 1; None for the last checkpoint.
         trusted: Whether any class in its config.yaml may be built.
+        base: The folder of the frozen model of adapters; None if it is where the run found it.
 
     Raises:
-        UserError: If there is no such run or checkpoint.
+        UserError: If there is no such run or checkpoint, or `base` is given and it trained no adapters.
         ValueError: If its files cannot be read.
     """
     folder = find_run(run)
@@ -194,6 +211,10 @@ def open_run(run: str | Path, round_: int | None = None, trusted: bool = False) 
     world = open_world(find_saved(folder, round_))
     if not world.hyper_parameters.get("architecture") and not world.hyper_parameters.get("transformer"):
         raise UserError([f"{world.path}: its model is not one of worldlm's: it has no architecture"])
+    if base is not None:
+        if world.hyper_parameters.get("lora") is None:
+            raise UserError([f"--base: {folder} trained no adapters"])
+        world = replace(world, hyper_parameters={**world.hyper_parameters, "init_from": base})
     settings = read_plain(config) if check_regular(config).is_file() else {}
     if not isinstance(settings, dict):
         raise UserError([f"{config}: has no settings"])

@@ -28,7 +28,7 @@ from worldlm.commands.repeat.differences import (
 )
 from worldlm.commands.repeat.first_run import FirstRun
 from worldlm.commands.report.settings import flat_settings
-from worldlm.monitoring.record import weights_digest
+from worldlm.federation.parameters import weights_digest
 from worldlm.runs.folder import CONFIG, LAST, find_saved, key_name
 from worldlm.runs.results import RESULTS, read_results
 from worldlm.storage.noise_key_file import find_key
