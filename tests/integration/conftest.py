@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import families
 import numpy as np
 import pytest
 import torch
@@ -84,16 +86,23 @@ class TinyData(LightningDataModule):
         return loaders
 
 
+FAMILY = os.environ.get("WORLDLM_TEST_FAMILY", "")
+"""A family of transformers, such as llama, for the tests that train the tiny model; empty for WorldLM's own."""
+
+
 def tiny_module(seed: int = 0, *, dropout: float = 0.0, lr: float = 1e-2, warmup_steps: int = 1) -> LanguageModule:
-    architecture = Architecture(num_blocks=2, d_model=16, num_heads=2, max_seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE)
-    split = Split(keys=(r"blocks\.1\.(norm_1|attn)\.",), values=(r"blocks\.1\.", r"norm_f\.", r"wte\."))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = LanguageModule(architecture, split, OptimizerSettings(lr=lr, warmup_steps=warmup_steps))
+    if FAMILY:
+        module = families.tiny_module(FAMILY, VOCAB_SIZE, SEQ_LEN, seed=seed, lr=lr, warmup_steps=warmup_steps)
+        last: Any = [layer for name, layer in module.model.named_modules() if name.endswith("norm")][-1]
+    else:
+        architecture = Architecture(num_blocks=2, d_model=16, num_heads=2, max_seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE)
+        split = Split(keys=(r"blocks\.1\.(norm_1|attn)\.",), values=(r"blocks\.1\.", r"norm_f\.", r"wte\."))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = LanguageModule(architecture, split, OptimizerSettings(lr=lr, warmup_steps=warmup_steps))
+        last = module.model.transformer.norm_f
     if dropout:
-        module.model.transformer.norm_f.register_forward_hook(
-            lambda _, __, out: torch.dropout(out, dropout, module.training)
-        )
+        last.register_forward_hook(lambda _, __, out: torch.dropout(out, dropout, module.training))
     return module
 
 

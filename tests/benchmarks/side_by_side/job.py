@@ -37,6 +37,8 @@ class Job:
     """Blocks of the decoder."""
     width: int
     heads: int = 8
+    family: str = ""
+    """A family of transformers, such as llama; empty for WorldLM's own MPT."""
     accelerator: str = "cpu"
     """What trains, cpu or gpu; on a GPU autocast computes in bf16."""
 
@@ -61,6 +63,21 @@ class Job:
             "vocab_size": VOCAB_SIZE,
         }
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """Configuration of transformers, if there is a `family`."""
+        return {
+            "model_type": self.family,
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": self.width,
+            "intermediate_size": 4 * self.width,
+            "num_hidden_layers": self.blocks,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.heads,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": self.seq,
+        }
+
 
 _3M = {"blocks": 4, "width": 256}
 _25M = {"blocks": 8, "width": 512}
@@ -69,6 +86,8 @@ JOBS = {
     "small": Job(clients=8, steps=20, rounds=5, batch=4, seq=64, **_3M),
     "many": Job(clients=32, steps=5, rounds=5, batch=4, seq=64, **_3M),
     "large": Job(clients=8, steps=2, rounds=5, batch=4, seq=64, **_25M),
+    "llama": Job(clients=8, steps=20, rounds=5, batch=4, seq=64, family="llama", **_3M),
+    "llama_large": Job(clients=8, steps=2, rounds=5, batch=4, seq=64, family="llama", **_25M),
     "huge": Job(clients=4, steps=20, rounds=4, batch=8, seq=1024, **_125M),
     "round_small": Job(clients=8, steps=1, rounds=20, batch=1, seq=16, **_3M),
     "round_large": Job(clients=8, steps=1, rounds=8, batch=1, seq=16, **_25M),
@@ -116,19 +135,11 @@ class Workspace:
         return batch.to(self.job.device)
 
     def model(self) -> Any:
-        """Return the decoder with its initial weights.
-
-        Its file is loaded without the package around it, whose imports the others should not have to pay for.
-        """
+        """Return the decoder with its initial weights."""
         import torch
 
         torch.set_num_threads(self.threads)
-        spec = importlib.util.spec_from_file_location("mpt", TOP / "worldlm" / "models" / "mpt.py")
-        assert spec is not None
-        assert spec.loader is not None
-        mpt = sys.modules["mpt"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(mpt)
-        model = mpt.MPT(mpt.Architecture(**self.job.architecture))
+        model = _transformer(self.job) if self.job.family else _mpt(self.job)
         self.load(model)
         return model.to(self.job.device)
 
@@ -170,6 +181,22 @@ class Workspace:
         print("MEASURED " + json.dumps(self._rounds), flush=True)
 
 
+def _mpt(job: Job) -> Any:
+    """Return WorldLM's own decoder, from its file, without the package around it and its imports."""
+    spec = importlib.util.spec_from_file_location("mpt", TOP / "worldlm" / "models" / "mpt.py")
+    assert spec is not None
+    assert spec.loader is not None
+    mpt = sys.modules["mpt"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mpt)
+    return mpt.MPT(mpt.Sizes(**job.architecture))
+
+
+def _transformer(job: Job) -> Any:
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[job.family](**job.config))
+
+
 def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
     """Save tensors or arrays by name."""
     np.savez(
@@ -183,7 +210,8 @@ def loss(model: Any, tokens: Any) -> Any:
     import torch.nn.functional as F
 
     with torch.autocast("cuda", torch.bfloat16, enabled=tokens.is_cuda):
-        logits = model(tokens[:, :-1]).flatten(0, 1)
+        output = model(tokens[:, :-1])
+        logits = getattr(output, "logits", output).flatten(0, 1)
     return F.cross_entropy(logits.float(), tokens[:, 1:].flatten())
 
 

@@ -20,11 +20,8 @@ def recipe(folder: Path, job: Job) -> dict[str, Any]:
         "seed_everything": SEED,
         "federation": {"topology": str(folder / "star.yaml")},
         "model": {
-            "architecture": job.architecture,
-            "split": {
-                "keys": [rf"blocks\.{job.blocks - 1}\.(norm_1|attn)\."],
-                "values": [rf"blocks\.{job.blocks - 1}\."],
-            },
+            **_model(job),
+            "split": {"last_blocks": 1},
             "optimizer": {"lr": LR, "warmup_steps": 0, "min_lr_ratio": 1.0},
         },
         "data": {
@@ -41,6 +38,12 @@ def recipe(folder: Path, job: Job) -> dict[str, Any]:
             "accelerator": job.accelerator,
         },
     }
+
+
+def _model(job: Job) -> dict[str, Any]:
+    if job.family:
+        return {"transformer": {"config": job.config, "max_seq_len": job.seq}}
+    return {"architecture": job.architecture}
 
 
 def topology(job: Job) -> dict[str, Any]:
@@ -84,12 +87,12 @@ def initial_weights(job: Job) -> dict[str, Any]:
     """Draw the weights that everybody starts from."""
     import torch
 
-    from worldlm.models import MPT, Architecture
+    from worldlm.models import Architecture, Transformer
 
     torch.manual_seed(SEED)
-    model = MPT(Architecture(**job.architecture))
-    assert job.architecture["vocab_size"] == VOCAB_SIZE
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    chosen = Transformer(config=job.config, max_seq_len=job.seq) if job.family else Architecture(**job.architecture)
+    assert chosen.vocab_size == VOCAB_SIZE
+    return {name: parameter.detach() for name, parameter in chosen.build().named_parameters()}
 
 
 def main() -> int:
