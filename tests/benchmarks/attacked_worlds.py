@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from worldlm.callbacks import Averaging, ExamplePrivacy, UpdatePrivacy
 from worldlm.data.blocks import Blocks
-from worldlm.data.packing import DOCUMENT, PackedCorpus
+from worldlm.data.packed import DOCUMENT, PackedCorpus
 from worldlm.data.poisson_samplers import make_sampler
 from worldlm.data.unit_blocks import PADDING, UnitBlocks
 from worldlm.federation.messages import Download, Upload, joined

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from worldlm.callbacks import AttentionAggregation, Averaging, LastCheckpoint, ResidualExchange, Traffic
 from worldlm.data import BlockBatchSampler
 from worldlm.data.blocks import Blocks
-from worldlm.data.packing import PackedCorpus
+from worldlm.data.packed import PackedCorpus
 from worldlm.models import Architecture, LanguageModule, OptimizerSettings, Split
 from worldlm.storage.host_memory import keep_freed_memory
 from worldlm.storage.paged_store import Paging

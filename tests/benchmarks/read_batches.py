@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from worldlm.data.blocks import Blocks, MixedBlocks, join_blocks
-from worldlm.data.packing import PackedCorpus
+from worldlm.data.packed import PackedCorpus
 from worldlm.data.poisson_samplers import make_sampler
 
 BATCH, SEQ = 32, 1024

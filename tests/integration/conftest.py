@@ -33,7 +33,7 @@ from worldlm.callbacks import (
     UpdatePrivacy,
 )
 from worldlm.data.blocks import Blocks
-from worldlm.data.packing import PackedCorpus
+from worldlm.data.packed import PackedCorpus
 from worldlm.data.poisson_samplers import make_sampler
 from worldlm.federation.noise_key import NoiseKey
 from worldlm.federation.seeds import derive_seed

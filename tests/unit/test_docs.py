@@ -461,7 +461,7 @@ class Here:
 @pytest.mark.filterwarnings("ignore")
 def test_commands_are_carried_out(page: Path, desk: Path, reading: Any) -> None:
     for split in ("train", "validation"):
-        document = json.dumps({"text": TEXT * 4 + split})
+        document = json.dumps({"text": TEXT * 4 + split, "prompt": "", "completion": split})
         Path(f"{split}.jsonl").write_text(f"{document}\n" * 30)  # enough for each shard of a corpus
     done = 0
     for block in (one for one in blocks_of(page, "bash") if one.runs):

@@ -18,7 +18,8 @@ from worldlm.commands.compare.plan import PlannedRun, changes
 from worldlm.commands.list_runs import read_run
 from worldlm.commands.report.load_runs import load_runs
 from worldlm.data.finding import find_files
-from worldlm.data.packing import PackedCorpus, Packing, open_folder
+from worldlm.data.packed import PackedCorpus, open_folder
+from worldlm.data.packing import Packing
 from worldlm.data.readers import read_records
 from worldlm.data.tokenizers import FileTokenizer, load_tokenizer
 from worldlm.data.trained_tokenizer import _open

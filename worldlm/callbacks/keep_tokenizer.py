@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
+from worldlm.data.chat_template import SETTINGS
 from worldlm.data.tokenizers import FILE, FileTokenizer
 from worldlm.files.atomic_write import write_text
 from worldlm.models.initial_weights import find_origin
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 class KeepTokenizer(FederationCallback):
     """Writes `tokenizer.json` into the run folder at the start of training, if the data module has a tokenizer.
 
+    If there are conversations, it also writes `tokenizer_config.json` with the tokenizer's chat template.
+
     Logs a warning if the model starts from weights (`init_from`) that were trained with another tokenizer.
     """
 
@@ -29,12 +32,16 @@ class KeepTokenizer(FederationCallback):
         self._resumed = True
 
     def on_train_start(self, trainer: WorldTrainer, pl_module: LightningModule) -> None:  # type: ignore[override]
-        tokenizer: Any = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        data: Any = getattr(trainer, "datamodule", None)
+        tokenizer: Any = getattr(data, "tokenizer", None)
         if trainer.fast_dev_run or not trainer.is_global_zero or not hasattr(tokenizer, "to_json"):  # type: ignore[attr-defined]
             return
         text = tokenizer.to_json()
         check_held(trainer.folder)
         write_text(trainer.folder / FILE, text)
+        chat = getattr(tokenizer, "chat", None) if getattr(data, "has_conversations", False) else None
+        if chat is not None:
+            write_text(trainer.folder / SETTINGS, json.dumps(chat.settings(), indent=2, ensure_ascii=False) + "\n")
         module: Any = pl_module
         if not self._resumed and getattr(module, "init_from", None) is not None:
             path = find_origin(module.init_from, module.architecture).folder / FILE

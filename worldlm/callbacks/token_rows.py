@@ -17,6 +17,7 @@ from worldlm.federation.state import NodeState
 from worldlm.federation.token_rows import Tally, row_shares
 from worldlm.federation.type_checks import check_fields
 from worldlm.models import parts_of
+from worldlm.models.batches import Batch, tokens_read
 from worldlm.rounds import Context, LocalFit, RoundCallback, World
 from worldlm.topology import Topology
 from worldlm.topology.changes import Changes
@@ -147,10 +148,11 @@ class TokenRows(FederationCallback):
             self._tally = self._tally.to(fit.device)
 
     def on_train_batch_start(  # type: ignore[override]
-        self, trainer: WorldTrainer, pl_module: LightningModule, batch: Tensor, batch_idx: int
+        self, trainer: WorldTrainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         if self._tally is not None:
-            self._tally.add_(batch, batch_idx, trainer.accumulate_grad_batches)
+            tokens, counted = tokens_read(batch)
+            self._tally.add_(tokens, batch_idx, trainer.accumulate_grad_batches, counted)
 
     def on_local_fit_end(self, context: Context) -> None:
         tally, self._tally = self._tally, None

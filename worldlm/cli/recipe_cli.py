@@ -29,6 +29,7 @@ from worldlm.cli.safe_values import check_safe_values
 from worldlm.cli.shared_settings import shared_settings
 from worldlm.cli.signals import handling
 from worldlm.data import CorpusDataModule
+from worldlm.data.cutting import describe
 from worldlm.data.spread import node_texts, spread_lines
 from worldlm.distributed.threads import choose_num_threads
 from worldlm.files.atomic_write import write_text
@@ -218,7 +219,7 @@ class RecipeCLI(LightningCLI):
         data: CorpusDataModule = kwargs["datamodule"]
         trainer.prepare(kwargs["model"], data)
         for node in trainer.data_nodes:
-            blocks = ", ".join(f"{split} {len(data.blocks[split][node.name])} blocks" for split in data.blocks)
+            blocks = ", ".join(f"{split} {describe(data.blocks[split][node.name])}" for split in data.blocks)
             print(f"{node.name}: {node.corpus}, {blocks}, {data.bytes_per_token[node.name]:.2f} bytes a token")
         for line in spread_lines(node_texts(trainer.data_nodes, data.blocks["train"])):
             print(line)

@@ -1,12 +1,14 @@
 """Text: corpora, tokenizers, packing, and the batches of each node."""
 
 from worldlm.data.blocks import Blocks, MixedBlocks, join_blocks
+from worldlm.data.conversation_rows import ConversationRows
+from worldlm.data.conversations import Conversations
 from worldlm.data.corpora import Corpus, Limits, SourceInterrupted, SplitName
 from worldlm.data.datamodule import CorpusDataModule
 from worldlm.data.files import TextFiles
 from worldlm.data.hub import HubDataset
 from worldlm.data.mixture import Mixture
-from worldlm.data.packing import PackedCorpus
+from worldlm.data.packed import PackedCorpus
 from worldlm.data.partition import Partition
 from worldlm.data.poisson_samplers import PoissonBatchSampler, UnitBatchSampler
 from worldlm.data.preparing import Request, prepare
@@ -21,6 +23,8 @@ __all__ = [
     "BlockBatchSampler",
     "Blocks",
     "ByteTokenizer",
+    "ConversationRows",
+    "Conversations",
     "Corpus",
     "CorpusDataModule",
     "FileTokenizer",

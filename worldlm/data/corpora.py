@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,10 @@ from enum import Enum
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
+
+from worldlm.data.chat_template import Spans
+from worldlm.data.encoders import Encoder, TextEncoder
+from worldlm.data.tokenizers import Tokenizer
 
 SplitName = Literal["train", "validation"]
 """The two splits of every corpus."""
@@ -27,6 +30,8 @@ class Chosen(NamedTuple):
     """A digest of the person whose text it is, not 0, to protect all text of a person together; 0 if none is named."""
     value: str = ""
     """The value of the field by which a partition splits; "" if there is none."""
+    targets: Spans = ()
+    """The parts of its text to predict; empty if all is. See `worldlm.data.encoders`."""
 
 
 class LeftOut(Enum):
@@ -37,6 +42,8 @@ class LeftOut(Enum):
     MISSING = "without the field"
     NOT_TEXT = "not text"
     HELD_OUT = "also held out"
+    NO_CONVERSATION = "not a conversation"
+    NOT_RENDERED = "not rendered by the chat template"
 
 
 class SourceInterrupted(ValueError):
@@ -138,6 +145,14 @@ class Corpus(ABC):
         """Return how much text the corpus takes; by default all."""
         return Limits()
 
+    def encoder(self, tokenizer: Tokenizer) -> Encoder:
+        """Return how the documents become tokens; by default each is a text that is predicted as a whole.
+
+        Raises:
+            ValueError: If the tokenizer cannot be used for this corpus.
+        """
+        return TextEncoder(tokenizer)
+
     def why_empty(self, num_train: int) -> str:
         """Return why a split may have no documents, or an empty string.
 
@@ -202,8 +217,3 @@ def naming(title: str) -> Iterator[None]:
 def has_text(text: str) -> bool:
     """Return whether a document has anything but white space."""
     return bool(text) and not text.isspace()
-
-
-def digest(*parts: object) -> str:
-    """Hash the representations of plain values to 16 hexadecimal digits."""
-    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()

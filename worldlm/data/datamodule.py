@@ -7,24 +7,23 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import LightningDataModule
-from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
-from worldlm.data.blocks import Blocks, MixedBlocks, join_blocks
+from worldlm.data.conversation_rows import ConversationRows
 from worldlm.data.corpora import Corpus, SourceInterrupted, SplitName, naming
+from worldlm.data.cutting import AnyBlocks, check_conversations, cut, title_of, unit_of
 from worldlm.data.declared import find_wholes, split_corpora
 from worldlm.data.mixture import Mixture
-from worldlm.data.packing import PackedCorpus
-from worldlm.data.poisson_samplers import Unit, make_sampler
+from worldlm.data.packed import PackedCorpus
+from worldlm.data.poisson_samplers import make_sampler
 from worldlm.data.preparing import Request, open_prepared, prepare
 from worldlm.data.samplers import NodeSampler, spread
 from worldlm.data.tokenizers import Tokenizer, load_tokenizer
 from worldlm.data.trained_tokenizer import TrainedBPE
-from worldlm.data.unit_blocks import UnitBlocks
 from worldlm.topology import ALL
 from worldlm.topology.errors import join_names, suggest
 from worldlm.topology.reader import MAX_MISTAKES
@@ -32,14 +31,13 @@ from worldlm.topology.reader import MAX_MISTAKES
 if TYPE_CHECKING:
     from worldlm.topology import Node
 
-AnyBlocks: TypeAlias = Blocks | MixedBlocks | UnitBlocks
-
 
 class CorpusDataModule(LightningDataModule):
     """Text for the data nodes of a federation.
 
     A node names its corpus in the topology. Nodes with the same corpus share its text on disk, and each draws its own
-    batches from it. A batch is int64, shape [batch_size, max_seq_len + 1].
+    batches from it. A batch is int64, shape [batch_size, max_seq_len + 1]; of conversations it is a dict, see
+    `worldlm.data.ConversationRows`.
 
     Args:
         corpora: The corpora by the names that the topology's nodes use; a `Partition` defines one for each shard.
@@ -96,18 +94,24 @@ class CorpusDataModule(LightningDataModule):
         self.blocks = {"train": {}, "validation": {}}
         self.bytes_per_token = {}
 
+    @property
+    def has_conversations(self) -> bool:
+        """Whether the text of a node is conversations; known after `setup`."""
+        return any(isinstance(blocks, ConversationRows) for blocks in self.blocks["train"].values())
+
     def prepare_data(self) -> None:
         """Pack the corpora that the topology uses, in one process per machine.
 
         Raises:
             ValueError: If a node's corpus is unknown, cannot be read, or is empty; the message
-                names the node and the corpus.
+                names the node and the corpus. Or if the model cannot be trained on conversations.
         """
-        self._architecture()  # a mistake there would be found only after all text is packed
+        architecture = self._architecture()  # a mistake there would be found only after all text is packed
         requests = self._requests()
         self._warn_of_unused()
         try:
             self._load_tokenizer({request.name: request.title for request in requests})
+            check_conversations(requests, self.tokenizer, architecture)
             prepare(requests, self.tokenizer, self.cache_dir)
         except SourceInterrupted as error:
             raise SourceInterrupted(f"{error}; or read your own files: --data.local.NAME 'FILES'") from error
@@ -133,10 +137,10 @@ class CorpusDataModule(LightningDataModule):
         for name, node in self._data_nodes().items():
             for split, blocks in self.blocks.items():
                 parts = {member: packed[member][split] for member in self._members(node)}
-                blocks[name] = _cut(node, split, parts, architecture.max_seq_len)
+                blocks[name] = cut(node, split, parts, architecture.max_seq_len)
             self.bytes_per_token[name] = self.blocks["validation"][name].bytes_per_token
 
-    def train_dataloader(self) -> dict[str, DataLoader[Tensor]]:
+    def train_dataloader(self) -> dict[str, DataLoader[Any]]:
         """Return the loader of each data node's batches by node name.
 
         The `batch_sampler` of a loader is a `NodeSampler`. For a node with example-level privacy it draws every block
@@ -147,7 +151,7 @@ class CorpusDataModule(LightningDataModule):
         """
         return {name: self._train_loader(node) for name, node in self._data_nodes().items()}
 
-    def val_dataloader(self) -> dict[str, DataLoader[Tensor]]:
+    def val_dataloader(self) -> dict[str, DataLoader[Any]]:
         """Return the loader of each data node's held-out blocks by node name: all once, interleaved for a mixture."""
         loaders = {}
         for name, node in self._data_nodes().items():
@@ -156,24 +160,24 @@ class CorpusDataModule(LightningDataModule):
             loaders[name] = self._loader(blocks, sampler)
         return loaders
 
-    def _train_loader(self, node: Node) -> DataLoader[Tensor]:
+    def _train_loader(self, node: Node) -> DataLoader[Any]:
         blocks = self.blocks["train"][node.name]
         weights = self.mixtures[node.corpus].weights if node.corpus in self.mixtures else None
-        with naming(_title([node], "train")):
+        with naming(title_of([node], "train")):
             sampler = make_sampler(
                 blocks.sizes,
                 self._size(node),
                 self._trainer().run_settings.seed,
                 node.name,
                 weights=weights,
-                key=self._trainer().noise_key if _unit(node) else None,
-                unit=_unit(node) or "block",
-                unit_starts=blocks.unit_starts if isinstance(blocks, UnitBlocks) else None,
+                key=self._trainer().noise_key if unit_of(node) else None,
+                unit=unit_of(node) or "block",
+                unit_starts=getattr(blocks, "unit_starts", None),
             )
         sampler.length = node.settings.num_local_steps or sampler.length
         return self._loader(blocks, sampler)
 
-    def _loader(self, blocks: AnyBlocks, sampler: NodeSampler | BatchSampler) -> DataLoader[Tensor]:
+    def _loader(self, blocks: AnyBlocks, sampler: NodeSampler | BatchSampler) -> DataLoader[Any]:
         return DataLoader(
             blocks,
             batch_sampler=sampler,
@@ -215,7 +219,7 @@ class CorpusDataModule(LightningDataModule):
         for node in nodes:
             for name in self._members(node):
                 users.setdefault(name, []).append(node)
-        return [Request(name, self.corpora[name], _title(nodes)) for name, nodes in users.items()]
+        return [Request(name, self.corpora[name], title_of(nodes)) for name, nodes in users.items()]
 
     def _warn_of_unused(self) -> None:
         """Warn of corpora that no node uses, except as part of an `all` that the recipe does not define."""
@@ -232,7 +236,7 @@ class CorpusDataModule(LightningDataModule):
         mixture = self.mixtures.get(node.corpus)
         if mixture is None:
             return [node.corpus]
-        with naming(_title([node])):
+        with naming(title_of([node])):
             return mixture.members({**self.corpora, **self.mixtures})
 
     def _data_nodes(self) -> dict[str, Node]:
@@ -255,25 +259,6 @@ class CorpusDataModule(LightningDataModule):
         return self.trainer
 
 
-def _unit(node: Node) -> Unit | None:
-    """Return the unit that example-level privacy protects in a node's training; None if there is none."""
-    privacy = node.settings.example_privacy
-    return privacy.unit if privacy is not None and node.fits else None
-
-
-def _cut(node: Node, split: SplitName, parts: Mapping[str, PackedCorpus], seq_len: int) -> AnyBlocks:
-    """Cut the text of a node into blocks, given its corpora by name."""
-    unit = _unit(node) if split == "train" else None
-    if unit in ("document", "person"):
-        with naming(_title([node], split)):
-            return UnitBlocks(list(parts.values()), seq_len, unit)
-    cut = []
-    for name, packed in parts.items():
-        with naming(_title([node], split) + (f": {name}" if name != node.corpus else "")):
-            cut.append(Blocks(packed, seq_len, disjoint=unit == "block"))
-    return join_blocks(cut)
-
-
 def _unknown_corpora(unknown: Mapping[str, Sequence[Node]], known: Sequence[str]) -> Iterator[str]:
     """Yield an error for each unknown corpus that some nodes have, with the place of the first node."""
     listed = join_names(known, 30) or "none"
@@ -283,14 +268,6 @@ def _unknown_corpora(unknown: Mapping[str, Sequence[Node]], known: Sequence[str]
         yield f"{place}node {names}: unknown corpus {corpus!r}; known are {listed}{suggest(corpus, known)}"
     if len(unknown) > MAX_MISTAKES:
         yield f"and {len(unknown) - MAX_MISTAKES} more unknown corpora"
-
-
-def _title(nodes: Sequence[Node], split: SplitName | None = None) -> str:
-    """Return the names of nodes, corpora and split, for errors."""
-    names = join_names(repr(node.name) for node in nodes)
-    corpora = ", ".join(dict.fromkeys(repr(node.corpus) for node in nodes))
-    title = f"node {names}, corpus {corpora}"
-    return f"{title} ({split})" if split else title
 
 
 def _identity(batch: Any) -> Any:

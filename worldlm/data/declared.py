@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from worldlm.data.conversations import Conversations
 from worldlm.data.corpora import Corpus
 from worldlm.data.files import TextFiles
 from worldlm.data.partition import Partition
@@ -56,9 +57,14 @@ def split_corpora(corpora: Mapping[str, Corpus], wholes: Mapping[str, Corpus]) -
 
 
 def _local(corpus: Corpus, pattern: str) -> TextFiles:
+    train = pattern.replace("{split}", "train")
+    validation = pattern.replace("{split}", "validation") if "{split}" in pattern else None
+    if isinstance(corpus, Conversations):
+        fraction = RecordCorpus.validation_fraction
+        return replace(corpus, train=train, validation=validation, root=".", where={}, validation_fraction=fraction)
     return TextFiles(
-        train=pattern.replace("{split}", "train"),
-        validation=pattern.replace("{split}", "validation") if "{split}" in pattern else None,
+        train=train,
+        validation=validation,
         field=corpus.field if isinstance(corpus, RecordCorpus) else "text",
         person=corpus.person if isinstance(corpus, RecordCorpus) else None,
         skip_invalid=isinstance(corpus, RecordCorpus) and corpus.skip_invalid,

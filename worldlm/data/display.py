@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from worldlm.data.corpora import SplitName
-from worldlm.data.packing import Counts
+from worldlm.data.packed import Counts
 
 _SECONDS_BETWEEN_LINES = 60.0
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from worldlm.data.corpora import Record, SplitName, digest
+from worldlm.data.corpora import Record, SplitName
+from worldlm.data.digests import digest
 from worldlm.data.finding import find_files
 from worldlm.data.readers import find_reader, read_records
 from worldlm.data.records import RecordCorpus

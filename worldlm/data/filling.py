@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from worldlm.data.chat_template import Spans
 from worldlm.data.corpora import Chosen, Corpus, LeftOut, Reading, Record, Source, SourceInterrupted, SplitName, naming
 from worldlm.data.display import show_left_out
-from worldlm.data.encoding import Encoded
-from worldlm.data.packing import SPLITS, Packing
+from worldlm.data.encoders import Encoder, Tokens
+from worldlm.data.packed import SPLITS
+from worldlm.data.packing import Packing
 
 _MOST_VALUES = 1000
 
@@ -33,6 +35,8 @@ class Part:
     """For each document, whether it is a training document; the others are held out."""
     persons: list[int] = field(default_factory=list)
     """For each document, a digest of the person whose text it is, or 0."""
+    targets: list[Spans] = field(default_factory=list)
+    """For each document, the parts of its text to predict; empty if all is."""
     values: list[str] = field(default_factory=list)
     """For each document, the value of the field that a partition splits by, or ""."""
     left_out: Counter[str] = field(default_factory=Counter)
@@ -51,17 +55,18 @@ class Filling:
         title: The beginning of error messages.
         corpus: The corpus.
         folder: The folder of the packed corpus once it is complete.
-        dtype: `uint16` or `uint32`.
+        encoder: What turns its documents into tokens.
     """
 
-    def __init__(self, name: str, title: str, corpus: Corpus, folder: Path, dtype: str) -> None:
+    def __init__(self, name: str, title: str, corpus: Corpus, folder: Path, encoder: Encoder) -> None:
         self.name = name
         self.title = title
         self.corpus = corpus
         self.limits = corpus.limits()
         self.readings = corpus.readings()
         self._fingerprint = corpus.fingerprint()
-        self.packing = Packing(folder, dtype)
+        self.encoder = encoder
+        self.packing = Packing(folder, encoder.dtype, encoder.has_targets)
         if self.packing.position[0] >= len(self.readings):  # the process was killed just before the folder was renamed
             self.packing.finish()
 
@@ -91,9 +96,16 @@ class Filling:
             shares.append(counts.num_tokens / self.limits.max_tokens)
         return min(max(shares), 1.0) if read is not None or len(shares) > 1 else None
 
-    def append(self, encoded: Encoded[Part]) -> None:
+    def encode(self, part: Part, texts: list[str]) -> Tokens:
+        """Encode the documents of a part.
+
+        Raises:
+            ValueError: If the tokenizer fails.
+        """
+        return self.encoder.encode(texts, part.targets)
+
+    def append(self, part: Part, encoded: Tokens) -> None:
         """Pack the documents of a part, within the limits of the corpus."""
-        part = encoded.tag
         train = np.array(part.is_train, bool)
         held_out = ~train
         before = _sum_before(train * encoded.num_tokens)
@@ -102,10 +114,12 @@ class Filling:
         accepted &= train | (_sum_before(held_out) < self.room("validation"))
         for split, mask in (("train", train & accepted), ("validation", held_out & accepted)):
             if mask.any():
-                tokens = encoded.tokens if mask.all() else encoded.tokens[np.repeat(mask, encoded.num_tokens)]
+                of_tokens = slice(None) if mask.all() else np.repeat(mask, encoded.num_tokens)
+                tokens = encoded.tokens[of_tokens]
+                targets = None if encoded.targets is None else encoded.targets[of_tokens]
                 persons = np.array(part.persons, np.uint64)[mask]
                 num_bytes = int(encoded.num_bytes[mask].sum())
-                self.packing.append(split, tokens, num_bytes, encoded.num_tokens[mask], persons)  # type: ignore[arg-type]
+                self.packing.append(split, tokens, num_bytes, encoded.num_tokens[mask], persons, targets)  # type: ignore[arg-type]
                 self._count_values(split, part.values, mask * encoded.num_tokens)  # type: ignore[arg-type]
         splits = self.readings[self.packing.position[0]].splits
         left_out = self.packing.counts["train" if "train" in splits else "validation"].left_out
@@ -166,12 +180,23 @@ class Filling:
         """
         try:
             with naming(self.title):
-                return reading.choose(record)
+                chosen = reading.choose(record)
+                return self._render(chosen, record) if isinstance(chosen, Chosen) else chosen
         except SourceInterrupted:
             raise
         except ValueError:
             self.discard()
             raise
+
+    def _render(self, chosen: Chosen, record: Record) -> Chosen | LeftOut:
+        try:
+            text, targets = self.encoder.render(chosen.text)
+        except ValueError as error:
+            if self.encoder.skip_invalid:
+                return LeftOut.NOT_RENDERED
+            remedy = "to leave such records out, set skip_invalid: true"
+            raise ValueError(f"{record.place}: {error}; {remedy}") from error
+        return chosen._replace(text=text, targets=targets)
 
     def room(self, split: SplitName) -> float:
         """Return how many more documents of a split the limits allow."""

@@ -7,7 +7,7 @@ from math import inf
 
 from worldlm.data.corpora import EVERY, LeftOut, Record, SourceInterrupted, SplitName, naming, read_numbered
 from worldlm.data.filling import Filling, Part
-from worldlm.data.packing import SPLITS
+from worldlm.data.packed import SPLITS
 
 _BATCH_CHARACTERS = 2**20
 _MOST_WHOLE_BATCHES = 16
@@ -93,6 +93,7 @@ class _Queue:
         self.part.is_train.append(chosen.split == "train")
         self.part.persons.append(chosen.person)
         self.part.values.append(chosen.value)
+        self.part.targets.append(chosen.targets)
         self.texts.append(chosen.text)
         self.num_characters += len(chosen.text)
         if self.num_characters >= self._part_characters():

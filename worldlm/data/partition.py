@@ -11,7 +11,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from worldlm.data.corpora import Corpus, Record, SplitName, digest
+from worldlm.data.corpora import Corpus, Record, SplitName
+from worldlm.data.digests import digest
 from worldlm.data.mixture import Mixture
 from worldlm.data.records import RecordCorpus, single_value
 from worldlm.data.sharding import dirichlet, log_normal, shard_of_number, shard_of_value, thresholds

@@ -15,13 +15,14 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldlm.data.corpora import Corpus, SplitName, digest, naming
+from worldlm.data.corpora import Corpus, SplitName, naming
+from worldlm.data.digests import digest
 from worldlm.data.display import Display
-from worldlm.data.encoding import encode, token_dtype
+from worldlm.data.encoding import encode
 from worldlm.data.filling import Filling
 from worldlm.data.gathering import gather
 from worldlm.data.locks import exclusive_lock
-from worldlm.data.packing import FORMAT, PackedCorpus, open_folder
+from worldlm.data.packed import FORMAT, PackedCorpus, open_folder
 from worldlm.data.tokenizers import Tokenizer
 
 _SECONDS_BETWEEN_SAVES = 20.0
@@ -46,7 +47,7 @@ def folder_of(request: Request, tokenizer: Tokenizer, cache_dir: str | Path) -> 
         ValueError: If the corpus cannot be found.
     """
     with naming(request.title):
-        key = digest(FORMAT, request.corpus.fingerprint(), tokenizer.fingerprint())
+        key = digest(FORMAT, request.corpus.fingerprint(), request.corpus.encoder(tokenizer).fingerprint())
     name = re.sub(r"[^\w.-]", "_", request.name)
     return Path(os.path.expanduser(cache_dir)) / f"{name}-{key}"
 
@@ -116,11 +117,12 @@ def _fill(missing: Mapping[Path, Request], tokenizer: Tokenizer) -> None:
     with ExitStack() as stack:
         for folder, request in missing.items():
             with naming(request.title):
-                fillings.append(Filling(request.name, request.title, request.corpus, folder, token_dtype(tokenizer)))
+                encoder = request.corpus.encoder(tokenizer)
+                fillings.append(Filling(request.name, request.title, request.corpus, folder, encoder))
             stack.callback(fillings[-1].suspend)
         display = stack.enter_context(Display())
         while group := _next_group(fillings):
-            _read_once(group, tokenizer, display)
+            _read_once(group, display)
 
 
 def _next_group(fillings: Sequence[Filling]) -> list[Filling]:
@@ -133,15 +135,15 @@ def _next_group(fillings: Sequence[Filling]) -> list[Filling]:
     return [filling for filling, source in zip(incomplete, sources, strict=True) if source == earliest]
 
 
-def _read_once(group: Sequence[Filling], tokenizer: Tokenizer, display: Display) -> None:
+def _read_once(group: Sequence[Filling], display: Display) -> None:
     """Read a source to its end, or until all corpora that use it are full."""
     saved = time.monotonic()
     for filling in group:
         display.start(filling.name, filling.packing.counts)
-    for encoded in encode(gather(group), tokenizer):
-        filling = group[encoded.tag.member]
-        filling.append(encoded)
-        display.advance(filling.name, filling.packing.counts, filling.done(encoded.tag.done))
+    for part, tokens in encode(gather(group), lambda part, texts: group[part.member].encode(part, texts)):
+        filling = group[part.member]
+        filling.append(part, tokens)
+        display.advance(filling.name, filling.packing.counts, filling.done(part.done))
         if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
             for member in group:
                 member.packing.save()

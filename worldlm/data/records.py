@@ -25,9 +25,9 @@ from worldlm.data.corpora import (
     Source,
     SplitName,
     chosen_documents,
-    digest,
     has_text,
 )
+from worldlm.data.digests import digest
 from worldlm.topology.errors import join_names
 
 _DEFAULT_FRACTION = 0.05
@@ -141,7 +141,7 @@ class RecordCorpus(Corpus):
     def _document(self, record: Record) -> str | LeftOut:
         """Return the text of a record, or why it has none."""
         try:
-            value = _value(record, self.field)
+            value = value_of(record, self.field)
         except NoField as error:
             reason, problem = LeftOut.MISSING, str(error)
         else:
@@ -162,7 +162,7 @@ class RecordCorpus(Corpus):
         """Return a digest of the person who is named in a record, or 0 if the corpus names none."""
         if self.person is None:
             return 0
-        value = _value(record, self.person)
+        value = value_of(record, self.person)
         if value is None or isinstance(value, Mapping | list) or value == "":
             raise ValueError(f"{record.place}: field {self.person!r} is {value!r}, which names no person")
         return _hash(str(value)) or 1
@@ -194,7 +194,7 @@ class NoField(ValueError):
     """A record has no such field."""
 
 
-def _value(record: Record, name: str) -> object:
+def value_of(record: Record, name: str) -> object:
     """Look up a field, or a field within fields; a field within null is null.
 
     Raises:
@@ -223,7 +223,7 @@ def single_value(record: Record, name: str) -> str:
         ValueError: If the record has no such field, or the field has no value or several; the message begins with the
             position of the record.
     """
-    value = _value(record, name)
+    value = value_of(record, name)
     if value is None or value == "" or isinstance(value, Mapping | list | tuple):
         raise ValueError(f"{record.place}: field {name!r} is {value!r}, which is not a single value")
     return _text(value)

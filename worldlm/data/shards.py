@@ -17,12 +17,14 @@ from worldlm.data.corpora import (
     Source,
     SplitName,
     chosen_documents,
-    digest,
 )
+from worldlm.data.digests import digest
+from worldlm.data.encoders import Encoder
 from worldlm.data.files import FileSource
 from worldlm.data.partition import Partition
 from worldlm.data.records import RecordCorpus
 from worldlm.data.sharding import divide
+from worldlm.data.tokenizers import Tokenizer
 
 _Found: TypeAlias = tuple[Chosen | LeftOut | None, int | None]
 """What the corpus takes of a record, and the shard that it belongs to: a number from 0, `EVERY`, or None."""
@@ -55,6 +57,10 @@ class Shard(Corpus):
     def fingerprint(self) -> str:
         """Return a digest of the partition and the number of the shard."""
         return digest("shard", self.partition.fingerprint(), self.index)
+
+    def encoder(self, tokenizer: Tokenizer) -> Encoder:
+        """Return how the documents of the corpus become tokens."""
+        return self.partition.corpus.encoder(tokenizer)
 
     def limits(self) -> Limits:
         """Return the shard's part of the limits of the corpus."""

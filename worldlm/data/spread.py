@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from worldlm.data.cutting import packed_of
 from worldlm.topology import Node
 from worldlm.topology.checks import shorten
 
@@ -41,8 +42,7 @@ def node_texts(nodes: Sequence[Node], blocks: Mapping[str, Any]) -> list[NodeTex
     """
     texts = []
     for node in nodes:
-        of_node = blocks[node.name]
-        packed = [getattr(part, "packed", part) for part in getattr(of_node, "parts", (of_node,))]
+        packed = [part for part in packed_of(blocks[node.name]) if part is not None]
         values: Counter[str] = sum((Counter(part.values) for part in packed), Counter())
         num_tokens = sum(part.num_tokens for part in packed)
         texts.append(NodeText(name=node.name, corpus=str(node.corpus), num_tokens=num_tokens, values=values))

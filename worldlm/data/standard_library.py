@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
-from worldlm.data.corpora import Corpus, SplitName, digest
+from worldlm.data.corpora import Corpus, SplitName
+from worldlm.data.digests import digest
 from worldlm.topology.errors import check_choice
 
 Area = Literal["topics", "docstrings", "network", "tools"]

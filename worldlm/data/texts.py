@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worldlm.data.corpora import Record, SplitName, digest
+from worldlm.data.corpora import Record, SplitName
+from worldlm.data.digests import digest
 from worldlm.data.records import RecordCorpus
 
 

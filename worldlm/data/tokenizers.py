@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from worldlm.data.chat_template import ChatTemplate, read_chat_template
 from worldlm.data.control_tokens import END_OF_TEXT, find_end_of_text, protect_control_tokens
-from worldlm.data.corpora import digest
+from worldlm.data.digests import digest
 from worldlm.files.hub import NAME, NoSuchFile, fetch
 from worldlm.files.regular import check_regular
 from worldlm.topology.errors import native_errors, suggest
@@ -104,6 +106,7 @@ class FileTokenizer:
         from tokenizers import Tokenizer as Backend
 
         self._name = repr(str(path))
+        self._folder = Path(os.path.expanduser(path)).parent
         with native_errors(f"tokenizer {self._name} cannot be read"):
             content = _read(Path(os.path.expanduser(path)))
             self._backend = Backend.from_str(content)
@@ -120,6 +123,15 @@ class FileTokenizer:
         self.vocab_size: int = max(vocabulary.values()) + 1
         self.end_of_text: int = vocabulary[end]
         self._fingerprint = digest(content, *changes)
+
+    @cached_property
+    def chat(self) -> ChatTemplate | None:
+        """The chat template in the folder of the file; None if there is none.
+
+        Raises:
+            ValueError: If a file cannot be read.
+        """
+        return read_chat_template(self._folder, self.to_json())
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.integer]]:
         """Encode documents, on all cores, to uint16 or, above 65,536 tokens, uint32.

@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from worldlm.data.corpora import Corpus, digest, naming
+from worldlm.data.corpora import Corpus, naming
+from worldlm.data.digests import digest
 from worldlm.data.locks import exclusive_lock
 from worldlm.data.tokenizers import FileTokenizer
 from worldlm.files.atomic_write import write_text

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from worldlm.data.packing import PackedCorpus
+from worldlm.data.packed import PackedCorpus
 from worldlm.data.poisson_samplers import Unit
 
 PADDING = -1

@@ -35,13 +35,14 @@ class Tally:
         """Counts so far, int64 [vocab]."""
         return self.settled + self.running
 
-    def add_(self, tokens: Tensor, position: int, batches_per_step: int) -> None:
+    def add_(self, tokens: Tensor, position: int, batches_per_step: int, counted: Tensor | None = None) -> None:
         """Count a batch, in place. If an optimizer step is repeated, its batches are counted once.
 
         Args:
             tokens: int64, any shape, each at least 0 and below the size of the vocabulary.
             position: The index of the batch in the fit, from 0.
             batches_per_step: Batches that an optimizer step accumulates.
+            counted: Which of the tokens are counted, bool, same shape; by default all.
         """
         if position % batches_per_step == 0:
             if position > self.start:
@@ -49,9 +50,9 @@ class Tally:
             self.running.zero_()
             self.start = position
         flat = tokens.flatten()
-        self.running.scatter_add_(
-            0, flat, torch.ones_like(flat)
-        )  # integers are exact in any order, and a GPU need not synchronise
+        amounts = torch.ones_like(flat) if counted is None else counted.flatten().to(flat.dtype)
+        # integers are exact in any order, and a GPU need not synchronise
+        self.running.scatter_add_(0, flat, amounts)
 
     def to(self, device: torch.device | str) -> "Tally":
         """Return the tally on a device."""

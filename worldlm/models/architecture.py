@@ -34,9 +34,9 @@ class Architecture(Sizes):
         """Return a newly initialised model."""
         return MPT(self)
 
-    def logits(self, model: nn.Module, tokens: Tensor, cache: Any = None) -> Tensor:
+    def logits(self, model: nn.Module, tokens: Tensor, cache: Any = None, position_ids: Tensor | None = None) -> Tensor:
         """Score every next token, see `MPT.forward`."""
-        scores: Tensor = model(tokens, cache)
+        scores: Tensor = model(tokens, cache, position_ids)
         return scores
 
     def new_cache(self) -> Cache:

@@ -18,11 +18,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from worldlm.federation.parameters import weights_digest
 from worldlm.models.architecture import Architecture
-from worldlm.models.evaluation import Evaluation
+from worldlm.models.batches import Batch, read_batch
+from worldlm.models.evaluation import Evaluation, evaluate
 from worldlm.models.initial_weights import check_base, find_origin, initial_weights
 from worldlm.models.lora import Lora, adapt_, lora_of, once_per_tensor
 from worldlm.models.optimizer import OptimizerSettings, warmup_cosine
-from worldlm.models.padded_loss import mean_of_examples
+from worldlm.models.padded_loss import mean_of_examples, mean_of_targets
 from worldlm.models.partition import Split, partition
 from worldlm.models.transformer import Transformer
 from worldlm.topology.errors import join_names
@@ -41,7 +42,8 @@ def architecture_of(hyper_parameters: Mapping[str, Any]) -> Architecture | Trans
 class LanguageModule(LightningModule):
     """A language model, its B, K, V partition and its inner optimizer.
 
-    A batch is int64 [batch, seq + 1]: all but the last token are inputs, all but the first are targets.
+    A batch is int64 [batch, seq + 1]: all but the last token are inputs, all but the first are targets. A batch of
+    conversations is a dict; see `worldlm.models.batches`.
     Settings are stored in the checkpoint as plain dicts, so that it loads with `weights_only=True`;
     `from_hyper_parameters` restores them.
 
@@ -202,24 +204,35 @@ class LanguageModule(LightningModule):
         """Names of the parameters with one row per token; none if the embedding is frozen."""
         return [f"model.{name}" for name in self.architecture.embeddings(self.model)]
 
-    def forward(self, tokens: Tensor, cache: Any = None) -> Tensor:
-        """Logits [batch, seq, vocab_size] of tokens [batch, seq]; a cache is what `architecture.new_cache` returns."""
-        return self.architecture.logits(self.model, tokens, cache)
-
-    def loss(self, batch: Tensor) -> Tensor:
-        """Mean cross entropy in nats per token, in float32; 0 for an empty batch, which Poisson sampling may draw.
+    def forward(self, tokens: Tensor, cache: Any = None, position_ids: Tensor | None = None) -> Tensor:
+        """Logits [batch, seq, vocab_size] of tokens [batch, seq].
 
         Args:
-            batch: Tokens, int64 [batch, seq + 1]; or int32, with negative padding: see `mean_of_examples`.
+            tokens: Token ids.
+            cache: What `architecture.new_cache` returns.
+            position_ids: Without a cache: positions that restart at 0 in each conversation of a row, [batch, seq].
         """
-        if batch.dtype == torch.int32:
-            return mean_of_examples(self(batch[:, :-1].clamp(min=0)), batch[:, 1:])
-        logits: Tensor = self(batch[:, :-1])
-        if batch.shape[0] == 0:
-            return logits.float().sum()
-        return F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+        return self.architecture.logits(self.model, tokens, cache, position_ids)
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross entropy of the predicted tokens in nats, in float32.
+
+        It is 0, with gradients of 0, for a batch without tokens to predict, which Poisson sampling may draw.
+
+        Args:
+            batch: See `worldlm.models.batches`.
+        """
+        examples = read_batch(batch)
+        logits: Tensor = self(examples.tokens, position_ids=examples.position_ids)
+        if examples.weighs_examples:
+            return mean_of_examples(logits, examples.targets)
+        if not examples.predicts_all:
+            return mean_of_targets(logits, examples.targets)
+        if len(examples.tokens) == 0:
+            return logits.float().sum()
+        return F.cross_entropy(logits.flatten(0, 1).float(), examples.targets.flatten())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch; the monitoring callbacks log it."""
         return self.loss(batch)
 
@@ -262,37 +275,10 @@ class LanguageModule(LightningModule):
             )
         return int(total)
 
-    def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Loss of a batch of held-out text; the callbacks use `evaluate` instead."""
         return self.loss(batch)
 
-    @torch.no_grad()
-    def evaluate(self, batches: Iterable[Tensor]) -> Evaluation:
-        """Measure the model on a text, in evaluation mode and without gradients.
-
-        It runs in the autocast context of the caller and does not communicate with other processes.
-
-        Args:
-            batches: Tokens, int64 [batch, seq + 1] each; they are moved to the module's device.
-
-        Returns:
-            Nats per token; infinite if the probability of a token rounds to zero in float32.
-
-        Raises:
-            ValueError: If there is no token to predict.
-        """
-        was_training = self.training
-        # the sums and the order of torchmetrics.text.Perplexity, which would import scipy and transformers
-        nats, num_tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        self.eval()
-        try:
-            for batch in batches:
-                tokens = batch.to(self.device)
-                probabilities = F.softmax(self(tokens[:, :-1]).float().flatten(0, 1), dim=1)
-                nats -= probabilities.gather(1, tokens[:, 1:].reshape(-1, 1)).log().sum()
-                num_tokens += tokens[:, 1:].numel()
-        finally:
-            self.train(was_training)
-        if num_tokens == 0:
-            raise ValueError("there are no tokens to evaluate: the text is empty")
-        return Evaluation(nats=float(nats) / num_tokens, num_tokens=num_tokens)
+    def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
+        """Measure the model on a text, see `worldlm.models.evaluation.evaluate`."""
+        return evaluate(self, batches)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldlm.models.batches import separate
+
 _MAX_SIZE = 100_000_000
 _MAX_SIZES = {"num_blocks": 10_000}
 """Limits of sizes: larger models, even without weights, exhaust the memory or overflow integers."""
@@ -143,7 +145,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor, cache: Cache | None = None) -> Tensor:
-        """Attend: x is [batch, seq, d_model], bias [1, num_heads, seq, cached + seq]; returns x's shape."""
+        """Attend: x is [batch, seq, d_model], bias [1 or batch, num_heads, seq, cached + seq]; returns x's shape."""
         heads = self.Wqkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = heads.unbind(0)
         if cache is not None:
@@ -198,10 +200,12 @@ class Decoder(nn.Module):
         self.norm_f = LayerNorm(architecture.d_model)
         self.register_buffer("bias", attention_bias(architecture), persistent=False)
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Map tokens [batch, seq] to hidden states [batch, seq, d_model]."""
+    def forward(self, tokens: Tensor, cache: Cache | None = None, position_ids: Tensor | None = None) -> Tensor:
+        """Map tokens [batch, seq] to hidden states [batch, seq, d_model]; arguments as in `MPT`."""
         x = self.wte(tokens)
         bias = self._bias_for(x, cache.num_tokens if cache else 0)
+        if position_ids is not None:
+            bias = bias.masked_fill(~separate(position_ids), -math.inf)
         for block in self.blocks:
             x = block(x, bias, cache)
         hidden: Tensor = self.norm_f(x)
@@ -240,12 +244,14 @@ class MPT(nn.Module):
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: Cache | None = None, position_ids: Tensor | None = None) -> Tensor:
         """Score every next token.
 
         Args:
-            tokens: Token ids, int64 [batch, seq]; batch may be 0.
+            tokens: Token ids, int [batch, seq]; batch may be 0.
             cache: The cache of earlier tokens, to which these are added; None if these tokens are the whole text.
+            position_ids: Without a cache: positions that restart at 0 in each conversation of a row, [batch, seq], so
+                that attention keeps them apart. The mask then has batch x num_heads x seq x seq numbers.
 
         Returns:
             Logits, [batch, seq, vocab_size].
@@ -253,5 +259,5 @@ class MPT(nn.Module):
         Raises:
             ValueError: If there are more tokens than `max_seq_len`, cached tokens included.
         """
-        logits: Tensor = self.lm_head(self.transformer(tokens, cache))
+        logits: Tensor = self.lm_head(self.transformer(tokens, cache, position_ids))
         return logits

@@ -1,4 +1,4 @@
-"""The loss of examples of different lengths."""
+"""The loss of batches in which not every token is predicted."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,3 +23,17 @@ def mean_of_examples(logits: Tensor, targets: Tensor) -> Tensor:
     ids = targets.clamp(min=0).long().flatten()
     losses = F.cross_entropy(logits.flatten(0, 1).float(), ids, reduction="none").view(targets.shape)
     return ((losses * is_token).sum(1) / is_token.sum(1).clamp(min=1)).mean()
+
+
+def mean_of_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross entropy over the tokens to predict, in float32.
+
+    Args:
+        logits: float, shape [batch, seq, vocab_size].
+        targets: Token ids, int64 [batch, seq]; -100 where nothing is predicted.
+
+    Returns:
+        Nats per token, a scalar; zero, with gradients of zero, if nothing is to be predicted.
+    """
+    total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+    return total / (targets >= 0).sum().clamp(min=1)

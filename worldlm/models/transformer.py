@@ -24,6 +24,13 @@ PREFIX = "model."
 _EXAMPLE_GRADIENTS = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 """Families for which the per-sample gradients of Opacus were compared with one backward pass for each sample."""
 
+_SEPARATING = (
+    "gemma", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3",
+    "smollm3",
+)  # fmt: skip
+"""Families whose attention was compared with that of each conversation of a row alone. It depends on positions that
+restart, which some families, such as transformers' MPT, do not take."""
+
 
 @dataclass(frozen=True, kw_only=True)  # without slots, since jsonargparse reads `vars` of a default
 class Transformer:
@@ -116,13 +123,16 @@ class Transformer:
         model: nn.Module = make(self.hf_config(), dtype=torch.float32, trust_remote_code=False)
         return model
 
-    def logits(self, model: Any, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+    def logits(
+        self, model: Any, tokens: Tensor, cache: Cache | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
         """Score every next token.
 
         Args:
             model: What `build` returned.
-            tokens: Token ids, int64 [batch, seq]; batch may be 0, as Poisson sampling draws it.
+            tokens: Token ids, int [batch, seq]; batch may be 0, as Poisson sampling draws it.
             cache: The cache of earlier tokens, to which these are added; None if these tokens are the whole text.
+            position_ids: Without a cache: positions that restart at 0 in each conversation of a row, [batch, seq].
 
         Returns:
             Logits, [batch, seq, vocab_size].
@@ -136,7 +146,9 @@ class Transformer:
         is_empty = len(tokens) == 0  # most models of transformers fail on an empty batch
         batch = tokens.new_zeros(1, tokens.shape[1]) if is_empty else tokens
         # one row of positions for each sample: from a shared row, Opacus would compute one gradient for all
-        positions = torch.arange(batch.shape[1], device=batch.device).expand(len(batch), -1)
+        positions = position_ids
+        if positions is None or is_empty:
+            positions = torch.arange(batch.shape[1], device=batch.device).expand(len(batch), -1)
         more = {"position_ids": positions} if "position_ids" in arguments else {}
         scores = model(input_ids=batch, use_cache=False, **more).logits
         return scores[: len(tokens)]
@@ -160,6 +172,15 @@ class Transformer:
         return (
             f"the gradients of single examples are not verified for {self.model_type}; they are for "
             f"{join_names(_EXAMPLE_GRADIENTS, 10)}"
+        )
+
+    def why_no_conversations(self) -> str:
+        """Return why the model cannot be trained on several conversations in a row; empty if it can."""
+        if self.model_type in _SEPARATING:
+            return ""
+        return (
+            f"it is not verified that {self.model_type} keeps the conversations of a row apart; it is for "
+            f"{join_names(_SEPARATING, 20)}"
         )
 
     # ------------------------------------------------------------------ folders and checkpoints

@@ -10,6 +10,7 @@ import lightning
 import torch
 
 import worldlm
+from worldlm.data.cutting import packed_of
 from worldlm.files.git import commit_of
 from worldlm.topology import Node
 from worldlm.topology.draw import facts
@@ -107,19 +108,15 @@ def data_facts(trainer: WorldTrainer) -> dict[str, dict[str, Any]]:
 
 
 def _text(blocks: Any) -> list[str] | None:
-    paths = [getattr(packed, "path", None) for packed in _packed(blocks)]
+    paths = [getattr(packed, "path", None) for packed in packed_of(blocks)]
     names = [Path(path).parent.name if path is not None else "" for path in paths]
     return names if all(names) else None
 
 
 def _checksums(blocks: Any) -> list[str] | None:
-    checksums = [getattr(packed, "crc32", None) for packed in _packed(blocks)]
+    checksums = [getattr(packed, "crc32", None) for packed in packed_of(blocks)]
     known = [f"{checksum:08x}" for checksum in checksums if checksum is not None]
     return known if len(known) == len(checksums) else None
-
-
-def _packed(blocks: Any) -> list[Any]:
-    return [getattr(part, "packed", None) for part in getattr(blocks, "parts", (blocks,))]
 
 
 def _length(dataset: Any) -> int | None:

@@ -22,6 +22,7 @@ from worldlm.runs.scores import far_worse_text, is_far_worse, largest_first, sco
 from worldlm.topology import Node, draw_tree
 from worldlm.topology.errors import join_names
 from worldlm.trainer import FederationCallback, WorldTrainer
+from worldlm.trainer.loaders import tokens_per_example
 
 _MAX_NODES = 24
 """Largest number of nodes whose final figures are logged with the settings."""
@@ -201,7 +202,7 @@ def row(trainer: WorldTrainer, node: Node) -> dict[str, float]:
         figures["tokens"] = state.num_tokens
         dataset: Any = trainer.fit_loop.loaders[name].dataset
         if (size := sized_len(dataset)) is not None:
-            figures["passes"] = state.num_tokens / (size * getattr(dataset, "seq_len", 1))
+            figures["passes"] = state.num_tokens / (size * tokens_per_example(dataset))
     parent = trainer.topology.parent(name)
     if parent is not None:
         figures["MB down"] = state.bytes_down / 1e6

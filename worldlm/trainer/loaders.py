@@ -114,10 +114,21 @@ def by_node(loaders: Any, names: Sequence[str], purpose: str) -> dict[str, Any]:
 def num_tokens(loader: DataLoader[Any], num_batches: int) -> int:
     """Return the tokens in a number of batches of a node; an average where batches are drawn at random.
 
-    The tokens of an example are the `seq_len` of its data set, else 1: examples are then counted.
+    Of conversations, they are the tokens to predict, on average.
     """
     sampler: Any = loader.batch_sampler
-    return num_batches * int(sampler.batch_size) * int(getattr(loader.dataset, "seq_len", 1))
+    return round(num_batches * int(sampler.batch_size) * tokens_per_example(loader.dataset))
+
+
+def tokens_per_example(dataset: Any) -> float:
+    """Return the mean number of tokens to predict in an example of a data set.
+
+    It is `num_targets` divided by the number of examples if the data set has both, else its `seq_len`, else 1: examples
+    are then counted.
+    """
+    if (num_targets := getattr(dataset, "num_targets", None)) is not None:
+        return float(num_targets / len(dataset))
+    return int(getattr(dataset, "seq_len", 1))
 
 
 def states_of(loaders: Mapping[str, DataLoader[Any]]) -> dict[str, Any]:

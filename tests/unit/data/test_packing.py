@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from worldlm.data import PackedCorpus
-from worldlm.data.packing import Packing, open_folder
+from worldlm.data.packed import open_folder
+from worldlm.data.packing import Packing
 
 
 def _append(packing: Packing, train: list[int], validation: list[int]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from worldlm.data import ByteTokenizer, Corpus, Limits, PackedCorpus, Request, SplitName, TextFiles, TrainedBPE, prepare
 from worldlm.data import gathering as gathering_module
 from worldlm.data import preparing as preparing_module
+from worldlm.data.encoders import TextEncoder
 from worldlm.data.encoding import encode
 from worldlm.data.files import FileSource
 from worldlm.data.packing import Packing
@@ -148,14 +149,15 @@ def test_a_user_defined_corpus_keeps_its_limits(tmp_path: Path) -> None:
 
 def test_batches_keep_their_order_and_are_read_on_demand() -> None:
     drawn: list[int] = []
+    encoder = TextEncoder(ByteTokenizer())
 
     def batches() -> Iterator[tuple[int, list[str]]]:
         for number in range(20):
             drawn.append(number)
             yield number, ["x" * number, "é"]
 
-    for number, encoded in enumerate(encode(batches(), ByteTokenizer())):
-        assert encoded.tag == number
+    for number, (tag, encoded) in enumerate(encode(batches(), lambda _, texts: encoder.encode(texts))):
+        assert tag == number
         assert encoded.tokens.tolist() == [*[120] * number, 256, 195, 169, 256]
         assert (encoded.num_tokens.tolist(), encoded.num_bytes.tolist()) == ([number + 1, 3], [number, 2])
         assert len(drawn) <= number + 4

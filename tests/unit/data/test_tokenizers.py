@@ -17,7 +17,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from worldlm.data import ByteTokenizer, FileTokenizer, load_tokenizer
-from worldlm.data.corpora import digest
+from worldlm.data.digests import digest
+from worldlm.data.encoders import TextEncoder
 from worldlm.data.encoding import encode
 from worldlm.data.tokenizers import MAX_BYTES
 
@@ -307,7 +308,9 @@ def test_a_panic_of_the_library_becomes_one_line(tmp_path: Path) -> None:
     ):
         tokenizer.encode_batch(["a" * 100 + "b"])
     with pytest.raises(ValueError, match=r"slow\.json' cannot encode a text: Onig"):
-        list(encode([("tag", ["a" * 100 + "b"])], tokenizer))  # in its thread
+        list(
+            encode([("tag", ["a" * 100 + "b"])], lambda _, texts: TextEncoder(tokenizer).encode(texts))
+        )  # in its thread
 
 
 def test_text_that_a_tokenizer_cannot_encode(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worldlm.data.corpora import Corpus, SplitName, digest
+from worldlm.data.corpora import Corpus, SplitName
+from worldlm.data.digests import digest
 from worldlm.data.tokenizers import FileTokenizer
 from worldlm.data.trained_tokenizer import TrainedBPE
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldlm.data import Blocks, PackedCorpus, TextFiles, UnitBatchSampler, UnitBlocks
-from worldlm.data.packing import DOCUMENT
+from worldlm.data.packed import DOCUMENT
 from worldlm.data.preparing import Request, prepare
 from worldlm.data.tokenizers import ByteTokenizer
 from worldlm.federation.noise_key import NoiseKey

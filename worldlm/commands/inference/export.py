@@ -134,7 +134,7 @@ def _write_weights(
         assert isinstance(architecture, Transformer), "others have no adapters"
         write_adapter(folder, architecture, run.lora, weights, str(run.world.hyper_parameters["init_from"]))
     else:
-        architecture.write_folder(folder, weights, None if tokenizer is None else tokenizer.end_of_text)
+        architecture.write_folder(folder, weights, None if tokenizer is None else end_token(tokenizer))
     for file in [*folder.glob("*.safetensors")]:  # safetensors makes them readable by their owner only
         file.chmod(next(folder.glob("*.json")).stat().st_mode)
 
@@ -167,12 +167,13 @@ def _is_alive(process: int) -> bool:
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_seq_len: int) -> None:
     """Write a fast tokenizer for transformers that encodes as in training.
 
-    It adds no tokens, and special tokens spelt out in a text stay plain text.
+    It adds no tokens, and special tokens spelt out in a text stay plain text, unless there is a chat template:
+    transformers encodes a rendered conversation as one text.
     """
     from tokenizers import Tokenizer as Backend
 
-    content = json.loads(tokenizer.to_json())
-    end = Backend.from_str(tokenizer.to_json()).id_to_token(tokenizer.end_of_text)
+    content, chat = json.loads(tokenizer.to_json()), getattr(tokenizer, "chat", None)
+    end = Backend.from_str(tokenizer.to_json()).id_to_token(end_token(tokenizer))
     _write_json(folder / FILE, {**content, "post_processor": None, "truncation": None, "padding": None})
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -180,9 +181,17 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_seq_len: int) -> Non
         "pad_token": end,
         "model_max_length": max_seq_len,
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,
+        "split_special_tokens": chat is None,
+        **({} if chat is None else chat.settings()),
     }
     _write_json(folder / "tokenizer_config.json", settings)
+
+
+def end_token(tokenizer: Tokenizer) -> int:
+    """Return the token at which generation ends: the `eos_token` of a chat template if it has one."""
+    chat = getattr(tokenizer, "chat", None)
+    token = None if chat is None else chat.end_token
+    return tokenizer.end_of_text if token is None else int(token)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -9,13 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import BatchSampler
 
 from worldlm.cli.recipe_scalars import quote_texts
 from worldlm.commands.inference.saved_run import SavedRun, data_module
-from worldlm.data import Blocks, Corpus, MixedBlocks, Mixture, Request, SplitName, TextFiles, join_blocks, prepare
-from worldlm.data.corpora import digest, naming
+from worldlm.data import ConversationRows, Corpus, Mixture, Request, SplitName, TextFiles, prepare
+from worldlm.data.corpora import naming
+from worldlm.data.cutting import AnyBlocks, join, packed_of
+from worldlm.data.digests import digest
 from worldlm.data.finding import find_files
 from worldlm.data.samplers import spread
 from worldlm.models import architecture_of
@@ -30,8 +31,8 @@ class Text:
 
     name: str
     """The name of the corpus or the file."""
-    blocks: Blocks | MixedBlocks
-    """The whole text, in blocks of the model's length."""
+    blocks: AnyBlocks
+    """The whole text, in blocks or rows of the model's length."""
     batch_size: int
     """Blocks in a batch."""
     num_batches: int | None
@@ -42,9 +43,11 @@ class Text:
     @property
     def num_tokens(self) -> int:
         """Tokens of the whole text that a model can predict."""
+        if isinstance(self.blocks, ConversationRows):
+            return self.blocks.num_targets
         return len(self.blocks) * self.blocks.seq_len
 
-    def batches(self) -> Iterator[Tensor]:
+    def batches(self) -> Iterator[Any]:
         """Yield the batches in the order of a run's own evaluation."""
         sampler = BatchSampler(spread(self.blocks.sizes), self.batch_size, drop_last=False)
         return (self.blocks.__getitems__(indices) for indices in islice(sampler, self.num_batches))
@@ -106,7 +109,7 @@ def find_texts(
     for name, parts in members.items():
         which: SplitName = "validation" if isinstance(found[name], WholeFiles) else split
         with naming(f"corpus {name!r} ({which})"):
-            blocks = join_blocks([Blocks(packed[_title(part)][which], length) for part in parts])
+            blocks = join({part: packed[_title(part)][which] for part in parts}, length)
         texts.append(_text(run, name, blocks, limit, is_held_out=which == "validation"))
     return texts
 
@@ -155,7 +158,7 @@ def _nodes(run: SavedRun) -> list[dict[str, Any]]:
     return [node for node in run.record.nodes if node["name"] in run.world.children] if run.record is not None else []
 
 
-def _text(run: SavedRun, name: str, blocks: Blocks | MixedBlocks, limit: int | None, *, is_held_out: bool) -> Text:
+def _text(run: SavedRun, name: str, blocks: AnyBlocks, limit: int | None, *, is_held_out: bool) -> Text:
     """Choose batches as large and as many as in the run's own evaluation."""
     facts = run.record.content["data_nodes"] if run.record is not None else {}
     users = [facts.get(node["name"], {}) for node in _nodes(run) if node["corpus"] == name]
@@ -163,8 +166,8 @@ def _text(run: SavedRun, name: str, blocks: Blocks | MixedBlocks, limit: int | N
         (user["batch_size"] for user in users if user.get("batch_size")), run.config["data"].get("batch_size", 16)
     )
     num_blocks = [user["held_out_blocks"] for user in users if user.get("held_out_blocks")]
-    parts = blocks.parts if isinstance(blocks, MixedBlocks) else (blocks,)
-    packed, recorded = [part.packed.path.parent.name for part in parts], [user.get("held_out_text") for user in users]
+    packed = [part.path.parent.name for part in packed_of(blocks) if part is not None]
+    recorded = [user.get("held_out_text") for user in users]
     if limit is None and num_blocks:
         limit = math.ceil(max(num_blocks) / size)
     is_other = is_held_out and any(names is not None and names != packed for names in recorded)
