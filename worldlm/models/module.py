@@ -57,6 +57,8 @@ class LanguageModule(LightningModule):
             the frozen weights, which a resumed run reads too.
         transformer: A model of transformers, in place of `architecture`.
         lora: Adapters of the model of transformers. Its own weights are frozen.
+        compile_model: Whether `torch.compile` compiles the model when a fit begins. This takes minutes, and rounds
+            differently.
 
     Raises:
         ValueError: If not exactly one of `architecture` and `transformer` is given, the split does not match the
@@ -72,6 +74,7 @@ class LanguageModule(LightningModule):
         init_from: str | None = None,
         transformer: Transformer = _NO_TRANSFORMER,
         lora: Lora = _NO_LORA,
+        compile_model: bool = False,
     ) -> None:
         super().__init__()
         if architecture.is_given == transformer.is_given:
@@ -97,6 +100,7 @@ class LanguageModule(LightningModule):
         self.frozen = [f"model.{name}" for name in adapt_(self.model, lora)] if lora.is_given else []
         """Names of the frozen weights of a model with adapters."""
         self._ddp_params_and_buffers_to_ignore = self.frozen  # DDP would send all buffers before each step
+        self._compiles = compile_model
         self._is_fresh = True
         self._has_warned_of_warmup = False
         self._parts = partition([name for name, _ in self.named_parameters()], split.resolved(self.model, "model."))
@@ -132,6 +136,9 @@ class LanguageModule(LightningModule):
         """Read the frozen weights, before a checkpoint is restored and before the module moves to a device."""
         if self.lora.is_given:
             self.load_base()
+        if self._compiles and stage == "fit":
+            self.model.compile()
+            self._compiles = False
 
     @torch.no_grad()
     def load_base(self, expected: str | None = None) -> None:

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from worldlm.files.regular import check_regular
 from worldlm.models.hub import fetch_model, is_hub_name
 from worldlm.models.hugging_face import ADAPTER_CONFIG, CONFIG, advice, read_json
 from worldlm.models.transformer_config import FROM_ELSEWHERE, check_keys, complete, family_of, shaping_values
-from worldlm.topology.errors import join_names, native_errors
+from worldlm.topology.errors import check_choice, join_names, native_errors
 
 PREFIX = "model."
 """Prefix of the module's parameter names, which is missing in transformers."""
@@ -30,6 +31,9 @@ _SEPARATING = (
 )  # fmt: skip
 """Families whose attention was compared with that of each conversation of a row alone. It depends on positions that
 restart, which some families, such as transformers' MPT, do not take."""
+
+
+_ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots, since jsonargparse reads `vars` of a default
@@ -50,6 +54,10 @@ class Transformer:
     max_seq_len: int = 0
     """Length of the sequences to train on, in tokens."""
 
+    attention: str | None = None
+    """Implementation of attention: `sdpa` (torch's `scaled_dot_product_attention`, the default where a family has it),
+    `eager`, or `flash_attention_2`, which needs the package flash_attn, a GPU and `trainer.precision: bf16-mixed`."""
+
     def __post_init__(self) -> None:
         if not self.is_given:
             if self.max_seq_len:
@@ -57,6 +65,10 @@ class Transformer:
             return
         if self.max_seq_len < 1:
             raise ValueError(f"transformer.max_seq_len is {self.max_seq_len}: it must be at least 1")
+        if self.attention is not None:
+            check_choice("transformer.attention", self.attention, _ATTENTION)
+            if self.attention.startswith("flash") and find_spec("flash_attn") is None:  # else a hub would be asked
+                raise ValueError(f"transformer.attention is {self.attention}: it needs the package flash_attn")
         if isinstance(self.config, str):
             folder = Path(self.config).expanduser()
             if is_hub_name(self.config) and not folder.exists():
@@ -120,7 +132,8 @@ class Transformer:
         from transformers import AutoModelForCausalLM
 
         make: Any = AutoModelForCausalLM.from_config
-        model: nn.Module = make(self.hf_config(), dtype=torch.float32, trust_remote_code=False)
+        chosen = {} if self.attention is None else {"attn_implementation": self.attention}
+        model: nn.Module = make(self.hf_config(), dtype=torch.float32, trust_remote_code=False, **chosen)
         return model
 
     def logits(

@@ -5,7 +5,7 @@ from itertools import chain
 from multiprocessing.synchronize import Barrier
 
 import torch
-from job import Workspace, train
+from job import Workspace, train, trained
 from torch import Tensor
 
 
@@ -15,7 +15,7 @@ class Loop:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.model = workspace.model()
-        self.live = [parameter.detach() for parameter in self.model.parameters()]
+        self.live = [parameter.detach() for parameter in trained(self.model).values()]
         self.server = [tensor.clone() for tensor in self.live]
         self.means = [[torch.zeros_like(tensor) for tensor in self.live] for _ in range(workspace.processes)]
         if workspace.processes > 1:
@@ -50,7 +50,7 @@ class Loop:
         """Return the mean, and the mean as a step of SGD(lr=1) makes it from the start, which rounds differently."""
         weights: dict[str, Tensor] = {}
         start = self.workspace.initial()
-        for (name, _), on_device in zip(self.model.named_parameters(), self.server, strict=True):
+        for name, on_device in zip(trained(self.model), self.server, strict=True):
             mean = on_device.cpu()
             weights |= {name: mean, f"{name}/stepped": start[name] - (start[name] - mean)}
         return weights

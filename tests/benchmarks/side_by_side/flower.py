@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from job import Workspace, train
+from job import Workspace, train, trained
 
 try:
     import ray  # noqa: F401
@@ -39,12 +39,12 @@ def fit(message: Message, context: Context) -> Message:
     space, model = cached[0]
     with torch.no_grad():
         sent = message.content["arrays"].to_torch_state_dict()
-        for name, parameter in model.named_parameters():
+        for name, parameter in trained(model).items():
             parameter.copy_(sent[name])
     client, number = int(context.node_config["partition-id"]), int(message.content["config"]["server-round"]) - 1
     train(space, model, client, number)
-    trained = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    content = RecordDict({"arrays": ArrayRecord(trained), "metrics": MetricRecord({"num-examples": 1})})
+    weights = {name: parameter.detach() for name, parameter in trained(model).items()}
+    content = RecordDict({"arrays": ArrayRecord(weights), "metrics": MetricRecord({"num-examples": 1})})
     return Message(content=content, reply_to=message)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from process_tree import TreeClock
 
 TOP = Path(__file__).resolve().parents[3]
-LR, CLIP, VOCAB_SIZE = 1e-3, 1.0, 257
+LR, CLIP, VOCAB_SIZE, ALPHA = 1e-3, 1.0, 257, 16.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,8 @@ class Job:
     heads: int = 8
     family: str = ""
     """A family of transformers, such as llama; empty for WorldLM's own MPT."""
+    rank: int = 0
+    """Rank of LoRA adapters of all linear layers in the blocks; 0 trains the model itself."""
     accelerator: str = "cpu"
     """What trains, cpu or gpu; on a GPU autocast computes in bf16."""
 
@@ -88,6 +90,7 @@ JOBS = {
     "large": Job(clients=8, steps=2, rounds=5, batch=4, seq=64, **_25M),
     "llama": Job(clients=8, steps=20, rounds=5, batch=4, seq=64, family="llama", **_3M),
     "llama_large": Job(clients=8, steps=2, rounds=5, batch=4, seq=64, family="llama", **_25M),
+    "lora": Job(clients=32, steps=5, rounds=5, batch=4, seq=64, family="llama", rank=8, **_25M),
     "huge": Job(clients=4, steps=20, rounds=4, batch=8, seq=1024, **_125M),
     "round_small": Job(clients=8, steps=1, rounds=20, batch=1, seq=16, **_3M),
     "round_large": Job(clients=8, steps=1, rounds=8, batch=1, seq=16, **_25M),
@@ -139,7 +142,7 @@ class Workspace:
         import torch
 
         torch.set_num_threads(self.threads)
-        model = _transformer(self.job) if self.job.family else _mpt(self.job)
+        model = _transformer(self.folder, self.job) if self.job.family else _mpt(self.job)
         self.load(model)
         return model.to(self.job.device)
 
@@ -153,7 +156,7 @@ class Workspace:
     def load(self, model: Any) -> None:
         """Write the initial weights into a decoder."""
         initial = self.initial()
-        for name, parameter in model.named_parameters():
+        for name, parameter in trained(model).items():
             parameter.detach().copy_(initial[name])
 
     def end_round(self, weights: Callable[[], Mapping[str, Any]]) -> None:
@@ -191,10 +194,25 @@ def _mpt(job: Job) -> Any:
     return mpt.MPT(mpt.Sizes(**job.architecture))
 
 
-def _transformer(job: Job) -> Any:
+def _transformer(folder: Path, job: Job) -> Any:
+    """Return a model of transformers, with the adapters of peft if the job has any."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[job.family](**job.config))
+    if not job.rank:
+        return AutoModelForCausalLM.from_config(CONFIG_MAPPING[job.family](**job.config))
+    from peft import LoraConfig, get_peft_model
+
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    return get_peft_model(base, LoraConfig(r=job.rank, lora_alpha=ALPHA, target_modules="all-linear"))
+
+
+def trained(model: Any) -> dict[str, Any]:
+    """Return the parameters that are trained, by the names that the model of transformers gives them."""
+    return {
+        name.removeprefix("base_model.model.").replace(".default", ""): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
@@ -219,16 +237,16 @@ def optimizer(model: Any) -> Any:
     """Return a fresh AdamW."""
     import torch
 
-    return torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(trained(model).values(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
 
 def train(workspace: Workspace, model: Any, client: int, number: int) -> None:
     """Take a client's steps of one round, the plain way."""
     import torch
 
-    chosen = optimizer(model)
+    chosen, parameters = optimizer(model), [*trained(model).values()]
     for step in range(workspace.job.steps):
         loss(model, workspace.tokens(client, number, step)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         chosen.step()
         chosen.zero_grad()

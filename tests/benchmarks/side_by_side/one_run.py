@@ -46,7 +46,7 @@ def prepare(folder: Path, job: Job) -> None:
     Workspace.save_job(folder, job)
     with redirect_stderr(StringIO()):  # drops the progress of the packing
         worldlm_fit.prepare(folder, job)
-    save_weights(folder / "initial.npz", worldlm_fit.initial_weights(job))
+    save_weights(folder / "initial.npz", worldlm_fit.initial_weights(folder, job))
 
 
 def run(system: str, folder: Path, processes: int, threads: int) -> tuple[list[tuple[float, float]], float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from job import CLIP, LR, VOCAB_SIZE, Job, Workspace
+from job import ALPHA, CLIP, LR, VOCAB_SIZE, Job, Workspace
 
 SEED = 0
 
@@ -20,7 +20,7 @@ def recipe(folder: Path, job: Job) -> dict[str, Any]:
         "seed_everything": SEED,
         "federation": {"topology": str(folder / "star.yaml")},
         "model": {
-            **_model(job),
+            **_model(folder, job),
             "split": {"last_blocks": 1},
             "optimizer": {"lr": LR, "warmup_steps": 0, "min_lr_ratio": 1.0},
         },
@@ -40,10 +40,11 @@ def recipe(folder: Path, job: Job) -> dict[str, Any]:
     }
 
 
-def _model(job: Job) -> dict[str, Any]:
-    if job.family:
-        return {"transformer": {"config": job.config, "max_seq_len": job.seq}}
-    return {"architecture": job.architecture}
+def _model(folder: Path, job: Job) -> dict[str, Any]:
+    if not job.family:
+        return {"architecture": job.architecture}
+    adapters = {"lora": {"rank": job.rank, "alpha": ALPHA}, "init_from": str(folder / "base")} if job.rank else {}
+    return {"transformer": {"config": job.config, "max_seq_len": job.seq}, **adapters}
 
 
 def topology(job: Job) -> dict[str, Any]:
@@ -83,16 +84,22 @@ def prepare(folder: Path, job: Job) -> None:
     (folder / "star.yaml").write_text(yaml.safe_dump(topology(job)))
 
 
-def initial_weights(job: Job) -> dict[str, Any]:
-    """Draw the weights that everybody starts from."""
+def initial_weights(folder: Path, job: Job) -> dict[str, Any]:
+    """Draw the weights that everybody starts from. With adapters, the frozen model is written to the folder `base`."""
     import torch
 
-    from worldlm.models import Architecture, Transformer
+    from worldlm.models import Architecture, LanguageModule, Lora, Transformer
 
     torch.manual_seed(SEED)
     chosen = Transformer(config=job.config, max_seq_len=job.seq) if job.family else Architecture(**job.architecture)
     assert chosen.vocab_size == VOCAB_SIZE
-    return {name: parameter.detach() for name, parameter in chosen.build().named_parameters()}
+    model = chosen.build()
+    if job.rank:
+        (folder / "base").mkdir()
+        chosen.write_folder(folder / "base", {f"model.{name}": tensor for name, tensor in model.named_parameters()})
+        adapters = Lora(rank=job.rank, alpha=ALPHA)
+        model = LanguageModule(transformer=chosen, lora=adapters, init_from=str(folder / "base")).model
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def main() -> int:

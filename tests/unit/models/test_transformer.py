@@ -187,3 +187,55 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"has no safetensors; pytorch_model\.bin is a pickle"):
         here.read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_another_implementation_of_attention_gives_the_same_logits(name: str, tokens: torch.Tensor) -> None:
+    module = make(name).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = Transformer(config=CONFIGS[name], max_seq_len=16, attention="eager")
+        eager = LanguageModule(transformer=transformer, split=Split(last_blocks=1)).eval()
+    assert eager.model.config._attn_implementation == "eager"  # type: ignore[union-attr]
+    assert transformer.differences(dict(module.hparams)) == []
+    torch.testing.assert_close(eager(tokens), module(tokens), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("attention", "expected"),
+    [
+        ("spda", "transformer.attention must be one of sdpa, eager, flash_attention_2, got 'spda'.*sdpa"),
+        ("kernels-community/flash-attn", "transformer.attention must be one of sdpa, eager, flash_attention_2, got .*"),
+        ("flash_attention_2", "transformer.attention is flash_attention_2: it needs the package flash_attn"),
+    ],
+)
+def test_an_attention_that_cannot_be_used(attention: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^{expected}"):
+        Transformer(config=CONFIGS["llama"], max_seq_len=16, attention=attention)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model_trains_to_nearly_the_same_weights(tmp_path: Path) -> None:
+    from worldlm.callbacks import Averaging
+    from worldlm.data import CorpusDataModule, Texts
+    from worldlm.trainer import WorldTrainer
+
+    children = [{"name": name, "corpus": name} for name in "ab"]
+    topology = {"name": "pair", "settings": {"num_local_steps": 3}, "root": {"name": "world", "children": children}}
+
+    def train(compile_model: bool) -> dict[str, torch.Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            transformer = Transformer(config={**CONFIGS["llama"], "vocab_size": 257}, max_seq_len=32)
+            module = LanguageModule(transformer=transformer, compile_model=compile_model)
+        corpora = {name: Texts(train=[f"patient {i} of {name}" for i in range(200)]) for name in "ab"}
+        data = CorpusDataModule(corpora=corpora, tokenizer="bytes", cache_dir=tmp_path)
+        options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+        trainer = WorldTrainer(topology=topology, max_epochs=2, callbacks=[Averaging()], limit_val_batches=0, **options)
+        trainer.fit(module, datamodule=data)
+        assert (module.model._compiled_call_impl is not None) == compile_model
+        return dict(trainer.world.states["world"].parameters)
+
+    torch.testing.assert_close(train(True), train(False), rtol=1e-4, atol=1e-5)
