@@ -149,7 +149,7 @@ def commands_of(block: Block) -> Iterator[list[str]]:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder a reader stands in, with all files that pages show."""
     for page in PAGES:
-        for block in (*blocks_of(page, "yaml"), *blocks_of(page, "python")):
+        for block in (*blocks_of(page, "yaml"), *blocks_of(page, "python"), *blocks_of(page, "py")):
             if block.file:
                 path = tmp_path / block.file
                 path.parent.mkdir(parents=True, exist_ok=True)

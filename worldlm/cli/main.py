@@ -123,6 +123,9 @@ def _run(words: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else gRPC prints a line for each failed connection
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch prints a stack for each lost connection
+    if not sys.stderr.isatty():  # libraries read these when they are imported
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if command in LIGHTNING:
         return _run_lightning(words)
     if command in OTHERS:
@@ -146,9 +149,6 @@ def _run_lightning(words: list[str]) -> int:
 
 def _import_lightning() -> None:
     """Import Lightning before anything else does, without the libraries that no command uses."""
-    if not sys.stderr.isatty():  # libraries read these when they are imported
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import_module("worldlm.cli.lazy_imports").import_lightning()
 
 

@@ -36,7 +36,7 @@ def find_end_of_text(backend: Any) -> str:
     return next((token for kind in (_special(backend), vocabulary) for token in END_OF_TEXT if token in kind), "")
 
 
-def protect_control_tokens(backend: Any, end_of_text: str) -> list[str]:
+def protect_control_tokens(backend: Any, end_of_text: str) -> None:
     """Prevent text that spells a control token from being encoded as this token.
 
     Control tokens are the end of text, the tokens that are marked as special, and the added tokens with the name of a
@@ -47,9 +47,6 @@ def protect_control_tokens(backend: Any, end_of_text: str) -> list[str]:
     Args:
         backend: The tokenizer of the `tokenizers` library, which is changed. It must encode special tokens as text.
         end_of_text: The token that ends a text.
-
-    Returns:
-        What was changed: the same for the same file, and empty for a file that needs no change.
 
     Raises:
         ValueError: If the end of text is also the token of unknown characters.
@@ -71,7 +68,6 @@ def protect_control_tokens(backend: Any, end_of_text: str) -> list[str]:
         raise ValueError(
             f"unknown characters are encoded as the end of text, {end_of_text!r}: give it another unk_token"
         )
-    return [*spelt, *(f"special {text}" for text in unmarked)]
 
 
 def _special(backend: Any) -> list[str]:

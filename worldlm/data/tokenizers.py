@@ -113,16 +113,16 @@ class FileTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
-        changes = _disable_dropout(self._backend)
+        _disable_dropout(self._backend)
         end = find_end_of_text(self._backend)
         if not end:
             raise ValueError(f"tokenizer {self._name} has no end-of-text token; known are {', '.join(END_OF_TEXT)}")
         with native_errors(f"tokenizer {self._name} cannot be used"):
-            changes += protect_control_tokens(self._backend, end)
+            protect_control_tokens(self._backend, end)
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values()) + 1
         self.end_of_text: int = vocabulary[end]
-        self._fingerprint = digest(content, *changes)
+        self._fingerprint = digest(self.to_json())
 
     @cached_property
     def chat(self) -> ChatTemplate | None:
@@ -155,7 +155,7 @@ class FileTokenizer:
             return self._backend.decode(list(tokens), skip_special_tokens=True)
 
     def fingerprint(self) -> str:
-        """Return a digest of the file."""
+        """Return a digest of the tokenizer as it is used, which that of `to_json`, read from a file, has too."""
         return self._fingerprint
 
     def to_json(self) -> str:
@@ -169,12 +169,10 @@ class FileTokenizer:
         self._backend.encode_special_tokens = True
 
 
-def _disable_dropout(backend: Any) -> list[str]:
-    """Switch off the dropout of a BPE model, which encodes a text differently each time; return what was changed."""
-    if not getattr(backend.model, "dropout", None):
-        return []
-    backend.model.dropout = None
-    return ["dropout"]
+def _disable_dropout(backend: Any) -> None:
+    """Switch off the dropout of a BPE model, which encodes a text differently each time."""
+    if getattr(backend.model, "dropout", None):
+        backend.model.dropout = None
 
 
 def _read(path: Path) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from worldlm import __version__
 from worldlm.commands.inference.privacy import Protection, describe, protections
 from worldlm.commands.inference.saved_run import SavedRun
+from worldlm.data.chat_template import SETTINGS
 from worldlm.federation.parameters import weights_digest
 from worldlm.models import Architecture, Transformer, architecture_of
 from worldlm.models.hub import is_hub_name
@@ -63,7 +64,8 @@ def model_card(
         "## Privacy",
         *_privacy(run, node),
         "## How to load it",
-        _loading(architecture, str(run.world.hyper_parameters["init_from"]) if is_adapter else ""),
+        _loading(str(run.world.hyper_parameters["init_from"]) if is_adapter else ""),
+        _encoding(architecture, has_conversations=(run.folder / SETTINGS).is_file()),
         "## Licence",
         _licence(license_),
         f"Written by WorldLM {__version__}.",
@@ -236,7 +238,7 @@ def _guarantees(found: Sequence[Protection]) -> str:
     return "; ".join(map(describe, found)) if found else "**nothing**"
 
 
-def _loading(sizes: Architecture | Transformer, base: str) -> str:
+def _loading(base: str) -> str:
     peft = "from peft import PeftModel\n" if base else ""
     repository, _, revision = base.partition("@") if is_hub_name(base) else (base or "FOLDER", "", "")
     source = f'"{repository}", revision="{revision}"' if revision else f'"{repository}"'
@@ -244,10 +246,19 @@ def _loading(sizes: Architecture | Transformer, base: str) -> str:
     return (
         f"```python\n{peft}from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
-        f"model = AutoModelForCausalLM.from_pretrained({source})\n{adapt}```\n\n"
-        "In training, each text followed the end-of-text token of another, and no other token was added. Special "
-        f"tokens spelt out in a text are plain text. The model was trained on {sizes.max_seq_len:,} tokens at a time."
+        f"model = AutoModelForCausalLM.from_pretrained({source})\n{adapt}```"
     )
+
+
+def _encoding(sizes: Architecture | Transformer, *, has_conversations: bool) -> str:
+    form = (
+        "The model was trained on conversations: `tokenizer.apply_chat_template(messages, add_generation_prompt=True)` "
+        "makes a prompt as in training."
+        if has_conversations
+        else "In training, each text followed the end-of-text token of another, and no other token was added. Special "
+        "tokens spelt out in a text are plain text."
+    )
+    return f"{form} The model was trained on {sizes.max_seq_len:,} tokens at a time."
 
 
 def _licence(license_: str | None) -> str:
