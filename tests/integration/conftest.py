@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from tested_family import FAMILY
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from toy_world import BEGINNING, write_toy_world
@@ -84,10 +84,6 @@ class TinyData(LightningDataModule):
             sampler = BatchSampler(SequentialSampler(blocks), 4, drop_last=False)
             loaders[node.name] = DataLoader(blocks, batch_sampler=sampler, collate_fn=lambda batch: batch)
         return loaders
-
-
-FAMILY = os.environ.get("WORLDLM_TEST_FAMILY", "")
-"""A family of transformers, such as llama, for the tests that train the tiny model; empty for WorldLM's own."""
 
 
 def tiny_module(seed: int = 0, *, dropout: float = 0.0, lr: float = 1e-2, warmup_steps: int = 1) -> LanguageModule:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tested_family import EMBEDDING as ROWS
 from torch import Tensor
 
 from worldlm.callbacks import Averaging, ClusteredAveraging, TokenRows, UpdatePrivacy
@@ -16,7 +17,6 @@ from worldlm.topology import Topology, parse_topology
 from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
-ROWS = "model.transformer.wte.weight"
 
 
 class MessageRecorder(FederationCallback):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tested_family import EMBEDDING
 from torch import Tensor
 
 from worldlm.callbacks import Averaging, Ditto, ExamplePrivacy, TokenRows, UpdatePrivacy
@@ -42,9 +43,7 @@ class MessageRecorder(FederationCallback):
     def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
         for upload in uploads:
             self.up.setdefault((context.round, upload.node), clone(flat(upload.parts)))  # a parent's own fit first
-            self.counts[context.round, upload.node] = upload.row_counts.get(
-                "model.transformer.wte.weight", torch.ones(1)
-            )
+            self.counts[context.round, upload.node] = upload.row_counts.get(EMBEDDING, torch.ones(1))
 
 
 def leaves(star: Make, names: str, num_local_steps: int, settings: str = "") -> Topology:
@@ -116,7 +115,7 @@ def test_two_rounds_equal_steps_by_hand(
 
 
 def test_rows_of_the_shared_model_are_weighted_by_token_counts(star: Make, fit: Make) -> None:
-    messages, rows = MessageRecorder(), "model.transformer.wte.weight"
+    messages, rows = MessageRecorder(), EMBEDDING
     merged = fit(star("ab"), [TokenRows(), Ditto(), messages], max_epochs=1).world.states["world"].parameters
     up, start = [messages.up[0, name] for name in "ab"], messages.down[0, "a"]
     shares = [{rows: row_shares(messages.counts[0, name], 32)} for name in "ab"]
@@ -166,9 +165,7 @@ def test_federations_average_the_shared_model_on_a_tree(fit: Make) -> None:
         weighted = {name: 0.75 * north[name] + 0.25 * up[round_, "c"][name] for name in north}
         assert_models(messages.merged[round_, "world"], weighted)
     assert_models(states["listener"].parameters, messages.merged[0, "world"])
-    assert not torch.equal(
-        up[1, "a"]["model.transformer.wte.weight"], states["a"].parameters["model.transformer.wte.weight"]
-    )
+    assert not torch.equal(up[1, "a"][EMBEDDING], states["a"].parameters[EMBEDDING])
 
 
 def test_a_single_node_trains_as_without_ditto(single: Topology, fit: Make) -> None:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback
+from tested_family import own_model_only
 
 from worldlm.callbacks import (
     AttentionAggregation,
@@ -153,6 +154,7 @@ def test_any_small_world(topology: Topology, method: str, fit: Make) -> None:
     assert counted(trainer) == expected(trainer)
 
 
+@own_model_only("the deadline depends on its size")
 def test_a_deadline_that_packed_messages_keep(star: Make, fit: Make) -> None:
     """26,944 bytes each way as they are, 13,472 in bfloat16, 6,860 in int8."""
     link = "link: {bandwidth_mbps: 8, latency_ms: 0}"  # a byte a microsecond
@@ -198,6 +200,7 @@ root:
 """
 
 
+@own_model_only("the deadline depends on its size")
 def test_what_chance_decides_is_expected(fit: Make) -> None:
     topology = parse_topology(CHANCE, "chance.yaml")
     trainer = fit(topology, [*fedavg(), Traffic()], max_epochs=60, limit_val_batches=0)

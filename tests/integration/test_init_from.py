@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tested_family import own_model_only
 from torch import Tensor
 
 from worldlm.callbacks import KeepTokenizer, LastCheckpoint, NodeMetrics, Record
@@ -22,6 +23,7 @@ from worldlm.models.hugging_face import mpt_config
 from worldlm.topology import Topology
 
 Make = Callable[..., Any]
+pytestmark = own_model_only("the folders are those of an MPT")
 SIZES = Architecture(num_blocks=2, d_model=16, num_heads=2, max_seq_len=8, vocab_size=32)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from tested_family import EMBEDDING
 
 from worldlm.callbacks import (
     AttentionAggregation,
@@ -429,7 +430,7 @@ def test_the_schedule_ends_where_the_run_ends(after: Make, fit: Make, make_modul
 
 def test_compression_rows_and_fedamp_drop_state_of_departed_children(after: Make, loaded: Make, star: Make) -> None:
     def pieces() -> list[Callback]:
-        return [TokenRows("wte.weight"), Averaging(PARTS), Compression(), Traffic(), UpdatePrivacy()]
+        return [TokenRows(EMBEDDING), Averaging(PARTS), Compression(), Traffic(), UpdatePrivacy()]
 
     moved = tree(f"children: [{B}]", "{name: c, corpus: c}, {name: d, corpus: d}, {name: a, corpus: a}")
     found = loaded(after(tree(), pieces), moved, pieces())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tested_family import own_model_only
 from torch import Tensor
 
 from worldlm.callbacks import (
@@ -163,6 +164,7 @@ def test_a_federation_without_uploads_sends_nothing(fit: Make, caplog: pytest.Lo
     assert trainer.world.states["north"].num_missed == 8 - sum(name == "north" for _, name in tap.sent)
 
 
+@own_model_only("the deadline depends on its size")
 def test_a_node_that_would_be_late_misses_the_sub_round(star: Make, fit: Make, recorder: Any) -> None:
     size = 4 * 32 * 16 + 2 * 4 * (16 + 3 * 256 + 256 + 16 + 2 * 1024) + 4 * 16
     link = "link: {bandwidth_mbps: 8, latency_ms: 10"  # one byte per microsecond
@@ -185,6 +187,7 @@ def test_a_node_that_would_be_late_misses_the_sub_round(star: Make, fit: Make, r
     assert all((2 * seconds[r] > both) for r in range(10) if (r, "c") in tap.missed)  # the download alone
 
 
+@own_model_only("the deadline depends on its size")
 def test_a_deadline_counts_packed_bytes(star: Make, fit: Make) -> None:
     """A node that misses the deadline has not rounded its upload, and has spent no budget."""
     link = "link: {bandwidth_mbps: 8, latency_ms: 10"  # one byte per microsecond

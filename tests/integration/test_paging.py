@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
+from tested_family import EMBEDDING
 
 from worldlm.callbacks import ClusteredAveraging, Ditto, FedAMP, Record, Summary, TokenRows
 from worldlm.storage import pages
@@ -62,7 +63,7 @@ def test_the_whole_method_is_the_same_bit_for_bit(
     topology = request.getfixturevalue(shape)
     options: dict[str, Any] = {"max_epochs": 3, "gradient_clip_val": 0.5}
     whole, paged = (
-        fit(topology, [*whole_method(), TokenRows("wte.weight"), Record()], paging=paging, **options)
+        fit(topology, [*whole_method(), TokenRows(EMBEDDING), Record()], paging=paging, **options)
         for paging in (None, PAGING)
     )
     assert differences(snapshot(paged), snapshot(whole)) == []

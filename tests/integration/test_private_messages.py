@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tested_family import EMBEDDING
 from torch import Tensor
 
 from worldlm.callbacks import (
@@ -174,7 +175,7 @@ def _method(draw: Callable[..., Any]) -> list[Any]:
     if attention and draw(st.booleans()):
         pieces.append(ResidualExchange(num_residuals=2))
     if draw(st.booleans()):
-        pieces.append(TokenRows("wte.weight"))
+        pieces.append(TokenRows(EMBEDDING))
     if draw(st.booleans()):
         pieces.append(Compression(error_feedback=draw(st.booleans())))
     return draw(st.permutations(pieces))

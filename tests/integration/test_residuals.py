@@ -38,7 +38,7 @@ class Learn(FederationCallback):
     def on_local_fit_end(self, context: Any) -> None:
         for name, tensor in context.part("keys").items():
             tensor.copy_(context.world.reference[name])
-            if name.endswith("Wqkv.weight"):
+            if name.endswith(("Wqkv.weight", "q_proj.weight")):
                 tensor.view(-1)[LEARNT[context.node.name]] += 1.0
 
 

@@ -48,7 +48,7 @@ def test_fedavg_on_a_star_equals_local_adamw_and_a_weighted_mean(
     actual = trainer.world.states["world"].parameters
     assert actual.keys() == mean.keys()
     for key, value in mean.items():
-        torch.testing.assert_close(actual[key], value, rtol=1e-6, atol=tolerance)
+        torch.testing.assert_close(actual[key], value, rtol=1e-6, atol=2 * tolerance)
     assert trainer.world.states["world"].unsent_tokens == sum(size * 2 * 8 for size in sizes.values())
 
 

@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from tested_family import EMBEDDING as ROWS
 from torch import Tensor
 
 from worldlm.callbacks import Averaging, ExamplePrivacy, NodeMetrics, TokenRows, UpdatePrivacy
 from worldlm.data import BlockBatchSampler
+from worldlm.federation.messages import joined
 from worldlm.federation.parameters import PARTS
 from worldlm.topology import Node, Topology, parse_topology
 from worldlm.trainer import FederationCallback
 
 Make = Callable[..., Any]
 VOCAB_SIZE = 32
-ROWS = "model.transformer.wte.weight"
 
 
 class UploadRecorder(FederationCallback):
@@ -157,7 +158,7 @@ def test_a_federation_merges_its_own_fit_by_its_own_counts(tree: Topology, fit: 
         def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "north" and "start" not in seen:
                 seen["start"] = context.state.parameters[ROWS].clone()
-                seen.update({upload.node: upload.parts["values"][ROWS].clone() for upload in uploads})
+                seen.update({upload.node: joined(upload.parts)[ROWS].clone() for upload in uploads})
 
         def after_aggregate(self, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "north":
@@ -223,7 +224,7 @@ def test_private_nodes_do_not_send_counts(
         def on_aggregate(self, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "world" and not seen:
                 seen.update({upload.node: upload for upload in uploads}, start=context.state.parameters[ROWS].clone())
-                seen["parts"] = {upload.node: upload.parts["values"][ROWS].clone() for upload in uploads}
+                seen["parts"] = {upload.node: joined(upload.parts)[ROWS].clone() for upload in uploads}
 
         def after_aggregate(self, context: Any, uploads: list[Any]) -> None:
             if context.node.name == "world":

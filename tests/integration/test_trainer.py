@@ -30,6 +30,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from tested_family import EMBEDDING
 
 from worldlm.callbacks import (
     Averaging,
@@ -406,13 +407,13 @@ def test_fast_dev_run_writes_no_files(star: Make, fit: Make, make_module: Make, 
 def test_a_second_fit_continues(star: Make, trainer_for: Make, make_module: Make, make_data: Make) -> None:
     trainer, module = trainer_for(star("ab"), [fedavg()]), make_module()
     trainer.fit(module, datamodule=make_data())
-    before = trainer.world.states["a"].parameters["model.transformer.wte.weight"].clone()
+    before = trainer.world.states["a"].parameters[EMBEDDING].clone()
     trainer.fit_loop.max_epochs = 3
     trainer.fit(module, datamodule=make_data())
     assert trainer.current_epoch == 3
     state = trainer.world.states["a"]
     assert (state.num_visits, state.num_steps, state.num_batches) == (3, 6, 6)
-    assert not torch.equal(state.parameters["model.transformer.wte.weight"], before)
+    assert not torch.equal(state.parameters[EMBEDDING], before)
     optimizer = trainer.fit_loop.slot.state_dict()["a"]["optimizer"]
     assert {int(entry["step"]) for entry in optimizer["state"].values()} == {6}
 

@@ -142,7 +142,12 @@ def test_example_privacy(desk: Path, capsys: pytest.CaptureFixture[str]) -> None
     fit = "fit --recipe llama.yaml --recipe methods/worldlm --trainer.enable_progress_bar false"
     run(fit)
     assert "example epsilon" in capsys.readouterr().out
-    gemma = json.dumps({**CONFIGS["gemma"], "vocab_size": 257})
-    Path("gemma.yaml").write_text(RECIPE.replace("CONFIG", gemma))
-    run(fit.replace("llama.yaml", "gemma.yaml"), expected=2)
-    assert "example_privacy at a is not possible with this model: the gradients" in capsys.readouterr().err
+    for family in ("gemma", "mixtral"):
+        config = json.dumps({**CONFIGS[family], "vocab_size": 257})
+        Path(f"{family}.yaml").write_text(RECIPE.replace("CONFIG", config))
+        run(fit.replace("llama.yaml", f"{family}.yaml"), expected=2)
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("worldlm: "))
+        assert "example_privacy at a is not possible with this model: the gradients of single examples" in line
+        assert f"not verified for {family}; choose one of gpt2, gpt_neox, llama, mistral, qwen2, qwen3" in line
+        assert ("model.lora" in line) == (family == "gemma")
+        assert line.endswith("or protect the updates of the node with privacy")

@@ -1,5 +1,6 @@
 """The callbacks that a recipe lists: the parts of a federated method, and those that record and show a run."""
 
+from worldlm.callbacks.alternating_adapters import AlternatingAdapters
 from worldlm.callbacks.attention import AttentionAggregation
 from worldlm.callbacks.averaging import Averaging
 from worldlm.callbacks.clustered_averaging import ClusteredAveraging
@@ -27,6 +28,7 @@ from worldlm.monitoring.summary import Summary
 from worldlm.monitoring.traffic import Traffic
 
 __all__ = [
+    "AlternatingAdapters",
     "AttentionAggregation",
     "Averaging",
     "ClusteredAveraging",

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
+from worldlm.callbacks.alternating_adapters import AlternatingAdapters
 from worldlm.callbacks.privacy_ledgers import PrivacyLedgers
 from worldlm.federation.messages import Download, Upload
 from worldlm.federation.private_gradient import private_gradient
 from worldlm.federation.state import NodeState
-from worldlm.rounds import Context, LocalFit, World
+from worldlm.rounds import Context, LocalFit, RoundCallback, World
 from worldlm.topology import Node
 from worldlm.topology.changes import Changes
 from worldlm.topology.settings import UNITS
@@ -37,6 +38,8 @@ class ExamplePrivacy(PrivacyLedgers):
     own optimizer steps with their clipped, noised mean, so schedules, precision and Lightning's hooks work as usual. A
     node whose next fit would exceed its `max_epsilon` no longer takes part; this is logged once.
 
+    List it after `AlternatingAdapters`, so that only the trained factor is clipped and noised.
+
     Raises:
         ValueError: If gradients are accumulated over batches or scaled for float16, several devices share a node, or a
             node's batches are not Poisson-sampled; or if a run resumes with a larger unit.
@@ -51,6 +54,14 @@ class ExamplePrivacy(PrivacyLedgers):
         self._batch_size = 1
         self._context: Context | None = None
         self._trainer: WorldTrainer | None = None
+
+    def must_follow(self, other: RoundCallback) -> str:
+        if isinstance(other, AlternatingAdapters):
+            return (
+                "AlternatingAdapters is listed after ExamplePrivacy, which would clip the gradients of both factors: "
+                "list ExamplePrivacy after it"
+            )
+        return ""
 
     def setup(self, trainer: WorldTrainer, pl_module: LightningModule, stage: str) -> None:  # type: ignore[override]
         self._trainer = trainer
@@ -71,7 +82,8 @@ class ExamplePrivacy(PrivacyLedgers):
                 f"attribute `model` of the module, and {type(pl_module).__name__} has none: put its layers into one"
             )
         check: Any = getattr(getattr(pl_module, "architecture", None), "why_no_example_gradients", None)
-        if private and check is not None and (reason := check()):
+        has_adapters = getattr(getattr(pl_module, "lora", None), "is_given", False)
+        if private and check is not None and (reason := check(has_adapters)):
             raise ValueError(f"example_privacy at {', '.join(private)} is not possible with this model: {reason}")
         if private and trainer.scaler is not None:
             raise ValueError(
@@ -133,7 +145,9 @@ class ExamplePrivacy(PrivacyLedgers):
         context, privacy = self._context, self._context.node.settings.example_privacy
         assert privacy is not None and context.world.noise_key is not None
         num_steps = sum(steps for _, _, steps in self.ledger(context.state).history)
-        parameters: dict[str, Any] = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
+        parameters: dict[str, Any] = {  # without the factor that `AlternatingAdapters` does not train in this round
+            name: parameter for name, parameter in pl_module.named_parameters() if parameter.grad is not None
+        }
         gradients = private_gradient(
             {name: parameter.grad_sample.to(parameter.dtype) for name, parameter in parameters.items()},
             clip_norm=privacy.clip_norm,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldlm.federation.type_checks import matches_type
 from worldlm.files.regular import check_regular
 from worldlm.models.mpt import Sizes
 from worldlm.topology.errors import native_errors
@@ -140,10 +141,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
     files = [folder / WEIGHTS]
     if not files[0].is_file() and (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
-        if outside := [name for name in names if Path(name).name != name]:
-            raise ValueError(f"{folder / INDEX}: {outside[0]!r} is not in this folder")
-        files = [folder / name for name in names]
+        files = indexed_files(folder)
     if missing := [file for file in files if not file.is_file()]:
         raise ValueError(f"{missing[0]} does not exist{advice(folder)}")
     weights: dict[str, Tensor] = {}
@@ -151,6 +149,22 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         with native_errors(f"{file} cannot be read as safetensors"):
             weights |= load_file(check_regular(file))
     return weights
+
+
+def indexed_files(folder: Path) -> list[Path]:
+    """Return the files that a folder's index names.
+
+    Raises:
+        ValueError: If the index is no index, or names a file that is not safetensors of the folder.
+    """
+    path = folder / INDEX
+    weight_map: Any = read_json(path).get("weight_map")
+    if not matches_type(weight_map, dict[str, str]):
+        raise ValueError(f"{path} does not say which files have the weights")
+    names = sorted({*weight_map.values()})
+    if wrong := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
+        raise ValueError(f"{path} names {wrong[0]!r}, which is no safetensors file of this folder")
+    return [folder / name for name in names]
 
 
 def advice(folder: Path) -> str:
@@ -176,6 +190,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{path} cannot be read: it is nested too deeply") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object")
     return content

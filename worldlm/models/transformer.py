@@ -13,17 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldlm.files.regular import check_regular
 from worldlm.models.hub import fetch_model, is_hub_name
-from worldlm.models.hugging_face import ADAPTER_CONFIG, CONFIG, advice, read_json
-from worldlm.models.transformer_config import FROM_ELSEWHERE, check_keys, complete, family_of, shaping_values
-from worldlm.topology.errors import check_choice, join_names, native_errors
+from worldlm.models.hugging_face import CONFIG, read_json
+from worldlm.models.transformer_config import (
+    FROM_ELSEWHERE,
+    check_keys,
+    complete,
+    config_errors,
+    make_config,
+    shaping_values,
+)
+from worldlm.models.transformer_folder import read_model
+from worldlm.topology.errors import check_choice, join_names
 
 PREFIX = "model."
 """Prefix of the module's parameter names, which is missing in transformers."""
 
 _EXAMPLE_GRADIENTS = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 """Families for which the per-sample gradients of Opacus were compared with one backward pass for each sample."""
+
+_EXAMPLE_GRADIENTS_OF_ADAPTERS = (*_EXAMPLE_GRADIENTS, "gemma", "gemma3_text", "olmo2", "phi3", "smollm3")
+"""The same for adapters. Other families may have experts that are linear layers, whose inputs are no whole samples."""
 
 _SEPARATING = (
     "gemma", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3",
@@ -119,11 +129,7 @@ class Transformer:
 
     def hf_config(self) -> Any:
         """Return the configuration of transformers."""
-        # the implementation of attention may name a kernel on a hub, and precision is the trainer's matter
-        kept = {k: v for k, v in self._content.items() if "attn_implementation" not in k and k != "torch_dtype"}
-        config = family_of(self.model_type).from_dict({**kept, "dtype": "float32"})
-        config.use_cache = False
-        return config
+        return make_config(self._content)
 
     # ------------------------------------------------------------------ the model
 
@@ -133,7 +139,8 @@ class Transformer:
 
         make: Any = AutoModelForCausalLM.from_config
         chosen = {} if self.attention is None else {"attn_implementation": self.attention}
-        model: nn.Module = make(self.hf_config(), dtype=torch.float32, trust_remote_code=False, **chosen)
+        with config_errors():
+            model: nn.Module = make(self.hf_config(), dtype=torch.float32, trust_remote_code=False, **chosen)
         return model
 
     def logits(
@@ -178,13 +185,21 @@ class Transformer:
         tensors = {id(layer.weight) for layer in rows if layer is not None}
         return [name for name, parameter in model.named_parameters() if id(parameter) in tensors]
 
-    def why_no_example_gradients(self) -> str:
-        """Return why the model cannot be trained with `example_privacy`; empty if it can."""
-        if self.model_type in _EXAMPLE_GRADIENTS:
+    def why_no_example_gradients(self, has_adapters: bool = False) -> str:
+        """Return why the model cannot be trained with `example_privacy`, and what can; empty if it can.
+
+        Args:
+            has_adapters: Whether only adapters are trained.
+        """
+        verified = _EXAMPLE_GRADIENTS_OF_ADAPTERS if has_adapters else _EXAMPLE_GRADIENTS
+        if self.model_type in verified:
             return ""
+        choices = [f"choose one of {join_names(verified, 12)}"]
+        if self.model_type in _EXAMPLE_GRADIENTS_OF_ADAPTERS:
+            choices.append("train adapters with model.lora, whose gradients are verified for this family")
         return (
-            f"the gradients of single examples are not verified for {self.model_type}; they are for "
-            f"{join_names(_EXAMPLE_GRADIENTS, 10)}"
+            f"the gradients of single examples are not verified for {self.model_type}{' with lora' * has_adapters}; "
+            f"{', '.join(choices)}, or protect the updates of the node with privacy"
         )
 
     def why_no_conversations(self) -> str:
@@ -229,34 +244,8 @@ class Transformer:
         Raises:
             ValueError: If the folder has no safetensors, an adapter, or weights of another model.
         """
-        from transformers import AutoModelForCausalLM
-
         self.check_folder(folder)
-        if (folder / ADAPTER_CONFIG).exists():
-            raise ValueError(f"{folder} has an adapter, which would change the weights: merge it into them first")
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise ValueError(f"{folder} has no safetensors{advice(folder)}")
-        for file in files:
-            check_regular(file)
-        with native_errors(f"the weights in {folder} cannot be read as safetensors"):
-            read: Any = AutoModelForCausalLM.from_pretrained
-            model, report = read(
-                folder,
-                config=self.hf_config(),
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        mistakes = [
-            f"{folder}: {kind.replace('_', ' ')}: {join_names([str(name) for name in sorted(names, key=str)], 3)}"
-            for kind, names in report.items()
-            if names
-        ]
-        if mistakes:
-            raise ValueError("\n".join(mistakes))
+        model = read_model(folder, self.hf_config())
         return {f"{PREFIX}{name}": parameter.detach() for name, parameter in model.named_parameters()}
 
     def write_folder(self, folder: Path, weights: Mapping[str, Tensor], eos_token_id: int | None = None) -> None:

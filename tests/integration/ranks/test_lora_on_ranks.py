@@ -11,7 +11,7 @@ import torch
 from families import adapted, write_base
 from lightning.pytorch import Callback
 
-from worldlm.callbacks import Averaging, UpdatePrivacy
+from worldlm.callbacks import AlternatingAdapters, Averaging, UpdatePrivacy
 from worldlm.models import LanguageModule, Lora
 from worldlm.storage.pages import fetch
 from worldlm.topology import Topology
@@ -37,24 +37,35 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
+@pytest.mark.parametrize("alternating", [False, True])
 def test_two_processes_give_the_result_of_one(
-    busy_tree: Topology, base: Path, whole: Make, on_ranks: Make, differences: Make
+    alternating: bool, busy_tree: Topology, base: Path, whole: Make, on_ranks: Make, differences: Make
 ) -> None:
-    ranks = on_ranks(2, lambda: whole(busy_tree, module=adapted(base, Lora(rank=2))))
-    alone = whole(busy_tree, module=adapted(base, Lora(rank=2)))
+    def train() -> Any:
+        more = [AlternatingAdapters()] if alternating else []
+        return whole(busy_tree, module=adapted(base, Lora(rank=2)), callbacks=more)
+
+    ranks, alone = on_ranks(2, train), train()
     assert differences(ranks[0]["all"], alone["all"]) == []
     assert sorted(name for rank in ranks for name in rank["local"]) == sorted(busy_tree.nodes)
 
 
+@pytest.mark.parametrize("alternating", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fully_shard", [False, True])
 def test_two_devices_that_share_a_node_each_have_the_frozen_weights(
-    fully_shard: bool, tree_without_noise: Topology, base: Path, fit: Make, on_ranks: Make, snapshot: Make
+    fully_shard: bool,
+    alternating: bool,
+    tree_without_noise: Topology,
+    base: Path,
+    fit: Make,
+    on_ranks: Make,
+    snapshot: Make,
 ) -> None:
     def train(**options: Any) -> Any:
         module, synchronised = adapted(base, Lora(rank=2)), Synchronised()
         trainer = fit(
             tree_without_noise,
-            [Averaging(), UpdatePrivacy(), synchronised],
+            [Averaging(), UpdatePrivacy(), synchronised, *([AlternatingAdapters()] if alternating else [])],
             module=module,
             limit_val_batches=0,
             **options,
@@ -63,14 +74,15 @@ def test_two_devices_that_share_a_node_each_have_the_frozen_weights(
         frozen = {name: module.get_buffer(name) for name in module.frozen}
         return {"states": fetch(snapshot(trainer))["world"]["states"], "frozen": frozen}
 
-    alone = train()
+    # AdamW has no moments of A before the second round: its first steps amplify rounding, to far below the 1e-2 of lr
+    tolerance, alone = 1e-4 if alternating else 1e-5, train()
     for rank in on_ranks(2, lambda: train(devices_per_node=2, fully_shard=fully_shard)):
         for name, tensor in alone["frozen"].items():
             assert torch.equal(rank["frozen"][name], tensor), name
         for name, state in rank["states"].items():
             for key, value in state["parameters"].items():
                 expected = alone["states"][name]["parameters"][key]
-                torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(value, expected, rtol=1e-4, atol=tolerance)
 
 
 def test_frozen_weights_that_differ_between_processes_are_an_error(

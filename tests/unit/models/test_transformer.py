@@ -104,8 +104,15 @@ def test_gradients_of_examples_are_those_of_one_backward_pass_each(name: str, to
 
 
 def test_other_families_have_no_gradients_of_examples() -> None:
-    reason = Transformer(config=CONFIGS["gemma"], max_seq_len=8).why_no_example_gradients()
-    assert "not verified for gemma; they are for gpt2, gpt_neox, llama" in reason
+    gemma, mixtral = (Transformer(config=CONFIGS[name], max_seq_len=8) for name in ("gemma", "mixtral"))
+    assert gemma.why_no_example_gradients() == (
+        "the gradients of single examples are not verified for gemma; choose one of gpt2, gpt_neox, llama, mistral, "
+        "qwen2, qwen3, train adapters with model.lora, whose gradients are verified for this family, or protect the "
+        "updates of the node with privacy"
+    )
+    assert gemma.why_no_example_gradients(has_adapters=True) == ""
+    assert mixtral.why_no_example_gradients().endswith("qwen2, qwen3, or protect the updates of the node with privacy")
+    assert "not verified for mixtral with lora; choose one of gpt2" in mixtral.why_no_example_gradients(True)
 
 
 def test_both_embeddings_have_a_row_for_each_token() -> None:
@@ -140,6 +147,41 @@ def test_a_text_goes_on(tokens: torch.Tensor) -> None:
 def test_configurations_that_cannot_be_used(config: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Transformer(config=config, max_seq_len=16)
+
+
+FORMER = {"rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+
+
+@pytest.mark.parametrize(
+    ("name", "former"),
+    [
+        ("llama", FORMER),
+        ("gpt_neox", {"rotary_emb_base": 500, "rotary_pct": 0.5}),
+        *(
+            pytest.param(name, FORMER, marks=pytest.mark.slow)
+            for name in ("mistral", "qwen2", "qwen3", "gemma", "olmo2")
+        ),
+    ],
+)
+def test_positions_of_a_folder_of_a_former_version(
+    name: str, former: dict[str, Any], tmp_path: Path, tokens: torch.Tensor
+) -> None:
+    """Most folders of the Hub have `rope_theta`, which transformers converts into `rope_parameters`."""
+    from transformers import AutoModelForCausalLM
+
+    module, config = make(name), {**CONFIGS[name], **former}
+    module.architecture.write_folder(tmp_path, dict(module.named_parameters()))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = theirs(input_ids=tokens).logits
+        assert not torch.allclose(module.eval()(tokens), expected, atol=1e-4)
+    for description in (str(tmp_path), config):
+        transformer = Transformer(config=description, max_seq_len=16)
+        again = LanguageModule(transformer=Transformer(config=transformer.config, max_seq_len=16)).eval()
+        again.load_weights(transformer.read_folder(tmp_path))
+        with torch.no_grad():
+            torch.testing.assert_close(again(tokens), expected)
 
 
 def test_exactly_one_model_is_described() -> None:
