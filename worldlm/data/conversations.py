@@ -101,6 +101,8 @@ def _message(place: str, number: int, message: object) -> dict[str, str]:
         raise ValueError(f"{place}: message {number} has no role and content")
     if message["role"] not in _ROLES:
         raise ValueError(f"{place}: message {number} has the role {message['role']!r}, not {join_names(_ROLES)}")
+    if message.get("tool_calls"):
+        raise ValueError(f"{place}: message {number} calls a tool, which is not supported")
     return {
         "role": message["role"],
         "content": _content(f"{place}: the content of message {number}", message["content"]),

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from worldlm.federation.parameters import weights_digest
 from worldlm.models.architecture import Architecture
 from worldlm.models.batches import Batch, read_batch
+from worldlm.models.causality import check_causal
 from worldlm.models.evaluation import Evaluation, evaluate
 from worldlm.models.initial_weights import check_base, find_origin, initial_weights
 from worldlm.models.lora import Lora, adapt_, lora_of, once_per_tensor
@@ -136,6 +137,8 @@ class LanguageModule(LightningModule):
         """Read the frozen weights, before a checkpoint is restored and before the module moves to a device."""
         if self.lora.is_given:
             self.load_base()
+        if stage == "fit" and isinstance(self.architecture, Transformer):
+            check_causal(self.architecture, self.model)
         if self._compiles and stage == "fit":
             self.model.compile()
             self._compiles = False

@@ -86,6 +86,10 @@ def test_other_names_of_fields_and_other_files(tmp_path: Path, tokenizer: Tokeni
         ({"messages": turns("only a question")}, "the conversation has no answer of the assistant"),
         ({"messages": turns("a", " ")}, "the conversation has no answer of the assistant"),
         ({"prompt": "a", "completion": ""}, "the conversation has no answer of the assistant"),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]},
+            "message 1 calls a tool, which is not supported",
+        ),
         ({"messages": [{"role": "bot", "content": "x"}]}, "message 1 has the role 'bot', not system, user, assistant"),
         ({"messages": [*turns("a"), {"role": "assistant", "content": None}]}, "content of message 2 is null, not text"),
         (

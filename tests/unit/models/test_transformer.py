@@ -256,6 +256,30 @@ def test_an_attention_that_cannot_be_used(attention: str, expected: str) -> None
         Transformer(config=CONFIGS["llama"], max_seq_len=16, attention=attention)
 
 
+BERT = {
+    "model_type": "bert", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_causal_model_is_accepted(name: str) -> None:
+    make(name).setup("fit")
+
+
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_a_model_that_reads_what_it_predicts_is_rejected(is_decoder: bool) -> None:
+    transformer = Transformer(config={**BERT, "is_decoder": is_decoder}, max_seq_len=16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = LanguageModule(transformer=transformer, split=Split(values=("encoder.layer.1.",)))
+    if is_decoder:
+        module.setup("fit")
+        return
+    with pytest.raises(ValueError, match="describes a bert that also reads the tokens after the one that it predicts"):
+        module.setup("fit")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
