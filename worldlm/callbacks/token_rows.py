@@ -180,9 +180,8 @@ class TokenRows(FederationCallback):
         return replace(upload, row_counts={**upload.row_counts, self._names[0]: counts.float()})
 
     def on_missed(self, context: Context, upload: Upload) -> None:
-        for name in self._names[:1]:
-            if (counts := upload.row_counts.get(name)) is not None:
-                self._add(context, counts)
+        if self._names and (counts := upload.row_counts.get(self._names[0])) is not None:
+            self._add(context, counts)
 
     def on_aggregate(self, context: Context, uploads: list[Upload]) -> None:
         if context.world.topology.parent(context.node.name) is None or not self._names:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from worldlm.files.hub import NAME, NoSuchFile, fetch
-from worldlm.models.hugging_face import CONFIG, INDEX, WEIGHTS
+from worldlm.models.hugging_face import CONFIG, INDEX, WEIGHTS, shard_names
 
 
 def is_hub_name(name: str) -> bool:
     """Return whether a text is `owner/name@revision`. Without a revision it could be a folder that does not exist."""
     return "@" in name and NAME.fullmatch(name) is not None
+
+
+def is_folder_or_hub_name(name: str) -> bool:
+    """Return whether a text is a folder that exists, or `owner/name@revision`."""
+    return os.path.isdir(os.path.expanduser(name)) or is_hub_name(name)
 
 
 def fetch_model(name: str, *, weights: bool) -> Path:
@@ -36,12 +42,11 @@ def fetch_model(name: str, *, weights: bool) -> Path:
 
 def _shards(name: str) -> list[str]:
     try:
-        index = json.loads(fetch(name, INDEX).read_text("utf-8"))
-        files = sorted({str(file) for file in index["weight_map"].values()})
+        path = fetch(name, INDEX)
     except NoSuchFile as error:
         raise NoSuchFile(f"the repository has no safetensors, neither {WEIGHTS} nor {INDEX}") from error
-    except (LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"its {INDEX} does not say which files have the weights") from error
-    if foreign := [file for file in files if Path(file).name != file or not file.endswith(".safetensors")]:
-        raise ValueError(f"its {INDEX} names {foreign[0]!r}, which is no safetensors file of the repository")
-    return files
+    try:
+        index = json.loads(path.read_text("utf-8"))
+    except json.JSONDecodeError:
+        index = None
+    return shard_names(index, f"its {INDEX}", "the repository")

@@ -158,13 +158,27 @@ def indexed_files(folder: Path) -> list[Path]:
         ValueError: If the index is no index, or names a file that is not safetensors of the folder.
     """
     path = folder / INDEX
-    weight_map: Any = read_json(path).get("weight_map")
+    return [folder / name for name in shard_names(read_json(path), str(path), "this folder")]
+
+
+def shard_names(index: Any, title: str, place: str) -> list[str]:
+    """Return the names of the files with weights in the content of an index.
+
+    Args:
+        index: Its content, which may be anything.
+        title: The index, for errors.
+        place: What has the index and the files, for errors.
+
+    Raises:
+        ValueError: If the content is no index, or names a file that is not safetensors of this place.
+    """
+    weight_map: Any = index.get("weight_map") if isinstance(index, dict) else None
     if not matches_type(weight_map, dict[str, str]):
-        raise ValueError(f"{path} does not say which files have the weights")
+        raise ValueError(f"{title} does not say which files have the weights")
     names = sorted({*weight_map.values()})
     if wrong := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
-        raise ValueError(f"{path} names {wrong[0]!r}, which is no safetensors file of this folder")
-    return [folder / name for name in names]
+        raise ValueError(f"{title} names {wrong[0]!r}, which is no safetensors file of {place}")
+    return names
 
 
 def advice(folder: Path) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldlm.checkpoint.read import SavedWorld, open_world
 from worldlm.models.architecture import Architecture
-from worldlm.models.hub import fetch_model, is_hub_name
+from worldlm.models.hub import fetch_model, is_folder_or_hub_name, is_hub_name
 from worldlm.models.hugging_face import ADAPTER_CONFIG, CONFIG
 from worldlm.models.transformer import Transformer
 from worldlm.runs.folder import find_run, find_saved
@@ -69,7 +69,7 @@ def check_base(init_from: str) -> None:
         ValueError: If there is no such folder, or `init_from` is a node of a run.
     """
     with _titled(init_from):
-        if not (Path(os.path.expanduser(init_from)).is_dir() or is_hub_name(init_from)):
+        if not is_folder_or_hub_name(init_from):
             raise ValueError(
                 "there is no such folder, but lora needs the Hugging Face folder of the model that it freezes, such as "
                 "one that worldlm export has written, or a model of the Hub, OWNER/NAME@REVISION"

@@ -154,7 +154,7 @@ class LanguageModule(LightningModule):
             ValueError: As `worldlm.models.initial_weights.initial_weights`, or if the weights have another digest.
         """
         if self.base_digest is None:
-            self.check_init_from()
+            check_base(str(self.init_from))
             current = {name: self.get_buffer(name) for name in self.frozen}
             weights = initial_weights(str(self.init_from), self.architecture, current)
             for name, tensor in current.items():

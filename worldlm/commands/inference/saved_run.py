@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from worldlm.data import ByteTokenizer, CorpusDataModule, FileTokenizer, Tokeniz
 from worldlm.data.tokenizers import FILE
 from worldlm.files.regular import check_regular
 from worldlm.models import LanguageModule, Lora, lora_of
-from worldlm.models.hub import is_hub_name
+from worldlm.models.hub import is_folder_or_hub_name
 from worldlm.runs.folder import CONFIG, find_run, find_saved
 from worldlm.runs.results import RESULTS, RunRecord, read_results
 from worldlm.topology import Node, Settings, Topology, load_topology, reshape, split_rounds
@@ -90,8 +91,8 @@ class SavedRun:
         with torch.random.fork_rng(devices=[]), as_written(self.world.path):
             module = LanguageModule.from_hyper_parameters(self.world.hyper_parameters)
         if self.lora.is_given:
-            folder = Path(base := str(module.init_from)).expanduser()
-            if not folder.is_dir() and not is_hub_name(base):
+            if not is_folder_or_hub_name(base := str(module.init_from)):
+                folder = Path(os.path.expanduser(base))
                 raise UserError([f"the frozen model of the run is not in {folder} now: name its folder with --base"])
             module.load_base(self.world.hyper_parameters.get("base_digest"))
         return module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
