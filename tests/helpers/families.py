@@ -80,3 +80,25 @@ def open_with_peft(base: Path, adapter: Path) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)  # of peft's calls of transformers
         return peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+
+
+def check_example_gradients(module: Any, tokens: torch.Tensor) -> None:
+    """Compare the per-sample gradients of Opacus with one backward pass for each example; also of an empty batch."""
+    from opacus import GradSampleModule
+
+    expected = []
+    for example in tokens.split(1):
+        module.zero_grad()
+        module.loss(example).backward()
+        expected.append({key: p.grad.clone() for key, p in module.named_parameters() if p.grad is not None})
+    module.zero_grad()
+    hooks = GradSampleModule(module.model, batch_first=True, loss_reduction="mean")
+    module.loss(tokens).backward()
+    for key, parameter in module.named_parameters():
+        for sample, alone in zip(parameter.grad_sample, expected, strict=True):
+            assert (sample - alone[key]).norm() <= 1e-5 * alone[key].norm() + 1e-9, key
+    for parameter in module.parameters():
+        parameter.grad_sample = None
+    module.loss(tokens[:0]).backward()
+    assert all(not parameter.grad_sample.any() for parameter in module.parameters())
+    hooks.to_standard_module()

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from families import CONFIGS, adapted, open_with_peft, write_base
+from pair_world import PAIR_DATA, write_pair
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -234,7 +235,8 @@ def test_organisations_compare_adapters_and_frozen_weights(
 
 # ---------------------------------------------------------------------- from the command line
 
-RECIPE = """
+RECIPE = (
+    """
 seed_everything: 1
 federation: {topology: tree.yaml}
 model:
@@ -242,24 +244,9 @@ model:
   init_from: base
   lora: {rank: 2}
   split: {last_blocks: 1}
-  optimizer: {lr: 3.0e-3, warmup_steps: 2}
-data:
-  tokenizer: bytes
-  batch_size: 4
-  cache_dir: cache
-  corpora:
-    a: {class_path: worldlm.data.TextFiles, init_args: {train: a.jsonl}}
-    b: {class_path: worldlm.data.TextFiles, init_args: {train: b.jsonl}}
-trainer: {max_epochs: 2, limit_val_batches: 1}
-"""
-
-TREE = """
-name: pair
-settings: {num_local_steps: 4}
-root:
-  name: world
-  children: [{name: a, corpus: a}, {name: b, corpus: b}]
-"""
+  optimizer: {lr: 3.0e-3, warmup_steps: 2}"""
+    + PAIR_DATA
+)
 
 
 @pytest.fixture
@@ -267,9 +254,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two texts, a topology, a frozen model, and a recipe of adapters."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["worldlm"])
-    for name, text in (("a", "the sea came in and the sea went out. "), ("b", "il mare va e viene. ")):
-        Path(f"{name}.jsonl").write_text("\n".join(json.dumps({"text": f"{text * 8}{i}"}) for i in range(300)))
-    Path("tree.yaml").write_text(TREE)
+    write_pair(tmp_path)
     Path("small.yaml").write_text(RECIPE)
     write_base(Path("base"), "llama", vocab_size=257)
     return tmp_path

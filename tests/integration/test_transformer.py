@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from families import CONFIGS
+from pair_world import PAIR_DATA, PAIR_TREE, write_pair
 
 from worldlm.callbacks import LastCheckpoint, TokenRows
 from worldlm.cli import main
@@ -53,30 +54,16 @@ def test_a_run_that_stops_goes_on_bit_for_bit(
     assert len(rows) == (2 if name == "llama_untied" else 1)
 
 
-RECIPE = """
+RECIPE = (
+    """
 seed_everything: 1
 federation: {topology: tree.yaml}
 model:
   transformer: {config: CONFIG, max_seq_len: 32}
   split: {last_blocks: 1}
-  optimizer: {lr: 3.0e-3, warmup_steps: 2}
-data:
-  tokenizer: bytes
-  batch_size: 4
-  cache_dir: cache
-  corpora:
-    a: {class_path: worldlm.data.TextFiles, init_args: {train: a.jsonl}}
-    b: {class_path: worldlm.data.TextFiles, init_args: {train: b.jsonl}}
-trainer: {max_epochs: 2, limit_val_batches: 1}
-"""
-
-TREE = """
-name: pair
-settings: {num_local_steps: 4}
-root:
-  name: world
-  children: [{name: a, corpus: a}, {name: b, corpus: b}]
-"""
+  optimizer: {lr: 3.0e-3, warmup_steps: 2}"""
+    + PAIR_DATA
+)
 
 
 @pytest.fixture
@@ -84,10 +71,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two texts, a topology, and a recipe whose model is described by its sizes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["worldlm"])
-    for name, text in (("a", "the sea came in and the sea went out. "), ("b", "il mare va e viene. ")):
-        lines = [json.dumps({"text": f"{text * 8}{i}"}) for i in range(300)]
-        Path(f"{name}.jsonl").write_text("\n".join(lines))
-    Path("tree.yaml").write_text(TREE)
+    write_pair(tmp_path)
     config = {**CONFIGS["llama"], "vocab_size": 257}
     Path("llama.yaml").write_text(RECIPE.replace("CONFIG", json.dumps(config)))
     return tmp_path
@@ -138,7 +122,7 @@ def test_from_a_recipe_to_a_folder_and_back(desk: Path, capsys: pytest.CaptureFi
 
 def test_example_privacy(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     privacy = "settings: {example_privacy: {noise_multiplier: 1.0, clip_norm: 1.0, unit: block}}"
-    Path("tree.yaml").write_text(TREE.replace("{name: a, corpus: a}", f"{{name: a, corpus: a, {privacy}}}"))
+    Path("tree.yaml").write_text(PAIR_TREE.replace("{name: a, corpus: a}", f"{{name: a, corpus: a, {privacy}}}"))
     fit = "fit --recipe llama.yaml --recipe methods/worldlm --trainer.enable_progress_bar false"
     run(fit)
     assert "example epsilon" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import CONFIGS, open_with_peft, write_base
+from families import CONFIGS, check_example_gradients, open_with_peft, write_base
 
 from worldlm.models import Architecture, LanguageModule, Lora, Split, Transformer, merge_adapters, write_adapter
 from worldlm.models.lora import frozen_a
@@ -125,29 +125,12 @@ def test_a_frozen_a_depends_on_the_layer_alone(tmp_path: Path, tokens: torch.Ten
 def test_gradients_of_examples_are_those_of_one_backward_pass_each(
     name: str, freeze_a: bool, tmp_path: Path, tokens: torch.Tensor
 ) -> None:
-    from opacus import GradSampleModule
-
     write_base(tmp_path, name)
     module = make(tmp_path, name, Lora(rank=2, freeze_a=freeze_a)).train()
     module.load_base()
     train_a_bit(module)
     assert module.architecture.why_no_example_gradients(has_adapters=True) == ""  # type: ignore[union-attr]
-    expected = []
-    for example in tokens.split(1):
-        module.zero_grad()
-        module.loss(example).backward()
-        expected.append({key: p.grad.clone() for key, p in module.named_parameters() if p.grad is not None})
-    module.zero_grad()
-    hooks = GradSampleModule(module.model, batch_first=True, loss_reduction="mean")
-    module.loss(tokens).backward()
-    for key, parameter in module.named_parameters():
-        for sample, one in zip(parameter.grad_sample, expected, strict=True):
-            assert (sample - one[key]).norm() <= 1e-5 * one[key].norm() + 1e-9, key
-    for parameter in module.parameters():
-        parameter.grad_sample = None
-    module.loss(tokens[:0]).backward()
-    assert all(not parameter.grad_sample.any() for parameter in module.parameters())
-    hooks.to_standard_module()
+    check_example_gradients(module, tokens)
 
 
 @pytest.mark.parametrize(

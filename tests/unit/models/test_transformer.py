@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import CONFIGS
+from families import CONFIGS, check_example_gradients
 
 from worldlm.models import Architecture, LanguageModule, Split, Transformer, generate
 
@@ -80,27 +80,10 @@ def test_a_folder_is_read_as_it_was_written(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [n if n == "gpt2" else pytest.param(n, marks=pytest.mark.slow) for n in EXACT])
 def test_gradients_of_examples_are_those_of_one_backward_pass_each(name: str, tokens: torch.Tensor) -> None:
-    from opacus import GradSampleModule
-
     module = make(name).train()
     assert isinstance(module.architecture, Transformer)
     assert module.architecture.why_no_example_gradients() == ""
-    expected = []
-    for example in tokens.split(1):
-        module.zero_grad()
-        module.loss(example).backward()
-        expected.append({key: p.grad.clone() for key, p in module.named_parameters() if p.grad is not None})
-    module.zero_grad()
-    hooks = GradSampleModule(module.model, batch_first=True, loss_reduction="mean")
-    module.loss(tokens).backward()
-    for key, parameter in module.named_parameters():
-        for sample, one in zip(parameter.grad_sample, expected, strict=True):
-            assert (sample - one[key]).norm() <= 1e-5 * one[key].norm() + 1e-9, key
-    for parameter in module.parameters():
-        parameter.grad_sample = None
-    module.loss(tokens[:0]).backward()
-    assert all(not parameter.grad_sample.any() for parameter in module.parameters())
-    hooks.to_standard_module()
+    check_example_gradients(module, tokens)
 
 
 def test_other_families_have_no_gradients_of_examples() -> None:
